@@ -1,0 +1,5 @@
+//! Configuration: sources -> resources -> compile -> attach -> publish (ARCHITECTURE, "How config flows").
+
+pub mod compile;
+pub mod names;
+pub mod spec;

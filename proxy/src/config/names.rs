@@ -1,0 +1,118 @@
+//! Small stable numbers for names that the request path looks up: a route refers to its cluster, a connection to
+//! its filter chain, by an index into the snapshot. A name keeps its number for the life of the process.
+
+use foldhash::HashMap;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+/// The number of a name of kind `K`.
+pub struct Id<K>(u32, PhantomData<fn() -> K>);
+
+impl<K> Clone for Id<K> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<K> Copy for Id<K> {}
+impl<K> PartialEq for Id<K> {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+impl<K> Eq for Id<K> {}
+impl<K> std::hash::Hash for Id<K> {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
+impl<K> std::fmt::Debug for Id<K> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "#{}", self.0)
+    }
+}
+impl<K> Id<K> {
+    /// The index into the snapshot's list of this kind.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+    /// The id at `index`; for tests.
+    #[must_use]
+    pub const fn from_index(index: u32) -> Self {
+        Self(index, PhantomData)
+    }
+}
+
+/// Kind of [`ClusterId`].
+#[derive(Debug)]
+pub enum ClusterKind {}
+/// Kind of [`RouteTableId`].
+#[derive(Debug)]
+pub enum RouteTableKind {}
+/// Kind of [`ChainId`].
+#[derive(Debug)]
+pub enum ChainKind {}
+/// Number of a cluster name.
+pub type ClusterId = Id<ClusterKind>;
+/// Number of a route configuration name.
+pub type RouteTableId = Id<RouteTableKind>;
+/// Number of a filter chain (listener name and chain name or position).
+pub type ChainId = Id<ChainKind>;
+
+/// The numbers of one kind.
+#[derive(Debug)]
+pub struct Interner<K> {
+    ids: HashMap<Arc<str>, Id<K>>,
+    names: Vec<Arc<str>>,
+}
+
+impl<K> Default for Interner<K> {
+    fn default() -> Self {
+        Self { ids: HashMap::default(), names: Vec::new() }
+    }
+}
+
+impl<K> Interner<K> {
+    /// The number of `name`, given out now if it is new.
+    pub fn intern(&mut self, name: &str) -> Id<K> {
+        if let Some(id) = self.ids.get(name) {
+            return *id;
+        }
+        let name: Arc<str> = name.into();
+        let id = Id(u32::try_from(self.names.len()).unwrap_or(u32::MAX), PhantomData);
+        self.names.push(Arc::clone(&name));
+        self.ids.insert(name, id);
+        id
+    }
+    /// The number of `name` if it has one.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<Id<K>> {
+        self.ids.get(name).copied()
+    }
+    /// The name behind `id`.
+    #[must_use]
+    pub fn name(&self, id: Id<K>) -> Option<&Arc<str>> {
+        self.names.get(id.index())
+    }
+    /// How many names have a number.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.names.len()
+    }
+    /// Whether no name has a number.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+}
+
+/// The numbers of all kinds.
+#[derive(Debug, Default)]
+pub struct Names {
+    /// Clusters.
+    pub clusters: Interner<ClusterKind>,
+    /// Route configurations.
+    pub route_tables: Interner<RouteTableKind>,
+    /// Filter chains.
+    pub chains: Interner<ChainKind>,
+}

@@ -1,0 +1,342 @@
+//! What the compiler makes of a Listener: plain, immutable, indexed data with every default filled in.
+//!
+//! Specs hold no running state and no protobuf type. Route tables are in [`crate::route`], clusters in
+//! [`crate::upstream::cluster`], TLS contexts in [`crate::tls`], access logs in [`crate::telemetry::access_log`].
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::names::{ChainId, ClusterId, RouteTableId};
+use crate::listener::chain_match::ChainMatcher;
+use crate::route::RouteTable;
+use crate::telemetry::access_log::AccessLog;
+use crate::tls::server::ServerTls;
+
+/// A compiled `envoy.config.listener.v3.Listener`.
+#[derive(Debug)]
+pub struct ListenerSpec {
+    /// `name`, or the address when it has none.
+    pub name: Arc<str>,
+    /// `address`; port 0 means any free port, read back through the admin page.
+    pub address: SocketAddr,
+    /// Further addresses (`additional_addresses`).
+    pub additional: Vec<SocketAddr>,
+    /// `bind_to_port`, default true. False: only reached through `use_original_dst` of another listener.
+    pub bind: bool,
+    /// `use_original_dst`: hand the connection to the listener that owns its original destination.
+    pub use_original_dst: bool,
+    /// `traffic_direction`.
+    pub direction: Direction,
+    /// Listener filter `envoy.filters.listener.tls_inspector` is there: SNI, ALPN and transport protocol are known before the match.
+    pub inspect_tls: bool,
+    /// Listener filter `envoy.filters.listener.http_inspector` is there: `application_protocols` may be matched on plaintext.
+    pub inspect_http: bool,
+    /// Listener filter `envoy.filters.listener.original_dst` is there.
+    pub original_dst: bool,
+    /// `listener_filters_timeout`, default 15 s; zero means no timeout.
+    pub inspect_timeout: Duration,
+    /// `continue_on_listener_filters_timeout`.
+    pub continue_on_inspect_timeout: bool,
+    /// Picks the chain of a connection.
+    pub matcher: ChainMatcher,
+    /// `filter_chains`, with `default_filter_chain` last when there is one.
+    pub chains: Vec<Arc<FilterChain>>,
+    /// Socket options.
+    pub socket: SocketSpec,
+    /// `per_connection_buffer_limit_bytes`, default 1 MiB.
+    pub buffer_limit: usize,
+    /// `access_log` of the listener: refused and chain-less connections.
+    pub access_log: Vec<Arc<AccessLog>>,
+}
+
+/// `core.v3.TrafficDirection`; the metric label `reporter` follows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Direction {
+    /// Not said; counts as outbound in metrics.
+    #[default]
+    Unspecified,
+    /// Towards the local application.
+    Inbound,
+    /// From the local application.
+    Outbound,
+}
+
+/// Socket options of a listener.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SocketSpec {
+    /// `tcp_backlog_size`, default 1024 (more than net.core.somaxconn is cut by the kernel).
+    pub backlog: Option<u32>,
+    /// `transparent`: IP_TRANSPARENT.
+    pub transparent: bool,
+    /// `freebind`: IP_FREEBIND.
+    pub freebind: bool,
+    /// TCP keepalive from `socket_options`/`tcp_keepalive`.
+    pub keepalive: Option<Keepalive>,
+}
+
+/// `core.v3.TcpKeepalive`; None leaves the kernel's value.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Keepalive {
+    /// `keepalive_probes`.
+    pub probes: Option<u32>,
+    /// `keepalive_time`.
+    pub time: Option<Duration>,
+    /// `keepalive_interval`.
+    pub interval: Option<Duration>,
+}
+
+/// A compiled `FilterChain`.
+#[derive(Debug)]
+pub struct FilterChain {
+    /// Stable number: open connections find the newest version of their chain by it.
+    pub id: ChainId,
+    /// `name`, or `listener/index`.
+    pub name: Arc<str>,
+    /// `transport_socket`; None is plaintext.
+    pub tls: Option<Arc<ServerTls>>,
+    /// `transport_socket_connect_timeout`, default 10 s here (Envoy: none): an idle handshake must end.
+    pub tls_timeout: Duration,
+    /// The network filter.
+    pub filter: NetworkFilter,
+}
+
+/// The terminal network filter of a chain.
+#[derive(Debug)]
+pub enum NetworkFilter {
+    /// `http_connection_manager`.
+    Http(Arc<HttpSpec>),
+    /// `tcp_proxy`.
+    Tcp(Arc<TcpSpec>),
+}
+
+/// A compiled `HttpConnectionManager`.
+#[derive(Debug)]
+pub struct HttpSpec {
+    /// `stat_prefix`.
+    pub stat_prefix: Arc<str>,
+    /// Inbound or outbound, from the listener.
+    pub direction: Direction,
+    /// `codec_type`.
+    pub codec: Codec,
+    /// `route_config` or `rds`.
+    pub routes: RouteSource,
+    /// `http_protocol_options`.
+    pub http1: Http1Spec,
+    /// `http2_protocol_options`.
+    pub http2: Http2Spec,
+    /// `max_request_headers_kb`, default 60 KiB, in bytes.
+    pub max_header_bytes: usize,
+    /// `common_http_protocol_options.max_headers_count`, default 100.
+    pub max_header_count: usize,
+    /// `common_http_protocol_options.idle_timeout`, default 1 h; None is off.
+    pub idle_timeout: Option<Duration>,
+    /// `common_http_protocol_options.max_connection_duration`.
+    pub max_connection_age: Option<Duration>,
+    /// `common_http_protocol_options.max_requests_per_connection`.
+    pub max_requests: Option<u32>,
+    /// `common_http_protocol_options.max_stream_duration`.
+    pub max_stream_duration: Option<Duration>,
+    /// `stream_idle_timeout`, default 5 min; None is off.
+    pub stream_idle_timeout: Option<Duration>,
+    /// `request_headers_timeout`, default 10 s here (Envoy: none).
+    pub headers_timeout: Option<Duration>,
+    /// `request_timeout`; None is off.
+    pub request_timeout: Option<Duration>,
+    /// `drain_timeout`, default 5 s.
+    pub drain_timeout: Duration,
+    /// `delayed_close_timeout`, default 1 s.
+    pub delayed_close: Duration,
+    /// `server_name`, default `remora`; None with PASS_THROUGH.
+    pub server_header: ServerHeader,
+    /// `use_remote_address`: this is an edge listener; X-Forwarded-For is appended from the peer's address.
+    pub use_remote_address: bool,
+    /// `xff_num_trusted_hops`.
+    pub trusted_hops: u32,
+    /// `skip_xff_append`.
+    pub skip_xff_append: bool,
+    /// `via`.
+    pub via: Option<http::HeaderValue>,
+    /// `generate_request_id`, default true.
+    pub generate_request_id: bool,
+    /// `preserve_external_request_id`.
+    pub preserve_request_id: bool,
+    /// `always_set_request_id_in_response`.
+    pub echo_request_id: bool,
+    /// `normalize_path`, default true here (Envoy: false).
+    pub normalize_path: bool,
+    /// `merge_slashes`, default true here.
+    pub merge_slashes: bool,
+    /// `path_with_escaped_slashes_action`, default reject here.
+    pub escaped_slashes: EscapedSlashes,
+    /// `common_http_protocol_options.headers_with_underscores_action`.
+    pub underscores: Underscores,
+    /// `upgrade_configs`: lower-case tokens that are passed through (`websocket`, `connect`, …).
+    pub upgrades: Vec<Arc<str>>,
+    /// `http_filters` in the order of the file. The router is last.
+    pub filters: Vec<HttpFilter>,
+    /// `access_log`.
+    pub access_log: Vec<Arc<AccessLog>>,
+    /// `strip_any_host_port` / `strip_matching_host_port`.
+    pub strip_host_port: StripPort,
+    /// Router's `suppress_envoy_headers`.
+    pub suppress_envoy_headers: bool,
+}
+
+/// HTTP filters: a closed set, compiled from `http_filters`.
+#[derive(Debug)]
+pub enum HttpFilter {
+    /// `envoy.filters.http.router`.
+    Router,
+}
+
+/// `server_header_transformation` and `server_name`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServerHeader {
+    /// OVERWRITE (default): always ours.
+    Overwrite(http::HeaderValue),
+    /// APPEND_IF_ABSENT.
+    AppendIfAbsent(http::HeaderValue),
+    /// PASS_THROUGH.
+    PassThrough,
+}
+
+/// `codec_type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codec {
+    /// By ALPN, else by the first bytes.
+    Auto,
+    /// HTTP/1 only.
+    Http1,
+    /// HTTP/2 only.
+    Http2,
+}
+
+/// Where the routes of a connection manager come from.
+#[derive(Debug, Clone)]
+pub enum RouteSource {
+    /// `route_config`.
+    Inline(Arc<RouteTable>),
+    /// `rds`: looked up in the snapshot of each request.
+    Rds(RouteTableId),
+}
+
+/// `path_with_escaped_slashes_action`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EscapedSlashes {
+    /// KEEP_UNCHANGED.
+    Keep,
+    /// REJECT_REQUEST.
+    Reject,
+    /// UNESCAPE_AND_REDIRECT.
+    Redirect,
+    /// UNESCAPE_AND_FORWARD.
+    Unescape,
+}
+
+/// `headers_with_underscores_action`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Underscores {
+    /// ALLOW.
+    Allow,
+    /// REJECT_REQUEST.
+    Reject,
+    /// DROP_HEADER.
+    Drop,
+}
+
+/// `strip_port_mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StripPort {
+    /// Host is forwarded as it came.
+    Keep,
+    /// `strip_matching_host_port`: only the listener's own port.
+    Matching,
+    /// `strip_any_host_port`.
+    Any,
+}
+
+/// `Http1ProtocolOptions`, both directions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Http1Spec {
+    /// `accept_http_10`, default true here (Envoy: false).
+    pub accept_http_10: bool,
+    /// `default_host_for_http_10`.
+    pub default_host: Option<Arc<str>>,
+    /// `enable_trailers`, default true here (Envoy: false).
+    pub trailers: bool,
+    /// `header_key_format`: keep the peer's spelling. Default true here (Envoy: lower-case).
+    pub preserve_case: bool,
+    /// `header_key_format.proper_case_words`.
+    pub proper_case: bool,
+}
+
+impl Default for Http1Spec {
+    fn default() -> Self {
+        Self {
+            accept_http_10: true,
+            default_host: None,
+            trailers: true,
+            preserve_case: true,
+            proper_case: false,
+        }
+    }
+}
+
+/// `Http2ProtocolOptions`, both directions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Http2Spec {
+    /// `max_concurrent_streams`; default 1024 (Envoy 1.40).
+    pub max_streams: u32,
+    /// `initial_stream_window_size`; default 16 MiB (Envoy 1.40).
+    pub stream_window: u32,
+    /// `initial_connection_window_size`; default 24 MiB (Envoy 1.40).
+    pub connection_window: u32,
+    /// `hpack_table_size`; default 4096.
+    pub hpack_table: u32,
+    /// `allow_connect`: extended CONNECT (RFC 8441).
+    pub allow_connect: bool,
+    /// `connection_keepalive`.
+    pub keepalive: Option<Http2Keepalive>,
+}
+
+impl Default for Http2Spec {
+    fn default() -> Self {
+        Self {
+            max_streams: 1024,
+            stream_window: 16 << 20,
+            connection_window: 24 << 20,
+            hpack_table: 4096,
+            allow_connect: false,
+            keepalive: None,
+        }
+    }
+}
+
+/// `KeepaliveSettings`: PING on a quiet connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Http2Keepalive {
+    /// `interval`.
+    pub interval: Duration,
+    /// `timeout`.
+    pub timeout: Duration,
+}
+
+/// A compiled `TcpProxy`.
+#[derive(Debug)]
+pub struct TcpSpec {
+    /// `stat_prefix`.
+    pub stat_prefix: Arc<str>,
+    /// Inbound or outbound, from the listener.
+    pub direction: Direction,
+    /// `cluster` or `weighted_clusters` (cluster, weight); weights are cumulative.
+    pub clusters: Vec<(ClusterId, u32)>,
+    /// `idle_timeout`, default 1 h; None is off.
+    pub idle_timeout: Option<Duration>,
+    /// `max_downstream_connection_duration`.
+    pub max_duration: Option<Duration>,
+    /// `max_connect_attempts`, default 1.
+    pub max_connect_attempts: u32,
+    /// `access_log`.
+    pub access_log: Vec<Arc<AccessLog>>,
+}

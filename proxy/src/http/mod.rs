@@ -1,0 +1,3 @@
+//! HTTP: codecs, the pipeline, one attempt, bodies.
+
+pub mod head;

@@ -1,0 +1,3 @@
+//! Listeners: accept, original destination, detection, filter chain match.
+
+pub mod chain_match;

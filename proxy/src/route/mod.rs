@@ -1,0 +1,5 @@
+//! Routing: pure matching and rewriting.
+
+/// A compiled route configuration.
+#[derive(Debug, Default)]
+pub struct RouteTable;

@@ -1,0 +1,5 @@
+//! Access logs.
+
+/// A compiled access log.
+#[derive(Debug, Default)]
+pub struct AccessLog;

@@ -1,0 +1,3 @@
+//! Metrics and access logs.
+
+pub mod access_log;

@@ -1,0 +1,5 @@
+//! TLS towards downstream.
+
+/// A compiled `DownstreamTlsContext`.
+#[derive(Debug)]
+pub struct ServerTls;
