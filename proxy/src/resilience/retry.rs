@@ -340,7 +340,8 @@ impl RetryState {
         }
         let status = head.status;
         let gateway = matches!(status.as_u16(), 502..=504);
-        let listed = || self.codes.contains(&status) || policy.is_some_and(|p| p.status_codes.contains(&status));
+        let listed =
+            || self.codes.contains(&status) || policy.is_some_and(|p| p.status_codes.contains(&status));
         let header = || policy.is_some_and(|p| p.headers.iter().any(|m| m.is_match(head)));
         let hit = (self.on.any(RetryOn::SERVER_ERROR) && status.is_server_error())
             || (self.on.any(RetryOn::GATEWAY_ERROR) && gateway)
@@ -353,8 +354,7 @@ impl RetryState {
 
     fn on_failure(&self, reason: Reason, progress: Progress) -> Option<RetryKind> {
         let (class, unprocessed) = classify(reason)?;
-        let policy = self.on.any(class)
-            || (self.on.any(RetryOn::RESET_BEFORE_REQUEST) && !progress.sent);
+        let policy = self.on.any(class) || (self.on.any(RetryOn::RESET_BEFORE_REQUEST) && !progress.sent);
         if policy && self.remaining > 0 {
             return Some(RetryKind::Policy);
         }
@@ -389,7 +389,13 @@ impl RetryPolicy {
     /// The wait before retry `n` (the first is 1) that follows an answer with these headers, if one came.
     /// `unix_now` is the time in seconds since 1970.
     #[must_use]
-    pub fn delay(&self, n: u32, answer: Option<&HeaderMap>, unix_now: u64, rng: &mut fastrand::Rng) -> Duration {
+    pub fn delay(
+        &self,
+        n: u32,
+        answer: Option<&HeaderMap>,
+        unix_now: u64,
+        rng: &mut fastrand::Rng,
+    ) -> Duration {
         let asked = self.rate_limited.as_ref().zip(answer).and_then(|(r, headers)| r.wait(headers, unix_now));
         match asked {
             Some(wait) => asked_for(wait, rng),

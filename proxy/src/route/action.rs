@@ -340,13 +340,23 @@ mod tests {
 
     #[test]
     fn redirect_paths_and_queries() {
-        let replace = |p: &str, strip_query| Redirect {
-            strip_query,
-            ..redirect(RedirectPath::Replace(p.into()))
-        };
-        check(&replace("/new-path-1", false), Scheme::HTTP, "h", "/old-path-1?bar=1", "http://h/new-path-1?bar=1");
+        let replace =
+            |p: &str, strip_query| Redirect { strip_query, ..redirect(RedirectPath::Replace(p.into())) };
+        check(
+            &replace("/new-path-1", false),
+            Scheme::HTTP,
+            "h",
+            "/old-path-1?bar=1",
+            "http://h/new-path-1?bar=1",
+        );
         check(&replace("/new-path-2", true), Scheme::HTTP, "h", "/old-path-2?bar=1", "http://h/new-path-2");
-        check(&replace("/new-path-3?foo=1", true), Scheme::HTTP, "h", "/old?bar=1", "http://h/new-path-3?foo=1");
+        check(
+            &replace("/new-path-3?foo=1", true),
+            Scheme::HTTP,
+            "h",
+            "/old?bar=1",
+            "http://h/new-path-3?foo=1",
+        );
         let strip = Redirect { strip_query: true, ..redirect(RedirectPath::Keep) };
         check(&strip, Scheme::HTTP, "h", "/old?bar=1", "http://h/old");
         let prefix = redirect(RedirectPath::Rewrite(PathRewrite::Prefix("/new".into())));

@@ -221,8 +221,7 @@ mod tests {
         // A tiny renderer: %x% is the first value of header x.
         let mut render = |text: &str, headers: &HeaderMap| headers.get(text.trim_matches('%')).cloned();
         HeaderMutations::new(levels.into_iter().map(Arc::new)).apply(&mut map, &mut render);
-        let mut out: Vec<String> =
-            map.iter().map(|(n, v)| format!("{n}={}", v.to_str().unwrap())).collect();
+        let mut out: Vec<String> = map.iter().map(|(n, v)| format!("{n}={}", v.to_str().unwrap())).collect();
         out.sort();
         out
     }
@@ -239,7 +238,11 @@ mod tests {
             for value in ["new", "%n%"] {
                 let level = || vec![MutationLevel::new(vec![], vec![set("x", value, *action)])];
                 let strip = |v: Vec<String>| v.into_iter().filter(|s| s != "n=new").collect::<Vec<_>>();
-                assert_eq!(strip(run(level(), &[("x", "old"), ("n", "new")])), *present, "{action:?} {value}");
+                assert_eq!(
+                    strip(run(level(), &[("x", "old"), ("n", "new")])),
+                    *present,
+                    "{action:?} {value}"
+                );
                 assert_eq!(strip(run(level(), &[("n", "new")])), *absent, "{action:?} {value}");
             }
         }
@@ -258,7 +261,10 @@ mod tests {
             ],
         );
         // `copy` sees the old x although x is overwritten before it is appended; both `once` saw none.
-        assert_eq!(run(vec![level], &[("x", "old"), ("gone", "g")]), ["copy=old", "once=1", "once=2", "x=new"]);
+        assert_eq!(
+            run(vec![level], &[("x", "old"), ("gone", "g")]),
+            ["copy=old", "once=1", "once=2", "x=new"]
+        );
     }
 
     #[test]

@@ -208,7 +208,8 @@ mod tests {
     #[test]
     fn host_rewrites() {
         let head = get("old.example", "/tenant.example/x?y", &[("x-host", "h.example:81"), ("x-bad", "a b")]);
-        let run = |r: HostRewrite, endpoint| r.apply(&head, endpoint, &mut never).map(|h| h.map(|h| h.to_string()));
+        let run =
+            |r: HostRewrite, endpoint| r.apply(&head, endpoint, &mut never).map(|h| h.map(|h| h.to_string()));
         let some = |s: &str| Ok(Some(s.to_owned()));
         assert_eq!(run(HostRewrite::Keep, None), Ok(None));
         assert_eq!(run(HostRewrite::Literal("l.example".parse().unwrap()), None), some("l.example"));

@@ -4,6 +4,7 @@
 //! longest prefix wildcard (`shop.*`), then `*`. Routes: the first that matches, in the order of the file. An index over
 //! exact paths and prefixes leaves only the routes to look at that can match; it does not change which one is first.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -112,7 +113,12 @@ pub enum Found<'t> {
 impl RouteTable {
     /// A table of `hosts`. When two of them have the same domain, the first counts: the compiler refuses that.
     #[must_use]
-    pub fn new(name: Arc<str>, hosts: Vec<VirtualHost>, rules: TableRules, clusters: Vec<ClusterUse>) -> Self {
+    pub fn new(
+        name: Arc<str>,
+        hosts: Vec<VirtualHost>,
+        rules: TableRules,
+        clusters: Vec<ClusterUse>,
+    ) -> Self {
         let domains = Domains::new(&hosts);
         Self { name, hosts: hosts.into(), rules, clusters: clusters.into(), domains }
     }
@@ -277,12 +283,15 @@ fn wildcards(mut list: Vec<(&str, usize)>) -> Wildcards {
 /// Positions of routes, ascending.
 type Positions = SmallVec<[u32; 2]>;
 
+/// Routes by their prefix, all of one length.
+type ByPrefix = HashMap<Box<[u8]>, Positions>;
+
 /// Which routes of a virtual host can match a path.
 struct RouteIndex {
     /// Case-sensitive exact paths.
     exact: HashMap<Box<str>, Positions>,
     /// Case-sensitive prefixes by length, shortest first.
-    prefixes: Box<[(usize, HashMap<Box<[u8]>, Positions>)]>,
+    prefixes: Box<[(usize, ByPrefix)]>,
     /// All others.
     rest: Positions,
 }
@@ -290,7 +299,7 @@ struct RouteIndex {
 impl RouteIndex {
     fn new(routes: &[Route]) -> Self {
         let mut exact: HashMap<Box<str>, Positions> = HashMap::new();
-        let mut by_len: std::collections::BTreeMap<usize, HashMap<Box<[u8]>, Positions>> = Default::default();
+        let mut by_len: BTreeMap<usize, ByPrefix> = BTreeMap::new();
         let mut rest = Positions::new();
         for (position, route) in (0u32..).zip(routes) {
             match &route.matcher.path {

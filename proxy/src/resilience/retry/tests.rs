@@ -10,7 +10,10 @@ const TRANSPARENT: Decision = Decision::Retry(RetryKind::Transparent);
 const NO: Decision = Decision::Stop(Stop::NotRetriable);
 
 fn on(names: &str) -> RetryOn {
-    names.split(',').filter(|n| !n.is_empty()).fold(RetryOn::default(), |set, n| set.union(RetryOn::parse(n).unwrap()))
+    names
+        .split(',')
+        .filter(|n| !n.is_empty())
+        .fold(RetryOn::default(), |set, n| set.union(RetryOn::parse(n).unwrap()))
 }
 
 fn policy(names: &str) -> RetryPolicy {
@@ -42,7 +45,8 @@ fn after_failure(names: &str, reason: Reason, progress: Progress) -> Decision {
 
 #[test]
 fn every_condition_on_an_answer() {
-    let table: &[(&str, u16, &[(&str, &str)], bool)] = &[
+    type Row<'a> = (&'a str, u16, &'a [(&'a str, &'a str)], bool);
+    let table: &[Row<'_>] = &[
         ("5xx", 500, &[], true),
         ("5xx", 599, &[], true),
         ("5xx", 499, &[], false),
@@ -157,7 +161,10 @@ fn the_policy_is_used_up_before_the_transparent_retry_and_then_the_limit_shows()
     assert_eq!(state.decide(Some(&p), stale, SENT), TRANSPARENT);
     state.count(RetryKind::Transparent);
     assert_eq!(state.decide(Some(&p), stale, SENT), Decision::Stop(Stop::LimitReached));
-    assert_eq!(state.decide(Some(&p), Outcome::Answer(&answer(503, &[])), SENT), Decision::Stop(Stop::LimitReached));
+    assert_eq!(
+        state.decide(Some(&p), Outcome::Answer(&answer(503, &[])), SENT),
+        Decision::Stop(Stop::LimitReached)
+    );
     assert_eq!(state.decide(Some(&p), Outcome::Answer(&answer(200, &[])), SENT), NO);
 }
 
@@ -185,7 +192,10 @@ fn an_internal_request_may_ask_for_retries() {
     for _ in 0..3 {
         assert_eq!(internal.decide(None, Outcome::Failed(Reason::ConnectFailure), UNSENT), RETRY);
         assert_eq!(internal.decide(None, Outcome::Answer(&answer(418, &[])), SENT), RETRY);
-        assert_eq!(internal.decide(None, Outcome::Answer(&answer(200, &[("grpc-status", "14")])), SENT), RETRY);
+        assert_eq!(
+            internal.decide(None, Outcome::Answer(&answer(200, &[("grpc-status", "14")])), SENT),
+            RETRY
+        );
         internal.count(RetryKind::Policy);
     }
     let stop = internal.decide(None, Outcome::Failed(Reason::ConnectFailure), UNSENT);
@@ -200,7 +210,10 @@ fn max_retries_alone_asks_for_nothing() {
     let p = policy("5xx");
     let none = request(Method::GET, &[("x-envoy-max-retries", "0")]);
     let state = RetryState::new(Some(&p), &none, true);
-    assert_eq!(state.decide(Some(&p), Outcome::Answer(&answer(503, &[])), SENT), Decision::Stop(Stop::LimitReached));
+    assert_eq!(
+        state.decide(Some(&p), Outcome::Answer(&answer(503, &[])), SENT),
+        Decision::Stop(Stop::LimitReached)
+    );
 }
 
 #[test]
@@ -208,12 +221,20 @@ fn retriable_request_headers_limit_the_policy() {
     let mut p = policy("5xx");
     p.request_headers = Box::new([HeaderMatch {
         key: HeaderKey::Method,
-        rule: HeaderRule::Text(crate::route::text::StringMatch::text(crate::route::text::Place::Exact, "GET", false)),
+        rule: HeaderRule::Text(crate::route::text::StringMatch::text(
+            crate::route::text::Place::Exact,
+            "GET",
+            false,
+        )),
         invert: false,
         missing_is_empty: false,
     }]);
     let decide = |method| {
-        RetryState::new(Some(&p), &request(method, &[]), false).decide(Some(&p), Outcome::Answer(&answer(500, &[])), SENT)
+        RetryState::new(Some(&p), &request(method, &[]), false).decide(
+            Some(&p),
+            Outcome::Answer(&answer(500, &[])),
+            SENT,
+        )
     };
     assert_eq!(decide(Method::GET), RETRY);
     assert_eq!(decide(Method::POST), NO);
@@ -231,7 +252,11 @@ fn the_upstream_may_say_when_to_come_back() {
     let wait = |headers: &[(&str, &str)]| rule.wait(&answer(429, headers).headers, 1000).map(|d| d.as_secs());
     assert_eq!(wait(&[("retry-after", "120")]), Some(120));
     assert_eq!(wait(&[("x-ratelimit-reset", "1060")]), Some(60));
-    assert_eq!(wait(&[("retry-after", "301"), ("x-ratelimit-reset", "1060")]), Some(60), "too long: the next header");
+    assert_eq!(
+        wait(&[("retry-after", "301"), ("x-ratelimit-reset", "1060")]),
+        Some(60),
+        "too long: the next header"
+    );
     assert_eq!(wait(&[("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT")]), None);
     assert_eq!(wait(&[("x-ratelimit-reset", "999")]), None);
     assert_eq!(wait(&[]), None);

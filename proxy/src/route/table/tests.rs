@@ -88,7 +88,11 @@ fn domains_exact_then_longest_suffix_then_longest_prefix_then_any() {
     ];
     for (name, vhost) in want {
         // `.example` and `www.` are no valid authorities everywhere, so the index is asked as well.
-        assert_eq!(t.domains.find(&name.to_ascii_lowercase()).map(|i| &*t.hosts[i].name), Some(vhost), "{name}");
+        assert_eq!(
+            t.domains.find(&name.to_ascii_lowercase()).map(|i| &*t.hosts[i].name),
+            Some(vhost),
+            "{name}"
+        );
         if let Ok(authority) = name.parse::<http::uri::Authority>() {
             assert_eq!(found(&t, authority.as_str(), "/"), vhost, "{name}");
         }
@@ -152,7 +156,9 @@ fn the_first_route_that_matches_wins_even_over_a_better_one() {
     ];
     let vhost = VirtualHost::new("v".into(), vec!["*".into()], RequireTls::None, routes);
     let t = table(vec![vhost], TableRules { ignore_path_parameters: true, ..TableRules::default() });
-    for (path, want) in [("/a", "a"), ("/a?x", "a"), ("/a;v=1/z", "a"), ("/ab", "a*"), ("/bc", "b~"), ("/c", "no route in v")] {
+    for (path, want) in
+        [("/a", "a"), ("/a?x", "a"), ("/a;v=1/z", "a"), ("/ab", "a*"), ("/bc", "b~"), ("/c", "no route in v")]
+    {
         assert_eq!(found(&t, "h", path), want, "{path}");
     }
     let mut connect = get("h", "/a", &[]);
