@@ -6,6 +6,7 @@ pub mod config;
 pub mod error;
 pub mod http;
 pub mod listener;
+pub mod resilience;
 pub mod route;
 pub mod telemetry;
 pub mod tls;
