@@ -1,3 +1,21 @@
 //! HTTP: codecs, the pipeline, one attempt, bodies.
 
+pub mod attempt;
+pub mod authority;
+pub mod body;
+pub mod context;
+pub mod downstream;
+pub mod forward;
+pub mod h1;
+pub mod h2;
 pub mod head;
+pub mod headers;
+pub mod interim;
+pub mod local_reply;
+pub mod path;
+pub mod pipeline;
+pub mod pump;
+pub mod replay;
+pub mod response;
+pub mod values;
+pub mod watchdog;

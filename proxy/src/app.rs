@@ -1,0 +1,432 @@
+//! Wiring: bootstrap, workers, listeners, admin, and the loop that applies changes until the process is told to end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use remora_xds::Schema;
+use remora_xds::diag::ConfigError;
+use remora_xds::pb::envoy::config::bootstrap::v3::Bootstrap;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::bootstrap::{self, Settings};
+use crate::config::manager::Manager;
+use crate::config::snapshot::Snapshot;
+use crate::config::source::file::FileWatcher;
+use crate::config::spec::ListenerSpec;
+use crate::listener::socket;
+use crate::telemetry::access_log::LogWriter;
+use crate::telemetry::metrics::{Options as MetricsOptions, Registry, ResourceKind};
+use crate::upstream::dns::{self, DnsHandle, DnsUpdate};
+use crate::worker::Worker;
+use crate::worker::run::{self as worker_run, Command};
+use crate::worker::telemetry::WorkerTelemetry;
+
+/// How long a new cluster may take to find its endpoints before listeners open without it (Envoy `initial_fetch_timeout`).
+const WARM_UP: Duration = Duration::from_secs(15);
+
+/// Why a proxy did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The bootstrap file cannot be read.
+    #[error("{0}: {1}")]
+    Read(PathBuf, std::io::Error),
+    /// The configuration is wrong.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Config(Vec<ConfigError>),
+    /// A socket, thread or watcher cannot be had.
+    #[error("{0}: {1}")]
+    Resource(String, String),
+}
+
+/// What the command line says.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The bootstrap file.
+    pub config: PathBuf,
+    /// Worker threads; None follows the CPUs that the cgroup grants.
+    pub concurrency: Option<usize>,
+    /// Where to write the admin address once it is bound.
+    pub admin_address_path: Option<PathBuf>,
+    /// How long connections may take to finish after SIGTERM.
+    pub drain_time: Duration,
+}
+
+/// A parsed and compiled bootstrap.
+#[derive(Debug)]
+pub struct Loaded {
+    manager: Manager,
+    settings: Settings,
+}
+
+/// Reads and compiles a bootstrap file: all of `--check`.
+///
+/// # Errors
+/// [`StartError::Read`] or [`StartError::Config`] with every mistake.
+pub fn load(path: &PathBuf) -> Result<Loaded, StartError> {
+    let text = std::fs::read_to_string(path).map_err(|e| StartError::Read(path.clone(), e))?;
+    let source = path.display().to_string();
+    let schema = Schema::load();
+    let parsed = schema.parse::<Bootstrap>(&text, &source).map_err(StartError::Config)?;
+    drop(schema);
+    let settings = bootstrap::settings(&parsed.message);
+    let manager = Manager::new(&parsed.message, &source, parsed.map).map_err(StartError::Config)?;
+    Ok(Loaded { manager, settings })
+}
+
+/// Reads and compiles every file that a bootstrap names: the rest of `--check`.
+///
+/// # Errors
+/// Every mistake in the first file that has one.
+pub fn check(mut loaded: Loaded) -> Result<(), StartError> {
+    let registry = Registry::new(MetricsOptions::default(), SystemTime::now());
+    read_files(&mut loaded.manager, &registry, true).map(|_| ())
+}
+
+/// What the outside asks of a running proxy.
+#[derive(Debug)]
+pub enum Request {
+    /// SIGTERM or `/quitquitquit`: drain, then end.
+    Quit,
+    /// A second SIGTERM: end now.
+    QuitNow,
+    /// `/drain_listeners`; `graceful` keeps them open while clients are told to leave.
+    DrainListeners {
+        /// Only listeners with `traffic_direction: INBOUND`.
+        inbound_only: bool,
+        /// Tell clients first.
+        graceful: bool,
+    },
+    /// `/reopen_logs` or SIGUSR1.
+    ReopenLogs,
+}
+
+/// The parts of a running proxy that other tasks may look at.
+#[derive(Debug)]
+pub struct Shared {
+    /// The configuration in force.
+    pub config: Arc<ArcSwap<Snapshot>>,
+    /// Metrics.
+    pub registry: Arc<Registry>,
+    /// Bound addresses by listener.
+    pub bound: ArcSwap<BTreeMap<Arc<str>, Vec<SocketAddr>>>,
+    /// Resources in force, for `/config_dump`.
+    pub dump: ArcSwap<Vec<(String, String, remora_xds::pb::google::protobuf::Any)>>,
+    /// What the bootstrap says about this process.
+    pub settings: Settings,
+    /// Start of the process.
+    pub started: SystemTime,
+    /// Whether draining has begun.
+    pub draining: std::sync::atomic::AtomicBool,
+}
+
+struct App {
+    shared: Arc<Shared>,
+    manager: Manager,
+    workers: Vec<mpsc::Sender<Command>>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+    watcher: FileWatcher,
+    dns: DnsHandle,
+    dns_updates: mpsc::Receiver<DnsUpdate>,
+    requests: mpsc::Receiver<Request>,
+    logs: LogWriter,
+    listening: bool,
+}
+
+/// Runs a proxy until it is told to end.
+///
+/// # Errors
+/// Why it did not start.
+pub async fn run(options: Options, loaded: Loaded, log_filter: crate::admin::LogFilter) -> Result<(), StartError> {
+    let started = SystemTime::now();
+    let Loaded { mut manager, settings } = loaded;
+    let registry = Registry::new(MetricsOptions::default(), started);
+    let watcher = FileWatcher::new().map_err(|e| StartError::Resource("file watcher".into(), e.to_string()))?;
+    let logs = LogWriter::start().map_err(|e| StartError::Resource("access log writer".into(), e.to_string()))?;
+    read_files(&mut manager, &registry, true)?;
+    let shared = Arc::new(Shared {
+        config: Arc::new(ArcSwap::from_pointee(manager.snapshot())),
+        registry,
+        bound: ArcSwap::default(),
+        dump: ArcSwap::default(),
+        settings,
+        started,
+        draining: false.into(),
+    });
+    let (ask, requests) = mpsc::channel(16);
+    let (updates, dns_updates) = mpsc::channel(64);
+    let (driver, dns) = dns::Driver::new(dns::SystemResolver::default(), updates, fastrand::Rng::new());
+    tokio::spawn(driver.run());
+    let workers = start_workers(&options, &shared, &logs)?;
+    let (workers, threads) = workers.into_iter().unzip();
+    let mut app =
+        App { shared, manager, workers, threads, watcher, dns, dns_updates, requests, logs, listening: false };
+    let readiness = crate::admin::start(&app.shared, &options, ask.clone(), app.logs.control(), log_filter).await?;
+    crate::signal::forward(ask);
+    app.watch();
+    app.publish().await;
+    app.warm_up().await;
+    app.listening = true;
+    app.sync_listeners().await.map_err(|(name, e)| StartError::Resource(format!("listener {name}"), e.to_string()))?;
+    drop(readiness);
+    tracing::info!(listeners = app.shared.bound.load().len(), workers = app.workers.len(), "ready");
+    app.serve(options.drain_time).await;
+    Ok(())
+}
+
+/// Reads every file that is wanted, until no new one is named. At the start a mistake is fatal; later the last good
+/// state serves on.
+fn read_files(manager: &mut Manager, registry: &Registry, fatal: bool) -> Result<bool, StartError> {
+    let mut changed = false;
+    let mut read = BTreeSet::new();
+    loop {
+        let Some(path) = manager.files().into_iter().find(|p| !read.contains(p)) else { return Ok(changed) };
+        read.insert(path.clone());
+        let applied = match std::fs::read_to_string(&path) {
+            Ok(text) => manager.apply_file(&path, &text).map_err(StartError::Config),
+            // Renamed over at this moment, or not there yet: the watcher tells when it is.
+            Err(error) => Err(StartError::Read(path.clone(), error)),
+        };
+        match applied {
+            Ok(new) => {
+                changed |= new;
+                if new {
+                    registry.control.config_accepted(ResourceKind::of_file(), 1);
+                }
+            }
+            Err(error) if fatal => return Err(error),
+            Err(error) => {
+                registry.control.config_rejected(ResourceKind::of_file(), 1);
+                tracing::error!("configuration refused, the last good one serves on:\n{error}");
+            }
+        }
+    }
+}
+
+type Started = (mpsc::Sender<Command>, std::thread::JoinHandle<()>);
+
+fn start_workers(options: &Options, shared: &Arc<Shared>, logs: &LogWriter) -> Result<Vec<Started>, StartError> {
+    // The cgroup's quota counts, not the host's CPUs.
+    let granted = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let count = options.concurrency.unwrap_or(granted).max(1);
+    let failed = |e: std::io::Error| StartError::Resource("worker thread".into(), e.to_string());
+    (0..count)
+        .map(|id| {
+            let (send, commands) = mpsc::channel(64);
+            let (shared, control) = (Arc::clone(shared), logs.control());
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{id}"))
+                .spawn(move || worker_thread(id, &shared, &control, commands))
+                .map_err(failed)?;
+            Ok((send, thread))
+        })
+        .collect()
+}
+
+fn worker_thread(
+    id: usize,
+    shared: &Arc<Shared>,
+    logs: &crate::telemetry::access_log::LogControl,
+    commands: mpsc::Receiver<Command>,
+) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default());
+    match runtime {
+        Ok(runtime) => runtime.block_on(async {
+            let metrics = WorkerTelemetry::new(shared.registry.worker(), &shared.settings.workload);
+            let logs = logs.worker(fastrand::Rng::new());
+            let worker = Worker::new(id, Arc::clone(&shared.config), metrics, logs);
+            worker_run::run(worker, commands).await;
+        }),
+        Err(error) => tracing::error!(worker = id, %error, "no runtime"),
+    }
+}
+
+impl App {
+    async fn tell(&self, make: impl Fn() -> Command) {
+        for worker in &self.workers {
+            // A worker that is gone has nothing to be told.
+            let _ = worker.send(make()).await;
+        }
+    }
+
+    fn watch(&mut self) {
+        self.watcher.watch(&self.manager.files());
+        self.dns.set_clusters(self.manager.dns());
+    }
+
+    /// Makes the manager's state the one in force.
+    async fn publish(&mut self) {
+        let snapshot = self.manager.snapshot();
+        self.shared.registry.control.config_published(snapshot.version, SystemTime::now());
+        self.shared.config.store(Arc::new(snapshot));
+        let dump = self.manager.resources().map(|(kind, name, any)| (kind.to_owned(), name.to_owned(), any.clone()));
+        self.shared.dump.store(Arc::new(dump.collect()));
+        self.tell(|| Command::Changed).await;
+    }
+
+    /// Waits for the first endpoints of clusters that have to find them.
+    async fn warm_up(&mut self) {
+        let deadline = Instant::now() + WARM_UP;
+        while !self.manager.is_warm() {
+            tokio::select! {
+                () = tokio::time::sleep_until(deadline) => {
+                    tracing::warn!("some clusters have no endpoints yet; listening without them");
+                    return;
+                }
+                Some(update) = self.dns_updates.recv() => {
+                    self.manager.apply_dns(&update);
+                    self.publish().await;
+                }
+                () = self.watcher.changed() => self.files_changed().await,
+                Some(request) = self.requests.recv() => {
+                    if matches!(request, Request::Quit | Request::QuitNow) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn files_changed(&mut self) {
+        if let Ok(true) = read_files(&mut self.manager, &self.shared.registry, false) {
+            self.watch();
+            self.publish().await;
+            if self.listening
+                && let Err((name, error)) = self.sync_listeners().await
+            {
+                tracing::error!(listener = &*name, %error, "cannot listen");
+            }
+        }
+    }
+
+    /// Opens what is new and closes what is gone. Connections of a closed listener go on.
+    async fn sync_listeners(&mut self) -> Result<(), (Arc<str>, std::io::Error)> {
+        let snapshot = self.shared.config.load_full();
+        let mut bound = BTreeMap::clone(&self.shared.bound.load());
+        let wanted: BTreeMap<&Arc<str>, &Arc<ListenerSpec>> =
+            snapshot.listeners.iter().filter(|l| l.bind).map(|l| (&l.name, l)).collect();
+        let gone: Vec<_> = bound.keys().filter(|name| !wanted.contains_key(name)).cloned().collect();
+        for name in gone {
+            bound.remove(&name);
+            self.tell(|| Command::Close(Arc::clone(&name))).await;
+        }
+        let mut failed = None;
+        for (name, spec) in wanted {
+            if bound.get(name).is_some_and(|at| same_addresses(at, spec)) {
+                continue;
+            }
+            if bound.remove(name).is_some() {
+                self.tell(|| Command::Close(Arc::clone(name))).await;
+            }
+            match self.open(spec).await {
+                Ok(addresses) => {
+                    bound.insert(Arc::clone(name), addresses);
+                }
+                Err(error) => failed = Some((Arc::clone(name), error)),
+            }
+        }
+        self.shared.bound.store(Arc::new(bound));
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn open(&self, spec: &ListenerSpec) -> std::io::Result<Vec<SocketAddr>> {
+        let mut addresses = Vec::new();
+        for address in std::iter::once(spec.address).chain(spec.additional.iter().copied()) {
+            let sockets = socket::listen(address, &spec.socket, self.workers.len())?;
+            addresses.push(sockets[0].local_addr()?);
+            for (worker, socket) in self.workers.iter().zip(sockets) {
+                let _ = worker.send(Command::Listen(Arc::clone(&spec.name), socket)).await;
+            }
+        }
+        Ok(addresses)
+    }
+
+    /// Applies changes until the process is told to end, and then ends in order.
+    async fn serve(mut self, drain_time: Duration) {
+        loop {
+            tokio::select! {
+                () = self.watcher.changed() => self.files_changed().await,
+                Some(update) = self.dns_updates.recv() => {
+                    if self.manager.apply_dns(&update) {
+                        self.publish().await;
+                    }
+                }
+                Some(request) = self.requests.recv() => match request {
+                    Request::Quit => break,
+                    Request::QuitNow => return self.exit().await,
+                    Request::ReopenLogs => self.logs.control().reopen(),
+                    Request::DrainListeners { inbound_only, graceful } => self.drain_listeners(inbound_only, graceful).await,
+                },
+            }
+        }
+        self.drain(drain_time).await;
+        self.exit().await;
+    }
+
+    /// SIGTERM: readiness off, clients told to leave, end at zero connections or at the deadline.
+    async fn drain(&mut self, limit: Duration) {
+        self.shared.draining.store(true, std::sync::atomic::Ordering::SeqCst);
+        let deadline = Instant::now() + limit;
+        self.tell(|| Command::Drain).await;
+        while self.connections().await > 0 {
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(20)) => {}
+                () = tokio::time::sleep_until(deadline) => {
+                    tracing::warn!(connections = self.connections().await, "drain time is over; closing what is left");
+                    return;
+                }
+                Some(Request::QuitNow) = self.requests.recv() => return,
+            }
+        }
+        // Connections that are in the accept queue now are still served.
+        self.tell(|| Command::CloseAll).await;
+        while self.connections().await > 0 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn drain_listeners(&mut self, inbound_only: bool, graceful: bool) {
+        if graceful && !inbound_only {
+            self.tell(|| Command::Drain).await;
+            return;
+        }
+        let snapshot = self.shared.config.load_full();
+        let inbound = |l: &&Arc<ListenerSpec>| !inbound_only || l.direction == crate::config::spec::Direction::Inbound;
+        for listener in snapshot.listeners.iter().filter(inbound) {
+            self.tell(|| Command::Close(Arc::clone(&listener.name))).await;
+        }
+    }
+
+    async fn connections(&self) -> usize {
+        let mut open = 0;
+        for worker in &self.workers {
+            let (answer, count) = oneshot::channel();
+            if worker.send(Command::Count(answer)).await.is_ok() {
+                open += count.await.unwrap_or(0);
+            }
+        }
+        open
+    }
+
+    async fn exit(self) {
+        self.tell(|| Command::Exit).await;
+        drop(self.workers);
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a worker ended badly");
+            }
+        }
+        self.logs.shutdown(Duration::from_secs(1));
+    }
+}
+
+/// A wanted port 0 is any port.
+fn same_addresses(bound: &[SocketAddr], spec: &ListenerSpec) -> bool {
+    let wanted: Vec<_> = std::iter::once(spec.address).chain(spec.additional.iter().copied()).collect();
+    let same = |(b, w): (&SocketAddr, &SocketAddr)| b.ip() == w.ip() && (w.port() == 0 || b.port() == w.port());
+    bound.len() == wanted.len() && bound.iter().zip(&wanted).all(same)
+}

@@ -1,0 +1,89 @@
+//! `remora proxy`, the same as `remora-proxy`: arguments, exit codes, and the control runtime.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::app::{self, StartError};
+
+/// Runs the data plane from a bootstrap file in Envoy's v3 schema.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  remora proxy -c bootstrap.yaml                  run
+  remora proxy -c bootstrap.yaml --check          only validate; all mistakes at once
+  remora proxy -c bootstrap.yaml --concurrency 1  one worker thread
+
+Exit status: 0 after an orderly end, 1 when the proxy cannot start, 2 for wrong arguments or a wrong configuration.")]
+pub struct ProxyArgs {
+    /// Bootstrap file, YAML or JSON
+    #[arg(short = 'c', long = "config-path", value_name = "FILE")]
+    pub config: PathBuf,
+    /// Only validate the file and everything it names
+    #[arg(long)]
+    pub check: bool,
+    /// Worker threads [default: the CPUs that the cgroup grants]
+    #[arg(long, value_name = "N")]
+    pub concurrency: Option<usize>,
+    /// Write the address of the admin page to this file once it is bound
+    #[arg(long, value_name = "FILE")]
+    pub admin_address_path: Option<PathBuf>,
+    /// How long connections may take to finish after SIGTERM, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 45)]
+    pub drain_time_s: u64,
+    /// Log level: error, warn, info, debug, trace, or a filter such as remora_proxy::http=debug
+    #[arg(short = 'l', long, value_name = "LEVEL", default_value = "info", env = "REMORA_LOG")]
+    pub log_level: String,
+}
+
+/// Runs the proxy and gives the exit status.
+#[must_use]
+pub fn run(args: &ProxyArgs) -> ExitCode {
+    let log_filter = match crate::admin::logging::init(&args.log_level) {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!("remora proxy: --log-level: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let loaded = match app::load(&args.config) {
+        Ok(loaded) => loaded,
+        Err(error) => return refuse(&error),
+    };
+    if args.check {
+        return match app::check(loaded) {
+            Ok(()) => {
+                println!("{}: OK", args.config.display());
+                ExitCode::SUCCESS
+            }
+            Err(error) => refuse(&error),
+        };
+    }
+    let options = app::Options {
+        config: args.config.clone(),
+        concurrency: args.concurrency,
+        admin_address_path: args.admin_address_path.clone(),
+        drain_time: Duration::from_secs(args.drain_time_s),
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return refuse(&StartError::Resource("runtime".into(), error.to_string())),
+    };
+    match runtime.block_on(app::run(options, loaded, log_filter)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => refuse(&error),
+    }
+}
+
+fn refuse(error: &StartError) -> ExitCode {
+    eprintln!("{error}");
+    match error {
+        StartError::Config(errors) => {
+            eprintln!("remora proxy: {} mistake(s) in the configuration", errors.len());
+            ExitCode::from(2)
+        }
+        StartError::Read(..) => ExitCode::from(2),
+        StartError::Resource(..) => ExitCode::from(1),
+    }
+}

@@ -1,0 +1,59 @@
+//! What a request sees: one immutable, indexed set of configuration and endpoints.
+
+use std::sync::Arc;
+
+use foldhash::HashMap;
+
+use super::names::{ChainId, ClusterId, RouteTableId};
+use super::spec::{FilterChain, ListenerSpec};
+use crate::route::RouteTable;
+use crate::upstream::cluster::Cluster;
+
+/// See the module. Lists are indexed by the number of a name; a missing entry means that the resource is not there (any more).
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Counts up with every change.
+    pub version: u64,
+    /// All listeners.
+    pub listeners: Vec<Arc<ListenerSpec>>,
+    pub(super) chains: Vec<Option<Arc<FilterChain>>>,
+    pub(super) route_tables: Vec<Option<Arc<RouteTable>>>,
+    pub(super) clusters: Arc<Vec<Option<Arc<Cluster>>>>,
+    pub(super) cluster_ids: Arc<HashMap<Arc<str>, ClusterId>>,
+}
+
+impl Snapshot {
+    /// The newest version of a filter chain.
+    #[must_use]
+    pub fn chain(&self, id: ChainId) -> Option<&Arc<FilterChain>> {
+        self.chains.get(id.index())?.as_ref()
+    }
+
+    /// A route configuration that came by RDS.
+    #[must_use]
+    pub fn route_table(&self, id: RouteTableId) -> Option<&Arc<RouteTable>> {
+        self.route_tables.get(id.index())?.as_ref()
+    }
+
+    /// A cluster by its number.
+    #[must_use]
+    pub fn cluster(&self, id: ClusterId) -> Option<&Arc<Cluster>> {
+        self.clusters.get(id.index())?.as_ref()
+    }
+
+    /// A cluster that a request names.
+    #[must_use]
+    pub fn cluster_by_name(&self, name: &str) -> Option<&Arc<Cluster>> {
+        self.cluster(*self.cluster_ids.get(name)?)
+    }
+
+    /// All clusters.
+    pub fn clusters(&self) -> impl Iterator<Item = &Arc<Cluster>> {
+        self.clusters.iter().flatten()
+    }
+
+    /// All route configurations that came by RDS.
+    pub fn route_tables(&self) -> impl Iterator<Item = &Arc<RouteTable>> {
+        self.route_tables.iter().flatten()
+    }
+}

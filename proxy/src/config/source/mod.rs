@@ -1,0 +1,3 @@
+//! Where resources come from. Nothing else knows.
+
+pub mod file;

@@ -1,0 +1,114 @@
+//! One try: breaker, pick, acquire, send.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Version;
+
+use super::body::Body;
+use super::context::RequestCtx;
+use super::forward::set_host;
+use super::h1::client::{self as h1, Failed, SendOptions, Sent};
+use super::h1::server::spelling;
+use super::h2::client as h2;
+use super::response::Response;
+use crate::error::Reason;
+use crate::resilience::breaker::Resource;
+use crate::route::action::RouteAction;
+use crate::route::rewrite::parse_authority;
+use crate::upstream::cluster::{Cluster, Discovery, UpstreamProtocol};
+use crate::upstream::endpoint::{Endpoint, EndpointKey};
+
+/// Heads of answers larger than this are refused (Envoy's default for HTTP/1 is 80 KiB).
+const MAX_ANSWER_HEAD: usize = 80 * 1024;
+
+/// What an attempt needs to know.
+#[derive(Debug)]
+pub struct Attempt<'a> {
+    /// Where to.
+    pub cluster: &'a Arc<Cluster>,
+    /// The route.
+    pub action: &'a RouteAction,
+    /// `per_try_timeout`.
+    pub per_try: Option<Duration>,
+    /// Only a new connection will do: the last one had gone stale.
+    pub fresh: bool,
+    /// Endpoints to avoid.
+    pub tried: &'a [EndpointKey],
+}
+
+/// Runs one attempt.
+///
+/// # Errors
+/// Why there is no answer, and how far the request got.
+pub async fn run(ctx: &mut RequestCtx, attempt: &Attempt<'_>, body: Body) -> Result<Response, Failed> {
+    take_request_permit(ctx, attempt)?;
+    let endpoint = pick(ctx, attempt)?;
+    if attempt.action.host_rewrite.needs_endpoint()
+        && let Some(host) = endpoint.spec.hostname.as_deref().and_then(parse_authority)
+    {
+        set_host(ctx, attempt.action, host);
+    }
+    ctx.active = Some(endpoint.begin());
+    let send = send(ctx, attempt, &endpoint, body);
+    match attempt.per_try {
+        None => send.await,
+        Some(limit) => match tokio::time::timeout(limit, send).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Failed::new(Reason::PerTryTimeout, Sent::All)),
+        },
+    }
+}
+
+/// One permit for the request, however often it is tried.
+fn take_request_permit(ctx: &mut RequestCtx, attempt: &Attempt<'_>) -> Result<(), Failed> {
+    if ctx.permits[0].is_some() {
+        return Ok(());
+    }
+    let priority = attempt.action.priority.into();
+    ctx.permits[0] = attempt.cluster.try_acquire(Resource::Requests, priority);
+    attempt.cluster.record_request(priority, ctx.start);
+    if ctx.permits[0].is_none() {
+        return Err(Failed::new(Reason::UpstreamOverflow, Sent::Nothing));
+    }
+    Ok(())
+}
+
+fn pick(ctx: &RequestCtx, attempt: &Attempt<'_>) -> Result<Arc<Endpoint>, Failed> {
+    let nothing = |reason| Failed::new(reason, Sent::Nothing);
+    if let Discovery::OriginalDst(spec) = &attempt.cluster.spec().discovery {
+        let address = spec.destination(Some(&ctx.head.headers), ctx.downstream.original_dst);
+        let address = address.ok_or_else(|| nothing(Reason::NoOriginalDestination))?;
+        return Ok(ctx.downstream.worker.original_endpoint(attempt.cluster, address));
+    }
+    ctx.downstream
+        .worker
+        .pick(attempt.cluster, attempt.tried)
+        .ok_or_else(|| nothing(Reason::NoHealthyUpstream))
+}
+
+async fn send(ctx: &RequestCtx, attempt: &Attempt<'_>, endpoint: &Arc<Endpoint>, body: Body) -> Result<Response, Failed> {
+    let nothing = |reason| Failed::new(reason, Sent::Nothing);
+    let spec = attempt.cluster.spec();
+    let pool = ctx.downstream.worker.pools.of(endpoint);
+    let priority = attempt.action.priority.into();
+    let options = SendOptions {
+        spelling: spelling(&spec.http.http1),
+        secure: spec.tls.is_some(),
+        upgrade: ctx.upgrade.as_ref(),
+        max_header_bytes: spec.http.max_header_bytes.unwrap_or(MAX_ANSWER_HEAD),
+        interim: &ctx.interim,
+    };
+    let http2 = match spec.http.protocol {
+        UpstreamProtocol::Http1 => false,
+        UpstreamProtocol::Http2 => true,
+        UpstreamProtocol::Downstream => ctx.head.version == Version::HTTP_2,
+        UpstreamProtocol::Auto => spec.tls.is_some() && pool.speaks_h2(attempt.cluster).await.map_err(nothing)?,
+    };
+    if http2 {
+        let (sender, slot) = pool.h2(attempt.cluster, priority, attempt.fresh).await.map_err(nothing)?;
+        return h2::send(sender, slot, &ctx.head, body, &options).await;
+    }
+    let lease = pool.h1(attempt.cluster, priority, attempt.fresh).await.map_err(nothing)?;
+    h1::send(lease, &ctx.head, body, &options).await
+}

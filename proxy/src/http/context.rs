@@ -1,0 +1,280 @@
+//! One request, from its first byte to the end of its answer: what it is, what was decided, and the record of it.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
+use http::uri::{PathAndQuery, Scheme};
+use tokio::time::{Instant, Sleep};
+
+use super::body::BodyProgress;
+use super::downstream::Downstream;
+use super::head::{HeaderCase, RequestHead, ResponseHead};
+use super::headers::Origin;
+use super::interim::InterimSink;
+use super::local_reply;
+use super::response::Response;
+use crate::config::names::ClusterId;
+use crate::config::snapshot::Snapshot;
+use crate::config::spec::HttpSpec;
+use crate::error::Reason;
+use crate::tls::TlsSession;
+use crate::telemetry::flags::ResponseFlags;
+use crate::telemetry::record::{self, AccessRecord, Timings};
+use crate::upstream::cluster::{Cluster, ClusterPermit};
+use crate::upstream::endpoint::ActiveRequest;
+
+/// See the module.
+#[derive(Debug)]
+pub struct RequestCtx {
+    /// The connection.
+    pub downstream: Rc<Downstream>,
+    /// The configuration, one for the whole request.
+    pub snapshot: Rc<Arc<Snapshot>>,
+    /// The connection manager.
+    pub http: Arc<HttpSpec>,
+    /// The request's head, as it is forwarded.
+    pub head: RequestHead,
+    /// Reading of the request's body.
+    pub progress: Rc<BodyProgress>,
+    /// Takes 1xx answers.
+    pub interim: InterimSink,
+    /// `Upgrade` asked for.
+    pub upgrade: Option<HeaderValue>,
+    /// The path was not canonical and the client is to be told (UNESCAPE_AND_REDIRECT).
+    pub redirect_to_canonical: bool,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// When its head was complete.
+    pub start: Instant,
+    /// The time limit that ends first.
+    pub deadline: Deadline,
+    /// Upstream attempts so far.
+    pub attempts: u32,
+    /// Why the proxy ended it, when it did.
+    pub reason: Option<Reason>,
+    /// Response flags besides the reason's.
+    pub flags: ResponseFlags,
+    /// `route.name`.
+    pub route_name: Option<Arc<str>>,
+    /// The cluster of the last attempt.
+    pub cluster: Option<Arc<Cluster>>,
+    /// Its number; None when the request named it.
+    pub cluster_id: Option<ClusterId>,
+    /// The endpoint of the last attempt, counted as busy until the request ends.
+    pub active: Option<ActiveRequest>,
+    /// The request counts against the cluster's limit until it ends.
+    pub permits: [Option<ClusterPermit>; 2],
+    /// When the head of the answer came.
+    pub answered: Option<Duration>,
+    original_path: Option<PathAndQuery>,
+    status: Option<StatusCode>,
+    response: Option<ResponseHead>,
+    finished: bool,
+}
+
+impl RequestCtx {
+    /// A request that came.
+    #[must_use]
+    pub fn new(
+        downstream: &Rc<Downstream>,
+        http: &Arc<HttpSpec>,
+        head: RequestHead,
+        progress: Rc<BodyProgress>,
+        interim: InterimSink,
+    ) -> Self {
+        let origin = Origin { client: downstream.remote, internal: false };
+        Self {
+            downstream: Rc::clone(downstream),
+            snapshot: downstream.worker.snapshot(),
+            http: Arc::clone(http),
+            head,
+            progress,
+            interim,
+            upgrade: None,
+            redirect_to_canonical: false,
+            origin,
+            start: Instant::now(),
+            deadline: Deadline::default(),
+            attempts: 0,
+            reason: None,
+            flags: ResponseFlags::NONE,
+            route_name: None,
+            cluster: None,
+            cluster_id: None,
+            active: None,
+            permits: [None, None],
+            answered: None,
+            original_path: None,
+            status: None,
+            response: None,
+            finished: false,
+        }
+    }
+
+    /// A request that could not be read.
+    #[must_use]
+    pub fn refused(downstream: &Rc<Downstream>, http: &Arc<HttpSpec>, reason: Reason) -> Self {
+        let head = RequestHead {
+            method: Method::GET,
+            scheme: Scheme::HTTP,
+            authority: None,
+            path: PathAndQuery::from_static("/"),
+            version: Version::HTTP_11,
+            headers: HeaderMap::new(),
+            case: HeaderCase::default(),
+        };
+        let mut ctx = Self::new(downstream, http, head, Rc::default(), InterimSink::None);
+        ctx.reason = Some(reason);
+        ctx
+    }
+
+    /// Whether the client speaks gRPC.
+    #[must_use]
+    pub fn is_grpc(&self) -> bool {
+        self.head.is_grpc()
+    }
+
+    /// An answer that the proxy makes itself.
+    pub fn local_reply(&mut self, reason: Reason) -> Response {
+        self.reason = Some(reason);
+        let mut response = local_reply::reply(reason, self.is_grpc());
+        super::pipeline::finish_head(self, &mut response.head);
+        response
+    }
+
+    /// Remembers the head of the answer for the record.
+    pub fn note_response(&mut self, head: &ResponseHead) {
+        self.status = Some(head.status);
+        if !self.http.access_log.is_empty() || self.is_grpc() {
+            self.response = Some(head.clone());
+        }
+    }
+
+    /// Remembers the path before it is rewritten.
+    pub fn note_original_path(&mut self) {
+        self.original_path.get_or_insert_with(|| self.head.path.clone());
+    }
+
+    /// The path that the client asked for.
+    #[must_use]
+    pub fn original_path(&self) -> &PathAndQuery {
+        self.original_path.as_ref().unwrap_or(&self.head.path)
+    }
+
+    /// How long a tunnel of this request may stay quiet: upgrades live by their own rules, so only TCP's default holds.
+    #[must_use]
+    pub const fn tunnel_idle(&self) -> Option<Duration> {
+        Some(Duration::from_secs(3600))
+    }
+
+    /// Ends the request: metrics and access log. `failed` is why its answer broke off.
+    pub fn finish(mut self, sent: u64, failed: Option<Reason>) {
+        self.close(sent, failed);
+    }
+
+    fn close(&mut self, sent: u64, failed: Option<Reason>) {
+        self.finished = true;
+        self.reason = self.reason.or(failed);
+        let total = self.start.elapsed();
+        let worker = Rc::clone(&self.downstream.worker);
+        let record = self.record(sent, total);
+        worker.metrics.request(self, &record);
+        if !self.http.access_log.is_empty() {
+            let record = AccessRecord { start: SystemTime::now().checked_sub(total), ..record };
+            worker.access_log(&self.http.access_log, &record);
+        }
+    }
+
+    fn record(&self, sent: u64, total: Duration) -> AccessRecord<'_> {
+        let active = self.active.as_ref().map(ActiveRequest::endpoint);
+        let tls = self.downstream.tls.as_ref();
+        AccessRecord {
+            request: Some(&self.head),
+            response: self.response.as_ref(),
+            status: self.status,
+            reason: self.reason,
+            flags: self.flags,
+            bytes_received: self.progress.bytes.get(),
+            bytes_sent: sent,
+            timings: Timings {
+                total: Some(total),
+                request_received: None,
+                request_sent: None,
+                response_started: self.answered,
+            },
+            route_name: self.route_name.as_deref(),
+            attempts: self.attempts,
+            downstream: record::Downstream {
+                connection_id: Some(self.downstream.id),
+                remote: Some(self.origin.client),
+                direct_remote: Some(self.downstream.remote),
+                local: Some(self.downstream.original_dst.unwrap_or(self.downstream.local)),
+                server_name: tls.and_then(|t| t.sni.as_deref()),
+                peer_uri_san: self.downstream.peer_uri_sans.as_deref(),
+                tls_version: tls.map(TlsSession::version_name),
+                filter_chain: Some(&self.downstream.chain.name),
+                ..record::Downstream::default()
+            },
+            upstream: record::Upstream {
+                remote: active.map(|e| e.spec.address),
+                cluster: self.cluster.as_ref().map(|c| &*c.spec().name),
+                ..record::Upstream::default()
+            },
+            ..AccessRecord::default()
+        }
+    }
+
+    /// The record as it is now, for header values with operators.
+    #[must_use]
+    pub fn partial_record(&self) -> AccessRecord<'_> {
+        AccessRecord { start: Some(SystemTime::now()), ..self.record(0, self.start.elapsed()) }
+    }
+}
+
+impl Drop for RequestCtx {
+    fn drop(&mut self) {
+        if !self.finished {
+            // The connection's task was dropped in the middle of the request.
+            self.close(0, Some(Reason::DownstreamGone));
+        }
+    }
+}
+
+/// The time limit of a request that ends first, and what it is called.
+#[derive(Debug, Default)]
+pub struct Deadline {
+    limit: Option<(Instant, Reason)>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Deadline {
+    /// Adds a limit; the earlier one counts.
+    pub fn limit(&mut self, at: Instant, reason: Reason) {
+        if self.limit.is_none_or(|(now, _)| at < now) {
+            self.limit = Some((at, reason));
+            self.timer = None;
+        }
+    }
+
+    /// Takes a limit away, such as a route timeout after an upgrade.
+    pub fn lift(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Ready when the limit is over.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
+        let Some((at, reason)) = self.limit else { return Poll::Pending };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+        timer.as_mut().poll(cx).map(|()| reason)
+    }
+
+    /// Time left, when there is a limit.
+    #[must_use]
+    pub fn left(&self, now: Instant) -> Option<Duration> {
+        self.limit.map(|(at, _)| at.saturating_duration_since(now))
+    }
+}

@@ -1,0 +1,58 @@
+//! One downstream connection, as everything that serves it sees it.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::config::spec::{FilterChain, HttpSpec, ListenerSpec, NetworkFilter};
+use crate::telemetry::labels::Peer;
+use crate::tls::TlsSession;
+use crate::worker::Worker;
+
+/// What is known of a connection once its filter chain was chosen.
+#[derive(Debug)]
+pub struct Downstream {
+    /// Unique in the process.
+    pub id: u64,
+    /// Address of the peer.
+    pub remote: SocketAddr,
+    /// Address it connected to, before any redirection.
+    pub local: SocketAddr,
+    /// Original destination, when the connection was redirected here.
+    pub original_dst: Option<SocketAddr>,
+    /// What the TLS handshake said.
+    pub tls: Option<TlsSession>,
+    /// The peer's labels in metrics.
+    pub peer: Peer,
+    /// URI SANs of the peer's certificate, joined with `,`.
+    pub peer_uri_sans: Option<Arc<str>>,
+    /// The listener as it was when the connection came.
+    pub listener: Arc<ListenerSpec>,
+    /// The filter chain as it was when the connection came; [`Self::http`] gives the newest.
+    pub chain: Arc<FilterChain>,
+    /// The worker that owns the connection.
+    pub worker: Rc<Worker>,
+    /// Streams started on it.
+    pub streams: Cell<u64>,
+}
+
+impl Downstream {
+    /// The newest version of the connection manager that serves this connection: new requests on an old connection
+    /// obey new configuration. The old one goes on when its chain was removed.
+    #[must_use]
+    pub fn http(&self) -> Option<Arc<HttpSpec>> {
+        let snapshot = self.worker.snapshot();
+        let chain = snapshot.chain(self.chain.id).unwrap_or(&self.chain);
+        match (&chain.filter, &self.chain.filter) {
+            (NetworkFilter::Http(http), _) | (_, NetworkFilter::Http(http)) => Some(Arc::clone(http)),
+            _ => None,
+        }
+    }
+
+    /// Whether the client speaks TLS to us.
+    #[must_use]
+    pub const fn is_secure(&self) -> bool {
+        self.tls.is_some()
+    }
+}

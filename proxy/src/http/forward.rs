@@ -1,0 +1,309 @@
+//! Forwarding: what the route changes, then the retry loop over attempts, within the request's deadline.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderName, HeaderValue, Method};
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use super::attempt::{self, Attempt};
+use super::body::Body;
+use super::context::{Deadline, RequestCtx};
+use super::h1::client::Sent;
+use super::local_reply;
+use super::replay::Replay;
+use super::response::Response;
+use super::values::Values;
+use crate::config::spec::HttpSpec;
+use crate::error::Reason;
+use crate::resilience::retry::{Decision, Outcome, Progress, RetryKind, RetryPolicy, RetryState, Stop};
+use crate::resilience::timeout::{Circumstances, Limits};
+use crate::route::Route;
+use crate::route::action::{NamedCluster, RouteAction, Target};
+use crate::telemetry::flags::ResponseFlags;
+use crate::upstream::cluster::Cluster;
+use crate::upstream::endpoint::EndpointKey;
+
+static EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
+static SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+static ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+static ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
+static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// A request body is kept for retries up to this size, unless the route says otherwise (features.md B9).
+const REPLAY_LIMIT: usize = 64 * 1024;
+
+/// Forwards a request as `route` says.
+///
+/// # Errors
+/// Why there is no answer from an endpoint.
+pub async fn forward(
+    ctx: &mut RequestCtx,
+    route: &Route,
+    action: &RouteAction,
+    http: &HttpSpec,
+    body: Body,
+) -> Result<Response, Reason> {
+    pass_upgrade(ctx, action, http)?;
+    let random = ctx.downstream.worker.with_rng(|rng| rng.u64(..));
+    let target = route.target(action, random, &ctx.head.headers);
+    let Some(cluster) = find_cluster(ctx, &target) else {
+        ctx.reason = Some(Reason::NoCluster);
+        let text = bytes::Bytes::from_static(Reason::NoCluster.explain().trim_ascii().as_bytes());
+        return Ok(local_reply::reply_with(Reason::NoCluster, action.cluster_not_found, text, ctx.is_grpc()));
+    };
+    ctx.cluster = Some(Arc::clone(&cluster));
+    let limits = time_limits(ctx, action, http);
+    rewrite(ctx, route, action, &target, http)?;
+    add_timeout_header(ctx, &limits, http);
+    let mut deadline = std::mem::take(&mut ctx.deadline);
+    if let Some(limit) = limits.stream {
+        deadline.limit(ctx.start + limit, Reason::MaxDuration);
+    }
+    let progress = std::rc::Rc::clone(&ctx.progress);
+    let mut whole = limits.request.filter(|_| ctx.upgrade.is_none());
+    let answer = {
+        let mut work = pin!(retry_loop(ctx, action, &cluster, body, limits.per_try));
+        poll_fn(|cx| {
+            if let Poll::Ready(answer) = work.as_mut().poll(cx) {
+                return Poll::Ready(answer);
+            }
+            // The route's timeout runs from the end of the request (Envoy `RouteAction.timeout`).
+            if progress.done.get()
+                && let Some(limit) = whole.take()
+            {
+                deadline.limit(Instant::now() + limit, Reason::UpstreamTimeout);
+            }
+            deadline.poll(cx).map(Err)
+        })
+        .await
+    };
+    let mut response = answer?;
+    ctx.deadline = if response.upgraded.is_some() { Deadline::default() } else { deadline };
+    finish(ctx, &mut response, action, http);
+    let mut values = Values::new(ctx);
+    target.response_headers.apply(&mut response.head.headers, &mut |template, headers| values.render(template, headers));
+    Ok(response)
+}
+
+/// Passes an `Upgrade` on when listener or route allow it; otherwise it is ignored, as RFC 9110 §7.8 lets us (features.md B8).
+fn pass_upgrade(ctx: &mut RequestCtx, action: &RouteAction, http: &HttpSpec) -> Result<(), Reason> {
+    let allowed = |token: &str| match action.upgrade(token) {
+        Some(rule) => rule.enabled && !rule.terminate_connect,
+        None => http.upgrades.iter().any(|u| u.eq_ignore_ascii_case(token)),
+    };
+    if let Some(upgrade) = &ctx.upgrade
+        && !upgrade.to_str().is_ok_and(allowed)
+    {
+        ctx.upgrade = None;
+    }
+    if ctx.head.method == Method::CONNECT && !allowed("connect") { Err(Reason::UpgradeRefused) } else { Ok(()) }
+}
+
+fn find_cluster(ctx: &mut RequestCtx, target: &Target<'_>) -> Option<Arc<Cluster>> {
+    let cluster = match target.cluster.resolve(&ctx.head.headers) {
+        NamedCluster::Id(id) => {
+            ctx.cluster_id = Some(id);
+            ctx.snapshot.cluster(id)
+        }
+        NamedCluster::Name(name) => ctx.snapshot.cluster_by_name(name),
+        NamedCluster::Missing => None,
+    };
+    cluster.cloned()
+}
+
+fn time_limits(ctx: &RequestCtx, action: &RouteAction, http: &HttpSpec) -> Limits {
+    let with = Circumstances {
+        grpc: ctx.is_grpc(),
+        internal: ctx.origin.internal,
+        respect_expected: false,
+        per_try: action.retry.as_ref().and_then(|r| r.per_try_timeout),
+        listener_stream: http.max_stream_duration,
+    };
+    action.timeouts.limits(&ctx.head.headers, &with)
+}
+
+fn rewrite(
+    ctx: &mut RequestCtx,
+    route: &Route,
+    action: &RouteAction,
+    target: &Target<'_>,
+    http: &HttpSpec,
+) -> Result<(), Reason> {
+    if !target.request_headers.is_empty() {
+        let mut headers = std::mem::take(&mut ctx.head.headers);
+        let mut values = Values::new(ctx);
+        target.request_headers.apply(&mut headers, &mut |template, headers| values.render(template, headers));
+        ctx.head.headers = headers;
+    }
+    let path = match &action.path_rewrite {
+        None => None,
+        Some(rewrite) => {
+            let mut values = Values::new(ctx);
+            let render = &mut |template: &str, headers: &_| values.render(template, headers);
+            rewrite.apply(&ctx.head.path, &route.matcher.path, &ctx.head.headers, render).map_err(|_| Reason::BadPath)?
+        }
+    };
+    let host = {
+        let mut values = Values::new(ctx);
+        let render = &mut |template: &str, headers: &_| values.render(template, headers);
+        match target.host {
+            Some(host) => Some(host.clone()),
+            None => action.host_rewrite.apply(&ctx.head, None, render).map_err(|_| Reason::BadHost)?,
+        }
+    };
+    if let Some(path) = path {
+        ctx.note_original_path();
+        if !http.suppress_envoy_headers
+            && let Ok(original) = HeaderValue::from_str(ctx.original_path().as_str())
+        {
+            ctx.head.headers.insert(ORIGINAL_PATH.clone(), original);
+        }
+        ctx.head.path = path;
+    }
+    if let Some(host) = host {
+        set_host(ctx, action, host);
+    }
+    Ok(())
+}
+
+/// Replaces the host, telling the upstream the old one when the route wants that.
+pub(super) fn set_host(ctx: &mut RequestCtx, action: &RouteAction, host: http::uri::Authority) {
+    let old = ctx.head.authority.replace(host);
+    if action.append_x_forwarded_host
+        && let Some(old) = old.and_then(|old| HeaderValue::from_str(old.as_str()).ok())
+    {
+        ctx.head.headers.append(X_FORWARDED_HOST.clone(), old);
+    }
+}
+
+/// Tells the upstream how long we will wait (Envoy `x-envoy-expected-rq-timeout-ms`).
+fn add_timeout_header(ctx: &mut RequestCtx, limits: &Limits, http: &HttpSpec) {
+    if http.suppress_envoy_headers {
+        return;
+    }
+    if let Some(limit) = limits.per_try.or(limits.request) {
+        let millis = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        ctx.head.headers.insert(EXPECTED_TIMEOUT.clone(), HeaderValue::from(millis));
+    }
+}
+
+fn finish(ctx: &mut RequestCtx, response: &mut Response, action: &RouteAction, http: &HttpSpec) {
+    let taken = ctx.start.elapsed();
+    ctx.answered = Some(taken);
+    let headers = &mut response.head.headers;
+    if !http.suppress_envoy_headers {
+        let millis = u64::try_from(taken.as_millis()).unwrap_or(u64::MAX);
+        headers.insert(SERVICE_TIME.clone(), HeaderValue::from(millis));
+    }
+    if action.attempt_count_in_response {
+        headers.insert(ATTEMPT_COUNT.clone(), HeaderValue::from(ctx.attempts));
+    }
+}
+
+/// The request's body, for one attempt or for several.
+enum Source {
+    Once(Body),
+    Replay(Replay),
+}
+
+impl Source {
+    fn new(body: Body, state: &RetryState, limit: Option<u64>) -> Self {
+        if body.is_end() || !state.may_retry() {
+            return Self::Once(body);
+        }
+        let limit = limit.map_or(REPLAY_LIMIT, |n| usize::try_from(n).unwrap_or(usize::MAX));
+        Self::Replay(Replay::new(body, limit))
+    }
+
+    fn take(&mut self) -> Body {
+        match self {
+            Self::Once(body) => std::mem::take(body),
+            Self::Replay(replay) => replay.body(),
+        }
+    }
+
+    /// Only an empty body may be taken twice without a recording.
+    fn is_replayable(&self, had_body: bool) -> bool {
+        match self {
+            Self::Once(_) => !had_body,
+            Self::Replay(replay) => replay.can_replay(),
+        }
+    }
+}
+
+async fn retry_loop(
+    ctx: &mut RequestCtx,
+    action: &RouteAction,
+    cluster: &Arc<Cluster>,
+    body: Body,
+    per_try: Option<Duration>,
+) -> Result<Response, Reason> {
+    let policy = action.retry.as_deref();
+    let had_body = !body.is_end();
+    let mut state = RetryState::new(policy, &ctx.head, ctx.origin.internal);
+    let mut source = Source::new(body, &state, action.buffer_limit);
+    let mut tried: SmallVec<[EndpointKey; 4]> = SmallVec::new();
+    let mut fresh = false;
+    loop {
+        ctx.attempts += 1;
+        if action.attempt_count_in_request {
+            ctx.head.headers.insert(ATTEMPT_COUNT.clone(), HeaderValue::from(ctx.attempts));
+        }
+        let attempt = Attempt { cluster, action, per_try, fresh, tried: &tried };
+        let outcome = attempt::run(ctx, &attempt, source.take()).await;
+        let (decision, asked) = match &outcome {
+            Ok(response) if response.upgraded.is_some() => return outcome.map_err(|failed| failed.reason),
+            Ok(response) => {
+                let progress = Progress { sent: true, replayable: source.is_replayable(had_body) };
+                (state.decide(policy, Outcome::Answer(&response.head), progress), Some(&response.head.headers))
+            }
+            Err(failed) => {
+                let progress = Progress { sent: failed.sent != Sent::Nothing, replayable: source.is_replayable(had_body) };
+                (state.decide(policy, Outcome::Failed(failed.reason), progress), None)
+            }
+        };
+        let kind = match decision {
+            Decision::Retry(kind) => kind,
+            Decision::Stop(stop) => {
+                if stop == Stop::LimitReached {
+                    ctx.flags = ctx.flags.with(ResponseFlags::RETRY_LIMIT);
+                }
+                return outcome.map_err(|failed| failed.reason);
+            }
+        };
+        let delay = wait_before(ctx, &state, kind, policy, asked);
+        if kind == RetryKind::Policy {
+            let Some(permit) = cluster.try_retry(action.priority.into(), Instant::now()) else {
+                return outcome.map_err(|failed| failed.reason);
+            };
+            ctx.permits[1] = Some(permit);
+        }
+        ctx.downstream.worker.metrics.retried(ctx.cluster_id, cluster, kind);
+        if policy.is_some_and(|p| p.avoid_previous_hosts) || kind == RetryKind::Transparent {
+            tried.extend(ctx.active.as_ref().map(|a| a.endpoint().key).filter(|_| policy.is_some_and(|p| p.avoid_previous_hosts)));
+        }
+        fresh = kind == RetryKind::Transparent;
+        state.count(kind);
+        drop(outcome);
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+    }
+}
+
+fn wait_before(
+    ctx: &RequestCtx,
+    state: &RetryState,
+    kind: RetryKind,
+    policy: Option<&RetryPolicy>,
+    answer: Option<&http::HeaderMap>,
+) -> Duration {
+    let Some(policy) = policy.filter(|_| kind == RetryKind::Policy) else { return Duration::ZERO };
+    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    ctx.downstream.worker.with_rng(|rng| policy.delay(state.retries() + 1, answer, unix, rng))
+}

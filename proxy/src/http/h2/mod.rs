@@ -1,0 +1,6 @@
+//! HTTP/2 (RFC 9113) on the h2 crate.
+
+pub mod client;
+pub mod convert;
+pub mod guard;
+pub mod server;

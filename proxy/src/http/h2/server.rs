@@ -1,0 +1,313 @@
+//! Serves one HTTP/2 connection (RFC 9113): every stream is a task of the same worker.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::{Connection, SendResponse};
+use http::Request;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, Sleep};
+
+use super::convert::{self, Refused};
+use super::guard::{Flooded, GOAWAY_GRACE, Guard};
+use crate::config::spec::{Http2Keepalive, HttpSpec};
+use crate::error::Reason;
+use crate::http::body::{Body, BodyProgress, H2Body};
+use crate::http::context::RequestCtx;
+use crate::http::downstream::Downstream;
+use crate::http::interim::InterimSink;
+use crate::http::local_reply;
+use crate::http::pipeline;
+use crate::http::pump::{H2Pump, PumpError};
+use crate::http::response::Response;
+use crate::http::watchdog::Watchdog;
+use crate::worker::drain::Registration;
+
+/// Serves `io` until the peer or the drain ends it.
+pub async fn serve<T: AsyncRead + AsyncWrite + Unpin>(io: T, downstream: Rc<Downstream>, http: Arc<HttpSpec>) {
+    let (io, flooded) = Guard::new(io);
+    let handshake = builder(&http).handshake::<_, Bytes>(io);
+    let limit = http.headers_timeout.unwrap_or(std::time::Duration::from_secs(10));
+    let Ok(Ok(connection)) = tokio::time::timeout(limit, handshake).await else {
+        downstream.worker.metrics.rejected(Reason::Malformed);
+        return;
+    };
+    let drain = downstream.worker.drain.register();
+    let session = Session {
+        connection,
+        flooded,
+        streams: Rc::default(),
+        drain,
+        opened: Instant::now(),
+        going_away: false,
+        downstream,
+        http,
+    };
+    session.run().await;
+}
+
+fn builder(http: &HttpSpec) -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(http.http2.stream_window)
+        .initial_connection_window_size(http.http2.connection_window)
+        .max_concurrent_streams(http.http2.max_streams)
+        .header_table_size(http.http2.hpack_table)
+        .max_header_list_size(u32::try_from(http.max_header_bytes).unwrap_or(u32::MAX))
+        .max_send_buffer_size(256 * 1024)
+        .max_pending_accept_reset_streams(64)
+        .max_concurrent_reset_streams(64);
+    if http.http2.allow_connect {
+        builder.enable_connect_protocol();
+    }
+    builder
+}
+
+struct Session<T> {
+    connection: Connection<T, Bytes>,
+    flooded: Flooded,
+    streams: Rc<Cell<usize>>,
+    drain: Registration,
+    opened: Instant,
+    going_away: bool,
+    downstream: Rc<Downstream>,
+    http: Arc<HttpSpec>,
+}
+
+enum Event {
+    Stream(Request<RecvStream>, SendResponse<Bytes>),
+    GoAway,
+    Ended,
+    Flooded,
+    Idle,
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Session<Guard<T>> {
+    async fn run(mut self) {
+        let far = Instant::now() + std::time::Duration::from_secs(365 * 24 * 3600);
+        let mut age = pin!(tokio::time::sleep_until(self.http.max_connection_age.map_or(far, |age| self.opened + age)));
+        let mut idle = Box::pin(tokio::time::sleep_until(self.http.idle_timeout.map_or(far, |idle| self.opened + idle)));
+        let pings = self.http.http2.keepalive.and_then(|k| self.connection.ping_pong().map(|p| keepalive(k, p)));
+        let mut dead = pin!(async {
+            match pings {
+                Some(pings) => pings.await,
+                None => std::future::pending().await,
+            }
+        });
+        loop {
+            match self.next(age.as_mut(), idle.as_mut(), dead.as_mut()).await {
+                Event::Stream(request, respond) => self.start(request, respond),
+                Event::GoAway => {
+                    self.going_away = true;
+                    // Two GOAWAYs, the first with the highest id: no stream on its way is refused (RFC 9113 §6.8).
+                    self.connection.graceful_shutdown();
+                }
+                Event::Ended => return,
+                Event::Idle => {
+                    if self.streams.get() == 0 {
+                        self.going_away = true;
+                        self.connection.graceful_shutdown();
+                    } else if let Some(limit) = self.http.idle_timeout {
+                        idle.as_mut().reset(Instant::now() + limit);
+                    }
+                }
+                Event::Flooded => {
+                    self.downstream.worker.metrics.rejected(Reason::Flood);
+                    self.connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+                    let _ = tokio::time::timeout(GOAWAY_GRACE, poll_fn(|cx| self.connection.poll_closed(cx))).await;
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn next(
+        &mut self,
+        mut age: Pin<&mut Sleep>,
+        mut idle: Pin<&mut Sleep>,
+        mut dead: Pin<&mut impl Future<Output = ()>>,
+    ) -> Event {
+        poll_fn(|cx| {
+            let accepted = self.connection.poll_accept(cx);
+            if self.flooded.get() {
+                return Poll::Ready(Event::Flooded);
+            }
+            match accepted {
+                Poll::Ready(Some(Ok((request, respond)))) => return Poll::Ready(Event::Stream(request, respond)),
+                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Event::Ended),
+                Poll::Pending => {}
+            }
+            if dead.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Event::Ended);
+            }
+            if self.going_away {
+                return Poll::Pending;
+            }
+            if self.drain.poll_draining(cx).is_some() || age.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Event::GoAway);
+            }
+            idle.as_mut().poll(cx).map(|()| Event::Idle)
+        })
+        .await
+    }
+
+    fn start(&mut self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+        if let Some(http) = self.downstream.http() {
+            self.http = http;
+        }
+        let count = StreamCount::new(&self.streams);
+        self.downstream.streams.set(self.downstream.streams.get() + 1);
+        if self.http.max_requests.is_some_and(|max| self.downstream.streams.get() >= u64::from(max)) && !self.going_away {
+            self.going_away = true;
+            self.connection.graceful_shutdown();
+        }
+        let stream = Stream { downstream: Rc::clone(&self.downstream), http: Arc::clone(&self.http), _count: count };
+        tokio::task::spawn_local(stream.run(request, respond));
+    }
+}
+
+/// PINGs a quiet client every interval; returns when it does not answer in time (features.md C5).
+async fn keepalive(keepalive: Http2Keepalive, mut pings: h2::PingPong) {
+    loop {
+        tokio::time::sleep(keepalive.interval).await;
+        let answer = tokio::time::timeout(keepalive.timeout, pings.ping(h2::Ping::opaque())).await;
+        if !matches!(answer, Ok(Ok(_))) {
+            return;
+        }
+    }
+}
+
+/// Counts a stream as open until dropped.
+struct StreamCount(Rc<Cell<usize>>);
+
+impl StreamCount {
+    fn new(count: &Rc<Cell<usize>>) -> Self {
+        count.set(count.get() + 1);
+        Self(Rc::clone(count))
+    }
+}
+
+impl Drop for StreamCount {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// One stream.
+struct Stream {
+    downstream: Rc<Downstream>,
+    http: Arc<HttpSpec>,
+    _count: StreamCount,
+}
+
+impl Stream {
+    async fn run(self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+        let (parts, stream) = request.into_parts();
+        let (head, redirect) = match convert::request(parts, &self.http, self.downstream.is_secure()) {
+            Ok(converted) => converted,
+            Err(Refused::Reset(reason)) => {
+                RequestCtx::refused(&self.downstream, &self.http, reason).finish(0, None);
+                respond.send_reset(h2::Reason::PROTOCOL_ERROR);
+                return;
+            }
+            Err(Refused::Reply(reason)) => return self.refuse(reason, respond),
+        };
+        let progress: Rc<BodyProgress> = Rc::default();
+        let body = request_body(stream, &head, &progress);
+        let is_head = head.method == http::Method::HEAD;
+        let respond = Rc::new(RefCell::new(respond));
+        let interim = InterimSink::H2(Rc::clone(&respond));
+        let mut ctx = RequestCtx::new(&self.downstream, &self.http, head, Rc::clone(&progress), interim);
+        ctx.redirect_to_canonical = redirect;
+        let mut watchdog = Watchdog::new(self.http.stream_idle_timeout);
+        watchdog.start();
+        let outcome = {
+            let mut work = pin!(pipeline::handle(&mut ctx, body));
+            poll_fn(|cx| {
+                if let Poll::Ready(response) = work.as_mut().poll(cx) {
+                    return Poll::Ready(Ok(response));
+                }
+                if respond.borrow_mut().poll_reset(cx).is_ready() {
+                    return Poll::Ready(Err(Reason::DownstreamGone));
+                }
+                watchdog.poll(cx, || progress.bytes.get()).map(|()| Err(Reason::StreamIdle))
+            })
+            .await
+        };
+        let response = match outcome {
+            Ok(response) => response,
+            Err(Reason::DownstreamGone) => return ctx.finish(0, Some(Reason::DownstreamGone)),
+            Err(reason) => ctx.local_reply(reason),
+        };
+        let (sent, failed) = self.send(response, is_head, ctx.is_grpc(), &respond, &mut watchdog).await;
+        ctx.finish(sent, failed);
+    }
+
+    fn refuse(&self, reason: Reason, mut respond: SendResponse<Bytes>) {
+        let mut ctx = RequestCtx::refused(&self.downstream, &self.http, reason);
+        let mut response = local_reply::reply(reason, false);
+        pipeline::finish_head(&ctx, &mut response.head);
+        let body = match response.body {
+            Body::Full(body) => body,
+            _ => Bytes::new(),
+        };
+        ctx.note_response(&response.head);
+        if let Ok(mut stream) = respond.send_response(convert::response(response.head), body.is_empty()) {
+            // The client may have reset the stream meanwhile.
+            let _ = stream.send_data(body, true);
+        }
+        ctx.finish(0, None);
+    }
+
+    /// Sends the response; body bytes sent, and why it broke off.
+    async fn send(
+        &self,
+        response: Response,
+        is_head: bool,
+        grpc: bool,
+        respond: &RefCell<SendResponse<Bytes>>,
+        watchdog: &mut Watchdog,
+    ) -> (u64, Option<Reason>) {
+        let Response { head, body, .. } = response;
+        let end = is_head || body.is_end();
+        let sent = respond.borrow_mut().send_response(convert::response(head), end);
+        let stream = match sent {
+            Ok(stream) if !end => stream,
+            Ok(_) => return (0, None),
+            Err(_) => return (0, Some(Reason::DownstreamGone)),
+        };
+        let mut pump = H2Pump::new(stream, body);
+        let ended = poll_fn(|cx| {
+            if let Poll::Ready(done) = pump.poll(cx) {
+                return Poll::Ready(done);
+            }
+            watchdog.poll(cx, || pump.sent()).map(|()| Err(PumpError::Source(Reason::StreamIdle)))
+        })
+        .await;
+        match ended {
+            Ok(()) => (pump.sent(), None),
+            Err(PumpError::Sink) => (pump.sent(), Some(Reason::DownstreamGone)),
+            Err(PumpError::Source(reason)) => {
+                if !(grpc && pump.end_with_grpc(reason)) {
+                    pump.reset(h2::Reason::INTERNAL_ERROR);
+                }
+                (pump.sent(), Some(reason))
+            }
+        }
+    }
+}
+
+fn request_body(stream: RecvStream, head: &crate::http::head::RequestHead, progress: &Rc<BodyProgress>) -> Body {
+    if stream.is_end_stream() {
+        progress.done.set(true);
+        return Body::Empty;
+    }
+    let length = head.headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+    Body::H2(H2Body::downstream(stream, length, Rc::clone(progress)))
+}

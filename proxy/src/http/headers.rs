@@ -1,0 +1,223 @@
+//! What a proxy adds to and takes from a request and a response, whichever route it takes: Envoy's connection manager
+//! rules (docs: `http_conn_man/headers`), with the mesh's own for identity headers.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::Scheme;
+
+use super::downstream::Downstream;
+use super::head::{RequestHead, ResponseHead};
+use crate::config::spec::{HttpSpec, ServerHeader, StripPort};
+
+static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+static X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+static X_ENVOY_EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
+static X_ENVOY_INTERNAL: HeaderName = HeaderName::from_static("x-envoy-internal");
+/// Correlates the hops of one request.
+pub static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Headers that steer our own behaviour: from outside the mesh they are not obeyed, and not passed on.
+static STEERING: [HeaderName; 10] = [
+    HeaderName::from_static("x-envoy-retry-on"),
+    HeaderName::from_static("x-envoy-retry-grpc-on"),
+    HeaderName::from_static("x-envoy-max-retries"),
+    HeaderName::from_static("x-envoy-retriable-status-codes"),
+    HeaderName::from_static("x-envoy-retriable-header-names"),
+    HeaderName::from_static("x-envoy-upstream-rq-timeout-ms"),
+    HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms"),
+    HeaderName::from_static("x-envoy-expected-rq-timeout-ms"),
+    HeaderName::from_static("x-envoy-upstream-alt-stat-name"),
+    HeaderName::from_static("x-envoy-hedge-on-per-try-timeout"),
+];
+
+/// What the request's headers say about where it comes from.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin {
+    /// The client, as far as the trusted hops tell.
+    pub client: SocketAddr,
+    /// It comes from inside (Envoy `x-envoy-internal`).
+    pub internal: bool,
+}
+
+/// Applies the listener's rules to a request head.
+pub fn prepare_request(head: &mut RequestHead, downstream: &Downstream, http: &HttpSpec, rng: &mut fastrand::Rng) -> Origin {
+    strip_port(head, http.strip_host_port, downstream.local.port());
+    // Only the certificate that we verified may speak for the peer.
+    remove(&mut head.headers, &X_FORWARDED_CLIENT_CERT);
+    let origin = forwarded_for(head, downstream, http);
+    if !origin.internal && head.headers.keys().any(|n| n.as_str().starts_with("x-envoy-")) {
+        for name in &STEERING {
+            head.headers.remove(name);
+        }
+    }
+    forwarded_proto(head, http);
+    request_id(head, http, rng);
+    if let Some(via) = &http.via {
+        append_list(&mut head.headers, &header::VIA, via.as_bytes());
+    }
+    origin
+}
+
+fn remove(headers: &mut HeaderMap, name: &HeaderName) {
+    // `remove` on a map without the name still hashes it; so does `contains_key`: one of them is enough.
+    headers.remove(name);
+}
+
+/// X-Forwarded-For and who the client is (`use_remote_address`, `xff_num_trusted_hops`, `skip_xff_append`).
+fn forwarded_for(head: &mut RequestHead, downstream: &Downstream, http: &HttpSpec) -> Origin {
+    let peer = downstream.remote;
+    let hops = http.trusted_hops as usize;
+    if http.use_remote_address {
+        let had_list = head.headers.contains_key(&X_FORWARDED_FOR);
+        let client = if hops > 0 { address_from_end(&head.headers, hops - 1) } else { None };
+        if !http.skip_xff_append {
+            append_list(&mut head.headers, &X_FORWARDED_FOR, peer.ip().to_string().as_bytes());
+        }
+        let client = client.map_or(peer, |ip| SocketAddr::new(ip, 0));
+        let internal = !had_list && is_internal(peer.ip());
+        mark(head, internal, client.ip());
+        return Origin { client, internal };
+    }
+    let client = address_from_end(&head.headers, hops);
+    let single = head.headers.get(&X_FORWARDED_FOR).is_some_and(|v| !v.as_bytes().contains(&b','));
+    let internal = single && client.is_some_and(is_internal);
+    if internal {
+        head.headers.insert(X_ENVOY_INTERNAL.clone(), HeaderValue::from_static("true"));
+    } else {
+        head.headers.remove(&X_ENVOY_INTERNAL);
+    }
+    Origin { client: client.map_or(peer, |ip| SocketAddr::new(ip, 0)), internal }
+}
+
+/// An edge tells the mesh behind it what it found.
+fn mark(head: &mut RequestHead, internal: bool, client: IpAddr) {
+    if internal {
+        head.headers.insert(X_ENVOY_INTERNAL.clone(), HeaderValue::from_static("true"));
+        head.headers.remove(&X_ENVOY_EXTERNAL_ADDRESS);
+    } else {
+        head.headers.remove(&X_ENVOY_INTERNAL);
+        if let Ok(value) = HeaderValue::from_str(&client.to_string()) {
+            head.headers.insert(X_ENVOY_EXTERNAL_ADDRESS.clone(), value);
+        }
+    }
+}
+
+/// The `n`th address from the end of X-Forwarded-For.
+fn address_from_end(headers: &HeaderMap, n: usize) -> Option<IpAddr> {
+    let mut addresses: smallvec::SmallVec<[&str; 8]> = smallvec::SmallVec::new();
+    for value in headers.get_all(&X_FORWARDED_FOR) {
+        addresses.extend(value.to_str().ok()?.split(',').map(str::trim));
+    }
+    addresses.iter().rev().nth(n)?.parse().ok()
+}
+
+/// RFC 1918, loopback, and their IPv6 kin: Envoy's default `internal_address_config`.
+fn is_internal(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => v4.is_private() || v4.is_loopback(),
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local(),
+    }
+}
+
+fn forwarded_proto(head: &mut RequestHead, http: &HttpSpec) {
+    let untrusted = http.use_remote_address && http.trusted_hops == 0;
+    if untrusted || !head.headers.contains_key(&X_FORWARDED_PROTO) {
+        let proto = if head.scheme == Scheme::HTTPS { "https" } else { "http" };
+        head.headers.insert(X_FORWARDED_PROTO.clone(), HeaderValue::from_static(proto));
+    }
+}
+
+fn request_id(head: &mut RequestHead, http: &HttpSpec, rng: &mut fastrand::Rng) {
+    if !http.generate_request_id {
+        return;
+    }
+    let edge = http.use_remote_address && !http.preserve_request_id;
+    if edge || !head.headers.contains_key(&X_REQUEST_ID) {
+        head.headers.insert(X_REQUEST_ID.clone(), new_request_id(rng));
+    }
+}
+
+/// A version 4 UUID (RFC 9562 §5.4). It correlates log lines; it is no secret.
+fn new_request_id(rng: &mut fastrand::Rng) -> HeaderValue {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut bits = rng.u128(..);
+    bits = bits & !(0xf << 76) | 4 << 76;
+    bits = bits & !(0b11 << 62) | 0b10 << 62;
+    let mut text = [b'-'; 36];
+    let mut shift = 128;
+    for (i, slot) in text.iter_mut().enumerate() {
+        if !matches!(i, 8 | 13 | 18 | 23) {
+            shift -= 4;
+            *slot = HEX[(bits >> shift) as usize & 15];
+        }
+    }
+    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("invalid"))
+}
+
+/// Appends to a comma-separated header.
+fn append_list(headers: &mut HeaderMap, name: &HeaderName, item: &[u8]) {
+    let old = headers.get(name).map(HeaderValue::as_bytes).unwrap_or_default();
+    let sep: &[u8] = if old.is_empty() { b"" } else { b"," };
+    if let Ok(value) = HeaderValue::from_bytes(&[old, sep, item].concat()) {
+        headers.insert(name.clone(), value);
+    }
+}
+
+fn strip_port(head: &mut RequestHead, mode: StripPort, own: u16) {
+    let Some(authority) = &head.authority else { return };
+    let Some(port) = authority.port_u16() else { return };
+    if mode == StripPort::Any || (mode == StripPort::Matching && port == own) {
+        let mut host = String::new();
+        let _ = write!(host, "{}", authority.host());
+        head.authority = host.parse().ok().or_else(|| head.authority.take());
+    }
+}
+
+/// Applies the listener's rules to a response head.
+pub fn finish_response(head: &mut ResponseHead, http: &HttpSpec, date: &HeaderValue) {
+    match &http.server_header {
+        ServerHeader::Overwrite(value) => {
+            head.headers.insert(header::SERVER, value.clone());
+        }
+        ServerHeader::AppendIfAbsent(value) => {
+            if !head.headers.contains_key(header::SERVER) {
+                head.headers.insert(header::SERVER, value.clone());
+            }
+        }
+        ServerHeader::PassThrough => {}
+    }
+    if !head.headers.contains_key(header::DATE) {
+        head.headers.insert(header::DATE, date.clone());
+    }
+    if let Some(via) = &http.via {
+        append_list(&mut head.headers, &header::VIA, via.as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_ids_are_version_4_uuids() {
+        let mut rng = fastrand::Rng::with_seed(7);
+        let id = new_request_id(&mut rng);
+        let id = id.to_str().unwrap();
+        assert_eq!((id.len(), &id[14..15]), (36, "4"));
+        assert!("89ab".contains(&id[19..20]) && id.bytes().filter(|b| *b == b'-').count() == 4, "{id}");
+        assert_ne!(new_request_id(&mut rng).to_str().unwrap(), id);
+    }
+
+    #[test]
+    fn the_client_is_counted_from_the_end() {
+        let mut headers = HeaderMap::new();
+        headers.append(&X_FORWARDED_FOR, HeaderValue::from_static("1.1.1.1, 2.2.2.2"));
+        headers.append(&X_FORWARDED_FOR, HeaderValue::from_static("3.3.3.3"));
+        assert_eq!(address_from_end(&headers, 0), "3.3.3.3".parse().ok());
+        assert_eq!(address_from_end(&headers, 2), "1.1.1.1".parse().ok());
+        assert_eq!(address_from_end(&headers, 3), None);
+    }
+}

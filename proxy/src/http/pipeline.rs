@@ -1,0 +1,102 @@
+//! A request's way through the proxy, one line a stage.
+
+use std::rc::Rc;
+
+use http::header;
+use http::{HeaderValue, Method, StatusCode};
+
+use super::body::Body;
+use super::context::RequestCtx;
+use super::forward;
+use super::head::ResponseHead;
+use super::headers;
+use super::local_reply;
+use super::response::Response;
+use super::values::Values;
+use crate::config::spec::{HttpSpec, RouteSource};
+use crate::error::Reason;
+use crate::route::action::{DirectResponse, Redirect, tls_location};
+use crate::route::{Action, Found, Query, Route};
+
+/// Answers a request: by an upstream, or by the proxy itself.
+pub async fn handle(ctx: &mut RequestCtx, body: Body) -> Response {
+    let mut response = match run(ctx, body).await {
+        Ok(response) => response,
+        Err(reason) => {
+            ctx.reason = Some(reason);
+            local_reply::reply(reason, ctx.is_grpc())
+        }
+    };
+    finish_head(ctx, &mut response.head);
+    ctx.note_response(&response.head);
+    response
+}
+
+/// The listener's rules for a response head, whoever made it.
+pub fn finish_head(ctx: &RequestCtx, head: &mut ResponseHead) {
+    headers::finish_response(head, &ctx.http, &ctx.downstream.worker.date());
+    if ctx.http.echo_request_id
+        && let Some(id) = ctx.head.headers.get(&headers::X_REQUEST_ID)
+    {
+        head.headers.insert(headers::X_REQUEST_ID.clone(), id.clone());
+    }
+}
+
+async fn run(ctx: &mut RequestCtx, body: Body) -> Result<Response, Reason> {
+    let (snapshot, http) = (Rc::clone(&ctx.snapshot), ctx.http.clone());
+    ctx.origin = ctx.downstream.worker.with_rng(|rng| headers::prepare_request(&mut ctx.head, &ctx.downstream, &http, rng));
+    if ctx.redirect_to_canonical {
+        return redirect(StatusCode::TEMPORARY_REDIRECT, HeaderValue::from_str(ctx.head.path.as_str()).ok());
+    }
+    if ctx.head.authority.is_none() && ctx.head.method == Method::CONNECT {
+        return Err(Reason::MissingHost);
+    }
+    let inline;
+    let table = match &http.routes {
+        RouteSource::Inline(table) => {
+            inline = table;
+            inline
+        }
+        RouteSource::Rds(id) => snapshot.route_table(*id).ok_or(Reason::NoRoute)?,
+    };
+    let random = ctx.downstream.worker.with_rng(|rng| rng.u64(..));
+    let found = table.find(&Query { head: &ctx.head, internal: ctx.origin.internal, random });
+    match found {
+        Found::Route(_, route) => take(ctx, route, &http, body).await,
+        Found::TlsRequired(_) => redirect(StatusCode::MOVED_PERMANENTLY, tls_location(&ctx.head)),
+        Found::NoRoute(_) | Found::NoVirtualHost => Err(Reason::NoRoute),
+    }
+}
+
+/// Does what the route says.
+async fn take(ctx: &mut RequestCtx, route: &Route, http: &HttpSpec, body: Body) -> Result<Response, Reason> {
+    ctx.route_name.clone_from(&route.name);
+    let mut response = match &route.action {
+        Action::Forward(action) => return forward::forward(ctx, route, action, http, body).await,
+        Action::Redirect(action) => own_redirect(ctx, route, action)?,
+        Action::Direct(action) => direct(ctx, action),
+    };
+    let mut values = Values::new(ctx);
+    route.response_headers.apply(&mut response.head.headers, &mut |template, headers| values.render(template, headers));
+    Ok(response)
+}
+
+fn own_redirect(ctx: &RequestCtx, route: &Route, action: &Redirect) -> Result<Response, Reason> {
+    let mut values = Values::new(ctx);
+    let location = action
+        .location(&ctx.head, &route.matcher.path, &mut |template, headers| values.render(template, headers))
+        .map_err(|_| Reason::BadPath)?;
+    redirect(action.status, Some(location))
+}
+
+fn redirect(status: StatusCode, location: Option<HeaderValue>) -> Result<Response, Reason> {
+    let mut head = ResponseHead::new(status);
+    head.headers.insert(header::LOCATION, location.ok_or(Reason::BadPath)?);
+    head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+    Ok(Response { head, body: Body::Empty, upgraded: None })
+}
+
+fn direct(ctx: &mut RequestCtx, action: &DirectResponse) -> Response {
+    ctx.reason = Some(Reason::DirectResponse);
+    local_reply::reply_with(Reason::DirectResponse, action.status, action.body.clone(), ctx.is_grpc())
+}

@@ -1,0 +1,98 @@
+//! Accepting connections: one loop per listener and worker.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use super::connection;
+use super::socket;
+use crate::config::spec::ListenerSpec;
+use crate::telemetry::metrics::{ListenerCount, ListenerSeries};
+use crate::worker::Worker;
+
+/// Accepts until `stop` turns true. Each connection is served by the newest version of the listener.
+pub async fn run(worker: Rc<Worker>, listener: TcpListener, name: Arc<str>, mut stop: watch::Receiver<bool>) {
+    let series = worker.metrics.counters.listener(&name);
+    let mut backoff = Backoff::default();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                backoff = Backoff::default();
+                let Some(spec) = newest(&worker, &name) else { return };
+                start(&worker, &series, stream, peer, spec);
+            }
+            Err(error) if is_per_connection(&error) => {}
+            Err(error) => {
+                // Out of file descriptors or memory: trying again at once would only burn the CPU.
+                let delay = backoff.next();
+                tracing::warn!(listener = &*name, %error, ?delay, "accept failed");
+                tokio::select! {
+                    _ = stop.wait_for(|stop| *stop) => return,
+                    () = tokio::time::sleep(delay) => {}
+                }
+            }
+        }
+    }
+}
+
+fn newest(worker: &Worker, name: &Arc<str>) -> Option<Arc<ListenerSpec>> {
+    worker.snapshot().listeners.iter().find(|l| l.name == *name).cloned()
+}
+
+fn start(worker: &Rc<Worker>, series: &ListenerSeries, stream: TcpStream, peer: std::net::SocketAddr, spec: Arc<ListenerSpec>) {
+    if socket::tune(&stream, spec.socket.keepalive.as_ref(), None).is_err() {
+        // Reset before we looked at it.
+        return;
+    }
+    let open = Open::new(series.clone());
+    let connection = connection::serve(Rc::clone(worker), spec, stream, peer);
+    tokio::task::spawn_local(async move {
+        connection.await;
+        drop(open);
+    });
+}
+
+/// Counts a connection as open.
+struct Open(ListenerSeries);
+
+impl Open {
+    fn new(series: ListenerSeries) -> Self {
+        series.count(ListenerCount::Accepted);
+        Self(series)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.count(ListenerCount::Closed);
+    }
+}
+
+/// The peer was gone before it was accepted: nothing is wrong with the listener.
+fn is_per_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
+    )
+}
+
+/// 10 ms, doubling up to a second.
+#[derive(Default)]
+struct Backoff(u32);
+
+impl Backoff {
+    fn next(&mut self) -> Duration {
+        let delay = Duration::from_millis(10 << self.0.min(7)).min(Duration::from_secs(1));
+        self.0 += 1;
+        delay
+    }
+}

@@ -1,0 +1,213 @@
+//! One downstream connection from accept to its filter chain: original destination, first bytes, chain, TLS, codec.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use smallvec::SmallVec;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+use super::chain_match::{ConnectionFacts, Transport};
+use super::detect::{ClientHelloInfo, Detected, detect};
+use super::original_dst::{Kernel, OriginalDst, canonical};
+use crate::config::spec::{Codec, FilterChain, HttpSpec, ListenerSpec, NetworkFilter};
+use crate::http::downstream::Downstream;
+use crate::http::{h1, h2};
+use crate::io::{Io, Rewound};
+use crate::tcp_proxy;
+use crate::telemetry::metrics::Refusal;
+use crate::tls::TlsSession;
+use crate::worker::Worker;
+
+/// Serves an accepted connection until it ends.
+pub async fn serve(worker: Rc<Worker>, spec: Arc<ListenerSpec>, mut stream: TcpStream, peer: SocketAddr) {
+    let Ok(local) = stream.local_addr().map(canonical) else { return };
+    let remote = canonical(peer);
+    let original_dst = original_destination(&spec, &stream, local);
+    let spec = listener_of(&worker, spec, original_dst);
+    let mut read = BytesMut::new();
+    let seen = match look(&spec, &mut stream, &mut read).await {
+        Ok(seen) => seen,
+        Err(why) => return worker.metrics.refused(why),
+    };
+    let Some(chain) = choose(&spec, &seen, original_dst.unwrap_or(local), remote) else {
+        return worker.metrics.refused(Refusal::NoFilterChain);
+    };
+    let (io, read, tls) = match secure(&chain, stream, read).await {
+        Ok(secured) => secured,
+        Err(why) => return worker.metrics.refused(why),
+    };
+    let downstream = Rc::new(Downstream {
+        id: worker.next_connection_id(),
+        remote,
+        local,
+        original_dst,
+        peer: worker.metrics.peer(tls.as_ref()),
+        peer_uri_sans: tls.as_ref().and_then(|t| t.peer.as_ref()).map(|p| p.uri_sans.join(",").into()),
+        tls,
+        listener: spec,
+        chain: Arc::clone(&chain),
+        worker,
+        streams: std::cell::Cell::new(0),
+    });
+    match &chain.filter {
+        NetworkFilter::Http(http) => serve_http(io, read, downstream, Arc::clone(http)).await,
+        NetworkFilter::Tcp(tcp) => tcp_proxy::serve(io, read, downstream, Arc::clone(tcp)).await,
+    }
+}
+
+fn original_destination(spec: &ListenerSpec, stream: &TcpStream, local: SocketAddr) -> Option<SocketAddr> {
+    if spec.socket.transparent {
+        return Some(local);
+    }
+    if !spec.original_dst && !spec.use_original_dst {
+        return None;
+    }
+    Kernel.original_dst(stream).unwrap_or_else(|error| {
+        tracing::debug!(listener = &*spec.name, %error, "no original destination");
+        None
+    })
+}
+
+/// `use_original_dst`: the listener that owns the original destination takes the connection over.
+fn listener_of(worker: &Worker, spec: Arc<ListenerSpec>, original: Option<SocketAddr>) -> Arc<ListenerSpec> {
+    let Some(original) = original.filter(|_| spec.use_original_dst) else { return spec };
+    let snapshot = worker.snapshot();
+    let wildcard = |l: &&Arc<ListenerSpec>| l.address.port() == original.port() && l.address.ip().is_unspecified();
+    let exact = snapshot.listeners.iter().find(|l| l.address == original);
+    exact.or_else(|| snapshot.listeners.iter().find(wildcard)).map_or(spec, Arc::clone)
+}
+
+/// What the first bytes said, as far as the listener asked.
+#[derive(Default)]
+struct Seen {
+    hello: Option<ClientHelloInfo>,
+    http: Option<&'static [u8]>,
+}
+
+/// Looks at the first bytes when a listener filter asks for it; never waits longer than its timeout.
+async fn look(spec: &ListenerSpec, stream: &mut TcpStream, read: &mut BytesMut) -> Result<Seen, Refusal> {
+    if !spec.inspect_tls && !spec.inspect_http {
+        return Ok(Seen::default());
+    }
+    let detection = async {
+        loop {
+            match detect(read) {
+                Detected::NeedMore => {}
+                found => return found,
+            }
+            match stream.read_buf(read).await {
+                Ok(n) if n > 0 => {}
+                _ => return Detected::Opaque,
+            }
+        }
+    };
+    let detected = match within(spec.inspect_timeout, detection).await {
+        Some(detected) => detected,
+        None if spec.continue_on_inspect_timeout => Detected::Opaque,
+        None => return Err(Refusal::DetectTimeout),
+    };
+    Ok(match detected {
+        Detected::Tls(hello) if spec.inspect_tls => Seen { hello: Some(hello), http: None },
+        Detected::Http2 if spec.inspect_http => Seen { hello: None, http: Some(b"h2c") },
+        Detected::Http1 if spec.inspect_http => Seen { hello: None, http: Some(b"http/1.1") },
+        _ => Seen::default(),
+    })
+}
+
+/// Zero means no limit.
+async fn within<F: Future>(limit: Duration, work: F) -> Option<F::Output> {
+    if limit.is_zero() { Some(work.await) } else { tokio::time::timeout(limit, work).await.ok() }
+}
+
+fn choose(spec: &ListenerSpec, seen: &Seen, destination: SocketAddr, remote: SocketAddr) -> Option<Arc<FilterChain>> {
+    let mut protocols: SmallVec<[&[u8]; 4]> = SmallVec::new();
+    if let Some(hello) = &seen.hello {
+        protocols.extend(hello.alpn.iter().map(|p| &**p));
+    }
+    protocols.extend(seen.http);
+    let facts = ConnectionFacts {
+        destination,
+        source: remote,
+        direct_source: remote,
+        transport: if seen.hello.is_some() { Transport::Tls } else { Transport::RawBuffer },
+        server_name: seen.hello.as_ref().and_then(|h| h.sni.as_deref()),
+        application_protocols: &protocols,
+    };
+    spec.chains.get(spec.matcher.find(&facts)?).cloned()
+}
+
+/// Shakes hands when the chain has TLS.
+async fn secure(
+    chain: &FilterChain,
+    stream: TcpStream,
+    read: BytesMut,
+) -> Result<(Io, BytesMut, Option<TlsSession>), Refusal> {
+    let Some(tls) = &chain.tls else { return Ok((Io::Tcp(stream), read, None)) };
+    match within(chain.tls_timeout, tls.accept(stream, &read)).await {
+        Some(Ok((stream, session))) => Ok((Io::Tls(Box::new(stream.into())), BytesMut::new(), Some(session))),
+        Some(Err(error)) => {
+            tracing::debug!(chain = &*chain.name, %error, "downstream TLS");
+            Err(Refusal::TlsHandshake)
+        }
+        None => Err(Refusal::TlsTimeout),
+    }
+}
+
+async fn serve_http(mut io: Io, mut read: BytesMut, downstream: Rc<Downstream>, http: Arc<HttpSpec>) {
+    let http2 = match http.codec {
+        Codec::Http1 => false,
+        Codec::Http2 => true,
+        Codec::Auto => match downstream.tls.as_ref().and_then(|t| t.alpn.as_deref()) {
+            Some(alpn) => alpn == b"h2",
+            None => match sniff_http2(&mut io, &mut read, &downstream, &http).await {
+                Some(http2) => http2,
+                None => return,
+            },
+        },
+    };
+    if http2 {
+        h2::server::serve(Rewound::new(read, io), downstream, http).await;
+    } else {
+        h1::server::serve(io, read, downstream, http).await;
+    }
+}
+
+/// The HTTP/2 preface, or anything else. Waits for as many bytes as could still be the preface. None: the client left.
+async fn sniff_http2(io: &mut Io, read: &mut BytesMut, downstream: &Downstream, http: &HttpSpec) -> Option<bool> {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let drain = downstream.worker.drain.register();
+    let mut first_byte = None;
+    loop {
+        if read.len() >= PREFACE.len() || !PREFACE.starts_with(read) {
+            return Some(read.starts_with(PREFACE));
+        }
+        if !read.is_empty() {
+            first_byte.get_or_insert_with(tokio::time::Instant::now);
+        }
+        let idle = if first_byte.is_some() { http.headers_timeout } else { http.idle_timeout };
+        let limit = idle.unwrap_or(Duration::ZERO);
+        let more = std::future::poll_fn(|cx| {
+            if read.capacity() - read.len() < 1024 {
+                read.reserve(8 * 1024);
+            }
+            if let std::task::Poll::Ready(n) = tokio_util::io::poll_read_buf(std::pin::Pin::new(&mut *io), cx, read) {
+                return std::task::Poll::Ready(n.unwrap_or(0));
+            }
+            // A connection that has sent nothing is closed when we drain.
+            if drain.poll_draining(cx).is_some() && read.is_empty() {
+                return std::task::Poll::Ready(0);
+            }
+            std::task::Poll::Pending
+        });
+        match within(limit, more).await {
+            Some(n) if n > 0 => {}
+            // HTTP/1 answers a partial head that times out.
+            None if !read.is_empty() => return Some(false),
+            _ => return None,
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Opaque forwarding: bytes both ways with half-close, counters and an idle timeout (features.md A1, A2).
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::io::poll_read_buf;
+
+/// Read-ahead of one direction. A direction allocates it when its first byte comes.
+const BUFFER: usize = 64 * 1024;
+
+/// What went through a tunnel.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// Bytes from downstream to upstream.
+    pub received: Cell<u64>,
+    /// Bytes from upstream to downstream.
+    pub sent: Cell<u64>,
+}
+
+/// How a tunnel ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Both sides closed in order.
+    Closed,
+    /// The client broke off.
+    Downstream,
+    /// The endpoint broke off.
+    Upstream,
+    /// Nothing moved for the idle timeout.
+    Idle,
+}
+
+/// Copies both ways until both sides have closed, one breaks off, or nothing moves for `idle`. What was read ahead goes first.
+pub async fn forward<D, U>(
+    downstream: (&mut D, BytesMut),
+    upstream: (&mut U, BytesMut),
+    idle: Option<Duration>,
+    traffic: &Traffic,
+) -> Ended
+where
+    D: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    let (down, down_read) = downstream;
+    let (up, up_read) = upstream;
+    let mut request = Half::new(down_read);
+    let mut response = Half::new(up_read);
+    let copy = poll_fn(|cx| {
+        // Both halves are polled in every turn; neither waits for the other.
+        let a = request.poll(cx, down, up, &traffic.received).map_err(|e| e.party(Ended::Downstream, Ended::Upstream))?;
+        let b = response.poll(cx, up, down, &traffic.sent).map_err(|e| e.party(Ended::Upstream, Ended::Downstream))?;
+        if a.is_ready() && b.is_ready() { Poll::Ready(Ok::<_, Ended>(())) } else { Poll::Pending }
+    });
+    let ended = async { copy.await.map_or_else(|ended| ended, |()| Ended::Closed) };
+    match idle {
+        None => ended.await,
+        Some(idle) => {
+            tokio::select! {
+                biased;
+                ended = ended => ended,
+                () = quiet(idle, traffic) => Ended::Idle,
+            }
+        }
+    }
+}
+
+/// Returns when the counters stood still for `idle` (checked four times in that time, so up to a quarter late).
+async fn quiet(idle: Duration, traffic: &Traffic) {
+    let total = || traffic.received.get() + traffic.sent.get();
+    let (mut seen, mut still) = (total(), 0);
+    while still < 4 {
+        tokio::time::sleep(idle / 4).await;
+        still = if total() == seen { still + 1 } else { 0 };
+        seen = total();
+    }
+}
+
+/// Which side of a copy failed.
+enum HalfError {
+    Read,
+    Write,
+}
+
+impl HalfError {
+    const fn party(&self, reader: Ended, writer: Ended) -> Ended {
+        match self {
+            Self::Read => reader,
+            Self::Write => writer,
+        }
+    }
+}
+
+/// One direction.
+struct Half {
+    buf: BytesMut,
+    eof: bool,
+    done: bool,
+    unflushed: bool,
+}
+
+impl Half {
+    const fn new(buf: BytesMut) -> Self {
+        Self { buf, eof: false, done: false, unflushed: false }
+    }
+
+    fn poll<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W, count: &Cell<u64>) -> Poll<Result<(), HalfError>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        loop {
+            if self.done {
+                return Poll::Ready(Ok(()));
+            }
+            while !self.buf.is_empty() {
+                let n = ready!(Pin::new(&mut *to).poll_write(cx, &self.buf)).map_err(|_| HalfError::Write)?;
+                if n == 0 {
+                    return Poll::Ready(Err(HalfError::Write));
+                }
+                count.set(count.get() + n as u64);
+                self.buf.advance(n);
+                self.unflushed = true;
+            }
+            if self.eof {
+                // FIN is passed on: the other direction may go on for as long as it likes.
+                ready!(Pin::new(&mut *to).poll_shutdown(cx)).ok();
+                self.done = true;
+                continue;
+            }
+            match self.poll_fill(cx, from) {
+                Poll::Ready(Ok(n)) => self.eof = n == 0,
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(HalfError::Read)),
+                Poll::Pending => {
+                    if self.unflushed {
+                        ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(|_| HalfError::Write)?;
+                        self.unflushed = false;
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    fn poll_fill<R: AsyncRead + Unpin>(&mut self, cx: &mut Context<'_>, from: &mut R) -> Poll<io::Result<usize>> {
+        self.buf.clear();
+        if self.buf.capacity() < BUFFER {
+            self.buf.reserve(BUFFER);
+        }
+        poll_read_buf(Pin::new(from), cx, &mut self.buf)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    #[tokio::test]
+    async fn half_close_is_passed_on_and_the_answer_still_comes() {
+        let (mut client, mut down) = duplex(64);
+        let (mut up, mut server) = duplex(64);
+        let traffic = Traffic::default();
+        let tunnel = forward((&mut down, BytesMut::from(&b"he"[..])), (&mut up, BytesMut::new()), None, &traffic);
+        let talk = async {
+            client.write_all(b"llo").await.unwrap();
+            client.shutdown().await.unwrap();
+            let mut got = Vec::new();
+            server.read_to_end(&mut got).await.unwrap();
+            assert_eq!(got, b"hello");
+            server.write_all(b"late answer").await.unwrap();
+            server.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).await.unwrap();
+            assert_eq!(answer, b"late answer");
+        };
+        let (ended, ()) = tokio::join!(tunnel, talk);
+        assert_eq!(ended, Ended::Closed);
+        assert_eq!((traffic.received.get(), traffic.sent.get()), (5, 11));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quiet_tunnel_ends_after_the_idle_timeout() {
+        let (_client, mut down) = duplex(64);
+        let (mut up, _server) = duplex(64);
+        let traffic = Traffic::default();
+        let start = tokio::time::Instant::now();
+        let idle = Some(Duration::from_secs(8));
+        let ended = forward((&mut down, BytesMut::new()), (&mut up, BytesMut::new()), idle, &traffic).await;
+        assert_eq!((ended, start.elapsed()), (Ended::Idle, Duration::from_secs(8)));
+    }
+}

@@ -1,0 +1,163 @@
+//! `envoy.filters.network.tcp_proxy`: opaque connections. The endpoint is connected at once, before the client has said
+//! anything: it may be the server that speaks first (DESIGN rule 1).
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::BytesMut;
+use tokio::time::Instant;
+
+use crate::config::names::ClusterId;
+use crate::config::spec::TcpSpec;
+use crate::error::Reason;
+use crate::http::downstream::Downstream;
+use crate::io::Io;
+use crate::resilience::breaker::{Resource, RoutingPriority};
+use crate::tcp::{self, Ended, Traffic};
+use crate::telemetry::record::{self, AccessRecord, Timings};
+use crate::upstream::cluster::{Cluster, ClusterPermit, Discovery};
+use crate::upstream::endpoint::{ActiveRequest, Endpoint};
+use crate::upstream::transport::{self, Alpn, Connected};
+
+/// A connection to an endpoint, and what it counts against.
+struct Upstream {
+    connected: Connected,
+    active: ActiveRequest,
+    _permit: ClusterPermit,
+}
+
+/// Forwards `io` until both sides are done.
+pub async fn serve(mut io: Io, read: BytesMut, downstream: Rc<Downstream>, spec: Arc<TcpSpec>) {
+    let start = Instant::now();
+    let registration = downstream.worker.drain.register();
+    let (id, cluster) = choose(&downstream, &spec);
+    let upstream = match &cluster {
+        Some(cluster) => connect(&downstream, &spec, cluster).await,
+        None => Err(Reason::NoCluster),
+    };
+    let traffic = Traffic::default();
+    let named = id.zip(cluster.as_ref());
+    let mut reason = None;
+    let mut endpoint = None;
+    match upstream {
+        Err(why) => {
+            downstream.worker.metrics.rejected(why);
+            reason = Some(why);
+        }
+        Ok(Upstream { mut connected, active, _permit }) => {
+            endpoint = Some(Arc::clone(active.endpoint()));
+            let series = downstream.worker.metrics.tcp(&downstream, named, endpoint.as_ref());
+            series.opened();
+            let copy = tcp::forward((&mut io, read), (&mut connected.io, BytesMut::new()), spec.idle_timeout, &traffic);
+            reason = match limited(spec.max_duration, copy).await {
+                Some(Ended::Closed) => None,
+                Some(Ended::Downstream) => Some(Reason::DownstreamGone),
+                Some(Ended::Upstream) => Some(Reason::UpstreamBodyReset),
+                Some(Ended::Idle) => Some(Reason::StreamIdle),
+                None => Some(Reason::MaxDuration),
+            };
+            if reason.is_some() {
+                // A side that broke off is told to the other as a reset, not as an end of data.
+                io.abort_on_drop();
+                connected.io.abort_on_drop();
+            }
+            series.received(traffic.received.get());
+            series.sent(traffic.sent.get());
+            series.closed();
+        }
+    }
+    drop(registration);
+    log(&Finished { downstream: &downstream, spec: &spec, cluster, endpoint, traffic, reason, total: start.elapsed() });
+}
+
+async fn limited<F: Future>(limit: Option<Duration>, work: F) -> Option<F::Output> {
+    match limit {
+        None => Some(work.await),
+        Some(limit) => tokio::time::timeout(limit, work).await.ok(),
+    }
+}
+
+/// The cluster of this connection; weights are cumulative.
+fn choose(downstream: &Downstream, spec: &TcpSpec) -> (Option<ClusterId>, Option<Arc<Cluster>>) {
+    let total = spec.clusters.last().map_or(0, |(_, until)| *until);
+    let id = match spec.clusters.as_slice() {
+        [] => None,
+        [(only, _)] => Some(*only),
+        many => {
+            let drawn = downstream.worker.with_rng(|rng| rng.u32(0..total.max(1)));
+            many.iter().find(|(_, until)| drawn < *until).map(|(id, _)| *id)
+        }
+    };
+    (id, id.and_then(|id| downstream.worker.snapshot().cluster(id).cloned()))
+}
+
+async fn connect(downstream: &Downstream, spec: &TcpSpec, cluster: &Arc<Cluster>) -> Result<Upstream, Reason> {
+    let permit = cluster.try_acquire(Resource::Connections, RoutingPriority::Default).ok_or(Reason::UpstreamOverflow)?;
+    let mut tried = Vec::new();
+    let mut last = Reason::NoHealthyUpstream;
+    for _ in 0..spec.max_connect_attempts.max(1) {
+        let endpoint = pick(downstream, cluster, &tried)?;
+        tried.push(endpoint.key);
+        let active = endpoint.begin();
+        match transport::connect(cluster, &endpoint, Alpn::None).await {
+            Ok(connected) => return Ok(Upstream { connected, active, _permit: permit }),
+            Err(reason) => last = reason,
+        }
+    }
+    Err(last)
+}
+
+fn pick(
+    downstream: &Downstream,
+    cluster: &Arc<Cluster>,
+    tried: &[crate::upstream::endpoint::EndpointKey],
+) -> Result<Arc<Endpoint>, Reason> {
+    if let Discovery::OriginalDst(original) = &cluster.spec().discovery {
+        let address = original.destination(None, downstream.original_dst).ok_or(Reason::NoOriginalDestination)?;
+        return Ok(downstream.worker.original_endpoint(cluster, address));
+    }
+    downstream.worker.pick(cluster, tried).ok_or(Reason::NoHealthyUpstream)
+}
+
+struct Finished<'a> {
+    downstream: &'a Downstream,
+    spec: &'a TcpSpec,
+    cluster: Option<Arc<Cluster>>,
+    endpoint: Option<Arc<Endpoint>>,
+    traffic: Traffic,
+    reason: Option<Reason>,
+    total: Duration,
+}
+
+fn log(done: &Finished<'_>) {
+    if done.spec.access_log.is_empty() {
+        return;
+    }
+    let downstream = done.downstream;
+    let record = AccessRecord {
+        start: SystemTime::now().checked_sub(done.total),
+        reason: done.reason,
+        bytes_received: done.traffic.received.get(),
+        bytes_sent: done.traffic.sent.get(),
+        timings: Timings { total: Some(done.total), ..Timings::default() },
+        attempts: 1,
+        downstream: record::Downstream {
+            connection_id: Some(downstream.id),
+            remote: Some(downstream.remote),
+            direct_remote: Some(downstream.remote),
+            local: Some(downstream.original_dst.unwrap_or(downstream.local)),
+            server_name: downstream.tls.as_ref().and_then(|t| t.sni.as_deref()),
+            peer_uri_san: downstream.peer_uri_sans.as_deref(),
+            filter_chain: Some(&downstream.chain.name),
+            ..record::Downstream::default()
+        },
+        upstream: record::Upstream {
+            remote: done.endpoint.as_ref().map(|e| e.spec.address),
+            cluster: done.cluster.as_ref().map(|c| &*c.spec().name),
+            ..record::Upstream::default()
+        },
+        ..AccessRecord::default()
+    };
+    downstream.worker.access_log(&done.spec.access_log, &record);
+}

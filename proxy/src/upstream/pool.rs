@@ -1,0 +1,392 @@
+//! Connection pools: per worker and endpoint, HTTP/1 at rest and HTTP/2 shared.
+//!
+//! The keep-alive race (features.md B1, pain 1) is met from three sides: a connection at rest is watched and leaves the
+//! pool when its server closes it; it is closed from our side before the time after which this server was seen to
+//! close; and one that fails before any byte of an answer is reported as such, so that the retry logic may decide.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use foldhash::HashMap;
+use h2::client::SendRequest;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::cluster::{Cluster, ClusterPermit};
+use super::endpoint::{Endpoint, EndpointKey};
+use super::lease::{H1Lease, H2Slot, IdleConn};
+use super::transport::{self, Alpn};
+use crate::error::Reason;
+use crate::http::h1::conn::Conn;
+use crate::http::h2::client as h2_client;
+use crate::resilience::breaker::{Resource, RoutingPriority};
+
+/// All pools of one worker.
+#[derive(Debug, Default)]
+pub struct Pools {
+    by_endpoint: RefCell<HashMap<EndpointKey, Rc<EndpointPool>>>,
+}
+
+impl Pools {
+    /// The pool of `endpoint`.
+    #[must_use]
+    pub fn of(&self, endpoint: &Arc<Endpoint>) -> Rc<EndpointPool> {
+        if let Some(pool) = self.by_endpoint.borrow().get(&endpoint.key) {
+            return Rc::clone(pool);
+        }
+        let pool = EndpointPool::new(Arc::clone(endpoint));
+        self.by_endpoint.borrow_mut().insert(endpoint.key, Rc::clone(&pool));
+        pool
+    }
+
+    /// Forgets the pools of endpoints that `keep` does not know: connections at rest close, those in use finish.
+    pub fn prune(&self, keep: impl Fn(EndpointKey) -> bool) {
+        let mut removed = Vec::new();
+        self.by_endpoint.borrow_mut().retain(|key, pool| {
+            let stays = keep(*key);
+            if !stays {
+                removed.push(Rc::clone(pool));
+            }
+            stays
+        });
+        for pool in removed {
+            pool.close();
+        }
+    }
+
+    /// Connections of all pools: (at rest, HTTP/2).
+    #[must_use]
+    pub fn count(&self) -> (usize, usize) {
+        let pools = self.by_endpoint.borrow();
+        pools.values().fold((0, 0), |(idle, h2), p| (idle + p.idle.borrow().len(), h2 + p.h2.borrow().len()))
+    }
+}
+
+/// The connections of one worker to one endpoint.
+#[derive(Debug)]
+pub struct EndpointPool {
+    endpoint: Arc<Endpoint>,
+    idle: RefCell<VecDeque<IdleConn>>,
+    h2: RefCell<Vec<Rc<H2Conn>>>,
+    h2_connecting: Cell<bool>,
+    open: Cell<u32>,
+    closed: Cell<bool>,
+    changed: Notify,
+    janitor: RefCell<Option<Waker>>,
+    limits: Cell<Limits>,
+}
+
+/// The right to an open connection: a permit, or the grace of the first connection to an endpoint.
+#[derive(Debug)]
+pub struct Allowed(#[expect(dead_code, reason = "held, not read")] Option<ClusterPermit>);
+
+/// What the cluster says about connections at rest.
+#[derive(Debug, Clone, Copy, Default)]
+struct Limits {
+    idle: Option<Duration>,
+    age: Option<Duration>,
+    uses: Option<u32>,
+}
+
+impl EndpointPool {
+    fn new(endpoint: Arc<Endpoint>) -> Rc<Self> {
+        Rc::new(Self {
+            endpoint,
+            idle: RefCell::default(),
+            h2: RefCell::default(),
+            h2_connecting: Cell::new(false),
+            open: Cell::new(0),
+            closed: Cell::new(false),
+            changed: Notify::new(),
+            janitor: RefCell::new(None),
+            limits: Cell::default(),
+        })
+    }
+
+    /// The endpoint.
+    #[must_use]
+    pub const fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    /// An HTTP/1 connection: one at rest if there is a live one, else a new one.
+    ///
+    /// # Errors
+    /// [`Reason::UpstreamOverflow`] at the circuit breaker's limits, or why connecting failed.
+    pub async fn h1(
+        self: &Rc<Self>,
+        cluster: &Cluster,
+        priority: RoutingPriority,
+        fresh: bool,
+    ) -> Result<H1Lease, Reason> {
+        if !fresh && let Some(idle) = self.take_idle().await {
+            return Ok(H1Lease::again(idle, Rc::clone(self)));
+        }
+        let permit = loop {
+            if let Some(permit) = self.connection_permit(cluster, priority) {
+                break permit;
+            }
+            let _pending = cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?;
+            self.changed.notified().await;
+            if let Some(idle) = self.take_idle().await {
+                return Ok(H1Lease::again(idle, Rc::clone(self)));
+            }
+        };
+        self.remember_limits(cluster);
+        let _pending = cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?;
+        let connected = transport::connect(cluster, &self.endpoint, Alpn::Http1).await?;
+        self.open.set(self.open.get() + 1);
+        Ok(H1Lease::new(Conn::shared(connected.io, BytesMut::new()), Rc::clone(self), Instant::now(), permit))
+    }
+
+    /// A connection permit. The first connection to an endpoint needs none, so that no endpoint starves (as in Envoy).
+    fn connection_permit(&self, cluster: &Cluster, priority: RoutingPriority) -> Option<Allowed> {
+        match cluster.try_acquire(Resource::Connections, priority) {
+            Some(permit) => Some(Allowed(Some(permit))),
+            None if self.open.get() == 0 => Some(Allowed(None)),
+            None => None,
+        }
+    }
+
+    fn remember_limits(&self, cluster: &Cluster) {
+        let http = &cluster.spec().http;
+        self.limits.set(Limits { idle: http.idle_timeout, age: http.max_connection_age, uses: http.max_requests });
+    }
+
+    /// The most recently used live connection at rest.
+    async fn take_idle(&self) -> Option<IdleConn> {
+        poll_fn(|cx| {
+            loop {
+                let Some(idle) = self.idle.borrow_mut().pop_back() else { return Poll::Ready(None) };
+                let dead = idle.conn.borrow_mut().io.poll_disturbed(cx).is_ready();
+                if !dead {
+                    self.endpoint.state.idle_survived(idle.since.elapsed());
+                    return Poll::Ready(Some(idle));
+                }
+                self.endpoint.state.idle_closed(idle.since.elapsed());
+                self.released();
+            }
+        })
+        .await
+    }
+
+    /// A connection comes to rest.
+    pub(super) fn put(self: &Rc<Self>, idle: IdleConn) {
+        let limits = self.limits.get();
+        let worn = limits.uses.is_some_and(|max| idle.uses >= max) || limits.age.is_some_and(|max| idle.born.elapsed() >= max);
+        if worn || self.closed.get() {
+            self.released();
+            return;
+        }
+        let waker = self.janitor.borrow().clone();
+        match waker {
+            // The janitor is told when the server closes or speaks; until then it costs nothing.
+            Some(waker) => {
+                let mut cx = Context::from_waker(&waker);
+                if idle.conn.borrow_mut().io.poll_disturbed(&mut cx).is_ready() {
+                    self.released();
+                    return;
+                }
+                self.idle.borrow_mut().push_back(idle);
+            }
+            None => {
+                self.idle.borrow_mut().push_back(idle);
+                self.start_janitor();
+            }
+        }
+        self.changed.notify_one();
+    }
+
+    /// A connection is gone.
+    pub(super) fn released(&self) {
+        self.open.set(self.open.get().saturating_sub(1));
+        self.changed.notify_one();
+    }
+
+    fn close(&self) {
+        self.closed.set(true);
+        let idle = std::mem::take(&mut *self.idle.borrow_mut());
+        for conn in self.h2.borrow_mut().drain(..) {
+            conn.retire();
+        }
+        drop(idle);
+        if let Some(waker) = self.janitor.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// One task per pool with connections at rest: removes those that the server closed, and those that rested long enough.
+    fn start_janitor(self: &Rc<Self>) {
+        let pool = Rc::downgrade(self);
+        tokio::task::spawn_local(async move {
+            let mut sleep = Box::pin(tokio::time::sleep(Duration::from_secs(1)));
+            poll_fn(|cx| {
+                let Some(next) = Weak::upgrade(&pool).and_then(|p| p.sweep(cx)) else { return Poll::Ready(()) };
+                sleep.as_mut().reset(next);
+                // A deadline that is due already is swept on the next turn.
+                if sleep.as_mut().poll(cx).is_ready() {
+                    cx.waker().wake_by_ref();
+                }
+                Poll::Pending
+            })
+            .await;
+        });
+    }
+
+    /// Sweeps once; the time of the next sweep, or None when nothing rests any more.
+    fn sweep(&self, cx: &mut Context<'_>) -> Option<Instant> {
+        let limit = self.endpoint.state.idle_limit(self.limits.get().idle);
+        let now = Instant::now();
+        let before = self.idle.borrow().len();
+        self.idle.borrow_mut().retain(|idle| {
+            if idle.conn.borrow_mut().io.poll_disturbed(cx).is_ready() {
+                self.endpoint.state.idle_closed(now - idle.since);
+                return false;
+            }
+            now - idle.since < limit
+        });
+        for _ in self.idle.borrow().len()..before {
+            self.released();
+        }
+        let oldest = self.idle.borrow().front().map(|idle| idle.since + limit);
+        let waker = if oldest.is_some() { Some(cx.waker().clone()) } else { None };
+        *self.janitor.borrow_mut() = waker;
+        oldest.filter(|_| !self.closed.get())
+    }
+
+    /// A stream slot on a shared HTTP/2 connection.
+    ///
+    /// # Errors
+    /// As [`Self::h1`].
+    pub async fn h2(
+        self: &Rc<Self>,
+        cluster: &Cluster,
+        priority: RoutingPriority,
+        fresh: bool,
+    ) -> Result<(SendRequest<Bytes>, H2Slot), Reason> {
+        let mut fresh = fresh;
+        loop {
+            if !fresh && let Some(found) = self.take_h2() {
+                return Ok(found);
+            }
+            if self.h2_connecting.get() {
+                // Everybody waits for the one that connects, then looks again.
+                let _pending = cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?;
+                self.changed.notified().await;
+                fresh = false;
+                continue;
+            }
+            let Some(permit) = self.connection_permit(cluster, priority) else {
+                let _pending = cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?;
+                self.changed.notified().await;
+                continue;
+            };
+            return self.connect_h2(cluster, permit).await;
+        }
+    }
+
+    async fn connect_h2(self: &Rc<Self>, cluster: &Cluster, permit: Allowed) -> Result<(SendRequest<Bytes>, H2Slot), Reason> {
+        let connecting = Connecting::start(self);
+        let connected = transport::connect(cluster, &self.endpoint, Alpn::Http2).await?;
+        let (sender, driver) = h2_client::handshake(connected.io, &cluster.spec().http.http2).await?;
+        self.open.set(self.open.get() + 1);
+        let conn = Rc::new(H2Conn {
+            sender,
+            pool: Rc::downgrade(self),
+            active: Cell::new(0),
+            started: Cell::new(0),
+            max_streams: cluster.spec().http.http2.max_streams,
+            retired: Cell::new(false),
+            _permit: permit,
+        });
+        let weak = Rc::downgrade(&conn);
+        tokio::task::spawn_local(async move {
+            driver.await;
+            if let Some(conn) = weak.upgrade() {
+                conn.retire();
+            }
+        });
+        self.h2.borrow_mut().push(Rc::clone(&conn));
+        drop(connecting);
+        Ok(conn.slot())
+    }
+
+    fn take_h2(&self) -> Option<(SendRequest<Bytes>, H2Slot)> {
+        let conns = self.h2.borrow();
+        let best = conns.iter().filter(|c| c.has_room()).min_by_key(|c| c.active.get())?;
+        Some(best.slot())
+    }
+}
+
+/// One task connects; the others wait.
+struct Connecting<'a>(&'a EndpointPool);
+
+impl<'a> Connecting<'a> {
+    fn start(pool: &'a EndpointPool) -> Self {
+        pool.h2_connecting.set(true);
+        Self(pool)
+    }
+}
+
+impl Drop for Connecting<'_> {
+    fn drop(&mut self) {
+        self.0.h2_connecting.set(false);
+        self.0.changed.notify_waiters();
+    }
+}
+
+/// A shared HTTP/2 connection.
+#[derive(Debug)]
+pub struct H2Conn {
+    sender: SendRequest<Bytes>,
+    pool: Weak<EndpointPool>,
+    active: Cell<u32>,
+    started: Cell<u32>,
+    max_streams: u32,
+    retired: Cell<bool>,
+    _permit: Allowed,
+}
+
+impl H2Conn {
+    fn has_room(&self) -> bool {
+        let peer = u32::try_from(self.sender.current_max_send_streams()).unwrap_or(u32::MAX);
+        !self.retired.get() && self.active.get() < self.max_streams.min(peer)
+    }
+
+    fn slot(self: &Rc<Self>) -> (SendRequest<Bytes>, H2Slot) {
+        self.active.set(self.active.get() + 1);
+        self.started.set(self.started.get().saturating_add(1));
+        (self.sender.clone(), H2Slot(Rc::clone(self)))
+    }
+
+    pub(super) fn streams_started(&self) -> u32 {
+        self.started.get()
+    }
+
+    /// Takes the connection out of the pool; its streams finish.
+    pub(super) fn retire(self: &Rc<Self>) {
+        self.retired.set(true);
+        if let Some(pool) = self.pool.upgrade() {
+            let mut conns = pool.h2.borrow_mut();
+            let before = conns.len();
+            conns.retain(|c| !Rc::ptr_eq(c, self));
+            if conns.len() < before {
+                pool.open.set(pool.open.get().saturating_sub(1));
+            }
+            pool.changed.notify_waiters();
+        }
+    }
+
+    pub(super) fn release(&self) {
+        self.active.set(self.active.get() - 1);
+        if let Some(pool) = self.pool.upgrade() {
+            pool.changed.notify_one();
+        }
+    }
+}

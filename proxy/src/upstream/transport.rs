@@ -1,0 +1,68 @@
+//! A connection to an endpoint, ready for HTTP or opaque bytes: TCP, then TLS when the cluster has it, all within the
+//! cluster's connect timeout.
+
+use std::net::SocketAddr;
+
+use super::cluster::Cluster;
+use super::connect::{self, ConnectError};
+use super::endpoint::Endpoint;
+use crate::error::Reason;
+use crate::io::Io;
+use crate::tls::client::{AlpnOffer, Target};
+
+/// Which protocol the connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alpn {
+    /// Opaque bytes: no ALPN but what the TLS context says.
+    None,
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+/// A connection and what its handshake said.
+#[derive(Debug)]
+pub struct Connected {
+    /// The byte stream.
+    pub io: Io,
+    /// Our side.
+    pub local: Option<SocketAddr>,
+    /// The server agreed on HTTP/2.
+    pub is_h2: bool,
+}
+
+/// Connects to `endpoint` of `cluster`.
+///
+/// # Errors
+/// [`Reason::ConnectFailure`], [`Reason::ConnectTimeout`] or [`Reason::UpstreamTls`].
+pub async fn connect(cluster: &Cluster, endpoint: &Endpoint, alpn: Alpn) -> Result<Connected, Reason> {
+    let spec = cluster.spec();
+    let attempt = async {
+        let tcp = connect::connect(endpoint.spec.address, &spec.connect).await.map_err(|e| log_connect(&spec.name, &e))?;
+        let local = tcp.local_addr().ok();
+        let Some(tls) = &spec.tls else { return Ok(Connected { io: Io::Tcp(tcp), local, is_h2: false }) };
+        let offer = match alpn {
+            Alpn::None => AlpnOffer::Configured,
+            Alpn::Http1 => AlpnOffer::Http1,
+            Alpn::Http2 => AlpnOffer::Http2,
+        };
+        let target = Target { host: endpoint.spec.hostname.as_deref(), ..Target::new(endpoint.spec.address, offer) };
+        match tls.connect(tcp, target).await {
+            Ok((stream, session)) => {
+                Ok(Connected { io: Io::Tls(Box::new(stream.into())), local, is_h2: session.is_h2() })
+            }
+            Err(error) => {
+                tracing::debug!(cluster = &*spec.name, endpoint = %endpoint.spec.address, %error, "upstream TLS");
+                Err(Reason::UpstreamTls)
+            }
+        }
+    };
+    // One timeout over both handshakes, as in Envoy.
+    tokio::time::timeout(spec.connect.timeout, attempt).await.unwrap_or(Err(Reason::ConnectTimeout))
+}
+
+fn log_connect(cluster: &str, error: &ConnectError) -> Reason {
+    tracing::debug!(cluster, %error, "upstream connect");
+    error.reason
+}

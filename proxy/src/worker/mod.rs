@@ -1,0 +1,178 @@
+//! One worker: a thread with a current-thread runtime that owns its connections, its pools and its metric shard.
+//! Nothing in here is shared with another thread but the snapshot and the counters that must mean the same everywhere.
+
+pub mod drain;
+pub mod run;
+pub mod telemetry;
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use arc_swap::ArcSwap;
+use foldhash::HashMap;
+use http::HeaderValue;
+use tokio::time::Instant;
+
+use self::drain::LocalDrain;
+use crate::balance::WorkerCursor;
+use crate::config::snapshot::Snapshot;
+use crate::telemetry::access_log::{AccessLog, WorkerLogs};
+use crate::telemetry::format::{Absent, Format};
+use crate::telemetry::record::AccessRecord;
+use self::telemetry::WorkerTelemetry;
+use crate::upstream::cluster::{Cluster, Discovery};
+use crate::upstream::endpoint::{Endpoint, EndpointKey};
+use crate::upstream::original_dst::OriginalDstTable;
+use crate::upstream::pool::Pools;
+
+/// How many original destinations a worker remembers.
+const ORIGINAL_DESTINATIONS: usize = 10_000;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Worker {
+    /// 0 for the first.
+    pub id: usize,
+    /// Connections to endpoints.
+    pub pools: Pools,
+    /// Draining.
+    pub drain: LocalDrain,
+    /// This worker's shard of the metrics.
+    pub metrics: WorkerTelemetry,
+    config: Arc<ArcSwap<Snapshot>>,
+    cached: RefCell<Rc<Arc<Snapshot>>>,
+    logs: WorkerLogs,
+    rng: RefCell<fastrand::Rng>,
+    cursors: RefCell<HashMap<Arc<str>, WorkerCursor>>,
+    originals: RefCell<OriginalDstTable>,
+    formats: RefCell<HashMap<Box<str>, Option<Rc<Format>>>>,
+    date: RefCell<(u64, HeaderValue)>,
+    connections: Cell<u64>,
+}
+
+impl Worker {
+    /// A worker over `config`.
+    #[must_use]
+    pub fn new(id: usize, config: Arc<ArcSwap<Snapshot>>, metrics: WorkerTelemetry, logs: WorkerLogs) -> Rc<Self> {
+        let cached = RefCell::new(Rc::new(config.load_full()));
+        Rc::new(Self {
+            id,
+            pools: Pools::default(),
+            drain: LocalDrain::default(),
+            metrics,
+            config,
+            cached,
+            logs,
+            rng: RefCell::new(fastrand::Rng::new()),
+            cursors: RefCell::default(),
+            originals: RefCell::new(OriginalDstTable::new(ORIGINAL_DESTINATIONS)),
+            formats: RefCell::default(),
+            date: RefCell::new((0, HeaderValue::from_static(""))),
+            connections: Cell::new(0),
+        })
+    }
+
+    /// The configuration of now. Costs one atomic load while nothing changes: the reference count that requests share is
+    /// this worker's own.
+    #[must_use]
+    pub fn snapshot(&self) -> Rc<Arc<Snapshot>> {
+        let newest = self.config.load();
+        let mut cached = self.cached.borrow_mut();
+        if !Arc::ptr_eq(&newest, &cached) {
+            *cached = Rc::new(Arc::clone(&newest));
+        }
+        Rc::clone(&cached)
+    }
+
+    /// Uses the worker's random numbers.
+    pub fn with_rng<R>(&self, f: impl FnOnce(&mut fastrand::Rng) -> R) -> R {
+        f(&mut self.rng.borrow_mut())
+    }
+
+    /// A number for a new connection, unique in the process.
+    pub fn next_connection_id(&self) -> u64 {
+        let n = self.connections.get();
+        self.connections.set(n + 1);
+        (self.id as u64) << 48 | n
+    }
+
+    /// Picks an endpoint of `cluster`, avoiding `tried`.
+    #[must_use]
+    pub fn pick(&self, cluster: &Arc<Cluster>, tried: &[EndpointKey]) -> Option<Arc<Endpoint>> {
+        let mut cursors = self.cursors.borrow_mut();
+        let rng = &mut *self.rng.borrow_mut();
+        let name = &cluster.spec().name;
+        if let Some(cursor) = cursors.get_mut(name) {
+            return cluster.pick(cursor, rng, tried).cloned();
+        }
+        let cursor = cursors.entry(Arc::clone(name)).or_insert_with(|| WorkerCursor::new(rng));
+        cluster.pick(cursor, rng, tried).cloned()
+    }
+
+    /// The endpoint at an original destination.
+    pub fn original_endpoint(&self, cluster: &Arc<Cluster>, address: SocketAddr) -> Arc<Endpoint> {
+        let mut originals = self.originals.borrow_mut();
+        if let Discovery::OriginalDst(spec) = &cluster.spec().discovery
+            && originals.len() >= ORIGINAL_DESTINATIONS
+        {
+            originals.expire(spec.cleanup, Instant::now());
+        }
+        originals.endpoint(address, Instant::now())
+    }
+
+    /// Whether the pools of `key` belong to an original destination.
+    #[must_use]
+    pub fn is_original(&self, key: EndpointKey) -> bool {
+        self.originals.borrow().contains(key)
+    }
+
+    /// A header template, compiled once. None cannot happen for text that the compiler accepted.
+    #[must_use]
+    pub fn format(&self, template: &str) -> Option<Rc<Format>> {
+        if let Some(format) = self.formats.borrow().get(template) {
+            return format.clone();
+        }
+        let format = Format::parse(template, Absent::Omit).ok().map(Rc::new);
+        self.formats.borrow_mut().insert(template.into(), format.clone());
+        format
+    }
+
+    /// The Date of now, made once a second (RFC 9110 §6.6.1).
+    #[must_use]
+    pub fn date(&self) -> HeaderValue {
+        let now = SystemTime::now();
+        let second = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut date = self.date.borrow_mut();
+        if date.0 != second
+            && let Ok(value) = HeaderValue::from_str(&httpdate::fmt_http_date(now))
+        {
+            *date = (second, value);
+        }
+        date.1.clone()
+    }
+
+    /// Writes a record to `logs`.
+    pub fn access_log(&self, logs: &[Arc<AccessLog>], record: &AccessRecord<'_>) {
+        self.logs.log_all(logs, record, Instant::now());
+    }
+
+    /// The buffers of the access logs.
+    #[must_use]
+    pub const fn logs(&self) -> &WorkerLogs {
+        &self.logs
+    }
+
+    /// Forgets what belongs to endpoints and clusters that are gone.
+    pub fn prune(&self) {
+        let snapshot = self.snapshot();
+        let mut known: foldhash::HashSet<EndpointKey> = foldhash::HashSet::default();
+        for cluster in snapshot.clusters() {
+            known.extend(cluster.endpoints().endpoints().iter().map(|e| e.key));
+        }
+        self.pools.prune(|key| known.contains(&key) || self.is_original(key));
+        self.cursors.borrow_mut().retain(|name, _| snapshot.cluster_by_name(name).is_some());
+    }
+}
