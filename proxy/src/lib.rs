@@ -2,11 +2,15 @@
 //!
 //! Module names are the boxes of the diagrams in ARCHITECTURE.md.
 
+pub mod admin;
 pub mod config;
+pub mod drain;
 pub mod error;
 pub mod http;
 pub mod listener;
+pub mod readiness;
 pub mod resilience;
 pub mod route;
+pub mod signal;
 pub mod telemetry;
 pub mod tls;

@@ -1,5 +1,0 @@
-//! Access logs.
-
-/// A compiled access log.
-#[derive(Debug, Default)]
-pub struct AccessLog;

@@ -1,0 +1,83 @@
+//! Counters of the control side: configuration.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use super::{Collect, MetricFamily, counters, gauges};
+
+/// A kind of xDS resource, for the label `type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResourceKind {
+    /// Listener.
+    Listener,
+    /// RouteConfiguration.
+    Route,
+    /// Cluster.
+    Cluster,
+    /// ClusterLoadAssignment.
+    Endpoint,
+    /// Secret.
+    Secret,
+}
+
+const KINDS: [(ResourceKind, &str); 5] = [
+    (ResourceKind::Listener, "listener"),
+    (ResourceKind::Route, "route"),
+    (ResourceKind::Cluster, "cluster"),
+    (ResourceKind::Endpoint, "endpoint"),
+    (ResourceKind::Secret, "secret"),
+];
+
+/// Counters of configuration updates.
+#[derive(Debug, Default)]
+pub struct ControlMetrics {
+    accepted: [AtomicU64; KINDS.len()],
+    rejected: [AtomicU64; KINDS.len()],
+    version: AtomicU64,
+    updated: AtomicU64,
+    connected: AtomicU64,
+}
+
+impl ControlMetrics {
+    /// Resources that were applied.
+    pub fn config_accepted(&self, kind: ResourceKind, resources: u64) {
+        self.accepted[kind as usize].fetch_add(resources, Ordering::Relaxed);
+    }
+
+    /// Resources that were refused.
+    pub fn config_rejected(&self, kind: ResourceKind, resources: u64) {
+        self.rejected[kind as usize].fetch_add(resources, Ordering::Relaxed);
+    }
+
+    /// A snapshot was published: its number, which goes up by one each time, and when.
+    pub fn config_published(&self, version: u64, at: SystemTime) {
+        self.version.store(version, Ordering::Relaxed);
+        let seconds = at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        self.updated.store(seconds, Ordering::Relaxed);
+    }
+
+    /// Whether the control plane is connected.
+    pub fn control_plane_connected(&self, connected: bool) {
+        self.connected.store(u64::from(connected), Ordering::Relaxed);
+    }
+}
+
+impl Collect for ControlMetrics {
+    fn collect(&self, out: &mut Vec<MetricFamily>) {
+        let by_kind = |cells: &[AtomicU64; KINDS.len()]| {
+            KINDS.map(|(kind, name)| (vec![("type", name)], cells[kind as usize].load(Ordering::Relaxed)))
+        };
+        let help = "Resources of configuration updates that were applied.";
+        out.push(counters("remora_config_updates_accepted_total", help, by_kind(&self.accepted)));
+        let help = "Resources of configuration updates that were refused; the last good ones stay.";
+        out.push(counters("remora_config_updates_rejected_total", help, by_kind(&self.rejected)));
+        for (name, help, value) in [
+            ("remora_config_version", "Number of the snapshot in use.", &self.version),
+            ("remora_config_last_update_timestamp_seconds", "When it was published.", &self.updated),
+            ("remora_control_plane_connected", "1 while the control plane is connected.", &self.connected),
+        ] {
+            let value = value.load(Ordering::Relaxed) as f64;
+            out.push(gauges(name, help, std::iter::once((Vec::new(), value))));
+        }
+    }
+}
