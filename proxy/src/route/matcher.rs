@@ -194,25 +194,17 @@ pub trait HeaderView {
     /// All other headers.
     fn fields(&self) -> &HeaderMap;
 
-    /// The value of `key`. Several values are joined with `,` (cookies with `; `) in `buffer`, as Envoy does.
-    fn value<'a>(&'a self, key: &HeaderKey, buffer: &'a mut SmallVec<[u8; 128]>) -> Option<&'a [u8]> {
-        let HeaderKey::Name(name) = key else {
-            return self.pseudo(key);
-        };
-        let mut values = self.fields().get_all(name).iter();
-        let first = values.next()?.as_bytes();
-        let Some(second) = values.next() else {
-            return Some(first);
-        };
-        let separator: &[u8] = if name == COOKIE { b"; " } else { b"," };
-        buffer.extend_from_slice(first);
-        for value in std::iter::once(second).chain(values) {
-            buffer.extend_from_slice(separator);
-            buffer.extend_from_slice(value.as_bytes());
+    /// All values of `key`.
+    fn values(&self, key: &HeaderKey) -> Values<'_> {
+        match key {
+            HeaderKey::Name(name) => self.fields().get_all(name).iter().map(|v| v.as_bytes()).collect(),
+            pseudo => self.pseudo(pseudo).into_iter().collect(),
         }
-        Some(buffer)
     }
 }
+
+/// The values of one header.
+pub type Values<'a> = SmallVec<[&'a [u8]; 4]>;
 
 impl HeaderView for RequestHead {
     fn pseudo(&self, key: &HeaderKey) -> Option<&[u8]> {
@@ -263,20 +255,53 @@ pub enum HeaderRule {
 }
 
 impl HeaderMatch {
-    /// Whether the headers of `view` match. A missing header does not match, inverted or not, unless
-    /// the rule is about presence or `treat_missing_header_as_empty` is set.
+    /// Whether the headers of `view` match. One of several values is enough, as in Envoy since 1.39; all of them joined
+    /// to one list count as well, because a proxy before us may have joined them (RFC 9110 §5.3).
+    /// A missing header does not match, inverted or not, unless the rule is about presence or
+    /// `treat_missing_header_as_empty` is set.
     #[must_use]
     pub fn is_match<V: HeaderView + ?Sized>(&self, view: &V) -> bool {
-        let mut buffer = SmallVec::new();
-        let value = view.value(&self.key, &mut buffer);
-        let value = if self.missing_is_empty { Some(value.unwrap_or_default()) } else { value };
-        let hit = match (&self.rule, value) {
-            (HeaderRule::Present(wanted), value) => value.is_some() == *wanted,
-            (_, None) => return false,
-            (HeaderRule::Text(text), Some(value)) => text.is_match(value),
-            (HeaderRule::Range(range), Some(value)) => integer(value).is_some_and(|n| range.contains(&n)),
+        self.test(view, |values| values.iter().any(|v| self.hit(v)) || self.hit_joined(values))
+    }
+
+    /// Like [`HeaderMatch::is_match`], but every value must match: for rules that grant something, so that a second
+    /// header of the same name does not smuggle a value past them.
+    #[must_use]
+    pub fn is_match_every<V: HeaderView + ?Sized>(&self, view: &V) -> bool {
+        // Inverted, "none matches" is what is asked of every value.
+        self.test(view, |values| {
+            if self.invert { values.iter().any(|v| self.hit(v)) } else { values.iter().all(|v| self.hit(v)) }
+        })
+    }
+
+    fn test<V: HeaderView + ?Sized>(&self, view: &V, hit: impl Fn(&[&[u8]]) -> bool) -> bool {
+        let mut values = view.values(&self.key);
+        if values.is_empty() && self.missing_is_empty {
+            values.push(b"");
+        }
+        let hit = match self.rule {
+            HeaderRule::Present(wanted) => values.is_empty() != wanted,
+            _ if values.is_empty() => return false,
+            _ => hit(&values),
         };
         hit != self.invert
+    }
+
+    fn hit(&self, value: &[u8]) -> bool {
+        match &self.rule {
+            HeaderRule::Present(_) => true,
+            HeaderRule::Text(text) => text.is_match(value),
+            HeaderRule::Range(range) => integer(value).is_some_and(|n| range.contains(&n)),
+        }
+    }
+
+    fn hit_joined(&self, values: &[&[u8]]) -> bool {
+        if values.len() < 2 || matches!(self.rule, HeaderRule::Range(_)) {
+            return false;
+        }
+        let cookie = matches!(&self.key, HeaderKey::Name(name) if name == COOKIE);
+        let separator: &[u8] = if cookie { b"; " } else { b"," };
+        self.hit(&values.join(separator))
     }
 }
 

@@ -49,7 +49,7 @@ impl PathRewrite {
                 None => return Ok(None),
             },
         };
-        // A path begins with a slash: Envoy would send what the pattern gave, and the upstream would refuse it.
+        // A path begins with a slash, whatever the pattern gave.
         let slash = if new.starts_with('/') || (new.is_empty() && rest.starts_with('/')) { "" } else { "/" };
         let whole = format!("{slash}{new}{rest}");
         if whole == full {

@@ -15,10 +15,11 @@ use remora_xds::pb::google::protobuf::{Any, UInt32Value, UInt64Value};
 
 use self::headers::Levels;
 use super::Scope;
-use super::common::{data_source, enumeration, header_name, unsupported};
+use super::common::{data_source, enumeration, header_key, header_name, unsupported};
 use crate::config::names::ClusterId;
 use crate::resilience::retry::RetryPolicy;
 use crate::route::action::{Action, DirectResponse, Route};
+use crate::route::matcher::HeaderKey;
 use crate::route::table::{ClusterUse, RequireTls, RouteTable, TableRules, VirtualHost};
 
 mod action;
@@ -64,7 +65,7 @@ pub fn compile_route_table(pb: &pb::RouteConfiguration, at: &At<'_>, scope: &mut
     let rules = TableRules {
         ignore_port: *ignore_port_in_host_matching,
         vhost_header: non_empty(vhost_header)
-            .and_then(|name| header_name(name, &at.field("vhost_header"), scope)),
+            .and_then(|name| host_header(name, &at.field("vhost_header"), scope)),
         ignore_path_parameters: *ignore_path_parameters_in_path_matching,
         internal_only_headers: names(internal_only_headers, &at.field("internal_only_headers"), scope),
         validate_clusters: validate_clusters.as_ref().map(|v| v.value),
@@ -346,6 +347,18 @@ fn non_empty(text: &str) -> Option<&str> {
 
 fn names(list: &[String], at: &At<'_>, scope: &mut Scope<'_>) -> Box<[HeaderName]> {
     list.iter().enumerate().filter_map(|(i, n)| header_name(n, &at.index(i), scope)).collect()
+}
+
+/// The header that stands for Host; None is Host itself.
+fn host_header(name: &str, at: &At<'_>, scope: &mut Scope<'_>) -> Option<HeaderName> {
+    match header_key(name, at, scope)? {
+        HeaderKey::Name(name) => Some(name),
+        HeaderKey::Authority => None,
+        _ => {
+            scope.errors.report(at, "only a header can hold the name of a host");
+            None
+        }
+    }
 }
 
 /// `typed_per_filter_config` at any level: no filter has a setting of its own for a route yet.

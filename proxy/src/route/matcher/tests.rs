@@ -69,7 +69,17 @@ fn header_matchers_follow_envoys_table() {
         (exact("a"), true, true, &[], true),
         (exact(""), false, true, &[], true),
         (exact("a,b"), false, false, &["a", "b"], true),
-        (exact("a"), false, false, &["a", "b"], false),
+        // Envoy 1.40 answers these the same way.
+        (exact("a"), false, false, &["a", "b"], true),
+        (exact("b"), false, false, &["a", "b"], true),
+        (exact("c"), false, false, &["a", "b"], false),
+        (exact("a"), true, false, &["a", "b"], false),
+        (exact("b"), true, false, &["a", "b"], false),
+        (exact("c"), true, false, &["a", "b"], true),
+        (text(Place::Prefix, "a"), false, false, &["a", "b"], true),
+        (text(Place::Suffix, "b"), false, false, &["a", "b"], true),
+        (HeaderRule::Range(1..5), false, false, &["9", "3"], true),
+        (HeaderRule::Range(1..5), false, false, &["9", "8"], false),
         (text(Place::Contains, "b"), false, false, &["a", "b"], true),
         (text(Place::Suffix, "c"), false, false, &["a", "b"], false),
         (HeaderRule::Present(true), false, false, &["x"], true),
@@ -106,6 +116,23 @@ fn header_matchers_follow_envoys_table() {
 }
 
 #[test]
+fn a_granting_rule_asks_every_value() {
+    let every = |rule: HeaderRule, invert, values: &[&str]| {
+        let pairs: Vec<_> = values.iter().map(|v| ("x-role", *v)).collect();
+        let key = HeaderKey::parse("x-role").unwrap();
+        HeaderMatch { key, rule, invert, missing_is_empty: false }.is_match_every(&get("h", "/", &pairs))
+    };
+    assert!(every(exact("user"), false, &["user"]) && every(exact("user"), false, &["user", "user"]));
+    assert!(!every(exact("user"), false, &["user", "admin"]) && !every(exact("user"), false, &[]));
+    assert!(
+        every(exact("admin"), true, &["user", "guest"]) && !every(exact("admin"), true, &["user", "admin"])
+    );
+    assert!(
+        every(HeaderRule::Present(true), false, &["a", "b"]) && every(HeaderRule::Present(false), false, &[])
+    );
+}
+
+#[test]
 fn pseudo_headers_and_cookies_are_headers_too() {
     let head = get("Shop.example:80", "/a?b=c", &[("cookie", "a=1"), ("cookie", "b=2")]);
     let is = |name: &str, value: &str| {
@@ -117,7 +144,7 @@ fn pseudo_headers_and_cookies_are_headers_too() {
     assert!(is(":authority", "Shop.example:80") && is("Host", "Shop.example:80"));
     assert!(is(":scheme", "http"));
     assert!(!is(":status", "200"));
-    assert!(is("cookie", "a=1; b=2"));
+    assert!(is("cookie", "a=1; b=2") && is("cookie", "b=2") && !is("cookie", "a=1,b=2"));
     assert_eq!(HeaderKey::parse(":nope"), None);
     assert_eq!(HeaderKey::parse(""), None);
     let status = HeaderMatch {

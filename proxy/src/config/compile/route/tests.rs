@@ -12,7 +12,9 @@ use remora_xds::pb::envoy::r#type::v3::{FractionalPercent, Int64Range};
 use remora_xds::pb::google::protobuf::{BoolValue, Duration};
 
 use pb::header_matcher::HeaderMatchSpecifier;
+use pb::query_parameter_matcher::QueryParameterMatchSpecifier;
 use pb::route_action::{ClusterSpecifier, HostRewriteSpecifier, MaxStreamDuration, UpgradeConfig};
+use pb::route_match::PathSpecifier;
 use pb::weighted_cluster::ClusterWeight;
 
 fn compile(pb: &pb::RouteConfiguration) -> (RouteTable, Vec<String>) {
@@ -367,6 +369,18 @@ fn a_compiled_table_routes() {
             _ => 404,
         };
     assert_eq!([status("TEA.example"), status("hot.tea.example"), status("x")], [418, 418, 200]);
+}
+
+#[test]
+fn the_header_of_the_virtual_host() {
+    let compile_with = |name: &str| {
+        let (table, errors) = compile(&pb::RouteConfiguration { vhost_header: name.into(), ..table(vec![]) });
+        (table.rules.vhost_header.map(|n| n.to_string()), errors.len())
+    };
+    assert_eq!(compile_with(""), (None, 0));
+    assert_eq!(compile_with("Host"), (None, 0));
+    assert_eq!(compile_with("X-VHost"), (Some("x-vhost".into()), 0));
+    assert_eq!(compile_with(":path"), (None, 1));
 }
 
 #[test]
