@@ -2,6 +2,7 @@
 //!
 //! Module names are the boxes of the diagrams in ARCHITECTURE.md.
 
+pub mod admin;
 pub mod config;
 pub mod drain;
 pub mod error;
