@@ -11,7 +11,7 @@
 //! The process ends as soon as nothing is open any more after listeners were closed, at the deadline at the latest.
 
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -70,7 +70,10 @@ pub struct Drain(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
+    /// For those who wait.
     phase: watch::Sender<Phase>,
+    /// The same, for those who ask: requests do, and a watch has a lock.
+    now: AtomicU8,
     workers: Mutex<Vec<Arc<Open>>>,
 }
 
@@ -84,11 +87,19 @@ struct Open {
 
 /// Follows the phase; every task may have one.
 #[derive(Debug, Clone)]
-pub struct Watch(watch::Receiver<Phase>);
+pub struct Watch {
+    shared: Arc<Shared>,
+    phase: watch::Receiver<Phase>,
+}
 
 /// Counts what one worker has open. A clone is the same counters; it stays on its worker.
 #[derive(Debug, Clone)]
-pub struct OpenCounts(Rc<Arc<Open>>);
+pub struct OpenCounts(Rc<Worker>);
+
+#[derive(Debug)]
+struct Worker {
+    open: Arc<Open>,
+}
 
 /// Something is open until this is dropped. It stays on its worker.
 #[derive(Debug)]
@@ -100,7 +111,8 @@ pub struct OpenGuard {
 
 impl Default for Drain {
     fn default() -> Self {
-        Self(Arc::new(Shared { phase: watch::Sender::new(Phase::Serving), workers: Mutex::default() }))
+        let phase = watch::Sender::new(Phase::Serving);
+        Self(Arc::new(Shared { phase, now: AtomicU8::new(Phase::Serving as u8), workers: Mutex::default() }))
     }
 }
 
@@ -124,13 +136,13 @@ impl Drain {
     /// The phase now.
     #[must_use]
     pub fn phase(&self) -> Phase {
-        *self.0.phase.borrow()
+        self.0.phase()
     }
 
     /// Follows the phase.
     #[must_use]
     pub fn watch(&self) -> Watch {
-        Watch(self.0.phase.subscribe())
+        Watch { shared: Arc::clone(&self.0), phase: self.0.phase.subscribe() }
     }
 
     /// Counters for one worker; to be made on the worker.
@@ -138,7 +150,7 @@ impl Drain {
     pub fn counts(&self) -> OpenCounts {
         let open = Arc::<Open>::default();
         self.0.workers.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&open));
-        OpenCounts(Rc::new(open))
+        OpenCounts(Rc::new(Worker { open }))
     }
 
     /// Open connections and streams of all workers.
@@ -184,9 +196,23 @@ impl Drain {
             let forward = *phase < to;
             if forward {
                 *phase = to;
+                // Under the lock of the watch: the two are never set in a different order.
+                self.0.now.store(to as u8, Ordering::Release);
             }
             forward
         });
+    }
+}
+
+impl Shared {
+    /// One load: for the request path.
+    fn phase(&self) -> Phase {
+        match self.now.load(Ordering::Acquire) {
+            0 => Phase::Serving,
+            1 => Phase::Draining,
+            2 => Phase::Closed,
+            _ => Phase::Forced,
+        }
     }
 }
 
@@ -194,7 +220,7 @@ impl Watch {
     /// The phase now.
     #[must_use]
     pub fn phase(&self) -> Phase {
-        *self.0.borrow()
+        self.shared.phase()
     }
 
     /// Whether peers are to be asked to go.
@@ -203,9 +229,10 @@ impl Watch {
         self.phase() >= Phase::Draining
     }
 
-    /// Waits until `phase` or a later one. When the [`Drain`] is gone this never ends: nobody drains any more.
+    /// Waits until `phase` or a later one.
     pub async fn reached(&mut self, phase: Phase) {
-        if self.0.wait_for(|now| *now >= phase).await.is_err() {
+        if self.phase.wait_for(|now| *now >= phase).await.is_err() {
+            // The sender lives as long as this watch.
             std::future::pending::<()>().await;
         }
     }
@@ -225,7 +252,7 @@ impl OpenCounts {
     /// What this worker has open: connections, streams.
     #[must_use]
     pub fn open(&self) -> (u64, u64) {
-        (self.0.connections.load(Ordering::Relaxed), self.0.streams.load(Ordering::Relaxed))
+        (self.0.open.connections.load(Ordering::Relaxed), self.0.open.streams.load(Ordering::Relaxed))
     }
 
     fn guard(&self, stream: bool) -> OpenGuard {
@@ -235,7 +262,7 @@ impl OpenCounts {
     }
 
     fn cell(&self, stream: bool) -> &AtomicU64 {
-        if stream { &self.0.streams } else { &self.0.connections }
+        if stream { &self.0.open.streams } else { &self.0.open.connections }
     }
 }
 

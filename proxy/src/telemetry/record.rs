@@ -19,6 +19,10 @@ pub struct AccessRecord<'a> {
     pub request: Option<&'a RequestHead>,
     /// The response that was sent downstream; None when the request ended before one.
     pub response: Option<&'a ResponseHead>,
+    /// Read instead of the headers of `request`: while they are being changed, they are not in their head.
+    pub request_headers: Option<&'a HeaderMap>,
+    /// Read instead of the headers of `response`.
+    pub response_headers: Option<&'a HeaderMap>,
     /// Response trailers.
     pub trailers: Option<&'a HeaderMap>,
     /// Status sent downstream; 499 when the client went away before.

@@ -8,24 +8,23 @@ use remora_xds::pb::envoy::config::accesslog::v3 as pb;
 use remora_xds::pb::envoy::config::accesslog::v3::access_log::ConfigType;
 use remora_xds::pb::envoy::config::accesslog::v3::access_log_filter::FilterSpecifier;
 use remora_xds::pb::envoy::config::core::v3::substitution_format_string::Format as PbFormat;
-use remora_xds::pb::envoy::config::core::v3::{DataSource, SubstitutionFormatString, data_source::Specifier};
-use remora_xds::pb::envoy::config::route::v3::{HeaderMatcher, header_matcher::HeaderMatchSpecifier};
+use remora_xds::pb::envoy::config::core::v3::{DataSource, SubstitutionFormatString};
 use remora_xds::pb::envoy::extensions::access_loggers::file::v3::{FileAccessLog, file_access_log};
 use remora_xds::pb::envoy::extensions::access_loggers::stream::v3::{
     StderrAccessLog, StdoutAccessLog, stderr_access_log, stdout_access_log,
 };
-use remora_xds::pb::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
 use remora_xds::pb::google::protobuf::{Any, Struct};
 
 use super::Scope;
-use crate::telemetry::access_log::{
-    AccessLog, Compare, Filter, HeaderFilter, LogFormat, LogHeader, Sink, TextMatch,
-};
+use super::common::{data_source, fraction, header_match};
+use crate::telemetry::access_log::{AccessLog, Compare, Filter, LogFormat, Sink};
 use crate::telemetry::flags::ResponseFlags;
 use crate::telemetry::format::{Absent, Format, JsonFormat};
 
 /// How deep and/or filters may be nested.
 const MAX_DEPTH: usize = 16;
+/// Longest format string, bytes.
+const MAX_FORMAT: usize = 64 << 10;
 
 /// Compiles the list `access_log` that stands at `at`. Logs with a mistake are left out; the mistakes are reported.
 pub fn compile_access_logs(
@@ -38,10 +37,7 @@ pub fn compile_access_logs(
 }
 
 fn compile(log: &pb::AccessLog, at: &At<'_>, scope: &mut Scope<'_>) -> Option<AccessLog> {
-    let filter = match &log.filter {
-        None => None,
-        Some(filter) => Some(compile_filter(filter, &at.field("filter"), 0, scope)),
-    };
+    let filter = log.filter.as_ref().map(|filter| compile_filter(filter, &at.field("filter"), 0, scope));
     let at = at.field("typed_config");
     let Some(ConfigType::TypedConfig(any)) = &log.config_type else {
         scope
@@ -136,39 +132,16 @@ fn substitution(format: &SubstitutionFormatString, at: &At<'_>, scope: &mut Scop
         Some(PbFormat::JsonFormat(format)) => json(format, absent, &at.field("json_format"), scope),
         Some(PbFormat::TextFormatSource(source)) => {
             let at = at.field("text_format_source");
-            let (format, name) = inline(source, &at, scope)?;
-            text(&format, absent, &at.field(name), scope)
+            text(&inline(source, &at, scope)?, absent, &at, scope)
         }
     };
     compiled.filter(|_| scope.errors.len() == before)
 }
 
-fn inline(source: &DataSource, at: &At<'_>, scope: &mut Scope<'_>) -> Option<(String, &'static str)> {
-    match &source.specifier {
-        Some(Specifier::InlineString(text)) => Some((text.clone(), "inline_string")),
-        Some(Specifier::InlineBytes(bytes)) => match String::from_utf8(bytes.clone()) {
-            Ok(text) => Some((text, "inline_bytes")),
-            Err(_) => {
-                scope.errors.report(&at.field("inline_bytes"), "is not UTF-8");
-                None
-            }
-        },
-        Some(Specifier::Filename(_)) => {
-            scope.errors.report(&at.field("filename"), "is not supported here").fix("use inline_string");
-            None
-        }
-        Some(Specifier::EnvironmentVariable(_)) => {
-            scope
-                .errors
-                .report(&at.field("environment_variable"), "is not supported here")
-                .fix("use inline_string");
-            None
-        }
-        None => {
-            scope.errors.report(at, "needs inline_string");
-            None
-        }
-    }
+fn inline(source: &DataSource, at: &At<'_>, scope: &mut Scope<'_>) -> Option<String> {
+    let bytes = data_source(source, MAX_FORMAT, at, scope)?;
+    let text = String::from_utf8(bytes.into());
+    text.map_err(|_| _ = scope.errors.report(at, "is not UTF-8")).ok()
 }
 
 fn text(format: &str, absent: Absent, at: &At<'_>, scope: &mut Scope<'_>) -> Option<LogFormat> {
@@ -220,7 +193,7 @@ fn compile_filter(
             let at = at.field("header_filter");
             let at = at.field("header");
             match &f.header {
-                Some(matcher) => header(matcher, &at, scope).map(Filter::Header),
+                Some(matcher) => header_match(matcher, &at, scope).map(Filter::Header),
                 None => {
                     scope.errors.report(&at, "is required");
                     None
@@ -319,92 +292,14 @@ fn grpc(filter: &pb::GrpcStatusFilter, at: &At<'_>, scope: &mut Scope<'_>) -> Op
 }
 
 fn sample(filter: &pb::RuntimeFilter, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Filter> {
+    // The key of a runtime layer that does not exist, and how to draw: we always draw independently.
+    let pb::RuntimeFilter { runtime_key: _, percent_sampled, use_independent_randomness: _ } = filter;
     let at = at.field("percent_sampled");
-    let Some(percent) = &filter.percent_sampled else {
+    let Some(percent) = percent_sampled else {
         scope.errors.report(&at, "is required: there is no runtime layer that could give it");
         return None;
     };
-    let unit = match percent.denominator {
-        0 => 10_000,
-        1 => 100,
-        2 => 1,
-        _ => {
-            scope.errors.report(&at.field("denominator"), "is not one of HUNDRED, TEN_THOUSAND, MILLION");
-            return None;
-        }
-    };
-    Some(Filter::Sample(percent.numerator.saturating_mul(unit).min(1_000_000)))
-}
-
-#[expect(deprecated, reason = "Envoy still takes the old forms; many configurations have them")]
-fn header(matcher: &HeaderMatcher, at: &At<'_>, scope: &mut Scope<'_>) -> Option<HeaderFilter> {
-    let Some(name) = LogHeader::parse(&matcher.name) else {
-        scope.errors.report(&at.field("name"), format!("`{}` is not a header name", matcher.name));
-        return None;
-    };
-    let mut filter = HeaderFilter {
-        name,
-        value: None,
-        ignore_case: false,
-        invert: matcher.invert_match,
-        missing_as_empty: matcher.treat_missing_header_as_empty,
-    };
-    let pattern = match &matcher.header_match_specifier {
-        None => return Some(filter),
-        Some(HeaderMatchSpecifier::PresentMatch(present)) => {
-            filter.invert ^= !present;
-            return Some(filter);
-        }
-        Some(HeaderMatchSpecifier::RangeMatch(_)) => {
-            scope.errors.report(&at.field("range_match"), "is not supported in an access log filter");
-            return None;
-        }
-        Some(HeaderMatchSpecifier::StringMatch(StringMatcher { match_pattern, ignore_case })) => {
-            // A pattern writes (?i) itself: ignore_case does not apply to safe_regex (StringMatcher).
-            filter.ignore_case = *ignore_case && !matches!(match_pattern, Some(MatchPattern::SafeRegex(_)));
-            let at = at.field("string_match");
-            let Some(pattern) = match_pattern else {
-                scope.errors.report(&at, "names no pattern");
-                return None;
-            };
-            filter.value = Some(text_match(pattern, *ignore_case, &at, scope)?);
-            return Some(filter);
-        }
-        Some(HeaderMatchSpecifier::ExactMatch(text)) => MatchPattern::Exact(text.clone()),
-        Some(HeaderMatchSpecifier::PrefixMatch(text)) => MatchPattern::Prefix(text.clone()),
-        Some(HeaderMatchSpecifier::SuffixMatch(text)) => MatchPattern::Suffix(text.clone()),
-        Some(HeaderMatchSpecifier::ContainsMatch(text)) => MatchPattern::Contains(text.clone()),
-        Some(HeaderMatchSpecifier::SafeRegexMatch(regex)) => MatchPattern::SafeRegex(regex.clone()),
-    };
-    filter.value = Some(text_match(&pattern, false, at, scope)?);
-    Some(filter)
-}
-
-fn text_match(
-    pattern: &MatchPattern,
-    ignore_case: bool,
-    at: &At<'_>,
-    scope: &mut Scope<'_>,
-) -> Option<TextMatch> {
-    let fold = |text: &str| if ignore_case { text.to_ascii_lowercase().into() } else { Box::from(text) };
-    Some(match pattern {
-        MatchPattern::Exact(text) => TextMatch::Exact(fold(text)),
-        MatchPattern::Prefix(text) => TextMatch::Prefix(fold(text)),
-        MatchPattern::Suffix(text) => TextMatch::Suffix(fold(text)),
-        MatchPattern::Contains(text) => TextMatch::Contains(fold(text)),
-        MatchPattern::SafeRegex(regex) => {
-            // The whole value must match (RegexMatcher). Compiled alone first: `a)|(b` must stay a mistake.
-            let alone = regex::bytes::Regex::new(&regex.regex);
-            let whole = alone.and_then(|_| regex::bytes::Regex::new(&format!("\\A(?:{})\\z", regex.regex)));
-            let at = at.field("safe_regex");
-            let whole = whole.map_err(|error| _ = scope.errors.report(&at.field("regex"), error.to_string()));
-            TextMatch::Regex(whole.ok()?)
-        }
-        MatchPattern::Custom(_) => {
-            scope.errors.report(&at.field("custom"), "is not supported");
-            return None;
-        }
-    })
+    fraction(percent, &at, scope).map(Filter::Sample)
 }
 
 #[cfg(test)]

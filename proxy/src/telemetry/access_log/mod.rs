@@ -17,7 +17,7 @@ use std::sync::Arc;
 use super::format::{Absent, DEFAULT_FORMAT, Format, FormatError, JsonFormat};
 use super::record::AccessRecord;
 
-pub use filter::{Compare, Filter, HeaderFilter, LogHeader, TextMatch};
+pub use filter::{Compare, Filter};
 pub use worker::WorkerLogs;
 pub use writer::{LogControl, LogWriter};
 

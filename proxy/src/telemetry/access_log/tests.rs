@@ -10,6 +10,8 @@ use tokio::time::Instant;
 use super::*;
 use crate::error::Reason;
 use crate::http::head::{HeaderCase, RequestHead};
+use crate::route::matcher::{Fraction, HeaderKey, HeaderMatch, HeaderRule};
+use crate::route::text::{Place, StringMatch};
 use crate::telemetry::flags::ResponseFlags;
 use crate::telemetry::format::{Absent, Format};
 use crate::telemetry::record::{AccessRecord, Timings};
@@ -169,14 +171,12 @@ fn request() -> RequestHead {
     }
 }
 
-fn header(name: &str, value: Option<TextMatch>) -> HeaderFilter {
-    HeaderFilter {
-        name: LogHeader::parse(name).unwrap(),
-        value,
-        ignore_case: false,
-        invert: false,
-        missing_as_empty: false,
-    }
+fn header(name: &str, rule: HeaderRule) -> HeaderMatch {
+    HeaderMatch { key: HeaderKey::parse(name).unwrap(), rule, invert: false, missing_is_empty: false }
+}
+
+fn exact(text: &str) -> HeaderRule {
+    HeaderRule::Text(StringMatch::text(Place::Exact, text, false))
 }
 
 #[test]
@@ -203,20 +203,13 @@ fn filters_choose() {
     yes(Filter::And(vec![Filter::Status(Compare::Ge, 500), Filter::Flags(ResponseFlags::NONE)]));
     no(Filter::And(vec![Filter::Status(Compare::Ge, 500), Filter::Status(Compare::Le, 500)]));
     yes(Filter::Or(vec![Filter::Status(Compare::Eq, 1), Filter::Duration(Compare::Ge, 50)]));
-    yes(Filter::Sample(1_000_000));
-    no(Filter::Sample(0));
+    yes(Filter::Sample(Fraction { numerator: 100, denominator: 100 }));
+    no(Filter::Sample(Fraction { numerator: 0, denominator: 100 }));
     yes(Filter::GrpcStatus { codes: 1, exclude: true });
-    yes(Filter::Header(header("X-A", None)));
-    yes(Filter::Header(header("x-a", Some(TextMatch::Exact("One,two".into())))));
-    let lower = HeaderFilter { ignore_case: true, ..header("x-a", Some(TextMatch::Prefix("one".into()))) };
-    yes(Filter::Header(lower));
-    yes(Filter::Header(header(":path", Some(TextMatch::Suffix("p".into())))));
-    no(Filter::Header(header(":method", Some(TextMatch::Contains("POST".into())))));
-    let missing = || header("x-none", Some(TextMatch::Exact("".into())));
-    no(Filter::Header(missing()));
-    no(Filter::Header(HeaderFilter { invert: true, ..missing() }));
-    yes(Filter::Header(HeaderFilter { missing_as_empty: true, ..missing() }));
-    yes(Filter::Header(HeaderFilter { invert: true, ..header("x-none", None) }));
+    yes(Filter::Header(header("X-A", HeaderRule::Present(true))));
+    yes(Filter::Header(header("x-a", exact("One,two"))));
+    no(Filter::Header(header(":method", exact("POST"))));
+    no(Filter::Header(HeaderMatch { invert: true, ..header("x-none", exact("")) }));
 }
 
 #[test]

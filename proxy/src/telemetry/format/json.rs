@@ -18,8 +18,8 @@ pub struct JsonFormat {
 
 #[derive(Debug, Clone, PartialEq)]
 enum Node {
-    Object(Vec<(Box<[u8]>, Node)>),
-    List(Vec<Node>),
+    Object(Vec<(Box<[u8]>, Self)>),
+    List(Vec<Self>),
     /// JSON that needs no record.
     Constant(Box<[u8]>),
     /// One operator: typed.

@@ -78,8 +78,8 @@ impl HeaderRef {
             Self::Status => r.response?.status.as_str().as_bytes(),
             Self::Named(name) => {
                 let headers = match place {
-                    Place::Request => &r.request?.headers,
-                    Place::Response => &r.response?.headers,
+                    Place::Request => r.request_headers.or_else(|| r.request.map(|h| &h.headers))?,
+                    Place::Response => r.response_headers.or_else(|| r.response.map(|h| &h.headers))?,
                     Place::Trailer => r.trailers?,
                 };
                 headers.get(name)?.as_bytes()

@@ -225,6 +225,10 @@ fn a_header_value_leaves_out_what_is_absent() {
     format.render(&partial, &mut out);
     assert_eq!(out, b"10.1.2.3");
     assert_eq!(format.constant(), None);
+    // While headers are being changed, they are read where they are.
+    let changed: HeaderMap = [(header::USER_AGENT, HeaderValue::from_static("new"))].into_iter().collect();
+    let partial = AccessRecord { request_headers: Some(&changed), ..partial };
+    assert_eq!(text("%REQ(user-agent)% %REQ(x-request-id)% %REQ(:method)%", &partial), "new - POST");
     assert_eq!(Format::parse("50%%", Absent::Omit).unwrap().constant(), Some(&b"50%"[..]));
     assert_eq!(Format::parse("", Absent::Omit).unwrap().constant(), Some(&b""[..]));
 }
