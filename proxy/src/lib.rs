@@ -2,10 +2,13 @@
 //!
 //! Module names are the boxes of the diagrams in ARCHITECTURE.md.
 
+pub mod balance;
 pub mod config;
 pub mod error;
 pub mod http;
 pub mod listener;
+pub mod resilience;
 pub mod route;
 pub mod telemetry;
 pub mod tls;
+pub mod upstream;

@@ -1,6 +1,8 @@
 //! Resources in, an immutable indexed plan out. Pure: no I/O but the certificate files that a TLS context names, no
 //! clock, no running state. Each kind of resource has one module; all mistakes go into one [`Errors`].
 
+pub mod cluster;
+
 use remora_xds::diag::Errors;
 
 use crate::config::names::Names;
