@@ -179,6 +179,12 @@ pub trait Resolver: Send + Sync + 'static {
     fn lookup(&self, query: Query) -> Lookup;
 }
 
+impl<R: Resolver> Resolver for Arc<R> {
+    fn lookup(&self, query: Query) -> Lookup {
+        (**self).lookup(query)
+    }
+}
+
 /// New endpoints of a cluster.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DnsUpdate {

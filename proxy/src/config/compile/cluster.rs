@@ -148,7 +148,7 @@ fn discovery(pb: &Cluster, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Discove
             let at = at.field("load_assignment");
             let assignment = match &pb.load_assignment {
                 None => Assignment::from(Vec::new()),
-                Some(pb) => compile_load_assignment(pb, &at, scope)?,
+                Some(pb) => compile_load_assignment(pb, &at, scope),
             };
             Some(Discovery::Static(Arc::new(add_up(assignment))))
         }

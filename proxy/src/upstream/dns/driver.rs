@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::{Clusters, DnsUpdate, LookupError, LookupResult, Query, Resolver, Scheduler};
+use super::{Clusters, DnsSpec, DnsUpdate, LookupError, LookupResult, Query, Resolver, Scheduler};
 
 /// Lookups under way at the same time.
 const PARALLEL: usize = 64;
@@ -23,7 +23,8 @@ pub struct DnsHandle {
 
 impl DnsHandle {
     /// Replaces all clusters: call it with the DNS clusters of every new snapshot. Never waits.
-    pub fn set_clusters(&self, clusters: Clusters) {
+    pub fn set_clusters(&self, clusters: impl IntoIterator<Item = (Arc<str>, Arc<DnsSpec>)>) {
+        let clusters: Clusters = clusters.into_iter().collect();
         self.wanted.send_if_modified(|old| {
             let changed = *old != clusters;
             *old = clusters;
@@ -34,7 +35,7 @@ impl DnsHandle {
 
 /// Keeps the names of all clusters resolved.
 pub struct Driver<R> {
-    resolver: Arc<R>,
+    resolver: R,
     scheduler: Scheduler,
     wanted: watch::Receiver<Clusters>,
     updates: mpsc::Sender<DnsUpdate>,
@@ -52,7 +53,7 @@ impl<R> std::fmt::Debug for Driver<R> {
 impl<R: Resolver> Driver<R> {
     /// A driver that sends what it finds to `updates`, and the handle that feeds it.
     #[must_use]
-    pub fn new(resolver: Arc<R>, updates: mpsc::Sender<DnsUpdate>, rng: fastrand::Rng) -> (DnsHandle, Self) {
+    pub fn new(resolver: R, updates: mpsc::Sender<DnsUpdate>, rng: fastrand::Rng) -> (Self, DnsHandle) {
         let (sender, wanted) = watch::channel(Clusters::new());
         let driver = Self {
             resolver,
@@ -62,7 +63,7 @@ impl<R: Resolver> Driver<R> {
             pending: BTreeMap::new(),
             lookups: JoinSet::new(),
         };
-        (DnsHandle { wanted: Arc::new(sender) }, driver)
+        (driver, DnsHandle { wanted: Arc::new(sender) })
     }
 
     /// Runs until the handle or the receiver of updates is dropped.

@@ -1,6 +1,4 @@
-use super::super::{
-    Answer, DnsKind, DnsSpec, DnsTarget, LookupFamily, RefreshSpec, ServerSpec, SystemResolver,
-};
+use super::super::{Answer, DnsKind, DnsTarget, LookupFamily, RefreshSpec, ServerSpec, SystemResolver};
 use super::*;
 use crate::upstream::endpoint::{AssignmentPolicy, EndpointSpec};
 use proptest::prelude::*;
@@ -298,7 +296,7 @@ async fn the_driver_refreshes_and_survives_silence_and_panics() {
     script.set("a", good(&[1], 5));
     script.set("b", Err(LookupError::Failed("panic".into())));
     let (sender, mut updates) = mpsc::channel(1);
-    let (handle, driver) = Driver::new(Arc::clone(&script), sender, fastrand::Rng::with_seed(1));
+    let (driver, handle) = Driver::new(Arc::clone(&script), sender, fastrand::Rng::with_seed(1));
     let task = tokio::spawn(driver.run());
     handle.set_clusters(clusters(&[
         ("c", strict(&["a"])),
@@ -329,7 +327,7 @@ async fn a_slow_consumer_gets_the_newest_update_of_each_cluster() {
     let names: Vec<String> = (0..1000).map(|n| format!("h{n}")).collect();
     names.iter().for_each(|n| script.set(n, good(&[1], 5)));
     let (sender, mut updates) = mpsc::channel(1);
-    let (handle, driver) = Driver::new(Arc::clone(&script), sender, fastrand::Rng::with_seed(1));
+    let (driver, handle) = Driver::new(Arc::clone(&script), sender, fastrand::Rng::with_seed(1));
     let task = tokio::spawn(driver.run());
     let all: Vec<_> = names.iter().map(|n| (n.as_str(), strict(&[n.as_str()]))).collect();
     handle.set_clusters(clusters(&all));
@@ -343,7 +341,7 @@ async fn a_slow_consumer_gets_the_newest_update_of_each_cluster() {
     }
     assert!(old <= 2, "{old}");
     drop(updates);
-    handle.set_clusters(Clusters::new());
+    handle.set_clusters([]);
     tokio::time::timeout(Duration::from_secs(60), task).await.unwrap().unwrap();
 }
 

@@ -17,13 +17,14 @@ use crate::upstream::endpoint::{
 /// Envoy's ceiling of `priority`.
 const MAX_PRIORITY: u32 = 128;
 
-/// Compiles an assignment whose addresses are IP addresses (EDS and STATIC). None when it has mistakes.
+/// Compiles an assignment whose addresses are IP addresses (EDS and STATIC). When that adds to `scope.errors`, the answer lacks
+/// the endpoints with mistakes and is not for use.
+#[must_use]
 pub fn compile_load_assignment(
     pb: &pb::ClusterLoadAssignment,
     at: &At<'_>,
     scope: &mut Scope<'_>,
-) -> Option<Assignment> {
-    let before = scope.errors.len();
+) -> Assignment {
     let (members, policy) = members(pb, at, scope);
     let mut endpoints = Vec::with_capacity(members.len());
     for member in members {
@@ -46,7 +47,7 @@ pub fn compile_load_assignment(
             }
         }
     }
-    (scope.errors.len() == before).then_some(Assignment { endpoints, policy })
+    Assignment { endpoints, policy }
 }
 
 /// Compiles an assignment whose addresses are names to be resolved.
