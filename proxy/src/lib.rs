@@ -3,14 +3,23 @@
 //! Module names are the boxes of the diagrams in ARCHITECTURE.md.
 
 pub mod admin;
+pub mod app;
+pub mod balance;
+pub mod bootstrap;
+pub mod cli;
 pub mod config;
 pub mod drain;
 pub mod error;
 pub mod http;
+pub mod io;
 pub mod listener;
 pub mod readiness;
 pub mod resilience;
 pub mod route;
 pub mod signal;
+pub mod tcp;
+pub mod tcp_proxy;
 pub mod telemetry;
 pub mod tls;
+pub mod upstream;
+pub mod worker;

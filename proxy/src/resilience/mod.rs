@@ -5,6 +5,8 @@ use http::HeaderMap;
 use http::header::HeaderName;
 
 pub mod backoff;
+pub mod breaker;
+pub mod budget;
 pub mod retry;
 pub mod timeout;
 

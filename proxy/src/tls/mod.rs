@@ -1,3 +1,4 @@
 //! TLS on both sides.
 
+pub mod client;
 pub mod server;

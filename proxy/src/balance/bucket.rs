@@ -1,0 +1,174 @@
+//! Picks among endpoints of equal standing.
+
+use std::sync::Arc;
+
+use super::weights::{Alias, Schedule};
+use super::{Choices, Filter, LbPolicy, WorkerCursor};
+use crate::upstream::endpoint::Endpoint;
+
+/// Endpoints of equal standing with the index that the policy needs.
+#[derive(Debug)]
+pub(super) struct Bucket {
+    /// Indices into the set; None when the bucket is the whole set.
+    members: Option<Box<[u32]>>,
+    len: u32,
+    slot: u32,
+    picker: Picker,
+}
+
+/// One variant a policy.
+#[derive(Debug)]
+enum Picker {
+    RoundRobin(Schedule),
+    LeastRequest { choices: Choices, bias: f64, sample: Sample },
+    Random(Sample),
+}
+
+/// A random entry, in proportion to the weights.
+#[derive(Debug)]
+enum Sample {
+    Equal(u32),
+    Weighted(Alias),
+}
+
+impl Sample {
+    fn new(weights: &[u32]) -> Self {
+        if weights.windows(2).all(|w| w[0] == w[1]) {
+            Self::Equal(u32::try_from(weights.len()).unwrap_or(u32::MAX))
+        } else {
+            Self::Weighted(Alias::new(weights))
+        }
+    }
+
+    fn draw(&self, rng: &mut fastrand::Rng) -> u32 {
+        match self {
+            Self::Equal(n) => rng.u32(0..*n),
+            Self::Weighted(table) => table.draw(rng.u64(..)),
+        }
+    }
+}
+
+/// How often a policy that picks by chance tries before it looks at all endpoints in turn.
+const TRIES: u32 = 4;
+
+impl Bucket {
+    /// The index over `members`, which is not empty.
+    pub(super) fn build(
+        policy: &LbPolicy,
+        endpoints: &[Arc<Endpoint>],
+        members: Vec<u32>,
+        slot: u32,
+    ) -> Self {
+        let weights: Vec<u32> =
+            members.iter().filter_map(|i| endpoints.get(*i as usize)).map(|e| e.spec.weight).collect();
+        let picker = match policy {
+            LbPolicy::RoundRobin => Picker::RoundRobin(Schedule::rotation(&weights)),
+            LbPolicy::LeastRequest { choices, bias } => {
+                Picker::LeastRequest { choices: *choices, bias: *bias, sample: Sample::new(&weights) }
+            }
+            LbPolicy::Random => Picker::Random(Sample::new(&weights)),
+        };
+        let len = u32::try_from(members.len()).unwrap_or(u32::MAX);
+        let members = (members.len() != endpoints.len()).then(|| members.into());
+        Self { members, len, slot, picker }
+    }
+
+    /// An endpoint that `filter` allows, if the bucket has one.
+    pub(super) fn pick<'e>(
+        &self,
+        endpoints: &'e [Arc<Endpoint>],
+        cursor: &mut WorkerCursor,
+        rng: &mut fastrand::Rng,
+        filter: Filter<'_>,
+    ) -> Option<&'e Arc<Endpoint>> {
+        let set = Members { bucket: self, endpoints, filter };
+        match &self.picker {
+            Picker::RoundRobin(schedule) => self.in_turn(&set, schedule, cursor, rng),
+            Picker::LeastRequest { choices: Choices::Random(k), bias, sample } => {
+                let mut best: Option<&Arc<Endpoint>> = None;
+                for _ in 0..*k {
+                    if let Some(other) = set.allowed(sample.draw(rng)) {
+                        best = Some(lighter(best, other, sample, *bias));
+                    }
+                }
+                best.or_else(|| set.scan(rng.u32(0..self.len)))
+            }
+            Picker::LeastRequest { choices: Choices::All, bias, sample } => {
+                let start = sample.draw(rng);
+                let all = (0..self.len).filter_map(|i| set.allowed((start + i) % self.len));
+                all.fold(None, |best, other| Some(lighter(best, other, sample, *bias)))
+            }
+            Picker::Random(sample) => (0..TRIES)
+                .find_map(|_| set.allowed(sample.draw(rng)))
+                .or_else(|| set.scan(rng.u32(0..self.len))),
+        }
+    }
+
+    fn in_turn<'e>(
+        &self,
+        set: &Members<'_, 'e>,
+        schedule: &Schedule,
+        cursor: &mut WorkerCursor,
+        rng: &mut fastrand::Rng,
+    ) -> Option<&'e Arc<Endpoint>> {
+        let position = cursor.next(self.slot, rng);
+        if let Some(endpoint) = set.allowed(schedule.at(position)) {
+            return Some(endpoint);
+        }
+        for step in 1..schedule.period().unwrap_or(TRIES) {
+            if let Some(endpoint) = set.allowed(schedule.at(position.wrapping_add(step))) {
+                cursor.skip(self.slot, step);
+                return Some(endpoint);
+            }
+        }
+        if schedule.period().is_some() { None } else { set.scan(rng.u32(0..self.len)) }
+    }
+}
+
+/// The one with less load for its weight; the first when they are equal, so that idle endpoints are picked in
+/// proportion to their weights.
+fn lighter<'e>(
+    best: Option<&'e Arc<Endpoint>>,
+    other: &'e Arc<Endpoint>,
+    sample: &Sample,
+    bias: f64,
+) -> &'e Arc<Endpoint> {
+    let Some(best) = best else { return other };
+    let (left, right) = (best.state.active(), other.state.active());
+    let less = match sample {
+        Sample::Equal(_) => right < left,
+        Sample::Weighted(_) => {
+            let cost = |active: u32, weight: u32| {
+                let active = f64::from(active);
+                (if bias == 1.0 { active } else { active.powf(bias) }) / f64::from(weight.max(1))
+            };
+            // With no bias the load does not count at all, and the sample has followed the weights already.
+            bias > 0.0 && cost(right, other.spec.weight) < cost(left, best.spec.weight)
+        }
+    };
+    if less { other } else { best }
+}
+
+/// The members of a bucket as the filter shows them.
+struct Members<'b, 'e> {
+    bucket: &'b Bucket,
+    endpoints: &'e [Arc<Endpoint>],
+    filter: Filter<'b>,
+}
+
+impl<'e> Members<'_, 'e> {
+    fn allowed(&self, entry: u32) -> Option<&'e Arc<Endpoint>> {
+        let index = match &self.bucket.members {
+            None => entry,
+            Some(members) => *members.get(entry as usize)?,
+        };
+        let endpoint = self.endpoints.get(index as usize)?;
+        self.filter.allows(endpoint).then_some(endpoint)
+    }
+
+    fn scan(&self, start: u32) -> Option<&'e Arc<Endpoint>> {
+        let n = self.bucket.len;
+        (0..n)
+            .find_map(|i| self.allowed(u32::try_from((u64::from(start) + u64::from(i)) % u64::from(n)).ok()?))
+    }
+}

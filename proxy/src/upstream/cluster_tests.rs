@@ -1,0 +1,97 @@
+use super::*;
+use crate::resilience::budget::BudgetSpec;
+use crate::upstream::endpoint::EndpointSpec;
+
+fn endpoints(ports: &[u16]) -> Assignment {
+    let spec = |p: &u16| EndpointSpec::new(([127, 0, 0, 1], *p).into());
+    ports.iter().map(spec).collect::<Vec<_>>().into()
+}
+
+fn spec(discovery: Discovery) -> ClusterSpec {
+    ClusterSpec {
+        name: "orders".into(),
+        stat_name: "orders".into(),
+        discovery,
+        connect: ConnectSpec::default(),
+        lb: LbSpec::default(),
+        http: UpstreamHttp::default(),
+        tls: None,
+        thresholds: [Thresholds::default(); 2],
+        buffer_limit: 1 << 20,
+        close_on_host_change: false,
+        metadata: None,
+    }
+}
+
+fn eds() -> Discovery {
+    let initial_fetch_timeout = Duration::from_secs(15);
+    Discovery::Eds(EdsSpec { service_name: "orders".into(), source: EdsSource::Ads, initial_fetch_timeout })
+}
+
+fn statics(ports: &[u16]) -> Discovery {
+    Discovery::Static(Arc::new(endpoints(ports)))
+}
+
+#[test]
+fn a_cluster_warms_when_discovery_answers() {
+    assert!(Cluster::new(Arc::new(spec(statics(&[])))).is_warm());
+    let cold = Cluster::new(Arc::new(spec(eds())));
+    assert!(!cold.is_warm());
+    let warm = cold.with_assignment(&endpoints(&[]));
+    assert!(warm.is_warm());
+    assert_eq!(
+        warm.pick(&mut WorkerCursor::default(), &mut fastrand::Rng::with_seed(1), &[]).map(|e| e.key),
+        None
+    );
+    assert_eq!((warm.state().failed_picks(), cold.state().failed_picks()), (1, 1));
+}
+
+#[test]
+fn an_edit_keeps_endpoints_counters_and_permits() {
+    let first = Cluster::new(Arc::new(spec(eds()))).with_assignment(&endpoints(&[1, 2]));
+    let permit = first.try_acquire(Resource::Requests, RoutingPriority::Default).unwrap();
+    let mut edited = spec(eds());
+    edited.thresholds[0].max_requests = 1;
+    let second = first.with_spec(Arc::new(edited));
+    assert!(Arc::ptr_eq(first.endpoints(), second.endpoints()));
+    assert!(second.try_acquire(Resource::Requests, RoutingPriority::Default).is_none());
+    assert!(second.try_acquire(Resource::Requests, RoutingPriority::High).is_some());
+    drop(permit);
+    assert!(second.try_acquire(Resource::Requests, RoutingPriority::Default).is_some());
+    // Another policy needs another index over the same endpoints.
+    let mut edited = spec(eds());
+    edited.lb.policy = crate::balance::LbPolicy::Random;
+    let third = second.with_spec(Arc::new(edited));
+    assert_eq!(first.endpoints().endpoints()[0].key, third.endpoints().endpoints()[0].key);
+    // The endpoints of the old discovery serve until the new one answers.
+    let fourth = Cluster::new(Arc::new(spec(statics(&[7])))).with_spec(Arc::new(spec(eds())));
+    assert_eq!(fourth.endpoints().len(), 1);
+}
+
+#[test]
+fn panic_picks_are_counted() {
+    let cluster = Cluster::new(Arc::new(spec(statics(&[1, 2, 3]))));
+    cluster.endpoints().endpoints()[..2].iter().for_each(|e| assert!(e.state.set_ejected(true)));
+    let cluster = cluster.rebalanced();
+    let mut cursor = WorkerCursor::default();
+    let mut rng = fastrand::Rng::with_seed(1);
+    assert!(cluster.endpoints().in_panic());
+    assert!(cluster.pick(&mut cursor, &mut rng, &[]).is_some());
+    assert_eq!(cluster.state().panic_picks(), 1);
+}
+
+#[test]
+fn retries_follow_the_budget_of_the_snapshot() {
+    let mut with_budget = spec(statics(&[1]));
+    let budget = BudgetSpec { percent: 50.0, min_concurrency: 0, interval: Duration::ZERO };
+    with_budget.thresholds[0].retry_budget = Some(budget);
+    let cluster = Cluster::new(Arc::new(with_budget));
+    let now = tokio::time::Instant::now();
+    assert!(cluster.try_retry(RoutingPriority::Default, now).is_none());
+    let _requests: Vec<_> =
+        (0..2).map(|_| cluster.try_acquire(Resource::Requests, RoutingPriority::Default).unwrap()).collect();
+    let retry = cluster.try_retry(RoutingPriority::Default, now);
+    assert!(retry.is_some());
+    assert!(cluster.try_retry(RoutingPriority::Default, now).is_none());
+    assert_eq!(cluster.state().breaker(RoutingPriority::Default).overflow(Resource::Retries), 2);
+}

@@ -1,0 +1,136 @@
+//! ORIGINAL_DST: the endpoint of a request is where its connection wanted to go, or what a header names.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use foldhash::{HashMap, HashMapExt};
+use tokio::time::Instant;
+
+use super::endpoint::{Endpoint, EndpointSpec};
+
+/// How to find the destination (`OriginalDstLbConfig`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OriginalDstSpec {
+    /// `use_http_header` and `http_header_name`, default `x-envoy-original-dst-host`: `ip:port` in this header wins.
+    pub header: Option<http::HeaderName>,
+    /// `upstream_port_override`.
+    pub port: Option<u16>,
+    /// `cleanup_interval`, default 5 s: a destination unused this long is forgotten.
+    pub cleanup: Duration,
+}
+
+impl OriginalDstSpec {
+    /// The destination of a request: the header when it is used and names an address, else the original destination of
+    /// the connection; with the port overridden. None when there is neither.
+    #[must_use]
+    pub fn destination(
+        &self,
+        headers: Option<&http::HeaderMap>,
+        connection: Option<SocketAddr>,
+    ) -> Option<SocketAddr> {
+        let named = self
+            .header
+            .as_ref()
+            .and_then(|name| headers?.get(name)?.to_str().ok()?.trim().parse::<SocketAddr>().ok());
+        let mut address = named.or(connection)?;
+        if let Some(port) = self.port {
+            address.set_port(port);
+        }
+        (address.port() != 0).then_some(address)
+    }
+}
+
+/// The destinations that one worker has seen lately. Bounded: when full, the one used longest ago makes room.
+#[derive(Debug)]
+pub struct OriginalDstTable {
+    limit: usize,
+    known: HashMap<SocketAddr, (Arc<Endpoint>, Instant)>,
+}
+
+impl OriginalDstTable {
+    /// A table of at most `limit` destinations.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self { limit: limit.max(1), known: HashMap::new() }
+    }
+
+    /// The endpoint for `address`.
+    pub fn endpoint(&mut self, address: SocketAddr, now: Instant) -> Arc<Endpoint> {
+        if let Some((endpoint, used)) = self.known.get_mut(&address) {
+            *used = now;
+            return Arc::clone(endpoint);
+        }
+        if self.known.len() >= self.limit {
+            let oldest = self.known.iter().min_by_key(|(_, (_, used))| *used).map(|(address, _)| *address);
+            if let Some(address) = oldest {
+                self.known.remove(&address);
+            }
+        }
+        let endpoint = Arc::new(Endpoint::new(EndpointSpec::new(address)));
+        self.known.insert(address, (Arc::clone(&endpoint), now));
+        endpoint
+    }
+
+    /// Forgets destinations unused for `idle` that no request uses now.
+    pub fn expire(&mut self, idle: Duration, now: Instant) {
+        self.known.retain(|_, (endpoint, used)| {
+            now.saturating_duration_since(*used) < idle || endpoint.state.active() > 0
+        });
+    }
+
+    /// Number of destinations.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{HeaderMap, HeaderName};
+
+    fn spec(header: bool, port: Option<u16>) -> OriginalDstSpec {
+        let header = header.then(|| HeaderName::from_static("x-envoy-original-dst-host"));
+        OriginalDstSpec { header, port, cleanup: Duration::from_secs(5) }
+    }
+
+    #[test]
+    fn the_header_wins_only_when_it_names_an_address() {
+        let connection = Some("10.0.0.1:80".parse().unwrap());
+        let mut headers = HeaderMap::new();
+        headers.insert("x-envoy-original-dst-host", "10.0.0.9:8080".parse().unwrap());
+        let find = |s: &OriginalDstSpec, h: &HeaderMap, c| s.destination(Some(h), c).map(|a| a.to_string());
+        assert_eq!(find(&spec(true, None), &headers, connection).as_deref(), Some("10.0.0.9:8080"));
+        assert_eq!(find(&spec(false, None), &headers, connection).as_deref(), Some("10.0.0.1:80"));
+        assert_eq!(find(&spec(true, Some(99)), &headers, None).as_deref(), Some("10.0.0.9:99"));
+        headers.insert("x-envoy-original-dst-host", "db.example:80".parse().unwrap());
+        assert_eq!(find(&spec(true, None), &headers, connection).as_deref(), Some("10.0.0.1:80"));
+        assert_eq!(find(&spec(true, None), &headers, None), None);
+        assert_eq!(find(&spec(true, None), &headers, Some("10.0.0.1:0".parse().unwrap())), None);
+    }
+
+    #[test]
+    fn the_table_is_bounded_and_keeps_what_is_in_use() {
+        let now = Instant::now();
+        let mut table = OriginalDstTable::new(2);
+        let address = |n: u8| SocketAddr::from(([10, 0, 0, n], 80));
+        let first = table.endpoint(address(1), now);
+        let second = table.endpoint(address(2), now + Duration::from_secs(1));
+        assert_eq!(table.endpoint(address(1), now + Duration::from_secs(2)).key, first.key);
+        let third = table.endpoint(address(3), now + Duration::from_secs(3));
+        assert_eq!(table.len(), 2);
+        assert_ne!(table.endpoint(address(2), now + Duration::from_secs(4)).key, second.key);
+        let _busy = third.begin();
+        table.expire(Duration::from_secs(5), now + Duration::from_secs(60));
+        assert_eq!(table.len(), 1);
+        assert_eq!(table.endpoint(address(3), now).key, third.key);
+    }
+}
