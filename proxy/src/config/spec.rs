@@ -71,6 +71,8 @@ pub struct SocketSpec {
     pub transparent: bool,
     /// `freebind`: IP_FREEBIND.
     pub freebind: bool,
+    /// `address.socket_address.ipv4_compat`: a listener on `::` takes IPv4 connections too.
+    pub ipv4_compat: bool,
     /// TCP keepalive from `socket_options`/`tcp_keepalive`.
     pub keepalive: Option<Keepalive>,
 }
