@@ -2,7 +2,9 @@
 //! clock, no running state. Each kind of resource has one module; all mistakes go into one [`Errors`].
 
 pub mod common;
+pub(crate) mod fields;
 pub mod route;
+pub mod tls;
 
 use remora_xds::diag::Errors;
 
