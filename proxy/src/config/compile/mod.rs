@@ -1,8 +1,10 @@
 //! Resources in, an immutable indexed plan out. Pure: no I/O but the certificate files that a TLS context names, no
 //! clock, no running state. Each kind of resource has one module; all mistakes go into one [`Errors`].
 
+pub mod access_log;
 pub mod common;
 pub(crate) mod fields;
+pub mod listener;
 pub mod route;
 pub mod tls;
 
