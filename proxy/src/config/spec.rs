@@ -4,6 +4,7 @@
 //! [`crate::upstream::cluster`], TLS contexts in [`crate::tls`], access logs in [`crate::telemetry::access_log`].
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,6 +72,8 @@ pub struct SocketSpec {
     pub transparent: bool,
     /// `freebind`: IP_FREEBIND.
     pub freebind: bool,
+    /// `address.socket_address.ipv4_compat`: a listener on `::` takes IPv4 connections too.
+    pub ipv4_compat: bool,
     /// TCP keepalive from `socket_options`/`tcp_keepalive`.
     pub keepalive: Option<Keepalive>,
 }
@@ -121,6 +124,8 @@ pub struct HttpSpec {
     pub codec: Codec,
     /// `route_config` or `rds`.
     pub routes: RouteSource,
+    /// `rds`: what to subscribe to. None with `route_config`.
+    pub rds: Option<RdsSpec>,
     /// `http_protocol_options`.
     pub http1: Http1Spec,
     /// `http2_protocol_options`.
@@ -165,9 +170,9 @@ pub struct HttpSpec {
     pub echo_request_id: bool,
     /// `normalize_path`, default true here (Envoy: false).
     pub normalize_path: bool,
-    /// `merge_slashes`, default true here.
+    /// `merge_slashes`, true here. With `normalize_path: false` written out, as the file says.
     pub merge_slashes: bool,
-    /// `path_with_escaped_slashes_action`, default reject here.
+    /// `path_with_escaped_slashes_action`, default reject here; keep with `normalize_path: false` written out.
     pub escaped_slashes: EscapedSlashes,
     /// `common_http_protocol_options.headers_with_underscores_action`.
     pub underscores: Underscores,
@@ -219,6 +224,27 @@ pub enum RouteSource {
     Inline(Arc<RouteTable>),
     /// `rds`: looked up in the snapshot of each request.
     Rds(RouteTableId),
+}
+
+/// `rds`: the route configuration that a connection manager subscribes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RdsSpec {
+    /// `route_config_name`.
+    pub name: Arc<str>,
+    /// `config_source`.
+    pub source: ConfigSource,
+    /// `config_source.initial_fetch_timeout`, default 15 s: how long to hold back for the first answer. None is for
+    /// as long as it takes.
+    pub initial_fetch_timeout: Option<Duration>,
+}
+
+/// `core.v3.ConfigSource`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConfigSource {
+    /// `ads`: the one stream of the bootstrap.
+    Ads,
+    /// `path_config_source.path`: a file that is watched.
+    Path(Arc<Path>),
 }
 
 /// `path_with_escaped_slashes_action`.

@@ -30,11 +30,13 @@ impl Pattern {
     /// What is wrong with the pattern, in one line.
     pub fn new(source: &str) -> Result<Self, String> {
         let inner = translate(source)?;
-        let regex = bytes::RegexBuilder::new(&format!(r"\A(?:{inner})\z"))
-            .size_limit(MAX_PROGRAM)
-            .dfa_size_limit(MAX_DFA)
-            .build()
-            .map_err(|e| one_line(&e))?;
+        let build = |pattern: &str| {
+            let mut builder = bytes::RegexBuilder::new(pattern);
+            builder.size_limit(MAX_PROGRAM).dfa_size_limit(MAX_DFA).build().map_err(|e| one_line(&e))
+        };
+        // By itself first: `a)|(b` is no pattern, but inside of the anchored group it would be two without an anchor each.
+        build(&inner)?;
+        let regex = build(&format!(r"\A(?:{inner})\z"))?;
         Ok(Self { source: source.into(), regex })
     }
 

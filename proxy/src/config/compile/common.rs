@@ -32,12 +32,15 @@ pub fn unsupported(set: bool, at: &At<'_>, scope: &mut Scope<'_>) {
     }
 }
 
+/// protobuf's own limit of a duration, 10,000 years: beyond it adding one to a clock could overflow.
+const MAX_SECONDS: u64 = 315_576_000_000;
+
 /// A duration that is not negative.
 pub fn duration(value: Option<&protobuf::Duration>, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Duration> {
     let value = value?;
     let parts = (u64::try_from(value.seconds), u32::try_from(value.nanos));
     match parts {
-        (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 => Some(Duration::new(seconds, nanos)),
+        (Ok(seconds @ ..=MAX_SECONDS), Ok(nanos @ ..=999_999_999)) => Some(Duration::new(seconds, nanos)),
         _ => {
             scope.errors.report(at, "must be a duration of zero or more");
             None
@@ -368,7 +371,16 @@ pub fn data_source(
         }
     };
     let checked = bytes.and_then(|b| if b.len() > most { Err(too_long(b.len() as u64)) } else { Ok(b) });
-    checked.map_err(|message| scope.errors.report(&at.field(field), message)).ok()
+    match checked {
+        Ok(bytes) => Some(bytes),
+        Err(message) => {
+            let error = scope.errors.report(&at.field(field), message);
+            if field == "filename" {
+                error.fix("name a file that the proxy's user can read");
+            }
+            None
+        }
+    }
 }
 
 /// A special file without an end must not be read: only a regular one of a known length is.

@@ -4,7 +4,10 @@
 pub mod access_log;
 pub mod cluster;
 pub mod common;
+pub(crate) mod fields;
+pub mod listener;
 pub mod route;
+pub mod tls;
 
 use remora_xds::diag::Errors;
 

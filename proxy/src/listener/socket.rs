@@ -1,0 +1,159 @@
+//! Listening sockets, one per worker, and the options of connections.
+
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+use crate::config::spec::{Keepalive, SocketSpec};
+
+/// Backlog without `tcp_backlog_size`.
+const BACKLOG: u32 = 1024;
+
+/// Opens the listening sockets of one address: one per worker, non-blocking, sharing the address by SO_REUSEPORT so
+/// that the kernel spreads connections. With port 0 the first one finds a free port and the others join it; read it
+/// back from any of them.
+///
+/// # Errors
+/// The address is taken, not ours, or not allowed; or an option is not permitted (`transparent` needs CAP_NET_ADMIN).
+/// No socket stays open then.
+pub fn listen(address: SocketAddr, spec: &SocketSpec, workers: usize) -> io::Result<Vec<TcpListener>> {
+    let mut address = address;
+    let mut sockets = Vec::with_capacity(workers);
+    for _ in 0..workers {
+        let socket = listen_one(address, spec)?;
+        address = socket.local_addr()?;
+        sockets.push(socket);
+    }
+    Ok(sockets)
+}
+
+fn listen_one(address: SocketAddr, spec: &SocketSpec) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    if address.is_ipv6() {
+        let any = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+        socket.set_only_v6(!(any && spec.ipv4_compat))?;
+    }
+    if spec.transparent {
+        match address {
+            SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+            SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+        }
+    }
+    if spec.freebind {
+        match address {
+            SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+            SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
+        }
+    }
+    if let Some(keepalive) = &spec.keepalive {
+        // Accepted connections inherit it.
+        set_keepalive(&SockRef::from(&socket), keepalive)?;
+    }
+    socket.bind(&address.into())?;
+    let backlog = spec.backlog.unwrap_or(BACKLOG);
+    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+    Ok(socket.into())
+}
+
+/// Options of a connection, accepted or made: no delay (Nagle off), as every proxy; keepalive; and how long data may
+/// stay unacknowledged before the kernel gives the connection up (TCP_USER_TIMEOUT).
+///
+/// # Errors
+/// The socket refuses an option. For a connection that has just been reset this can be EINVAL: close it.
+pub fn tune<S: std::os::fd::AsFd>(
+    stream: &S,
+    keepalive: Option<&Keepalive>,
+    user_timeout: Option<Duration>,
+) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    socket.set_tcp_nodelay(true)?;
+    if let Some(keepalive) = keepalive {
+        set_keepalive(&socket, keepalive)?;
+    }
+    if user_timeout.is_some() {
+        socket.set_tcp_user_timeout(user_timeout)?;
+    }
+    Ok(())
+}
+
+fn set_keepalive(socket: &SockRef<'_>, keepalive: &Keepalive) -> io::Result<()> {
+    let mut params = TcpKeepalive::new();
+    if let Some(time) = keepalive.time {
+        params = params.with_time(time);
+    }
+    if let Some(interval) = keepalive.interval {
+        params = params.with_interval(interval);
+    }
+    if let Some(probes) = keepalive.probes {
+        params = params.with_retries(probes);
+    }
+    socket.set_tcp_keepalive(&params)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn loopback() -> SocketAddr {
+        "127.0.0.1:0".parse().unwrap()
+    }
+
+    #[test]
+    fn workers_share_a_free_port() {
+        let sockets = listen(loopback(), &SocketSpec::default(), 3).unwrap();
+        let port = sockets[0].local_addr().unwrap().port();
+        assert_ne!(port, 0);
+        assert!(sockets.iter().all(|s| s.local_addr().unwrap().port() == port));
+        // Listening, and not blocking.
+        assert_eq!(sockets[1].accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        std::net::TcpStream::connect(sockets[0].local_addr().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn an_address_that_is_not_ours_needs_freebind() {
+        let address = "192.0.2.1:0".parse().unwrap();
+        assert_eq!(
+            listen(address, &SocketSpec::default(), 1).unwrap_err().kind(),
+            io::ErrorKind::AddrNotAvailable
+        );
+        let spec = SocketSpec { freebind: true, ..SocketSpec::default() };
+        listen(address, &spec, 2).unwrap();
+    }
+
+    #[test]
+    fn connections_get_their_options() {
+        let keepalive = Keepalive {
+            probes: Some(4),
+            time: Some(Duration::from_secs(30)),
+            interval: Some(Duration::from_secs(5)),
+        };
+        let spec = SocketSpec { keepalive: Some(keepalive), ..SocketSpec::default() };
+        let listener = listen(loopback(), &spec, 1).unwrap().remove(0);
+        listener.set_nonblocking(false).unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let accepted_options = SockRef::from(&accepted);
+        assert!(accepted_options.keepalive().unwrap(), "inherited");
+        assert_eq!(accepted_options.tcp_keepalive_time().unwrap(), Duration::from_secs(30));
+        tune(&client, Some(&keepalive), Some(Duration::from_secs(20))).unwrap();
+        let options = SockRef::from(&client);
+        assert!(options.tcp_nodelay().unwrap() && options.keepalive().unwrap());
+        assert_eq!(options.tcp_keepalive_retries().unwrap(), 4);
+        assert_eq!(options.tcp_keepalive_interval().unwrap(), Duration::from_secs(5));
+        assert_eq!(options.tcp_user_timeout().unwrap(), Some(Duration::from_secs(20)));
+    }
+
+    #[test]
+    fn an_ipv6_listener_takes_ipv4_only_when_told() {
+        let any = "[::]:0".parse().unwrap();
+        let Ok(strict) = listen(any, &SocketSpec::default(), 1) else { return }; // no IPv6 on this machine
+        assert!(SockRef::from(&strict[0]).only_v6().unwrap());
+        let both = listen(any, &SocketSpec { ipv4_compat: true, ..SocketSpec::default() }, 1).unwrap();
+        assert!(!SockRef::from(&both[0]).only_v6().unwrap());
+    }
+}

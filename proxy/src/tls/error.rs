@@ -1,0 +1,138 @@
+//! Why a handshake failed, in a closed set that logs and metrics can count.
+
+use std::io;
+
+use rustls::{AlertDescription, CertificateError, Error as Rustls};
+
+/// Kind of a failed handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TlsFailure {
+    /// The peer closed the connection before the handshake was complete.
+    PeerClosed,
+    /// The transport failed.
+    Io,
+    /// The bytes are not TLS.
+    NotTls,
+    /// The peer broke the protocol.
+    Protocol,
+    /// No TLS version, cipher suite or group in common.
+    Incompatible,
+    /// No application protocol in common.
+    NoCommonAlpn,
+    /// The client did not show the certificate that `require_client_certificate` asks for.
+    NoClientCertificate,
+    /// We have no certificate for the name that the client asked for, or it asked for none under `require_sni`.
+    NoServerCertificate,
+    /// The peer's certificate is past its end, or not valid yet.
+    CertificateExpired,
+    /// No trusted CA signed the peer's certificate.
+    CertificateUntrusted,
+    /// No subject alternative name of the peer's certificate is one that we accept.
+    CertificateName,
+    /// The peer's certificate is malformed, or not one for this purpose.
+    CertificateRefused,
+    /// The peer refused us; the detail names its alert.
+    RefusedByPeer,
+    /// There is no server name to send or to verify.
+    NoServerName,
+    /// A fault of ours.
+    Internal,
+}
+
+impl TlsFailure {
+    /// Stable id for logs and metrics.
+    #[must_use]
+    pub const fn id(self) -> &'static str {
+        match self {
+            Self::PeerClosed => "tls_peer_closed",
+            Self::Io => "tls_io",
+            Self::NotTls => "tls_not_tls",
+            Self::Protocol => "tls_protocol_error",
+            Self::Incompatible => "tls_incompatible",
+            Self::NoCommonAlpn => "tls_no_common_alpn",
+            Self::NoClientCertificate => "tls_no_client_certificate",
+            Self::NoServerCertificate => "tls_no_server_certificate",
+            Self::CertificateExpired => "tls_certificate_expired",
+            Self::CertificateUntrusted => "tls_certificate_untrusted",
+            Self::CertificateName => "tls_certificate_name",
+            Self::CertificateRefused => "tls_certificate_refused",
+            Self::RefusedByPeer => "tls_refused_by_peer",
+            Self::NoServerName => "tls_no_server_name",
+            Self::Internal => "tls_internal",
+        }
+    }
+}
+
+/// A failed handshake.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {detail}", kind.id())]
+pub struct TlsError {
+    /// Kind.
+    pub kind: TlsFailure,
+    /// What happened, for a log.
+    pub detail: String,
+}
+
+impl TlsError {
+    /// A failure of `kind`.
+    pub(super) fn new(kind: TlsFailure, detail: impl Into<String>) -> Self {
+        Self { kind, detail: detail.into() }
+    }
+}
+
+impl From<Rustls> for TlsError {
+    fn from(error: Rustls) -> Self {
+        Self::new(classify(&error), error.to_string())
+    }
+}
+
+impl From<io::Error> for TlsError {
+    fn from(error: io::Error) -> Self {
+        if let Some(tls) = error.get_ref().and_then(|e| e.downcast_ref::<Rustls>()) {
+            return Self::new(classify(tls), tls.to_string());
+        }
+        let kind = match error.kind() {
+            io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe => TlsFailure::PeerClosed,
+            _ => TlsFailure::Io,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+fn classify(error: &Rustls) -> TlsFailure {
+    match error {
+        Rustls::InvalidMessage(rustls::InvalidMessage::InvalidContentType) => TlsFailure::NotTls,
+        Rustls::InvalidMessage(_) | Rustls::InappropriateMessage { .. } => TlsFailure::Protocol,
+        Rustls::InappropriateHandshakeMessage { .. } | Rustls::PeerMisbehaved(_) => TlsFailure::Protocol,
+        Rustls::DecryptError | Rustls::PeerSentOversizedRecord => TlsFailure::Protocol,
+        Rustls::PeerIncompatible(_) => TlsFailure::Incompatible,
+        Rustls::NoApplicationProtocol => TlsFailure::NoCommonAlpn,
+        Rustls::NoCertificatesPresented => TlsFailure::NoClientCertificate,
+        Rustls::AlertReceived(AlertDescription::NoApplicationProtocol) => TlsFailure::NoCommonAlpn,
+        Rustls::AlertReceived(_) => TlsFailure::RefusedByPeer,
+        Rustls::InvalidCertificate(certificate) => classify_certificate(certificate),
+        // rustls says this, and only this, when the resolver has no certificate.
+        Rustls::General(text) if text.contains("no server certificate chain resolved") => {
+            TlsFailure::NoServerCertificate
+        }
+        _ => TlsFailure::Internal,
+    }
+}
+
+fn classify_certificate(error: &CertificateError) -> TlsFailure {
+    use CertificateError as E;
+    match error {
+        E::Expired | E::ExpiredContext { .. } | E::NotValidYet | E::NotValidYetContext { .. } => {
+            TlsFailure::CertificateExpired
+        }
+        E::UnknownIssuer | E::BadSignature => TlsFailure::CertificateUntrusted,
+        E::NotValidForName | E::NotValidForNameContext { .. } => TlsFailure::CertificateName,
+        E::Other(other) if other.0.downcast_ref::<super::verify::NameMismatch>().is_some() => {
+            TlsFailure::CertificateName
+        }
+        _ => TlsFailure::CertificateRefused,
+    }
+}

@@ -1,0 +1,219 @@
+//! Certificates, keys and trusted CAs out of PEM, as tolerant as the files that people have: any key format, chains in
+//! any order, no newline at the end, indented, with text around.
+
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use rustls::SignatureAlgorithm;
+use rustls::crypto::CryptoProvider;
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::identity;
+
+/// Why material cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MaterialError {
+    /// No certificate.
+    #[error("holds no certificate")]
+    NoCertificate,
+    /// DER where PEM was expected.
+    #[error("is DER (binary), not PEM")]
+    Der,
+    /// PEM framing or base64 is broken.
+    #[error("is not valid PEM: {0}")]
+    Pem(String),
+    /// A certificate cannot be parsed.
+    #[error("certificate {0} cannot be parsed")]
+    Certificate(usize),
+    /// No private key.
+    #[error("holds no private key")]
+    NoKey,
+    /// The key needs a password.
+    #[error("holds an encrypted private key")]
+    EncryptedKey,
+    /// The key type is none that we use.
+    #[error("holds a private key that cannot be used: {0}")]
+    Key(String),
+    /// No certificate belongs to the key.
+    #[error("the private key belongs to none of the certificates in `certificate_chain`")]
+    Mismatch,
+    /// A CA cannot be used as a trust anchor.
+    #[error("CA certificate {0} cannot be used: {1}")]
+    Ca(usize, String),
+}
+
+impl MaterialError {
+    /// What to do about it.
+    #[must_use]
+    pub const fn fix(&self) -> &'static str {
+        match self {
+            Self::NoCertificate => "it needs at least one block `-----BEGIN CERTIFICATE-----`",
+            Self::Der => "convert it: openssl x509 -inform der -in FILE -out FILE.pem",
+            Self::Pem(_) | Self::Certificate(_) | Self::Ca(..) => "export it again as PEM",
+            Self::NoKey => {
+                "it needs one block `-----BEGIN PRIVATE KEY-----`, `RSA PRIVATE KEY` or `EC PRIVATE KEY`"
+            }
+            Self::EncryptedKey => "decrypt it: openssl pkey -in FILE -out FILE.plain",
+            Self::Key(_) => {
+                "use an ECDSA P-256, P-384 or P-521, an RSA (2048 bits or more) or an Ed25519 key"
+            }
+            Self::Mismatch => "give the certificate and the key of one pair",
+        }
+    }
+
+    /// Whether the key, not the certificates, is to blame.
+    #[must_use]
+    pub const fn is_about_key(&self) -> bool {
+        matches!(self, Self::NoKey | Self::EncryptedKey | Self::Key(_) | Self::Mismatch)
+    }
+}
+
+/// A certificate chain with its private key, ready to be shown.
+#[derive(Debug, Clone)]
+pub struct OwnCertificate {
+    /// Chain, leaf first, and key.
+    pub key: Arc<CertifiedKey>,
+    /// DNS names of the leaf in lower case; its common name when it has none.
+    pub names: Vec<Box<str>>,
+    /// Beginning of validity, in seconds since 1970.
+    pub not_before: i64,
+    /// End of validity, in seconds since 1970.
+    pub not_after: i64,
+}
+
+impl OwnCertificate {
+    /// Builds the pair. The chain may be in any order: the leaf is the certificate that belongs to the key.
+    ///
+    /// # Errors
+    /// What is wrong with the material.
+    pub fn from_pem(chain: &[u8], key: &[u8], provider: &CryptoProvider) -> Result<Self, MaterialError> {
+        let certificates = certificates(chain)?;
+        let key = private_key(key)?;
+        let key =
+            provider.key_provider.load_private_key(key).map_err(|e| MaterialError::Key(e.to_string()))?;
+        let chain = leaf_first(certificates, key.public_key().as_deref())?;
+        let leaf = identity::parse(&chain[0]).map_err(|_| MaterialError::Certificate(0))?;
+        let (not_before, not_after) =
+            (leaf.validity().not_before.timestamp(), leaf.validity().not_after.timestamp());
+        let names = server_names(&leaf);
+        Ok(Self { key: Arc::new(CertifiedKey::new(chain, key)), names, not_before, not_after })
+    }
+
+    /// Whether the key is ECDSA.
+    #[must_use]
+    pub fn is_ecdsa(&self) -> bool {
+        self.key.key.algorithm() == SignatureAlgorithm::ECDSA
+    }
+
+    /// What to warn about at `now` (seconds since 1970): expired, or not valid yet.
+    #[must_use]
+    pub fn warning(&self, now: i64) -> Option<&'static str> {
+        if self.not_after < now {
+            Some("the certificate has expired: peers will refuse it")
+        } else if self.not_before > now {
+            Some("the certificate is not valid yet: peers will refuse it")
+        } else {
+            None
+        }
+    }
+}
+
+fn server_names(leaf: &x509_parser::certificate::X509Certificate<'_>) -> Vec<Box<str>> {
+    let dns = identity::names(leaf).map(|names| names.dns).unwrap_or_default();
+    if dns.is_empty() {
+        let common = leaf.subject().iter_common_name().filter_map(|cn| cn.as_str().ok());
+        return common.map(|cn| cn.to_ascii_lowercase().into()).collect();
+    }
+    dns.iter().map(|name| name.to_ascii_lowercase().into()).collect()
+}
+
+/// All certificates of a PEM text.
+///
+/// # Errors
+/// None is there, or one is broken.
+pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, MaterialError> {
+    let text = normalise(pem)?;
+    let mut list = Vec::new();
+    for item in CertificateDer::pem_slice_iter(&text) {
+        list.push(item.map_err(|e| MaterialError::Pem(e.to_string()))?);
+    }
+    for (i, certificate) in list.iter().enumerate() {
+        identity::parse(certificate).map_err(|_| MaterialError::Certificate(i))?;
+    }
+    if list.is_empty() { Err(MaterialError::NoCertificate) } else { Ok(list) }
+}
+
+/// The first private key of a PEM text: PKCS#8, PKCS#1 or SEC1.
+///
+/// # Errors
+/// None is there, it is encrypted, or it is broken.
+pub fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, MaterialError> {
+    let text = normalise(pem)?;
+    if memchr::memmem::find(&text, b"ENCRYPTED").is_some() {
+        return Err(MaterialError::EncryptedKey);
+    }
+    match PrivateKeyDer::from_pem_slice(&text) {
+        Ok(key) => Ok(key),
+        Err(rustls_pki_types::pem::Error::NoItemsFound) => Err(MaterialError::NoKey),
+        Err(error) => Err(MaterialError::Pem(error.to_string())),
+    }
+}
+
+/// Trusted CAs out of a PEM bundle.
+///
+/// # Errors
+/// None is there, or one cannot be a trust anchor.
+pub fn roots(pem: &[u8]) -> Result<RootCertStore, MaterialError> {
+    let mut store = RootCertStore::empty();
+    for (i, certificate) in certificates(pem)?.into_iter().enumerate() {
+        store.add(certificate).map_err(|e| MaterialError::Ca(i, e.to_string()))?;
+    }
+    Ok(store)
+}
+
+/// Lines without indentation and byte order mark; a marker must stand at the beginning of its line.
+fn normalise(pem: &[u8]) -> Result<Vec<u8>, MaterialError> {
+    if pem.starts_with(&[0x30]) {
+        return Err(MaterialError::Der);
+    }
+    let pem = pem.strip_prefix(b"\xef\xbb\xbf").unwrap_or(pem);
+    let mut out = Vec::with_capacity(pem.len() + 1);
+    for line in pem.split(|b| matches!(b, b'\n' | b'\r')) {
+        let line = line.trim_ascii();
+        if !line.is_empty() {
+            out.extend_from_slice(line);
+            out.push(b'\n');
+        }
+    }
+    Ok(out)
+}
+
+/// Puts the certificate of `public_key` first, and after it the certificate of its issuer, and so on.
+fn leaf_first(
+    mut rest: Vec<CertificateDer<'static>>,
+    public_key: Option<&[u8]>,
+) -> Result<Vec<CertificateDer<'static>>, MaterialError> {
+    let leaf = match public_key {
+        None => 0,
+        Some(spki) => rest.iter().position(|c| spki_of(c) == Some(spki)).ok_or(MaterialError::Mismatch)?,
+    };
+    let mut chain = vec![rest.remove(leaf)];
+    while let Some(next) = issuer_position(&chain[chain.len() - 1], &rest) {
+        chain.push(rest.remove(next));
+    }
+    // Cross-signed alternatives stay behind the chain, where verifiers still find them.
+    chain.append(&mut rest);
+    Ok(chain)
+}
+
+fn spki_of<'a>(certificate: &'a CertificateDer<'_>) -> Option<&'a [u8]> {
+    Some(identity::parse(certificate).ok()?.tbs_certificate.subject_pki.raw)
+}
+
+fn issuer_position(of: &CertificateDer<'_>, among: &[CertificateDer<'_>]) -> Option<usize> {
+    let child = identity::parse(of).ok()?;
+    let issuer = child.issuer().as_raw();
+    among.iter().position(|c| identity::parse(c).is_ok_and(|c| c.subject().as_raw() == issuer))
+}

@@ -1,0 +1,131 @@
+//! Certificates for tests.
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType, SignatureAlgorithm,
+};
+
+use super::material::{self, OwnCertificate};
+use super::verify::{PeerPolicy, SanMatch};
+
+/// A certificate authority.
+pub(crate) struct Ca {
+    params: CertificateParams,
+    key: KeyPair,
+    pub(crate) pem: String,
+}
+
+/// A certificate chain and its key, in PEM.
+#[derive(Clone)]
+pub(crate) struct Pair {
+    pub(crate) chain: String,
+    pub(crate) key: String,
+}
+
+impl Ca {
+    pub(crate) fn new(name: &str) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let params = Self::params(name);
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { params, key, pem }
+    }
+
+    fn params(name: &str) -> CertificateParams {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params
+    }
+
+    /// A CA below this one.
+    pub(crate) fn intermediate(&self, name: &str) -> Self {
+        let (key, params) = (KeyPair::generate().unwrap(), Self::params(name));
+        let pem = params.signed_by(&key, &self.issuer()).unwrap().pem();
+        Self { params, key, pem }
+    }
+
+    fn issuer(&self) -> Issuer<'_, &KeyPair> {
+        Issuer::from_params(&self.params, &self.key)
+    }
+
+    /// A leaf for both sides, changed by `edit`.
+    pub(crate) fn leaf(&self, sans: &[SanType], edit: impl FnOnce(&mut CertificateParams)) -> Pair {
+        self.leaf_for(&rcgen::PKCS_ECDSA_P256_SHA256, sans, edit)
+    }
+
+    pub(crate) fn leaf_for(
+        &self,
+        algorithm: &'static SignatureAlgorithm,
+        sans: &[SanType],
+        edit: impl FnOnce(&mut CertificateParams),
+    ) -> Pair {
+        let key = KeyPair::generate_for(algorithm).unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "leaf");
+        params.subject_alt_names = sans.to_vec();
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        edit(&mut params);
+        let chain = params.signed_by(&key, &self.issuer()).unwrap().pem();
+        Pair { chain, key: key.serialize_pem() }
+    }
+
+    pub(crate) fn policy(&self, sans: Vec<SanMatch>) -> PeerPolicy {
+        PeerPolicy { roots: Some(material::roots(self.pem.as_bytes()).unwrap()), sans, send_ca_names: true }
+    }
+}
+
+impl Pair {
+    pub(crate) fn own(&self) -> OwnCertificate {
+        OwnCertificate::from_pem(self.chain.as_bytes(), self.key.as_bytes(), super::provider()).unwrap()
+    }
+}
+
+pub(crate) fn dns(name: &str) -> SanType {
+    SanType::DnsName(name.try_into().unwrap())
+}
+
+pub(crate) fn uri(name: &str) -> SanType {
+    SanType::URI(name.try_into().unwrap())
+}
+
+pub(crate) fn expired(params: &mut CertificateParams) {
+    params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+}
+
+/// The private key of a PKCS#8 PEM in its old form: `RSA PRIVATE KEY` (PKCS#1) or `EC PRIVATE KEY` (SEC1).
+pub(crate) fn old_form(pkcs8_pem: &str, label: &str) -> String {
+    let key = material::private_key(pkcs8_pem.as_bytes()).unwrap();
+    // PrivateKeyInfo is a sequence of version, algorithm and an octet string, which holds the old form.
+    let (_, info) = element(key.secret_der());
+    let (after_version, _) = element(info);
+    let (after_algorithm, _) = element(after_version);
+    let (_, inner) = element(after_algorithm);
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----", base64(inner))
+}
+
+/// What follows the first DER element, and the content of that element.
+fn element(der: &[u8]) -> (&[u8], &[u8]) {
+    let (header, length) = match der[1] {
+        short @ 0..=127 => (2, usize::from(short)),
+        0x81 => (3, usize::from(der[2])),
+        _ => (4, usize::from(der[2]) << 8 | usize::from(der[3])),
+    };
+    (&der[header + length..], &der[header..header + length])
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::new();
+    for chunk in bytes.chunks(3) {
+        let word = chunk.iter().fold(0_u32, |w, b| w << 8 | u32::from(*b)) << (8 * (3 - chunk.len()));
+        for i in 0..4 {
+            let digit = ALPHABET[(word >> (18 - 6 * i) & 63) as usize] as char;
+            out.push(if i <= chunk.len() { digit } else { '=' });
+        }
+    }
+    out
+}
