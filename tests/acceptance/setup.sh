@@ -32,6 +32,7 @@ packages() {
     local policy=/usr/sbin/policy-rc.d made=
     if [ ! -e $policy ]; then
         made=1
+        trap "rm -f $policy" EXIT
         printf '#!/bin/sh\nexit 101\n' >$policy
         chmod +x $policy
     fi
