@@ -18,6 +18,9 @@ struct Args {
     /// Requests per second.
     #[arg(long, default_value_t = 1000.0, conflicts_with = "closed")]
     rate: f64,
+    /// Requests that are due together: 1 spaces them evenly.
+    #[arg(long, default_value_t = 1, conflicts_with = "closed")]
+    burst: u32,
     /// Closed loop: every connection (or stream) sends its next request when the last was answered.
     #[arg(long)]
     closed: bool,
@@ -48,7 +51,7 @@ impl Args {
         Ok(Options {
             target,
             protocol: self.protocol,
-            mode: if self.closed { Mode::Closed } else { Mode::Rate(self.rate) },
+            mode: if self.closed { Mode::Closed } else { Mode::Rate { rate: self.rate, burst: self.burst } },
             connections: self.connections,
             streams: self.streams,
             authority: authority.to_string(),

@@ -16,7 +16,7 @@ use super::certs;
 use super::procfs::{self, Cpu};
 use super::proxies::{self, Part, Programs, Proxy, Scenario, Site};
 use super::report::{Results, Row};
-use super::spawn::{self, Cores, Running};
+use super::spawn::{self, Cores, Placement, Running};
 use super::stats::{Round, summarise};
 use crate::load::{self, Mark, Mode, Protocol, bulk};
 
@@ -36,6 +36,8 @@ pub struct Plan {
     pub rounds: usize,
     /// Requests per second of the fixed-rate run.
     pub rate: f64,
+    /// Requests of the fixed-rate run that are due together.
+    pub burst: u32,
     /// HTTP/1 connections.
     pub connections: usize,
     /// HTTP/2 connections.
@@ -52,8 +54,8 @@ pub struct Plan {
     pub warmup: Duration,
     /// The measured window of the closed loop; zero leaves it out.
     pub ceiling: Duration,
-    /// Whether the proxies get a core of their own.
-    pub pin: bool,
+    /// Where the proxies run in the fixed-rate run.
+    pub placement: Placement,
     /// Configs, certificates and logs go here.
     pub folder: PathBuf,
 }
@@ -104,7 +106,7 @@ impl Origin {
 pub async fn run(plan: &Plan, progress: &mut dyn FnMut(&str)) -> anyhow::Result<Results> {
     // Before this process stands on one core only.
     let machine = procfs::machine();
-    let cores = Cores::new(plan.pin)?;
+    let cores = Cores::new(plan.placement)?;
     certs::write(&plan.folder)?;
     let origin = Origin::start(&plan.programs.origin).await?;
     let rig = Rig { plan, cores, origin, count: machine.cores };
@@ -137,7 +139,7 @@ pub async fn run(plan: &Plan, progress: &mut dyn FnMut(&str)) -> anyhow::Result<
         }));
     }
     let versions = versions(plan).await;
-    Ok(Results::new(plan, machine, cores.pinned(), versions, rows))
+    Ok(Results::new(plan, machine, versions, rows))
 }
 
 /// What the programs say about themselves.
@@ -269,9 +271,16 @@ impl Rig<'_> {
         pids: &[u32],
         round: &mut Round,
     ) -> anyhow::Result<()> {
-        let options = self.load(scenario, target, Mode::Rate(self.plan.rate), self.plan.window);
+        let options = self.load(
+            scenario,
+            target,
+            Mode::Rate { rate: self.plan.rate, burst: self.plan.burst },
+            self.plan.window,
+        );
         let mut meter = Meter::new(self, pids);
+        self.cores.for_rate(&meter.proxy)?;
         let report = load::run(&options, &mut |mark| meter.mark(mark)).await?;
+        self.cores.for_ceiling(&meter.proxy)?;
         let used = meter.used();
         let requests = report.ok.max(1) as f64;
         round.cpu_us = used.proxy.total * 1e6 / requests;
@@ -297,7 +306,9 @@ impl Rig<'_> {
         let mut meter = Meter::new(self, pids);
         let report = load::run(&options, &mut |mark| meter.mark(mark)).await?;
         round.ceiling = report.rate;
-        round.ceiling_cores = meter.used().proxy.total / report.seconds;
+        let used = meter.used();
+        round.full_us = used.proxy.total * 1e6 / report.ok.max(1) as f64;
+        round.ceiling_cores = used.proxy.total / report.seconds;
         round.errors += report.errors;
         round.first_error = round.first_error.take().or(report.first_error);
         Ok(())

@@ -15,4 +15,5 @@ mod targets;
 pub use measure::{Plan, run};
 pub use proxies::{Programs, Proxy, Scenario};
 pub use report::{Results, table};
+pub use spawn::Placement;
 pub use targets::{Check, checks};

@@ -193,7 +193,7 @@ pub(super) fn arguments(
     let file = file.into_os_string();
     let word = OsString::from;
     Ok(match proxy {
-        Proxy::Haproxy => vec![word("-db"), word("-q"), word("-f"), file],
+        Proxy::Haproxy => vec![word("-db"), word("-f"), file],
         Proxy::Nginx => {
             vec![word("-e"), word("stderr"), word("-p"), site.folder.as_os_str().to_owned(), word("-c"), file]
         }

@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::measure::Plan;
 use super::procfs::Machine;
 use super::proxies::{Proxy, Scenario, name};
+use super::spawn::Placement;
 use super::stats::Round;
 
 /// One proxy in one scenario.
@@ -35,6 +36,8 @@ pub struct Setting {
     pub rounds: usize,
     /// Requests per second at the fixed rate.
     pub rate: f64,
+    /// Requests that were due together.
+    pub burst: u32,
     /// Seconds of the fixed-rate window.
     pub seconds: f64,
     /// HTTP/1 connections.
@@ -47,8 +50,8 @@ pub struct Setting {
     pub bulk_connections: usize,
     /// The path of every request.
     pub path: String,
-    /// Whether proxies had a core of their own.
-    pub pinned: bool,
+    /// Where the proxies ran at the fixed rate.
+    pub placement: Placement,
 }
 
 /// Everything that a run found.
@@ -65,23 +68,18 @@ pub struct Results {
 }
 
 impl Results {
-    pub(super) fn new(
-        plan: &Plan,
-        machine: Machine,
-        pinned: bool,
-        versions: Vec<(Proxy, String)>,
-        rows: Vec<Row>,
-    ) -> Self {
+    pub(super) fn new(plan: &Plan, machine: Machine, versions: Vec<(Proxy, String)>, rows: Vec<Row>) -> Self {
         let setting = Setting {
             rounds: plan.rounds,
             rate: plan.rate,
+            burst: plan.burst,
             seconds: plan.window.as_secs_f64(),
             connections: plan.connections,
             h2_connections: plan.h2_connections,
             h2_streams: plan.h2_streams,
             bulk_connections: plan.bulk_connections,
             path: plan.path.clone(),
-            pinned,
+            placement: plan.placement,
         };
         Self { machine, versions, setting, rows }
     }
@@ -102,7 +100,7 @@ impl Results {
     }
 }
 
-const HEAD: [&str; 14] = [
+const HEAD: [&str; 15] = [
     "scenario",
     "proxy",
     "CPU",
@@ -113,6 +111,7 @@ const HEAD: [&str; 14] = [
     "p50",
     "p99",
     "ceiling",
+    "CPU there",
     "cores",
     "RSS idle",
     "loaded",
@@ -153,7 +152,7 @@ pub fn table(results: &Results) -> String {
     }
     let mut text = align(&lines);
     text.push_str("\nCPU of the proxy per request at the fixed rate (per gigabyte for tcp), both processes of a pair together.\n");
-    text.push_str("Cores is what the proxy used at its ceiling: below 1.0 per process the load generator was the limit.\n");
+    text.push_str("CPU there and cores: per request, and in all, at the ceiling; below 1.0 core the load generator was the limit.\n");
     for note in notes {
         text.push_str("! ");
         text.push_str(&note);
@@ -192,6 +191,7 @@ fn cells(results: &Results, row: &Row) -> Vec<String> {
         latency(median.p50_us),
         latency(median.p99_us),
         ceiling,
+        if tcp { dash() } else { cpu(median.full_us) },
         if measured { format!("{:.2}", median.ceiling_cores) } else { dash() },
         memory(median.idle.resident),
         memory(median.loaded.resident),
@@ -245,13 +245,14 @@ pub(super) mod tests {
             setting: Setting {
                 rounds: 1,
                 rate: 4000.0,
+                burst: 1,
                 seconds: 1.0,
                 connections: 1,
                 h2_connections: 1,
                 h2_streams: 1,
                 bulk_connections: 1,
                 path: "/".into(),
-                pinned: true,
+                placement: Placement::Together,
             },
             rows,
         }

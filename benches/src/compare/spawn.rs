@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
@@ -18,36 +19,81 @@ const READY: Duration = Duration::from_secs(20);
 /// How long a process may take to end.
 const END: Duration = Duration::from_secs(3);
 
+/// Which cores the proxies, and the load generator with the origin, run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Placement {
+    /// At the fixed rate everything shares one core: no wake-up crosses cores, so their price, which is the machine's
+    /// and not the proxy's, stays out. The ceiling is measured as in [`Self::Split`].
+    Together,
+    /// The proxies have a core of their own.
+    Split,
+    /// The scheduler decides.
+    Free,
+}
+
 /// Which cores belong to whom. A child inherits the core of the thread that starts it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cores {
-    /// The proxy's core and that of everything else.
+    placement: Placement,
+    /// The proxies' core and that of everything else.
     split: Option<(usize, usize)>,
 }
 
+fn only(core: usize) -> CpuSet {
+    let mut set = CpuSet::new();
+    set.set(core);
+    set
+}
+
 impl Cores {
-    /// Gives the first allowed core to the proxies and the second to the rest, this process included. Without `pin`, or
-    /// with a single core, the scheduler decides.
-    pub(super) fn new(pin: bool) -> anyhow::Result<Self> {
+    /// Gives the first allowed core to the proxies and the second to the rest, this process included. With a single core
+    /// the scheduler decides.
+    pub(super) fn new(placement: Placement) -> anyhow::Result<Self> {
         let allowed = sched_getaffinity(None).context("sched_getaffinity")?;
         let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
-        let split = if pin { cores.next().zip(cores.next()) } else { None };
-        let cores = Self { split };
+        let split = if placement == Placement::Free { None } else { cores.next().zip(cores.next()) };
+        let cores = Self { placement, split };
         cores.stand_on(split.map(|(_, rest)| rest))?;
         Ok(cores)
     }
 
     fn stand_on(self, core: Option<usize>) -> anyhow::Result<()> {
         let Some(core) = core else { return Ok(()) };
-        let mut set = CpuSet::new();
-        set.set(core);
-        sched_setaffinity(None, &set).context("sched_setaffinity")
+        sched_setaffinity(None, &only(core)).context("sched_setaffinity")
     }
 
-    /// Whether proxies have a core of their own.
-    pub(super) fn pinned(self) -> bool {
-        self.split.is_some()
+    /// Moves the proxies to where the fixed-rate run wants them.
+    pub(super) fn for_rate(self, processes: &[u32]) -> anyhow::Result<()> {
+        match (self.placement, self.split) {
+            (Placement::Together, Some((_, rest))) => place(processes, rest),
+            _ => Ok(()),
+        }
     }
+
+    /// Moves the proxies to where the closed loop wants them.
+    pub(super) fn for_ceiling(self, processes: &[u32]) -> anyhow::Result<()> {
+        match self.split {
+            Some((proxy, _)) => place(processes, proxy),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Moves every thread of the processes to one core.
+fn place(processes: &[u32], core: usize) -> anyhow::Result<()> {
+    for process in processes {
+        for thread in fs::read_dir(format!("/proc/{process}/task")).context("the proxy has ended")?.flatten()
+        {
+            let id = thread.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+            match sched_setaffinity(id, &only(core)) {
+                // A thread may end between the two calls.
+                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                Err(error) => return Err(error).context("sched_setaffinity"),
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A started process.

@@ -29,6 +29,8 @@ pub struct Round {
     pub p99_us: f64,
     /// Requests per second in the closed loop, or gigabytes per second in the TCP scenario.
     pub ceiling: f64,
+    /// CPU of the proxy per request in the closed loop, in microseconds.
+    pub full_us: f64,
     /// Cores that the proxy used meanwhile: at 1.0 per process the ceiling is its own, below that the generator's.
     pub ceiling_cores: f64,
     /// Failed and unsent requests in both runs.
@@ -66,6 +68,7 @@ pub(super) fn summarise(rounds: &[Round]) -> Round {
         p50_us: median(rounds, |r| r.p50_us),
         p99_us: median(rounds, |r| r.p99_us),
         ceiling: median(rounds, |r| r.ceiling),
+        full_us: median(rounds, |r| r.full_us),
         ceiling_cores: median(rounds, |r| r.ceiling_cores),
         errors: rounds.iter().map(|r| r.errors).sum(),
         first_error: rounds.iter().find_map(|r| r.first_error.clone()),

@@ -37,8 +37,13 @@ pub enum Protocol {
 /// When requests are sent.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Mode {
-    /// Open loop: so many requests per second, evenly spaced.
-    Rate(f64),
+    /// Open loop.
+    Rate {
+        /// Requests per second.
+        rate: f64,
+        /// Requests that are due together: 1 spaces them evenly, more makes gusts of so many.
+        burst: u32,
+    },
     /// Closed loop: as fast as answers come.
     Closed,
 }
@@ -164,8 +169,9 @@ pub async fn run(options: &Options, mark: &mut dyn FnMut(Mark)) -> anyhow::Resul
     for client in clients {
         tasks.spawn_local(worker(client, Rc::clone(&shared)));
     }
-    if let Mode::Rate(rate) = options.mode {
-        tasks.spawn_local(shared::pace(Rc::clone(&shared), rate, shared.timer(rate)?));
+    if let Mode::Rate { rate, burst } = options.mode {
+        let (timer, interval) = shared::timer(rate, burst)?;
+        tasks.spawn_local(shared::pace(Rc::clone(&shared), timer, interval, burst));
     }
     let begin = Instant::now();
     sleep_until(begin + options.warmup).await;

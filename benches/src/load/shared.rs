@@ -183,35 +183,36 @@ impl Shared {
             },
         }
     }
-
-    /// A periodic timer of the kernel's high resolution; tokio's own has a grain of one millisecond, which would send
-    /// bursts and add half a millisecond to every latency.
-    pub(super) fn timer(&self, rate: f64) -> anyhow::Result<AsyncFd<OwnedFd>> {
-        if !(rate.is_finite() && (0.001..=1_000_000.0).contains(&rate)) {
-            bail!("the rate must be between 0.001 and 1,000,000 requests per second");
-        }
-        let interval = Duration::from_secs_f64(1.0 / rate);
-        let spec = Timespec {
-            tv_sec: i64::try_from(interval.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(interval.subsec_nanos()),
-        };
-        let fd = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)
-            .context("timerfd_create")?;
-        timerfd_settime(&fd, TimerfdTimerFlags::empty(), &Itimerspec { it_interval: spec, it_value: spec })
-            .context("timerfd_settime")?;
-        #[expect(
-            deprecated,
-            reason = "the successor is unsafe for the sake of other types; an OwnedFd stays open"
-        )]
-        AsyncFd::new(fd).context("timer")
-    }
 }
 
-/// Queues a request at every expiry of `timer`, until the window closes.
-pub(super) async fn pace(shared: Rc<Shared>, rate: f64, timer: AsyncFd<OwnedFd>) {
-    let interval = Duration::from_nanos((1e9 / rate) as u64);
-    let begin = Instant::now();
-    let mut due = begin;
+/// A periodic timer of the kernel's high resolution, and its interval; tokio's own has a grain of one millisecond.
+pub(super) fn timer(rate: f64, burst: u32) -> anyhow::Result<(AsyncFd<OwnedFd>, Duration)> {
+    if !(rate.is_finite() && (0.001..=1_000_000.0).contains(&rate)) {
+        bail!("the rate must be between 0.001 and 1,000,000 requests per second");
+    }
+    if burst == 0 {
+        bail!("at least one request must be due at a time");
+    }
+    let interval = Duration::from_secs_f64(f64::from(burst) / rate);
+    let spec = Timespec {
+        tv_sec: i64::try_from(interval.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(interval.subsec_nanos()),
+    };
+    let fd = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)
+        .context("timerfd_create")?;
+    timerfd_settime(&fd, TimerfdTimerFlags::empty(), &Itimerspec { it_interval: spec, it_value: spec })
+        .context("timerfd_settime")?;
+    #[expect(
+        deprecated,
+        reason = "the successor is unsafe for the sake of other types; an OwnedFd stays open"
+    )]
+    let timer = AsyncFd::new(fd).context("timer")?;
+    Ok((timer, interval))
+}
+
+/// Queues `burst` requests at every expiry of `timer`, until the window closes.
+pub(super) async fn pace(shared: Rc<Shared>, timer: AsyncFd<OwnedFd>, interval: Duration, burst: u32) {
+    let mut due = Instant::now();
     while !shared.stopped() {
         let Ok(mut ready) = timer.readable().await else { return };
         let mut count = [0; 8];
@@ -221,7 +222,7 @@ pub(super) async fn pace(shared: Rc<Shared>, rate: f64, timer: AsyncFd<OwnedFd>)
         }
         for _ in 0..u64::from_ne_bytes(count) {
             due += interval;
-            shared.push(due);
+            (0..burst).for_each(|_| shared.push(due));
         }
     }
 }
@@ -232,7 +233,7 @@ mod tests {
 
     #[tokio::test(flavor = "local")]
     async fn a_stall_is_seen_by_every_request_that_was_due_while_it_lasted() {
-        let shared = Shared::new(Mode::Rate(100.0)).unwrap();
+        let shared = Shared::new(Mode::Rate { rate: 100.0, burst: 1 }).unwrap();
         let start = shared.open_window();
         // Ten requests were due 100 ms to 10 ms ago, and one worker answers them all at once, now.
         for i in 0..10_u32 {
@@ -255,7 +256,7 @@ mod tests {
 
     #[tokio::test(flavor = "local")]
     async fn what_could_not_be_sent_is_counted_and_has_a_latency() {
-        let shared = Shared::new(Mode::Rate(100.0)).unwrap();
+        let shared = Shared::new(Mode::Rate { rate: 100.0, burst: 1 }).unwrap();
         let start = shared.open_window();
         shared.push(start);
         while Instant::now() < start + Duration::from_millis(5) {
@@ -270,9 +271,9 @@ mod tests {
 
     #[test]
     fn rates_without_meaning_are_refused() {
-        let shared = Shared::new(Mode::Closed).unwrap();
         for rate in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e9] {
-            assert!(shared.timer(rate).is_err(), "{rate}");
+            assert!(timer(rate, 1).is_err(), "{rate}");
         }
+        assert!(timer(1.0, 0).is_err());
     }
 }
