@@ -319,3 +319,100 @@ fn client_config(files: &TlsFiles<'_>) -> anyhow::Result<Arc<ClientConfig>> {
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(Arc::new(config))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::load::{self, Protocol, bulk};
+    use crate::origin;
+
+    async fn listener() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    /// The addresses of a running origin: HTTP/1, HTTP/2, bulk.
+    async fn origin() -> [SocketAddr; 3] {
+        let ((h1, a), (h2, b), (bulk, c)) = (listener().await, listener().await, listener().await);
+        tokio::task::spawn_local(origin::serve(h1, h2, bulk));
+        [a, b, c]
+    }
+
+    async fn floor(upstream: SocketAddr, mode: Mode, tls: Option<(&Path, &str)>) -> SocketAddr {
+        let (listener, address) = listener().await;
+        let paths = tls.map(|(folder, leaf)| {
+            [folder.join(format!("{leaf}.pem")), folder.join(format!("{leaf}.key")), folder.join("ca.pem")]
+        });
+        tokio::task::spawn_local(async move {
+            let files = paths.as_ref().map(|[certificate, key, authority]| TlsFiles {
+                certificate,
+                key,
+                authority,
+                server_name: "b.bench",
+            });
+            serve(listener, upstream, mode, files.as_ref()).await
+        });
+        address
+    }
+
+    /// Closed-loop load for a moment; every answer must be the 3,000 bytes that were asked for.
+    async fn check(target: SocketAddr, protocol: Protocol) {
+        let options = load::Options {
+            target,
+            protocol,
+            mode: load::Mode::Closed,
+            connections: 2,
+            streams: if protocol == Protocol::H2 { 3 } else { 1 },
+            authority: "origin.bench".into(),
+            path: "/3000".into(),
+            warmup: Duration::ZERO,
+            window: Duration::from_millis(100),
+        };
+        let report = load::run(&options, &mut |_| {}).await.unwrap();
+        assert!(report.ok > 0, "{report:?}");
+        assert_eq!((report.errors, report.bytes), (0, report.ok * 3000), "{report:?}");
+    }
+
+    #[tokio::test(flavor = "local")]
+    async fn both_protocols_and_bulk_pass_through() {
+        let [h1, h2, bulk] = origin().await;
+        check(h1, Protocol::H1).await;
+        check(h2, Protocol::H2).await;
+        check(floor(h1, Mode::H1, None).await, Protocol::H1).await;
+        check(floor(h2, Mode::H2, None).await, Protocol::H2).await;
+        bulk::probe(floor(bulk, Mode::Tcp, None).await).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "local")]
+    async fn the_pair_carries_http1_over_http2_with_mutual_tls() {
+        let folder = tempfile::tempdir().unwrap();
+        crate::compare::certs::write(folder.path()).unwrap();
+        let [h1, ..] = origin().await;
+        let server = floor(h1, Mode::MtlsServer, Some((folder.path(), "b"))).await;
+        let client = floor(server, Mode::MtlsClient, Some((folder.path(), "a"))).await;
+        check(client, Protocol::H1).await;
+    }
+
+    #[tokio::test(flavor = "local")]
+    async fn an_upstream_that_is_gone_is_a_502() {
+        let (gone, address) = listener().await;
+        drop(gone);
+        let proxy = floor(address, Mode::H1, None).await;
+        let options = load::Options {
+            target: proxy,
+            protocol: Protocol::H1,
+            mode: load::Mode::Closed,
+            connections: 1,
+            streams: 1,
+            authority: "origin.bench".into(),
+            path: "/".into(),
+            warmup: Duration::ZERO,
+            window: Duration::ZERO,
+        };
+        let error = load::probe(&options).await.unwrap_err().to_string();
+        assert_eq!(error, "status 502");
+    }
+}

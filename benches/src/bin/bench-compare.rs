@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use clap::{Parser, ValueEnum as _};
 use remora_benches::compare::{self, Placement, Plan, Programs, Proxy, Scenario};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Runs every proxy with one worker under the same load and prints one table: CPU per request at a fixed rate, latency,
 /// ceiling, memory, time to ready, and the ratios to HAProxy and Envoy.
@@ -174,9 +175,11 @@ fn main() -> anyhow::Result<ExitCode> {
     };
     let mut hear = progress;
     let results = remora_benches::local_runtime()?.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
         tokio::select! {
             results = compare::run(&plan, &mut hear) => results,
             _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+            _ = terminate.recv() => bail!("terminated"),
         }
     })?;
     if stderr().is_terminal() {

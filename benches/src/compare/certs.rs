@@ -10,7 +10,7 @@ use rcgen::{
 };
 
 /// Writes `ca.pem`, and for each of the names `a` and `b`: `.pem`, `.key`, and `.both.pem` with the two in one file.
-pub(super) fn write(folder: &Path) -> anyhow::Result<()> {
+pub(crate) fn write(folder: &Path) -> anyhow::Result<()> {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.distinguished_name.push(DnType::CommonName, "bench authority");

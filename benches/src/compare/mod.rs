@@ -3,7 +3,7 @@
 //! What counts is CPU per request at a fixed rate. On two cores it is the only figure that the neighbours of the
 //! machine, and the load generator itself, do not decide.
 
-mod certs;
+pub(crate) mod certs;
 mod measure;
 mod procfs;
 mod proxies;

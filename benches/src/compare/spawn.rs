@@ -122,12 +122,7 @@ pub(super) fn start(
     } else {
         Command::new(program)
     };
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(output.try_clone()?)
-        .stderr(output)
-        .kill_on_drop(true);
+    command.args(arguments).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
     cores.stand_on(cores.split.map(|(proxy, _)| proxy))?;
     let began = Instant::now();
     let child = command.spawn().with_context(|| program.display().to_string());
@@ -167,16 +162,29 @@ impl Running {
         lines.into_iter().skip(skip).collect::<Vec<_>>().join(" / ")
     }
 
-    /// Asks the process to end, and ends it if it does not.
-    pub(super) async fn stop(mut self) -> anyhow::Result<()> {
-        if let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) {
-            // The child is not waited for yet, so its id cannot belong to another process.
+    /// Sends SIGTERM, unless the process has been waited for: then its id may be another's.
+    fn ask(&self) {
+        let id = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        if let Some(pid) = id {
+            // It may have ended by itself a moment ago.
             let _ = kill_process(pid, Signal::TERM);
         }
+    }
+
+    /// Asks the process to end, and ends it if it does not.
+    pub(super) async fn stop(mut self) -> anyhow::Result<()> {
+        self.ask();
         if timeout(END, self.child.wait()).await.is_err() {
             self.child.kill().await.context("kill")?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // SIGTERM, not SIGKILL: nginx must be able to end its worker.
+        self.ask();
     }
 }
 

@@ -102,7 +102,8 @@ pub struct Report {
     pub ok: u64,
     /// Failed requests, other statuses, and requests that were not answered within two seconds of the window's end.
     pub errors: u64,
-    /// Requests that were due in the window and could not be sent in it, because every connection was taken.
+    /// Requests that were due in the window and could not be sent until two seconds after it, because every connection
+    /// was taken.
     pub unsent: u64,
     /// The first failure, in words.
     pub first_error: Option<String>,

@@ -65,17 +65,15 @@ impl Shared {
         self.end.get().is_some()
     }
 
-    /// The moment at which the next request is due, when it is time to send it; `None` after the window.
+    /// The moment at which the next request is due, when it is time to send it; `None` after the window, when everything
+    /// that was due in it is sent.
     pub(super) async fn next(&self) -> Option<Instant> {
         loop {
-            if self.stopped() {
-                return None;
-            }
             if self.closed_loop {
-                return Some(Instant::now());
+                return (!self.stopped()).then(Instant::now);
             }
             let due = self.due.borrow_mut().pop_front();
-            if due.is_some() {
+            if due.is_some() || self.stopped() {
                 return due;
             }
             self.wake.notified().await;
@@ -136,9 +134,17 @@ impl Shared {
         now
     }
 
-    /// Closes the window now. What is still queued counts as unsent, with the time it has waited as its latency, which
-    /// is the least that it would have been.
+    /// Closes the window now: nothing more becomes due.
     pub(super) fn close_window(&self) -> Instant {
+        let now = Instant::now();
+        self.end.set(Some(now));
+        self.wake.notify_waiters();
+        now
+    }
+
+    /// Counts what is in flight as errors, because it had its time, and what is still queued as unsent, with the time
+    /// that it has waited as its latency, which is the least that it would have been.
+    pub(super) fn abandon(&self) {
         let now = Instant::now();
         for due in std::mem::take(&mut *self.due.borrow_mut()) {
             if self.in_window(due) {
@@ -146,13 +152,6 @@ impl Shared {
                 self.record(now - due);
             }
         }
-        self.end.set(Some(now));
-        self.wake.notify_waiters();
-        now
-    }
-
-    /// Counts what is in flight as errors: it had its time.
-    pub(super) fn abandon(&self) {
         let left = self.in_flight.take();
         if left > 0 {
             add(&self.errors, left);
@@ -263,6 +262,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         let end = shared.close_window();
+        shared.abandon();
         let report = shared.report(start, end);
         assert_eq!((report.ok, report.unsent), (0, 1));
         assert!(report.latency.max_us >= 5_000, "{report:?}");
