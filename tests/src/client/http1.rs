@@ -185,13 +185,17 @@ impl Http1Client {
         }
     }
 
-    /// Reads more of a body that [`Http1Client::head`] began; true when it is complete.
+    /// Reads more of a body that [`Http1Client::head`] began, at least one byte of input; true when it is complete.
     ///
     /// # Errors
     /// What ended it early.
     pub async fn body_more(&mut self, reader: &mut BodyReader) -> Result<bool, Broken> {
+        let before = reader.body.len();
         if reader.read(&mut self.input).map_err(Broken::Malformed)? {
             return Ok(true);
+        }
+        if reader.body.len() > before {
+            return Ok(false);
         }
         self.fill("response body").await?;
         reader.read(&mut self.input).map_err(Broken::Malformed)
