@@ -1,6 +1,7 @@
 //! Header compression (RFC 7541): an encoder that never compresses, so that any bytes can be sent, and a decoder.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::sync::LazyLock;
 
 /// Fields of one header block, in order. Names and values are read as Latin-1.
 pub type Block = Vec<(String, String)>;
@@ -162,39 +163,40 @@ fn take_string(input: &mut &[u8]) -> Result<String, String> {
     if huffman { unhuffman(bytes) } else { Ok(crate::http1::latin1(bytes)) }
 }
 
-/// Decodes bit by bit: the code is canonical, so the codes of one length are consecutive numbers.
+/// Decodes bit by bit.
 fn unhuffman(bytes: &[u8]) -> Result<String, String> {
-    let mut order: Vec<usize> = (0..HUFFMAN_BITS.len()).collect();
-    order.sort_by_key(|symbol| (HUFFMAN_BITS[*symbol], *symbol));
     let mut text = String::new();
     let (mut code, mut length) = (0u32, 0u8);
     for bit in bytes.iter().flat_map(|byte| (0..8).rev().map(move |n| byte >> n & 1)) {
         code = code << 1 | u32::from(bit);
         length += 1;
-        if let Some(symbol) = symbol(&order, code, length) {
-            text.push(char::from(u8::try_from(symbol).map_err(|_| "EOS in a string")?));
+        if let Some(symbol) = SYMBOLS.get(&(length, code)) {
+            text.push(char::from(u8::try_from(*symbol).map_err(|_| "EOS in a string")?));
             (code, length) = (0, 0);
+        }
+        if length > 30 {
+            return Err("no such Huffman code".into());
         }
     }
     let padding_is_ones = code == (1 << length) - 1;
     if length < 8 && padding_is_ones { Ok(text) } else { Err("bad Huffman padding".into()) }
 }
 
-fn symbol(order: &[usize], code: u32, length: u8) -> Option<usize> {
-    let (mut next, mut bits) = (0u32, 0u8);
+/// Symbols by length and code. The code is canonical: the codes of one length are consecutive numbers, in the order of
+/// the symbols.
+static SYMBOLS: LazyLock<HashMap<(u8, u32), usize>> = LazyLock::new(|| {
+    let mut order: Vec<usize> = (0..HUFFMAN_BITS.len()).collect();
+    order.sort_by_key(|symbol| (HUFFMAN_BITS[*symbol], *symbol));
+    let (mut next, mut length) = (0u32, 0u8);
+    let mut symbols = HashMap::new();
     for symbol in order {
-        next <<= HUFFMAN_BITS[*symbol] - bits;
-        bits = HUFFMAN_BITS[*symbol];
-        if bits > length {
-            return None;
-        }
-        if bits == length && next == code {
-            return Some(*symbol);
-        }
+        next <<= HUFFMAN_BITS[symbol] - length;
+        length = HUFFMAN_BITS[symbol];
+        symbols.insert((length, next), symbol);
         next += 1;
     }
-    None
-}
+    symbols
+});
 
 /// Length of the code of each symbol, 256 is EOS (RFC 7541 Appendix B).
 #[rustfmt::skip]

@@ -62,9 +62,15 @@ impl Response {
 }
 
 impl Http1Client {
+    /// Over a connection that exists already.
+    #[must_use]
+    pub fn over(io: Io) -> Self {
+        Self { io, input: BytesMut::new() }
+    }
+
     /// Connects in plaintext.
     pub async fn connect(address: SocketAddr) -> Self {
-        Self { io: Io::tcp(address).await, input: BytesMut::new() }
+        Self::over(Io::tcp(address).await)
     }
 
     /// Connects with TLS.

@@ -382,7 +382,7 @@ impl Http2Client {
             }
             kind::HEADERS => self.block = Some((frame.stream, frame.has(flag::END_STREAM), Vec::new())),
             kind::RST_STREAM => {
-                self.streams.entry(frame.stream).or_default().reset.get_or_insert(frame.number(0));
+                self.streams.entry(frame.stream).or_default().reset.get_or_insert_with(|| frame.number(0));
             }
             kind::SETTINGS if !frame.has(flag::ACK) => {
                 for setting in frame.payload.chunks_exact(6) {
