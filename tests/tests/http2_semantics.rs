@@ -34,6 +34,8 @@ enum Verdict {
     BadRequest(&'static str),
 }
 
+use Verdict::{BadRequest, Error, Refused};
+
 /// Sends one malformed request; it must not be forwarded, and the next request must be served.
 async fn malformed(send: impl AsyncFnOnce(&mut Http2Client) -> u32, verdict: Verdict) {
     let (upstream, proxy) = pair().await;
@@ -41,14 +43,14 @@ async fn malformed(send: impl AsyncFnOnce(&mut Http2Client) -> u32, verdict: Ver
     let stream = send(&mut client).await;
     let outcome = client.outcome(stream).await;
     match (&outcome, verdict) {
-        (Outcome::Answer(answer), Verdict::Refused) => assert_eq!(answer.status, 400),
-        (Outcome::Answer(answer), Verdict::BadRequest(reason)) => {
+        (Outcome::Answer(answer), Refused) => assert_eq!(answer.status, 400),
+        (Outcome::Answer(answer), BadRequest(reason)) => {
             assert_eq!(answer.status, 400);
             if proxy.is_remora() {
                 assert_eq!(answer.reason(), Some(reason));
             }
         }
-        (Outcome::Answer(answer), Verdict::Error) => panic!("answered: {answer:?}"),
+        (Outcome::Answer(answer), Error) => panic!("answered: {answer:?}"),
         (Outcome::Reset(reset, _), _) => assert_ne!(*reset, code::NO_ERROR),
         (Outcome::ConnectionEnded(_), _) => {}
     }
@@ -77,8 +79,6 @@ macro_rules! malformed_heads {
         })+
     };
 }
-
-use Verdict::{BadRequest, Error, Refused};
 
 malformed_heads! {
     carriage_return_line_feed_in_value: [METHOD, SCHEME, AUTHORITY, PATH, (b"x-a", b"b\r\nx-c: d")] => Refused;

@@ -85,7 +85,7 @@ async fn sigterm_finishes_what_is_in_flight_and_ends_with_zero() {
     let start = Instant::now();
     let status = proxy.exited().await;
     assert_eq!(status.code(), Some(0));
-    assert!(start.elapsed() < Duration::from_secs(5), "it ends at zero, not at its deadline");
+    assert!(start.elapsed() < Duration::from_secs(8), "it ends at zero, not at its deadline");
 }
 
 #[tokio::test]
@@ -144,7 +144,7 @@ async fn the_first_goaway_refuses_no_stream() {
 async fn sigterm_under_load_loses_nothing() {
     let upstream =
         Http1Upstream::scripted(|_, _| Answer::nothing().pause(Duration::from_millis(3)).send(OK)).await;
-    let mut proxy = draining_within(5, &upstream).await;
+    let mut proxy = draining_within(30, &upstream).await;
     let address = proxy.address("ingress");
     let answered = Arc::new(AtomicUsize::new(0));
     let mut clients = tokio::task::JoinSet::new();
@@ -160,7 +160,7 @@ async fn sigterm_under_load_loses_nothing() {
     let start = Instant::now();
     let status = proxy.exited().await;
     assert_eq!(status.code(), Some(0));
-    assert!(start.elapsed() < Duration::from_secs(7), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(9), "{:?}", start.elapsed());
     stop.store(true, Ordering::Relaxed);
     while let Some(client) = clients.join_next().await {
         client.unwrap();
@@ -216,17 +216,24 @@ async fn a_request_that_never_ends_holds_the_process_up_to_its_deadline() {
     assert!(took > Duration::from_millis(900) && took < Duration::from_secs(4), "{took:?}");
 }
 
-#[tokio::test]
-async fn an_idle_process_ends_at_once() {
+/// Long before its deadline; listeners stay open for a few seconds, for clients that are told late.
+async fn idle_process_ends(signal: &str) {
     let upstream = Http1Upstream::answering(Answer::ok("hello")).await;
-    for signal in ["TERM", "INT"] {
-        let mut proxy = draining_within(30, &upstream).await;
-        assert_eq!(proxy.http1().await.get("/").await.unwrap().status, 200);
-        let start = Instant::now();
-        proxy.signal(signal);
-        assert_eq!(proxy.exited().await.code(), Some(0), "{signal}");
-        assert!(start.elapsed() < Duration::from_secs(6), "{signal} {:?}", start.elapsed());
-    }
+    let mut proxy = draining_within(60, &upstream).await;
+    assert_eq!(proxy.http1().await.get("/").await.unwrap().status, 200);
+    proxy.signal(signal);
+    // `exited` waits for ten seconds.
+    assert_eq!(proxy.exited().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn an_idle_process_ends_soon_after_sigterm() {
+    idle_process_ends("TERM").await;
+}
+
+#[tokio::test]
+async fn an_idle_process_ends_soon_after_sigint() {
+    idle_process_ends("INT").await;
 }
 
 #[tokio::test]
