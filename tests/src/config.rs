@@ -41,9 +41,9 @@ impl Bootstrap {
         self
     }
 
-    /// The file. JSON is YAML.
+    /// The file.
     #[must_use]
-    pub fn to_yaml(&self) -> String {
+    pub fn to_json(&self) -> Value {
         let mut all = json!({
             "node": { "id": "test", "cluster": "tests" },
             "admin": { "address": address(([127, 0, 0, 1], 0).into()) },
@@ -52,8 +52,50 @@ impl Bootstrap {
         if let Some(dynamic) = &self.dynamic {
             all["dynamic_resources"] = dynamic.clone();
         }
-        serde_json::to_string_pretty(&all).expect("JSON")
+        all
     }
+}
+
+/// Spells our defaults out for Envoy where it has others, so that only real differences show.
+pub fn with_our_defaults(bootstrap: &mut Value) {
+    let http1 = json!({
+        "accept_http_10": true,
+        "enable_trailers": true,
+        "header_key_format": { "stateful_formatter": {
+            "name": "preserve_case",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig",
+            },
+        }},
+    });
+    let manager = json!({
+        "normalize_path": true,
+        "merge_slashes": true,
+        "path_with_escaped_slashes_action": "REJECT_REQUEST",
+        "request_headers_timeout": "10s",
+        "http_protocol_options": http1,
+    });
+    let resources = &mut bootstrap["static_resources"];
+    for listener in resources["listeners"].as_array_mut().into_iter().flatten() {
+        let filter = &mut listener["filter_chains"][0]["filters"][0]["typed_config"];
+        if filter["@type"] == HCM {
+            let mut all = manager.clone();
+            merge(&mut all, filter.take());
+            *filter = all;
+        }
+    }
+    for cluster in resources["clusters"].as_array_mut().into_iter().flatten() {
+        if cluster.get("typed_extension_protocol_options").is_none() {
+            merge(cluster, upstream_protocol(json!({ "http_protocol_options": http1 })));
+        }
+    }
+}
+
+fn upstream_protocol(explicit: Value) -> Value {
+    json!({ "typed_extension_protocol_options": { "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": explicit,
+    }}})
 }
 
 /// `core.v3.Address`.
@@ -227,13 +269,7 @@ pub fn cluster(name: &str, endpoints: &[SocketAddr]) -> Value {
 #[must_use]
 pub fn cluster_http2(name: &str, endpoints: &[SocketAddr]) -> Value {
     let mut all = cluster(name, endpoints);
-    merge(
-        &mut all,
-        json!({ "typed_extension_protocol_options": { "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-            "explicit_http_config": { "http2_protocol_options": {} },
-        }}}),
-    );
+    merge(&mut all, upstream_protocol(json!({ "http2_protocol_options": {} })));
     all
 }
 

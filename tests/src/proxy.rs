@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::certs::ClientTls;
 use crate::client::http1::{Http1Client, Response};
 use crate::client::http2::Http2Client;
-use crate::config::{Bootstrap, Listener, cluster, cluster_http2, direct, to_cluster};
+use crate::config::{Bootstrap, Listener, cluster, cluster_http2, direct, to_cluster, with_our_defaults};
 use crate::http1::Broken;
 use crate::upstream::Upstream;
 use crate::wait::{eventually, eventually_async};
@@ -326,10 +326,15 @@ impl Builder {
 
     fn spawn(&self) -> (Child, Flavor, PathBuf) {
         let folder = self.folder.path();
-        let config = folder.join("bootstrap.yaml");
-        std::fs::write(&config, self.bootstrap.to_yaml()).expect("write bootstrap");
-        let admin_file = folder.join("admin-address");
         let (path, flavor) = binary();
+        let mut bootstrap = self.bootstrap.to_json();
+        if flavor == Flavor::Envoy {
+            with_our_defaults(&mut bootstrap);
+        }
+        // JSON is YAML.
+        let config = folder.join("bootstrap.yaml");
+        std::fs::write(&config, format!("{bootstrap:#}")).expect("write bootstrap");
+        let admin_file = folder.join("admin-address");
         let mut command = match self.open_files {
             None => Command::new(&path),
             Some(limit) => {
