@@ -1,0 +1,306 @@
+//! Bootstrap files, written as the people who run Envoy write them.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::certs::Identity;
+
+/// Type URL of the HTTP connection manager.
+const HCM: &str =
+    "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+
+/// A whole bootstrap.
+#[derive(Debug, Clone, Default)]
+pub struct Bootstrap {
+    listeners: Vec<Value>,
+    clusters: Vec<Value>,
+    dynamic: Option<Value>,
+}
+
+impl Bootstrap {
+    /// Adds a listener.
+    #[must_use]
+    pub fn listener(mut self, listener: impl Into<Value>) -> Self {
+        self.listeners.push(listener.into());
+        self
+    }
+
+    /// Adds a cluster.
+    #[must_use]
+    pub fn cluster(mut self, cluster: impl Into<Value>) -> Self {
+        self.clusters.push(cluster.into());
+        self
+    }
+
+    /// Sets `dynamic_resources`.
+    #[must_use]
+    pub fn dynamic(mut self, dynamic: Value) -> Self {
+        self.dynamic = Some(dynamic);
+        self
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let mut all = json!({
+            "node": { "id": "test", "cluster": "tests" },
+            "admin": { "address": address(([127, 0, 0, 1], 0).into()) },
+            "static_resources": { "listeners": self.listeners, "clusters": self.clusters },
+        });
+        if let Some(dynamic) = &self.dynamic {
+            all["dynamic_resources"] = dynamic.clone();
+        }
+        all
+    }
+}
+
+/// Spells our defaults out for Envoy where it has others, so that only real differences show.
+pub fn with_our_defaults(bootstrap: &mut Value) {
+    let http1 = json!({
+        "accept_http_10": true,
+        "enable_trailers": true,
+        "header_key_format": { "stateful_formatter": {
+            "name": "preserve_case",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig",
+            },
+        }},
+    });
+    let manager = json!({
+        "normalize_path": true,
+        "merge_slashes": true,
+        "path_with_escaped_slashes_action": "REJECT_REQUEST",
+        "request_headers_timeout": "10s",
+        "http_protocol_options": http1,
+    });
+    let resources = &mut bootstrap["static_resources"];
+    for listener in resources["listeners"].as_array_mut().into_iter().flatten() {
+        let filter = &mut listener["filter_chains"][0]["filters"][0]["typed_config"];
+        if filter["@type"] == HCM {
+            let mut all = manager.clone();
+            merge(&mut all, filter.take());
+            *filter = all;
+        }
+    }
+    for cluster in resources["clusters"].as_array_mut().into_iter().flatten() {
+        if cluster.get("typed_extension_protocol_options").is_none() {
+            merge(cluster, upstream_protocol(json!({ "http_protocol_options": http1 })));
+        }
+    }
+}
+
+fn upstream_protocol(explicit: Value) -> Value {
+    json!({ "typed_extension_protocol_options": { "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": explicit,
+    }}})
+}
+
+/// `core.v3.Address`.
+#[must_use]
+pub fn address(address: SocketAddr) -> Value {
+    json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } })
+}
+
+/// Overlays `patch` on `value`: objects are merged, everything else is replaced.
+pub fn merge(value: &mut Value, patch: Value) {
+    match (value, patch) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, patch) in from {
+                merge(into.entry(key).or_insert(Value::Null), patch);
+            }
+        }
+        (value, patch) => *value = patch,
+    }
+}
+
+/// An HTTP or TCP listener on a free loopback port.
+#[derive(Debug, Clone)]
+pub struct Listener {
+    name: String,
+    manager: Value,
+    routes: Vec<Value>,
+    tls: Option<Value>,
+    patch: Value,
+}
+
+impl Listener {
+    /// An HTTP listener with codec AUTO and no routes.
+    #[must_use]
+    pub fn http(name: &str) -> Self {
+        let manager = json!({
+            "@type": HCM,
+            "stat_prefix": name,
+            "codec_type": "AUTO",
+            "http_filters": [{
+                "name": "envoy.filters.http.router",
+                "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" },
+            }],
+        });
+        Self { name: name.into(), manager, routes: Vec::new(), tls: None, patch: json!({}) }
+    }
+
+    /// A TCP listener in front of one cluster.
+    #[must_use]
+    pub fn tcp(name: &str, cluster: &str) -> Value {
+        json!({
+            "name": name,
+            "address": address(([127, 0, 0, 1], 0).into()),
+            "filter_chains": [{ "filters": [{
+                "name": "envoy.filters.network.tcp_proxy",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+                    "stat_prefix": name,
+                    "cluster": cluster,
+                },
+            }]}],
+        })
+    }
+
+    /// Appends a route.
+    #[must_use]
+    pub fn route(mut self, route: Value) -> Self {
+        self.routes.push(route);
+        self
+    }
+
+    /// Overlays fields on the connection manager.
+    #[must_use]
+    pub fn manager(mut self, patch: Value) -> Self {
+        merge(&mut self.manager, patch);
+        self
+    }
+
+    /// Overlays fields on the listener.
+    #[must_use]
+    pub fn with(mut self, patch: Value) -> Self {
+        merge(&mut self.patch, patch);
+        self
+    }
+
+    /// Lets an upgrade pass.
+    #[must_use]
+    pub fn upgrade(self, token: &str) -> Self {
+        self.manager(json!({ "upgrade_configs": [{ "upgrade_type": token }] }))
+    }
+
+    /// Terminates TLS with this certificate and these ALPN protocols.
+    #[must_use]
+    pub fn tls(mut self, identity: &Identity, alpn: &[&str]) -> Self {
+        self.tls = Some(json!({
+            "name": "envoy.transport_sockets.tls",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+                "common_tls_context": {
+                    "alpn_protocols": alpn,
+                    "tls_certificates": [{
+                        "certificate_chain": { "inline_string": identity.chain },
+                        "private_key": { "inline_string": identity.key },
+                    }],
+                },
+            },
+        }));
+        self
+    }
+}
+
+impl From<Listener> for Value {
+    fn from(listener: Listener) -> Self {
+        let mut manager = listener.manager;
+        if manager.get("rds").is_none() {
+            merge(&mut manager, json!({ "route_config": route_config("routes", listener.routes) }));
+        }
+        let mut chain = json!({
+            "filters": [{
+                "name": "envoy.filters.network.http_connection_manager",
+                "typed_config": manager,
+            }],
+        });
+        if let Some(tls) = listener.tls {
+            chain["transport_socket"] = tls;
+        }
+        let mut all = json!({
+            "name": listener.name,
+            "address": address(([127, 0, 0, 1], 0).into()),
+            "filter_chains": [chain],
+        });
+        merge(&mut all, listener.patch);
+        all
+    }
+}
+
+/// A RouteConfiguration with one virtual host for every domain.
+#[must_use]
+pub fn route_config(name: &str, routes: Vec<Value>) -> Value {
+    json!({ "name": name, "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": routes }] })
+}
+
+/// A route for a path prefix to a cluster, without Envoy's 15 s timeout.
+#[must_use]
+pub fn to_cluster(prefix: &str, cluster: &str) -> Value {
+    json!({ "match": { "prefix": prefix }, "route": { "cluster": cluster, "timeout": "0s" } })
+}
+
+/// A route for a path prefix that the proxy answers itself.
+#[must_use]
+pub fn direct(prefix: &str, status: u16, body: &str) -> Value {
+    json!({
+        "match": { "prefix": prefix },
+        "direct_response": { "status": status, "body": { "inline_string": body } },
+    })
+}
+
+/// A STATIC cluster.
+#[must_use]
+pub fn cluster(name: &str, endpoints: &[SocketAddr]) -> Value {
+    let endpoints: Vec<_> =
+        endpoints.iter().map(|e| json!({ "endpoint": { "address": address(*e) } })).collect();
+    json!({
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_assignment": { "cluster_name": name, "endpoints": [{ "lb_endpoints": endpoints }] },
+    })
+}
+
+/// A STATIC cluster that speaks HTTP/2 with prior knowledge.
+#[must_use]
+pub fn cluster_http2(name: &str, endpoints: &[SocketAddr]) -> Value {
+    let mut all = cluster(name, endpoints);
+    merge(&mut all, upstream_protocol(json!({ "http2_protocol_options": {} })));
+    all
+}
+
+/// Circuit breakers that never open.
+#[must_use]
+pub fn no_breakers() -> Value {
+    let limit = 1_000_000;
+    json!({ "circuit_breakers": { "thresholds": [{
+        "max_connections": limit, "max_pending_requests": limit, "max_requests": limit, "max_retries": limit,
+    }]}})
+}
+
+/// `rds` of a connection manager: the table `name` in the file at `path`.
+///
+/// # Panics
+/// When the path is not UTF-8.
+#[must_use]
+pub fn rds_file(name: &str, path: &Path, watched: Option<&Path>) -> Value {
+    let mut source = json!({ "path": path.to_str().expect("UTF-8 path") });
+    if let Some(folder) = watched {
+        source["watched_directory"] = json!({ "path": folder.to_str().expect("UTF-8 path") });
+    }
+    json!({ "rds": {
+        "route_config_name": name,
+        "config_source": { "resource_api_version": "V3", "path_config_source": source },
+    }})
+}
+
+/// A DiscoveryResponse with one RouteConfiguration, for [`rds_file`].
+#[must_use]
+pub fn rds_response(version: &str, mut config: Value) -> String {
+    config["@type"] = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration".into();
+    json!({ "version_info": version, "resources": [config] }).to_string()
+}
