@@ -1,8 +1,8 @@
 //! Configuration errors. Every check collects into [`Errors`], so a person sees all mistakes of a file at once,
 //! each with the path of the field, the line it stands on and, where we know one, a fix.
 
-use std::collections::HashMap;
-use std::fmt;
+use std::collections::{HashMap, HashSet};
+use std::fmt::{self, Write};
 use std::sync::Arc;
 
 /// One mistake in a configuration.
@@ -47,16 +47,24 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// Where every field of a parsed text stands: path -> position.
+/// Where every field of a parsed text stands: path -> position. Cheap to clone.
+///
+/// Paths are kept as 64-bit hashes, so that the map of a file with 5,000 clusters takes a few MB and not tens of them. Two
+/// paths with one hash would at worst give a wrong line number.
 #[derive(Debug, Clone, Default)]
 pub struct SourceMap {
-    positions: HashMap<String, Position>,
+    positions: Arc<HashMap<u64, Position>>,
 }
 
 impl SourceMap {
     /// Records where `path` stands.
     pub fn insert(&mut self, path: String, at: Position) {
-        self.positions.insert(path, at);
+        Arc::make_mut(&mut self.positions).insert(hash_of(&path), at);
+    }
+
+    /// Records where the field `at` stands.
+    pub(crate) fn insert_at(&mut self, at: &At<'_>, position: Position) {
+        Arc::make_mut(&mut self.positions).insert(at.hash(), position);
     }
 
     /// Position of `path`, or of the nearest enclosing field that has one.
@@ -64,12 +72,47 @@ impl SourceMap {
     pub fn position(&self, path: &str) -> Option<Position> {
         let mut rest = path;
         loop {
-            if let Some(at) = self.positions.get(rest) {
+            if let Some(at) = self.positions.get(&hash_of(rest)) {
                 return Some(*at);
             }
-            let cut = rest.rfind(['.', '['])?;
-            rest = &rest[..cut];
+            if rest.is_empty() {
+                return None;
+            }
+            rest = rest.rfind(['.', '[']).map_or("", |cut| &rest[..cut]);
         }
+    }
+}
+
+/// FNV-1a: the same for a path in one piece and for its segments one after the other.
+struct PathHash(u64);
+
+impl Write for PathHash {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        for byte in part.bytes() {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        Ok(())
+    }
+}
+
+fn hash_of(path: impl fmt::Display) -> u64 {
+    let mut hash = PathHash(0xcbf2_9ce4_8422_2325);
+    // Neither `PathHash` nor the Display of a path fails.
+    let _ = write!(hash, "{path}");
+    hash.0
+}
+
+/// Fields that could not be read from the text. What misses because of them is no second mistake.
+#[derive(Debug, Default)]
+pub(crate) struct Failed(HashSet<u64>);
+
+impl Failed {
+    pub(crate) fn insert(&mut self, at: &At<'_>) {
+        self.0.insert(at.hash());
+    }
+
+    pub(crate) fn contains(&self, at: &At<'_>) -> bool {
+        !self.0.is_empty() && self.0.contains(&at.hash())
     }
 }
 
@@ -102,6 +145,16 @@ impl Errors {
             path = format!("{}{dot}{path}", self.prefix);
         }
         self.push(path, message.into())
+    }
+
+    /// Records where a field stands, for what is reported later.
+    pub(crate) fn locate(&mut self, at: &At<'_>, position: Position) {
+        self.map.insert_at(at, position);
+    }
+
+    /// The positions recorded so far.
+    pub(crate) fn map(&self) -> SourceMap {
+        self.map.clone()
     }
 
     fn push(&mut self, path: String, message: String) -> &mut ConfigError {
@@ -142,7 +195,7 @@ impl ConfigError {
 /// The path of a field, as a list on the stack: free until an error is reported.
 #[derive(Debug, Clone, Copy)]
 pub struct At<'a> {
-    parent: Option<&'a At<'a>>,
+    parent: Option<&'a Self>,
     segment: Segment<'a>,
 }
 
@@ -164,6 +217,10 @@ impl<'a> At<'a> {
     #[must_use]
     pub const fn field(&'a self, name: &'a str) -> Self {
         Self { parent: Some(self), segment: Segment::Field(name) }
+    }
+
+    fn hash(&self) -> u64 {
+        hash_of(self)
     }
 
     /// The entry `index` of this list.
@@ -192,6 +249,20 @@ impl fmt::Display for At<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_position_is_found_by_path_or_by_the_nearest_enclosing_field() {
+        let at = |line| Position { line, column: 1 };
+        let mut map = SourceMap::default();
+        map.insert(String::new(), at(1));
+        map.insert("a.b[3]".into(), at(7));
+        let root = At::root();
+        map.insert_at(&root.field("a").field("c"), at(9));
+        assert_eq!(map.position("a.b[3].x.y"), Some(at(7)));
+        assert_eq!(map.position("a.c"), Some(at(9)));
+        assert_eq!(map.position("z"), Some(at(1)));
+        assert_eq!(SourceMap::default().position("z"), None);
+    }
 
     #[test]
     fn an_error_shows_file_line_path_and_fix() {
