@@ -10,17 +10,22 @@ use arc_swap::ArcSwap;
 use remora_xds::Schema;
 use remora_xds::diag::ConfigError;
 use remora_xds::pb::envoy::config::bootstrap::v3::Bootstrap;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::admin::view::AdminView;
+use crate::admin::{Admin, DrainListeners, LevelControl, Pages};
 use crate::bootstrap::{self, Settings};
 use crate::config::manager::Manager;
 use crate::config::snapshot::Snapshot;
 use crate::config::source::file::FileWatcher;
-use crate::config::spec::ListenerSpec;
+use crate::config::spec::{Direction, ListenerSpec};
+use crate::drain::{Drain, Outcome, Phase, Plan};
 use crate::listener::socket;
-use crate::telemetry::access_log::LogWriter;
-use crate::telemetry::metrics::{Options as MetricsOptions, Registry, ResourceKind};
+use crate::readiness::Readiness;
+use crate::signal::Signals;
+use crate::telemetry::access_log::{LogControl, LogWriter};
+use crate::telemetry::metrics::{Options as MetricsOptions, Registry};
 use crate::upstream::dns::{self, DnsHandle, DnsUpdate};
 use crate::worker::Worker;
 use crate::worker::run::{self as worker_run, Command};
@@ -87,24 +92,6 @@ pub fn check(mut loaded: Loaded) -> Result<(), StartError> {
     read_files(&mut loaded.manager, &registry, true).map(|_| ())
 }
 
-/// What the outside asks of a running proxy.
-#[derive(Debug)]
-pub enum Request {
-    /// SIGTERM or `/quitquitquit`: drain, then end.
-    Quit,
-    /// A second SIGTERM: end now.
-    QuitNow,
-    /// `/drain_listeners`; `graceful` keeps them open while clients are told to leave.
-    DrainListeners {
-        /// Only listeners with `traffic_direction: INBOUND`.
-        inbound_only: bool,
-        /// Tell clients first.
-        graceful: bool,
-    },
-    /// `/reopen_logs` or SIGUSR1.
-    ReopenLogs,
-}
-
 /// The parts of a running proxy that other tasks may look at.
 #[derive(Debug)]
 pub struct Shared {
@@ -120,8 +107,8 @@ pub struct Shared {
     pub settings: Settings,
     /// Start of the process.
     pub started: SystemTime,
-    /// Whether draining has begun.
-    pub draining: std::sync::atomic::AtomicBool,
+    /// Options of the command line.
+    pub options: Options,
 }
 
 struct App {
@@ -132,7 +119,9 @@ struct App {
     watcher: FileWatcher,
     dns: DnsHandle,
     dns_updates: mpsc::Receiver<DnsUpdate>,
-    requests: mpsc::Receiver<Request>,
+    requests: mpsc::Receiver<DrainListeners>,
+    drain: Drain,
+    readiness: Readiness,
     logs: LogWriter,
     listening: bool,
 }
@@ -141,7 +130,11 @@ struct App {
 ///
 /// # Errors
 /// Why it did not start.
-pub async fn run(options: Options, loaded: Loaded, log_filter: crate::admin::LogFilter) -> Result<(), StartError> {
+pub async fn run(
+    options: Options,
+    loaded: Loaded,
+    levels: Option<Arc<dyn LevelControl>>,
+) -> Result<(), StartError> {
     let started = SystemTime::now();
     let Loaded { mut manager, settings } = loaded;
     let registry = Registry::new(MetricsOptions::default(), started);
@@ -155,26 +148,59 @@ pub async fn run(options: Options, loaded: Loaded, log_filter: crate::admin::Log
         dump: ArcSwap::default(),
         settings,
         started,
-        draining: false.into(),
+        options: options.clone(),
     });
     let (ask, requests) = mpsc::channel(16);
     let (updates, dns_updates) = mpsc::channel(64);
-    let (driver, dns) = dns::Driver::new(dns::SystemResolver::default(), updates, fastrand::Rng::new());
+    let (driver, dns) = dns::Driver::new(Arc::new(dns::SystemResolver::default()), updates, fastrand::Rng::new());
     tokio::spawn(driver.run());
-    let workers = start_workers(&options, &shared, &logs)?;
-    let (workers, threads) = workers.into_iter().unzip();
-    let mut app =
-        App { shared, manager, workers, threads, watcher, dns, dns_updates, requests, logs, listening: false };
-    let readiness = crate::admin::start(&app.shared, &options, ask.clone(), app.logs.control(), log_filter).await?;
-    crate::signal::forward(ask);
+    let drain = Drain::new();
+    let signals = Signals::install().map_err(|e| StartError::Resource("signals".into(), e.to_string()))?;
+    tokio::spawn(signals.run(drain.clone(), logs.control()));
+    let (readiness, starting) = Readiness::new();
+    let (workers, threads) = start_workers(&options, &shared, &logs, &drain)?.into_iter().unzip();
+    let admin = Admin {
+        source: Arc::new(AdminView::new(Arc::clone(&shared), ask)),
+        registry: Arc::clone(&shared.registry),
+        readiness: readiness.clone(),
+        drain: drain.clone(),
+        logs: logs.control(),
+        levels,
+    };
+    start_admin(Arc::new(admin), &shared).await?;
+    let mut app = App {
+        shared,
+        manager,
+        workers,
+        threads,
+        watcher,
+        dns,
+        dns_updates,
+        requests,
+        drain,
+        readiness,
+        logs,
+        listening: false,
+    };
     app.watch();
     app.publish().await;
     app.warm_up().await;
     app.listening = true;
     app.sync_listeners().await.map_err(|(name, e)| StartError::Resource(format!("listener {name}"), e.to_string()))?;
-    drop(readiness);
+    drop(starting);
     tracing::info!(listeners = app.shared.bound.load().len(), workers = app.workers.len(), "ready");
-    app.serve(options.drain_time).await;
+    app.serve().await;
+    Ok(())
+}
+
+async fn start_admin(admin: Arc<Admin>, shared: &Shared) -> Result<(), StartError> {
+    let Some(address) = shared.settings.admin else { return Ok(()) };
+    let failed = |e: std::io::Error| StartError::Resource(format!("admin {address}"), e.to_string());
+    let bound = admin.bind(address, Pages::All).await.map_err(failed)?;
+    if let Some(path) = &shared.options.admin_address_path {
+        std::fs::write(path, bound.address.to_string()).map_err(failed)?;
+    }
+    tokio::spawn(bound.serve());
     Ok(())
 }
 
@@ -195,12 +221,12 @@ fn read_files(manager: &mut Manager, registry: &Registry, fatal: bool) -> Result
             Ok(new) => {
                 changed |= new;
                 if new {
-                    registry.control.config_accepted(ResourceKind::of_file(), 1);
+                    manager.count_accepted(&path, registry);
                 }
             }
             Err(error) if fatal => return Err(error),
             Err(error) => {
-                registry.control.config_rejected(ResourceKind::of_file(), 1);
+                registry.control.config_rejected(manager.kind_of(&path), 1);
                 tracing::error!("configuration refused, the last good one serves on:\n{error}");
             }
         }
@@ -209,7 +235,12 @@ fn read_files(manager: &mut Manager, registry: &Registry, fatal: bool) -> Result
 
 type Started = (mpsc::Sender<Command>, std::thread::JoinHandle<()>);
 
-fn start_workers(options: &Options, shared: &Arc<Shared>, logs: &LogWriter) -> Result<Vec<Started>, StartError> {
+fn start_workers(
+    options: &Options,
+    shared: &Arc<Shared>,
+    logs: &LogWriter,
+    drain: &Drain,
+) -> Result<Vec<Started>, StartError> {
     // The cgroup's quota counts, not the host's CPUs.
     let granted = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let count = options.concurrency.unwrap_or(granted).max(1);
@@ -217,10 +248,10 @@ fn start_workers(options: &Options, shared: &Arc<Shared>, logs: &LogWriter) -> R
     (0..count)
         .map(|id| {
             let (send, commands) = mpsc::channel(64);
-            let (shared, control) = (Arc::clone(shared), logs.control());
+            let (shared, control, drain) = (Arc::clone(shared), logs.control(), drain.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{id}"))
-                .spawn(move || worker_thread(id, &shared, &control, commands))
+                .spawn(move || worker_thread(id, &shared, &control, &drain, commands))
                 .map_err(failed)?;
             Ok((send, thread))
         })
@@ -230,7 +261,8 @@ fn start_workers(options: &Options, shared: &Arc<Shared>, logs: &LogWriter) -> R
 fn worker_thread(
     id: usize,
     shared: &Arc<Shared>,
-    logs: &crate::telemetry::access_log::LogControl,
+    logs: &LogControl,
+    drain: &Drain,
     commands: mpsc::Receiver<Command>,
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default());
@@ -238,7 +270,7 @@ fn worker_thread(
         Ok(runtime) => runtime.block_on(async {
             let metrics = WorkerTelemetry::new(shared.registry.worker(), &shared.settings.workload);
             let logs = logs.worker(fastrand::Rng::new());
-            let worker = Worker::new(id, Arc::clone(&shared.config), metrics, logs);
+            let worker = Worker::new(id, Arc::clone(&shared.config), metrics, logs, drain.counts());
             worker_run::run(worker, commands).await;
         }),
         Err(error) => tracing::error!(worker = id, %error, "no runtime"),
@@ -271,6 +303,7 @@ impl App {
     /// Waits for the first endpoints of clusters that have to find them.
     async fn warm_up(&mut self) {
         let deadline = Instant::now() + WARM_UP;
+        let mut quit = self.drain.watch();
         while !self.manager.is_warm() {
             tokio::select! {
                 () = tokio::time::sleep_until(deadline) => {
@@ -282,11 +315,7 @@ impl App {
                     self.publish().await;
                 }
                 () = self.watcher.changed() => self.files_changed().await,
-                Some(request) = self.requests.recv() => {
-                    if matches!(request, Request::Quit | Request::QuitNow) {
-                        return;
-                    }
-                }
+                () = quit.reached(Phase::Draining) => return,
             }
         }
     }
@@ -346,70 +375,54 @@ impl App {
     }
 
     /// Applies changes until the process is told to end, and then ends in order.
-    async fn serve(mut self, drain_time: Duration) {
+    async fn serve(mut self) {
+        let mut quit = self.drain.watch();
         loop {
             tokio::select! {
+                () = quit.reached(Phase::Draining) => break,
                 () = self.watcher.changed() => self.files_changed().await,
                 Some(update) = self.dns_updates.recv() => {
                     if self.manager.apply_dns(&update) {
                         self.publish().await;
                     }
                 }
-                Some(request) = self.requests.recv() => match request {
-                    Request::Quit => break,
-                    Request::QuitNow => return self.exit().await,
-                    Request::ReopenLogs => self.logs.control().reopen(),
-                    Request::DrainListeners { inbound_only, graceful } => self.drain_listeners(inbound_only, graceful).await,
-                },
+                Some(request) = self.requests.recv() => self.drain_listeners(request).await,
             }
         }
-        self.drain(drain_time).await;
+        self.end().await;
+    }
+
+    /// Readiness off, clients told to leave, end at zero connections or at the deadline.
+    async fn end(self) {
+        self.readiness.drain();
+        self.tell(|| Command::Drain).await;
+        let plan = Plan { deadline: self.shared.options.drain_time, ..Plan::default() };
+        let mut closed = self.drain.watch();
+        let close = async {
+            closed.reached(Phase::Closed).await;
+            self.tell(|| Command::CloseAll).await;
+            std::future::pending().await
+        };
+        let outcome = tokio::select! {
+            outcome = self.drain.run(plan) => outcome,
+            outcome = close => outcome,
+        };
+        if let Outcome::Forced { connections, .. } = outcome {
+            tracing::warn!(connections, "drain time is over; closing what is left");
+        }
         self.exit().await;
     }
 
-    /// SIGTERM: readiness off, clients told to leave, end at zero connections or at the deadline.
-    async fn drain(&mut self, limit: Duration) {
-        self.shared.draining.store(true, std::sync::atomic::Ordering::SeqCst);
-        let deadline = Instant::now() + limit;
-        self.tell(|| Command::Drain).await;
-        while self.connections().await > 0 {
-            tokio::select! {
-                () = tokio::time::sleep(Duration::from_millis(20)) => {}
-                () = tokio::time::sleep_until(deadline) => {
-                    tracing::warn!(connections = self.connections().await, "drain time is over; closing what is left");
-                    return;
-                }
-                Some(Request::QuitNow) = self.requests.recv() => return,
-            }
-        }
-        // Connections that are in the accept queue now are still served.
-        self.tell(|| Command::CloseAll).await;
-        while self.connections().await > 0 && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    async fn drain_listeners(&mut self, inbound_only: bool, graceful: bool) {
-        if graceful && !inbound_only {
+    async fn drain_listeners(&self, request: DrainListeners) {
+        if request.graceful && !request.inbound_only {
             self.tell(|| Command::Drain).await;
             return;
         }
         let snapshot = self.shared.config.load_full();
-        let inbound = |l: &&Arc<ListenerSpec>| !inbound_only || l.direction == crate::config::spec::Direction::Inbound;
-        for listener in snapshot.listeners.iter().filter(inbound) {
+        let meant = |l: &&Arc<ListenerSpec>| !request.inbound_only || l.direction == Direction::Inbound;
+        for listener in snapshot.listeners.iter().filter(meant) {
             self.tell(|| Command::Close(Arc::clone(&listener.name))).await;
         }
-    }
-
-    async fn connections(&self) -> usize {
-        let mut open = 0;
-        for worker in &self.workers {
-            let (answer, count) = oneshot::channel();
-            if worker.send(Command::Count(answer)).await.is_ok() {
-                open += count.await.unwrap_or(0);
-            }
-        }
-        open
     }
 
     async fn exit(self) {

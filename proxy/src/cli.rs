@@ -1,11 +1,18 @@
 //! `remora proxy`, the same as `remora-proxy`: arguments, exit codes, and the control runtime.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use tracing_subscriber::Registry;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::admin::LevelControl;
+use crate::admin::logging::Levels;
 use crate::app::{self, StartError};
 
 /// Runs the data plane from a bootstrap file in Envoy's v3 schema.
@@ -40,8 +47,8 @@ pub struct ProxyArgs {
 /// Runs the proxy and gives the exit status.
 #[must_use]
 pub fn run(args: &ProxyArgs) -> ExitCode {
-    let log_filter = match crate::admin::logging::init(&args.log_level) {
-        Ok(filter) => filter,
+    let levels = match init_log(&args.log_level) {
+        Ok(levels) => levels,
         Err(error) => {
             eprintln!("remora proxy: --log-level: {error}");
             return ExitCode::from(2);
@@ -70,10 +77,20 @@ pub fn run(args: &ProxyArgs) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return refuse(&StartError::Resource("runtime".into(), error.to_string())),
     };
-    match runtime.block_on(app::run(options, loaded, log_filter)) {
+    match runtime.block_on(app::run(options, loaded, Some(levels))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => refuse(&error),
     }
+}
+
+/// Logs go to standard error; `/logging` changes the levels later.
+fn init_log(directives: &str) -> Result<Arc<dyn LevelControl>, String> {
+    let (filter, levels) = Levels::<Registry>::new(directives)?;
+    let ansi = std::io::stderr().is_terminal();
+    let text = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(ansi);
+    // A program that embeds the proxy may have set its own subscriber, which then stays.
+    let _ = tracing_subscriber::registry().with(filter).with(text).try_init();
+    Ok(levels)
 }
 
 fn refuse(error: &StartError) -> ExitCode {

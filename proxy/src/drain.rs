@@ -5,7 +5,7 @@
 //! 1. [`Phase::Serving`].
 //! 2. [`Phase::Draining`]: readiness fails, so that clients stop coming. Listeners still accept, because clients are
 //!    told late; HTTP/1 answers carry `Connection: close`, HTTP/2 connections get GOAWAY, each at the peer's pace.
-//! 3. [`Phase::Closed`], after [`Plan::accept`]: listeners are closed, what is open goes on.
+//! 3. [`Phase::Closed`], after [`Plan::accept`], or once nothing was open for a second: listeners are closed, what is open goes on.
 //! 4. [`Phase::Forced`], at [`Plan::deadline`] or by a second signal: what is still open is closed with its reason.
 //!
 //! The process ends as soon as nothing is open any more after listeners were closed, at the deadline at the latest.
@@ -20,6 +20,8 @@ use tokio::time::{Instant, sleep_until};
 
 /// How often open connections are counted while draining.
 const POLL: Duration = Duration::from_millis(20);
+/// A process that has had nothing open for this long while draining closes its listeners early.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Where the process stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -171,6 +173,7 @@ impl Drain {
         let accept = plan.accept.min(plan.deadline);
         tokio::select! {
             () = sleep_until(begin + accept) => self.advance(Phase::Closed),
+            () = self.quiet() => self.advance(Phase::Closed),
             () = watch.reached(Phase::Closed) => {}
         }
         let deadline = begin + plan.deadline;
@@ -187,6 +190,17 @@ impl Drain {
         match self.open() {
             (0, 0) => Outcome::Complete,
             (connections, streams) => Outcome::Forced { connections, streams },
+        }
+    }
+
+    /// Returns when nothing was open for [`QUIET`]: nobody comes any more.
+    async fn quiet(&self) {
+        let mut since = Instant::now();
+        while since.elapsed() < QUIET {
+            tokio::time::sleep(POLL).await;
+            if self.open() != (0, 0) {
+                since = Instant::now();
+            }
         }
     }
 
@@ -335,11 +349,11 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_idle_process_still_accepts_for_a_while() {
+    async fn an_idle_process_still_accepts_for_a_second() {
         let drain = Drain::new();
         drain.start();
         let begin = Instant::now();
         assert_eq!(drain.run(PLAN).await, Outcome::Complete);
-        assert_eq!(begin.elapsed(), PLAN.accept);
+        assert_eq!(begin.elapsed(), QUIET);
     }
 }

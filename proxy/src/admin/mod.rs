@@ -38,6 +38,7 @@ mod source;
 mod stats;
 #[cfg(test)]
 mod tests;
+pub mod view;
 
 use std::sync::Arc;
 

@@ -30,6 +30,7 @@ use super::names::Names;
 use super::snapshot::Snapshot;
 use super::spec::{ConfigSource, HttpSpec, ListenerSpec, NetworkFilter, RouteSource};
 use crate::route::RouteTable;
+use crate::telemetry::metrics::{Registry, ResourceKind};
 use crate::upstream::cluster::{Cluster, ClusterSpec, Discovery, EdsSource};
 use crate::upstream::dns::{DnsSpec, DnsUpdate};
 use crate::upstream::endpoint::Assignment;
@@ -176,6 +177,35 @@ impl Manager {
         true
     }
 
+    /// Counts the resources that `path` has brought into force.
+    pub fn count_accepted(&self, path: &Path, registry: &Registry) {
+        let origin = Origin::File(path.to_path_buf());
+        let counts = [
+            (ResourceKind::Listener, of_origin(&self.listeners, &origin)),
+            (ResourceKind::Cluster, of_origin(&self.clusters, &origin)),
+            (ResourceKind::Route, of_origin(&self.route_tables, &origin)),
+            (ResourceKind::Endpoint, of_origin(&self.assignments, &origin)),
+        ];
+        for (kind, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
+            registry.control.config_accepted(kind, count);
+        }
+    }
+
+    /// What a file is expected to hold, by who names it.
+    #[must_use]
+    pub fn kind_of(&self, path: &Path) -> ResourceKind {
+        let names_it = |http: &Arc<HttpSpec>| {
+            http.rds.as_ref().is_some_and(|rds| rds.source == ConfigSource::Path(Arc::from(path)))
+        };
+        if self.listeners.values().any(|held| http_specs(&held.value).any(names_it)) {
+            ResourceKind::Route
+        } else if self.roots.contains(path) {
+            ResourceKind::Cluster
+        } else {
+            ResourceKind::Endpoint
+        }
+    }
+
     /// Clusters whose endpoints are names.
     #[must_use]
     pub fn dns(&self) -> Vec<(Arc<str>, Arc<DnsSpec>)> {
@@ -283,6 +313,10 @@ impl Manager {
             }
         }
     }
+}
+
+fn of_origin<T>(set: &Set<T>, origin: &Origin) -> u64 {
+    set.values().filter(|held| held.origin == *origin).count() as u64
 }
 
 fn same_endpoints(a: &Cluster, b: &Cluster) -> bool {

@@ -65,7 +65,7 @@ fn take_request_permit(ctx: &mut RequestCtx, attempt: &Attempt<'_>) -> Result<()
     if ctx.permits[0].is_some() {
         return Ok(());
     }
-    let priority = attempt.action.priority.into();
+    let priority = attempt.action.priority;
     ctx.permits[0] = attempt.cluster.try_acquire(Resource::Requests, priority);
     attempt.cluster.record_request(priority, ctx.start);
     if ctx.permits[0].is_none() {
@@ -91,7 +91,7 @@ async fn send(ctx: &RequestCtx, attempt: &Attempt<'_>, endpoint: &Arc<Endpoint>,
     let nothing = |reason| Failed::new(reason, Sent::Nothing);
     let spec = attempt.cluster.spec();
     let pool = ctx.downstream.worker.pools.of(endpoint);
-    let priority = attempt.action.priority.into();
+    let priority = attempt.action.priority;
     let options = SendOptions {
         spelling: spelling(&spec.http.http1),
         secure: spec.tls.is_some(),
@@ -103,7 +103,8 @@ async fn send(ctx: &RequestCtx, attempt: &Attempt<'_>, endpoint: &Arc<Endpoint>,
         UpstreamProtocol::Http1 => false,
         UpstreamProtocol::Http2 => true,
         UpstreamProtocol::Downstream => ctx.head.version == Version::HTTP_2,
-        UpstreamProtocol::Auto => spec.tls.is_some() && pool.speaks_h2(attempt.cluster).await.map_err(nothing)?,
+        // By ALPN, which only TLS has.
+        UpstreamProtocol::Auto => spec.tls.is_some() && pool.speaks_h2(attempt.cluster, priority).await.map_err(nothing)?,
     };
     if http2 {
         let (sender, slot) = pool.h2(attempt.cluster, priority, attempt.fresh).await.map_err(nothing)?;

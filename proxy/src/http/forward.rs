@@ -105,7 +105,7 @@ fn pass_upgrade(ctx: &mut RequestCtx, action: &RouteAction, http: &HttpSpec) -> 
 }
 
 fn find_cluster(ctx: &mut RequestCtx, target: &Target<'_>) -> Option<Arc<Cluster>> {
-    let cluster = match target.cluster.resolve(&ctx.head.headers) {
+    let cluster = match target.cluster.resolve(&ctx.head) {
         NamedCluster::Id(id) => {
             ctx.cluster_id = Some(id);
             ctx.snapshot.cluster(id)
@@ -278,7 +278,7 @@ async fn retry_loop(
         };
         let delay = wait_before(ctx, &state, kind, policy, asked);
         if kind == RetryKind::Policy {
-            let Some(permit) = cluster.try_retry(action.priority.into(), Instant::now()) else {
+            let Some(permit) = cluster.try_retry(action.priority, Instant::now()) else {
                 return outcome.map_err(|failed| failed.reason);
             };
             ctx.permits[1] = Some(permit);

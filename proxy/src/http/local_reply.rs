@@ -42,7 +42,7 @@ fn grpc_reply(reason: Reason, status: StatusCode, message: &[u8]) -> Response {
     let code = if reason == Reason::DirectResponse { grpc_of(status) } else { reason.grpc() };
     let mut head = ResponseHead::new(StatusCode::OK);
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    head.headers.insert("grpc-status", HeaderValue::from(code as u8));
+    head.headers.insert("grpc-status", HeaderValue::from(code as u16));
     if let Ok(message) = HeaderValue::from_str(&percent_encode(message)) {
         head.headers.insert("grpc-message", message);
     }

@@ -167,7 +167,7 @@ impl H2Pump {
     /// Ends a gRPC answer that broke off with a status instead of a reset: the client learns why. False: the stream is gone.
     pub fn end_with_grpc(&mut self, reason: Reason) -> bool {
         let mut trailers = HeaderMap::with_capacity(2);
-        trailers.insert("grpc-status", HeaderValue::from(reason.grpc() as u8));
+        trailers.insert("grpc-status", HeaderValue::from(reason.grpc() as u16));
         trailers.insert("grpc-message", HeaderValue::from_static(reason.id()));
         self.stream.send_trailers(trailers).is_ok()
     }

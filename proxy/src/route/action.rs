@@ -74,15 +74,7 @@ pub struct RouteAction {
     pub is_timeout_retry_header: bool,
 }
 
-/// `core.v3.RoutingPriority`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
-pub enum Priority {
-    /// DEFAULT.
-    #[default]
-    Default,
-    /// HIGH.
-    High,
-}
+pub use crate::resilience::breaker::RoutingPriority as Priority;
 
 /// `cluster_specifier`.
 #[derive(Debug)]

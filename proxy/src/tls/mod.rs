@@ -73,6 +73,15 @@ impl TlsSession {
         self.alpn.as_deref() == Some(b"h2")
     }
 
+    /// The version as access logs show it.
+    #[must_use]
+    pub const fn version_name(&self) -> &'static str {
+        match self.version {
+            ProtocolVersion::TLSv1_2 => "TLSv1.2",
+            _ => "TLSv1.3",
+        }
+    }
+
     /// Reads the outcome of a handshake. A resumed session whose peer certificate has expired meanwhile is refused:
     /// resumption must not outlive the identity (CVE-2022-21654 class).
     fn read(state: &CommonState, sni: Option<Arc<str>>, verified: bool, now: i64) -> Result<Self, TlsError> {

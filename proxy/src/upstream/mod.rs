@@ -1,7 +1,10 @@
-//! Upstream: clusters, their endpoints, name resolution and connecting.
+//! Upstream: clusters, their endpoints, name resolution, connections and their pools.
 
 pub mod cluster;
 pub mod connect;
 pub mod dns;
 pub mod endpoint;
+pub mod lease;
 pub mod original_dst;
+pub mod pool;
+pub mod transport;

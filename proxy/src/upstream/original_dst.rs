@@ -79,6 +79,12 @@ impl OriginalDstTable {
         });
     }
 
+    /// Whether `key` is one of them.
+    #[must_use]
+    pub fn contains(&self, key: super::endpoint::EndpointKey) -> bool {
+        self.known.values().any(|(endpoint, _)| endpoint.key == key)
+    }
+
     /// Number of destinations.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use super::cluster::{Cluster, ClusterPermit};
 use super::endpoint::{Endpoint, EndpointKey};
 use super::lease::{H1Lease, H2Slot, IdleConn};
-use super::transport::{self, Alpn};
+use super::transport::{self, Alpn, Connected};
 use crate::error::Reason;
 use crate::http::h1::conn::Conn;
 use crate::http::h2::client as h2_client;
@@ -75,6 +75,8 @@ pub struct EndpointPool {
     idle: RefCell<VecDeque<IdleConn>>,
     h2: RefCell<Vec<Rc<H2Conn>>>,
     h2_connecting: Cell<bool>,
+    /// What ALPN decided, for clusters that leave it to ALPN.
+    alpn_h2: Cell<Option<bool>>,
     open: Cell<u32>,
     closed: Cell<bool>,
     changed: Notify,
@@ -101,6 +103,7 @@ impl EndpointPool {
             idle: RefCell::default(),
             h2: RefCell::default(),
             h2_connecting: Cell::new(false),
+            alpn_h2: Cell::new(None),
             open: Cell::new(0),
             closed: Cell::new(false),
             changed: Notify::new(),
@@ -294,6 +297,12 @@ impl EndpointPool {
     async fn connect_h2(self: &Rc<Self>, cluster: &Cluster, permit: Allowed) -> Result<(SendRequest<Bytes>, H2Slot), Reason> {
         let connecting = Connecting::start(self);
         let connected = transport::connect(cluster, &self.endpoint, Alpn::Http2).await?;
+        let conn = self.adopt_h2(connected, cluster, permit).await?;
+        drop(connecting);
+        Ok(conn.slot())
+    }
+
+    async fn adopt_h2(self: &Rc<Self>, connected: Connected, cluster: &Cluster, permit: Allowed) -> Result<Rc<H2Conn>, Reason> {
         let (sender, driver) = h2_client::handshake(connected.io, &cluster.spec().http.http2).await?;
         self.open.set(self.open.get() + 1);
         let conn = Rc::new(H2Conn {
@@ -313,8 +322,30 @@ impl EndpointPool {
             }
         });
         self.h2.borrow_mut().push(Rc::clone(&conn));
-        drop(connecting);
-        Ok(conn.slot())
+        Ok(conn)
+    }
+
+    /// Whether this endpoint speaks HTTP/2, asked by ALPN with the first connection, which is then used.
+    ///
+    /// # Errors
+    /// As [`Self::h1`].
+    pub async fn speaks_h2(self: &Rc<Self>, cluster: &Cluster, priority: RoutingPriority) -> Result<bool, Reason> {
+        if let Some(known) = self.alpn_h2.get() {
+            return Ok(known);
+        }
+        let permit = self.connection_permit(cluster, priority).ok_or(Reason::UpstreamOverflow)?;
+        let connected = transport::connect(cluster, &self.endpoint, Alpn::Any).await?;
+        self.alpn_h2.set(Some(connected.is_h2));
+        self.remember_limits(cluster);
+        if connected.is_h2 {
+            self.adopt_h2(connected, cluster, permit).await?;
+        } else {
+            self.open.set(self.open.get() + 1);
+            let now = Instant::now();
+            let conn = Conn::shared(connected.io, BytesMut::new());
+            self.put(IdleConn { conn, since: now, born: now, uses: 0, permit });
+        }
+        Ok(self.alpn_h2.get() == Some(true))
     }
 
     fn take_h2(&self) -> Option<(SendRequest<Bytes>, H2Slot)> {

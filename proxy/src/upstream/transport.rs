@@ -19,6 +19,8 @@ pub enum Alpn {
     Http1,
     /// HTTP/2.
     Http2,
+    /// HTTP/2 or HTTP/1.1, as the server prefers.
+    Any,
 }
 
 /// A connection and what its handshake said.
@@ -43,9 +45,10 @@ pub async fn connect(cluster: &Cluster, endpoint: &Endpoint, alpn: Alpn) -> Resu
         let local = tcp.local_addr().ok();
         let Some(tls) = &spec.tls else { return Ok(Connected { io: Io::Tcp(tcp), local, is_h2: false }) };
         let offer = match alpn {
-            Alpn::None => AlpnOffer::Configured,
+            Alpn::None => AlpnOffer::Nothing,
             Alpn::Http1 => AlpnOffer::Http1,
             Alpn::Http2 => AlpnOffer::Http2,
+            Alpn::Any => AlpnOffer::Any,
         };
         let target = Target { host: endpoint.spec.hostname.as_deref(), ..Target::new(endpoint.spec.address, offer) };
         match tls.connect(tcp, target).await {

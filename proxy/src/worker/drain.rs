@@ -7,9 +7,11 @@ use std::task::{Context, Waker};
 use foldhash::HashMap;
 use tokio::time::Instant;
 
+use crate::drain::{OpenCounts, OpenGuard};
+
 /// The worker's side.
-#[derive(Debug, Default, Clone)]
-pub struct LocalDrain(Rc<State>);
+#[derive(Debug, Clone)]
+pub struct LocalDrain(Rc<State>, OpenCounts);
 
 #[derive(Debug, Default)]
 struct State {
@@ -19,13 +21,19 @@ struct State {
 }
 
 impl LocalDrain {
+    /// Counts what is open into `counts`.
+    #[must_use]
+    pub fn new(counts: OpenCounts) -> Self {
+        Self(Rc::default(), counts)
+    }
+
     /// A connection that wants to know.
     #[must_use]
     pub fn register(&self) -> Registration {
         let id = self.0.next.get();
         self.0.next.set(id + 1);
         self.0.waiting.borrow_mut().insert(id, None);
-        Registration { state: Rc::clone(&self.0), id, registered: Cell::new(false) }
+        Registration { state: Rc::clone(&self.0), id, registered: Cell::new(false), _open: self.1.connection() }
     }
 
     /// Tells every connection to finish what it does and take nothing new.
@@ -45,12 +53,6 @@ impl LocalDrain {
     pub fn is_draining(&self) -> bool {
         self.0.since.get().is_some()
     }
-
-    /// Connections open on this worker.
-    #[must_use]
-    pub fn connections(&self) -> usize {
-        self.0.waiting.borrow().len()
-    }
 }
 
 /// The connection's side. Also counts the connection as open.
@@ -59,6 +61,7 @@ pub struct Registration {
     state: Rc<State>,
     id: u64,
     registered: Cell<bool>,
+    _open: OpenGuard,
 }
 
 impl Registration {

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use self::drain::LocalDrain;
 use crate::balance::WorkerCursor;
 use crate::config::snapshot::Snapshot;
+use crate::drain::OpenCounts;
 use crate::telemetry::access_log::{AccessLog, WorkerLogs};
 use crate::telemetry::format::{Absent, Format};
 use crate::telemetry::record::AccessRecord;
@@ -56,12 +57,12 @@ pub struct Worker {
 impl Worker {
     /// A worker over `config`.
     #[must_use]
-    pub fn new(id: usize, config: Arc<ArcSwap<Snapshot>>, metrics: WorkerTelemetry, logs: WorkerLogs) -> Rc<Self> {
+    pub fn new(id: usize, config: Arc<ArcSwap<Snapshot>>, metrics: WorkerTelemetry, logs: WorkerLogs, counts: OpenCounts) -> Rc<Self> {
         let cached = RefCell::new(Rc::new(config.load_full()));
         Rc::new(Self {
             id,
             pools: Pools::default(),
-            drain: LocalDrain::default(),
+            drain: LocalDrain::new(counts),
             metrics,
             config,
             cached,
@@ -108,7 +109,7 @@ impl Worker {
         if let Some(cursor) = cursors.get_mut(name) {
             return cluster.pick(cursor, rng, tried).cloned();
         }
-        let cursor = cursors.entry(Arc::clone(name)).or_insert_with(|| WorkerCursor::new(rng));
+        let cursor = cursors.entry(Arc::clone(name)).or_default();
         cluster.pick(cursor, rng, tried).cloned()
     }
 

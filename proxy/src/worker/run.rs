@@ -24,8 +24,6 @@ pub enum Command {
     Drain,
     /// Stop accepting for all listeners.
     CloseAll,
-    /// Answer how many connections are open.
-    Count(tokio::sync::oneshot::Sender<usize>),
     /// End now, whatever is still open.
     Exit,
 }
@@ -52,10 +50,6 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
                 worker.metrics.forget_labels();
             }
             Command::Drain => worker.drain.start(Instant::now()),
-            Command::Count(answer) => {
-                // The asker may have given up.
-                let _ = answer.send(worker.drain.connections());
-            }
             Command::Exit => break,
         }
     }

@@ -1,0 +1,140 @@
+//! The running proxy as the admin pages show it.
+
+use std::sync::Arc;
+
+use remora_xds::Schema;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::source::{
+    AdminSource, Certificate, ClusterStatus, DrainListeners, EdsHealth, HealthFlags, HostStats, HostStatus,
+    ListenerStatus, Locality, ServerInfo, Thresholds,
+};
+use crate::app::Shared;
+use crate::resilience::breaker::{RoutingPriority, Thresholds as Limits};
+use crate::upstream::cluster::Cluster;
+use crate::upstream::endpoint::{Endpoint, HealthStatus};
+
+/// See the module.
+#[derive(Debug)]
+pub struct AdminView {
+    shared: Arc<Shared>,
+    drain: mpsc::Sender<DrainListeners>,
+}
+
+impl AdminView {
+    /// A view of `shared`; `drain` takes what `/drain_listeners` asks for.
+    #[must_use]
+    pub const fn new(shared: Arc<Shared>, drain: mpsc::Sender<DrainListeners>) -> Self {
+        Self { shared, drain }
+    }
+}
+
+impl AdminSource for AdminView {
+    fn config_dump(&self) -> Vec<Value> {
+        let schema = Schema::load();
+        let version = self.shared.config.load().version.to_string();
+        let section = |dump: &str, list: &str, field: &str, kind: &str| {
+            let dumped = self.shared.dump.load();
+            let items: Vec<Value> = dumped
+                .iter()
+                .filter(|(url, ..)| url.ends_with(kind))
+                .map(|(_, name, any)| {
+                    let resource = schema.any_to_redacted_json(any);
+                    if kind.ends_with(".Listener") {
+                        json!({"name": name, "active_state": {"version_info": version, field: resource}})
+                    } else {
+                        json!({"version_info": version, field: resource})
+                    }
+                })
+                .collect();
+            json!({"@type": format!("type.googleapis.com/envoy.admin.v3.{dump}"), list: items})
+        };
+        vec![
+            section("ClustersConfigDump", "dynamic_active_clusters", "cluster", ".Cluster"),
+            section("ListenersConfigDump", "dynamic_listeners", "listener", ".Listener"),
+            section("RoutesConfigDump", "dynamic_route_configs", "route_config", ".RouteConfiguration"),
+            section("EndpointsConfigDump", "dynamic_endpoint_configs", "endpoint_config", ".ClusterLoadAssignment"),
+        ]
+    }
+
+    fn clusters(&self) -> Vec<ClusterStatus> {
+        let mut clusters: Vec<_> = self.shared.config.load().clusters().map(|c| cluster_status(c)).collect();
+        clusters.sort_by(|a, b| a.name.cmp(&b.name));
+        clusters
+    }
+
+    fn listeners(&self) -> Vec<ListenerStatus> {
+        let bound = self.shared.bound.load();
+        bound.iter().map(|(name, at)| ListenerStatus { name: name.to_string(), addresses: at.clone() }).collect()
+    }
+
+    fn certificates(&self) -> Vec<Certificate> {
+        Vec::new()
+    }
+
+    fn server_info(&self) -> ServerInfo {
+        let settings = &self.shared.settings;
+        let options = &self.shared.options;
+        ServerInfo {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime: self.shared.started.elapsed().unwrap_or_default(),
+            node: json!({"id": &*settings.node_id, "cluster": &*settings.node_cluster}),
+            command_line_options: json!({
+                "config_path": options.config.display().to_string(),
+                "concurrency": options.concurrency,
+                "drain_time": format!("{}s", options.drain_time.as_secs()),
+            }),
+        }
+    }
+
+    fn drain_listeners(&self, request: DrainListeners) {
+        if self.drain.try_send(request).is_err() {
+            tracing::warn!("too many drain requests at once; one was dropped");
+        }
+    }
+}
+
+fn cluster_status(cluster: &Cluster) -> ClusterStatus {
+    let spec = cluster.spec();
+    let limits = |priority| {
+        let Limits { max_connections, max_pending, max_requests, max_retries, .. } = *spec.thresholds(priority);
+        Thresholds { connections: max_connections, pending_requests: max_pending, requests: max_requests, retries: max_retries }
+    };
+    ClusterStatus {
+        name: spec.name.to_string(),
+        observability_name: spec.stat_name.to_string(),
+        added_via_api: false,
+        thresholds: [limits(RoutingPriority::Default), limits(RoutingPriority::High)],
+        hosts: cluster.endpoints().endpoints().iter().map(|e| host_status(e)).collect(),
+    }
+}
+
+fn host_status(endpoint: &Endpoint) -> HostStatus {
+    let spec = &endpoint.spec;
+    let locality = &spec.group.locality;
+    HostStatus {
+        address: spec.address,
+        hostname: spec.hostname.as_deref().unwrap_or_default().to_owned(),
+        stats: HostStats {
+            rq_active: u64::from(endpoint.state.active()),
+            rq_total: endpoint.state.requests(),
+            ..HostStats::default()
+        },
+        health: HealthFlags { failed_eds_health: spec.health == HealthStatus::Unhealthy, ..HealthFlags::default() },
+        eds_health: match spec.health {
+            HealthStatus::Healthy => EdsHealth::Healthy,
+            HealthStatus::Degraded => EdsHealth::Degraded,
+            HealthStatus::Draining => EdsHealth::Draining,
+            HealthStatus::Unhealthy => EdsHealth::Unhealthy,
+        },
+        weight: spec.weight,
+        locality: Locality {
+            region: locality.region.to_string(),
+            zone: locality.zone.to_string(),
+            sub_zone: locality.sub_zone.to_string(),
+        },
+        priority: spec.group.priority,
+        success_rate: None,
+    }
+}
