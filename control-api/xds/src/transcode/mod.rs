@@ -3,12 +3,13 @@
 
 mod scalar;
 mod wellknown;
+mod wire;
 
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value};
 
 use self::wellknown::WellKnown;
 use crate::any::TYPE_PREFIX;
-use crate::check::NOT_SUPPORTED;
+use crate::check::{Checker, NOT_SUPPORTED};
 use crate::diag::{At, ConfigError, Errors, Failed, Position};
 use crate::schema::Schema;
 use crate::suggest;
@@ -22,16 +23,36 @@ pub(crate) struct Transcoder<'s, 'e> {
     schema: &'s Schema,
     errors: &'e mut Errors,
     failed: &'e mut Failed,
+    /// Numbers of the fields on the way from the root, as long as none of them is a list, a map or an Any.
+    spine: Option<Vec<u32>>,
+    detached: Vec<u8>,
+}
+
+/// What a text has become.
+pub(crate) struct Transcoded {
+    /// The message, without its large lists.
+    pub(crate) message: DynamicMessage,
+    /// The items of those lists, checked, in protobuf: they belong behind the encoded message.
+    ///
+    /// A DynamicMessage takes a kilobyte and more for each message in it; a file of 5,000 clusters would take 200 MB. So the
+    /// items of lists that hang on the root by single messages only (`static_resources.clusters`) are encoded one by one.
+    /// Protobuf merges a message that occurs several times in the bytes, and appends lists.
+    pub(crate) detached: Vec<u8>,
 }
 
 impl<'s, 'e> Transcoder<'s, 'e> {
     /// Mistakes and positions go to `errors`, paths of what could not be read to `failed`.
     pub(crate) fn new(schema: &'s Schema, errors: &'e mut Errors, failed: &'e mut Failed) -> Self {
-        Self { schema, errors, failed }
+        Self { schema, errors, failed, spine: Some(Vec::new()), detached: Vec::new() }
     }
 
     /// The whole text, which is one message. It may say its own `@type`, as a resource inside of a list does.
-    pub(crate) fn root(&mut self, desc: &MessageDescriptor, node: &Node<'_>) -> DynamicMessage {
+    pub(crate) fn root(mut self, desc: &MessageDescriptor, node: &Node<'_>) -> Transcoded {
+        let message = self.document(desc, node);
+        Transcoded { message, detached: self.detached }
+    }
+
+    fn document(&mut self, desc: &MessageDescriptor, node: &Node<'_>) -> DynamicMessage {
         let root = At::root();
         self.errors.locate(&root, node.at);
         let yaml::Value::Map(entries) = &node.value else {
@@ -157,14 +178,23 @@ impl<'s, 'e> Transcoder<'s, 'e> {
             return self.map(field, node, at);
         }
         if !field.is_list() {
-            return self.single(&field.kind(), Some(field), node, at);
+            if let Some(spine) = &mut self.spine {
+                spine.push(field.number());
+            }
+            let value = self.single(&field.kind(), Some(field), node, at);
+            if let Some(spine) = &mut self.spine {
+                spine.pop();
+            }
+            return value;
         }
         let yaml::Value::Seq(items) = &node.value else {
             self.wrong(at, "a list", node);
             return None;
         };
         let kind = field.kind();
-        let mut list = Vec::with_capacity(items.len());
+        let spine = self.spine.take();
+        let detach = spine.as_deref().filter(|_| self.is_detachable(field));
+        let mut list = Vec::with_capacity(if detach.is_some() { 0 } else { items.len() });
         for (index, item) in items.iter().enumerate() {
             let here = at.index(index);
             self.errors.locate(&here, item.at);
@@ -174,10 +204,26 @@ impl<'s, 'e> Transcoder<'s, 'e> {
             } else {
                 self.single(&kind, Some(field), item, &here)
             };
-            // A failed item keeps its place, so that the paths of the others stay right.
-            list.push(value.unwrap_or_else(|| Value::default_value(&kind)));
+            match (detach, value) {
+                (Some(spine), Some(Value::Message(message))) => {
+                    Checker::new(self.schema, self.errors, self.failed).message(&message, &here, true);
+                    wire::append(&mut self.detached, spine, field.number(), &message);
+                }
+                (Some(_), _) => {}
+                // A failed item keeps its place, so that the paths of the others stay right.
+                (None, value) => list.push(value.unwrap_or_else(|| Value::default_value(&kind))),
+            }
         }
+        self.spine = spine;
         Some(Value::List(list))
+    }
+
+    /// Whether the items of a list can be checked and encoded one by one: they are messages, and there are no rules for the
+    /// list as a whole.
+    fn is_detachable(&self, field: &FieldDescriptor) -> bool {
+        let plan = self.schema.plan(field.parent_message().full_name()).and_then(|p| p.field(field.number()));
+        matches!(field.kind(), Kind::Message(_))
+            && plan.is_some_and(|p| p.rules.is_none() && p.values.is_empty())
     }
 
     fn map(&mut self, field: &FieldDescriptor, node: &Node<'_>, at: &At<'_>) -> Option<Value> {
@@ -185,12 +231,19 @@ impl<'s, 'e> Transcoder<'s, 'e> {
             self.wrong(at, "a mapping", node);
             return None;
         };
+        let spine = self.spine.take();
+        let map = self.entries(field, entries, at);
+        self.spine = spine;
+        map
+    }
+
+    fn entries(&mut self, field: &FieldDescriptor, entries: &[Entry<'_>], at: &At<'_>) -> Option<Value> {
         let kind = field.kind();
         let entry_desc = kind.as_message()?;
         let (key_kind, value_kind) =
             (entry_desc.map_entry_key_field().kind(), entry_desc.map_entry_value_field().kind());
         let mut map = std::collections::HashMap::with_capacity(entries.len());
-        for entry in entries.iter() {
+        for entry in entries {
             let here = at.field(&entry.key);
             self.errors.locate(&here, entry.key_at);
             let Some(key) = map_key(&key_kind, &entry.key) else {
@@ -257,10 +310,13 @@ impl<'s, 'e> Transcoder<'s, 'e> {
             self.failed.insert(at);
             return None;
         };
+        let spine = self.spine.take();
         let message = match WellKnown::of(inner.full_name()) {
-            None | Some(WellKnown::Empty) => self.fields(&inner, entries, at, true),
-            Some(kind) => self.wrapped(kind, &inner, entries, said.key_at, at)?,
+            None | Some(WellKnown::Empty) => Some(self.fields(&inner, entries, at, true)),
+            Some(kind) => self.wrapped(kind, &inner, entries, said.key_at, at),
         };
+        self.spine = spine;
+        let message = message?;
         let mut any = DynamicMessage::new(desc.clone());
         any.set_field_by_name("type_url", Value::String(format!("{TYPE_PREFIX}{}", inner.full_name())));
         let bytes = prost::Message::encode_to_vec(&message);
