@@ -33,7 +33,7 @@ struct Args {
     #[arg(long, default_value_t = 1.0)]
     warmup: f64,
     /// Requests per second at the fixed rate.
-    #[arg(long, default_value_t = 4000.0)]
+    #[arg(long, default_value_t = 2000.0)]
     rate: f64,
     /// Requests at the fixed rate that are due together.
     #[arg(long, default_value_t = 8)]
