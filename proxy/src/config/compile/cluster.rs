@@ -19,7 +19,8 @@ use remora_xds::pb;
 pub use assignment::compile_load_assignment;
 
 use crate::config::compile::Scope;
-use crate::tls::client::{ClientTls, compile_upstream_tls};
+use crate::config::compile::tls::compile_upstream_tls;
+use crate::tls::client::ClientTls;
 use crate::upstream::cluster::{ClusterSpec, Discovery, EdsSource, EdsSpec};
 use crate::upstream::dns::DnsKind;
 use crate::upstream::endpoint::{Assignment, AssignmentPolicy, EndpointSpec};
