@@ -12,4 +12,4 @@ if [ ! -x "$REMORA_TOOLS/httpwg" ]; then
     # --locked: with newer dependencies it does not compile.
     cargo install --locked httpwg-cli --version 0.2.5 --root "$root"
 fi
-cargo test -p remora-tests --test conformance -- --ignored --nocapture --test-threads 1 "$@"
+cargo test --workspace --test conformance -- --ignored --nocapture --test-threads 1 "$@"
