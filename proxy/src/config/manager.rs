@@ -146,9 +146,11 @@ impl Manager {
     pub fn directories(&self) -> BTreeSet<PathBuf> {
         let mut directories = BTreeSet::new();
         for held in self.listeners.values() {
-            directories.extend(http_specs(&held.value).filter_map(|http| match http.rds.as_ref().map(|rds| &rds.source) {
-                Some(ConfigSource::Path { watched: Some(watched), .. }) => Some(watched.to_path_buf()),
-                _ => None,
+            directories.extend(http_specs(&held.value).filter_map(|http| {
+                match http.rds.as_ref().map(|rds| &rds.source) {
+                    Some(ConfigSource::Path { watched: Some(watched), .. }) => Some(watched.to_path_buf()),
+                    _ => None,
+                }
             }));
         }
         for held in self.clusters.values() {
@@ -219,7 +221,9 @@ impl Manager {
     #[must_use]
     pub fn kind_of(&self, path: &Path) -> ResourceKind {
         let names_it = |http: &Arc<HttpSpec>| {
-            http.rds.as_ref().is_some_and(|rds| matches!(&rds.source, ConfigSource::Path { path: named, .. } if **named == *path))
+            http.rds.as_ref().is_some_and(
+                |rds| matches!(&rds.source, ConfigSource::Path { path: named, .. } if **named == *path),
+            )
         };
         if self.listeners.values().any(|held| http_specs(&held.value).any(names_it)) {
             ResourceKind::Route
@@ -448,9 +452,12 @@ impl Batch {
 
     /// There is no ADS stream to subscribe on: a listener or cluster would wait for ever.
     fn refuse_ads(&self, errors: &mut Errors, at: &At<'_>) {
-        let by_ads = |http: &Arc<HttpSpec>| http.rds.as_ref().is_some_and(|rds| rds.source == ConfigSource::Ads);
-        let listeners = self.listeners.iter().filter(|(_, l)| http_specs(l).any(by_ads)).map(|(_, l)| &l.name);
-        let eds = |c: &ClusterSpec| matches!(&c.discovery, Discovery::Eds(eds) if eds.source == EdsSource::Ads);
+        let by_ads =
+            |http: &Arc<HttpSpec>| http.rds.as_ref().is_some_and(|rds| rds.source == ConfigSource::Ads);
+        let listeners =
+            self.listeners.iter().filter(|(_, l)| http_specs(l).any(by_ads)).map(|(_, l)| &l.name);
+        let eds =
+            |c: &ClusterSpec| matches!(&c.discovery, Discovery::Eds(eds) if eds.source == EdsSource::Ads);
         let clusters = self.clusters.iter().filter(|(_, c)| eds(c)).map(|(_, c)| &c.name);
         for name in listeners.chain(clusters) {
             let text = format!("{name:?} takes its configuration from ADS, which is not supported yet");

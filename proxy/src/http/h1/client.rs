@@ -116,7 +116,8 @@ pub async fn send(
         if parsed.head.status == StatusCode::SWITCHING_PROTOCOLS {
             return match (options.upgrade, parsed.upgrade) {
                 (Some(_), Some(protocol)) => {
-                    let upgraded = Upgraded { protocol, io: Tunnel::H1(exchange.conn), held: Held::H1(lease) };
+                    let upgraded =
+                        Upgraded { protocol, io: Tunnel::H1(exchange.conn), held: Held::H1(lease) };
                     Ok(Response { head: parsed.head, body: Body::Empty, upgraded: Some(Box::new(upgraded)) })
                 }
                 _ => Err(Failed::new(Reason::UpstreamProtocol, exchange.sent)),
@@ -128,8 +129,7 @@ pub async fn send(
         }
         let tunnel = head.method == Method::CONNECT && parsed.head.status.is_success();
         if tunnel {
-            let upgraded =
-                Upgraded {
+            let upgraded = Upgraded {
                 protocol: HeaderValue::from_static("connect"),
                 io: Tunnel::H1(exchange.conn),
                 held: Held::H1(lease),

@@ -36,11 +36,7 @@ pub struct Converted {
 ///
 /// # Errors
 /// How to refuse it.
-pub fn request(
-    parts: http::request::Parts,
-    http: &HttpSpec,
-    secure: bool,
-) -> Result<Converted, Refused> {
+pub fn request(parts: http::request::Parts, http: &HttpSpec, secure: bool) -> Result<Converted, Refused> {
     let http::request::Parts { mut method, uri, mut headers, extensions, .. } = parts;
     let upgrade = extensions.get::<h2::ext::Protocol>().map(|p| HeaderValue::from_str(p.as_str()));
     let upgrade = upgrade.transpose().map_err(|_| Refused::Reset(Reason::BadHeader))?;

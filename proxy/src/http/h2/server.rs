@@ -15,8 +15,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, Sleep};
 
 use super::convert::{self, Converted, Refused};
-use super::tunnel::H2Tunnel;
 use super::guard::{Flooded, GOAWAY_GRACE, Guard};
+use super::tunnel::H2Tunnel;
 use crate::config::spec::{Http2Keepalive, HttpSpec};
 use crate::error::Reason;
 use crate::http::body::{Body, BodyProgress, H2Body};
@@ -103,6 +103,10 @@ struct Session<T> {
     http: Arc<HttpSpec>,
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "lives for one match; a box would cost an allocation a request"
+)]
 enum Event {
     Stream(Request<RecvStream>, SendResponse<Bytes>),
     GoAway,
@@ -241,15 +245,16 @@ struct Stream {
 impl Stream {
     async fn run(self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
         let (parts, stream) = request.into_parts();
-        let Converted { head, redirect, upgrade } = match convert::request(parts, &self.http, self.downstream.is_secure()) {
-            Ok(converted) => converted,
-            Err(Refused::Reset(reason)) => {
-                RequestCtx::refused(&self.downstream, &self.http, reason).finish(0, None);
-                respond.send_reset(h2::Reason::PROTOCOL_ERROR);
-                return;
-            }
-            Err(Refused::Reply(reason)) => return self.refuse(reason, respond),
-        };
+        let Converted { head, redirect, upgrade } =
+            match convert::request(parts, &self.http, self.downstream.is_secure()) {
+                Ok(converted) => converted,
+                Err(Refused::Reset(reason)) => {
+                    RequestCtx::refused(&self.downstream, &self.http, reason).finish(0, None);
+                    respond.send_reset(h2::Reason::PROTOCOL_ERROR);
+                    return;
+                }
+                Err(Refused::Reply(reason)) => return self.refuse(reason, respond),
+            };
         let progress: Rc<BodyProgress> = Rc::default();
         let (body, tunnel) = match upgrade {
             // The stream's data is the tunnel's, not a body.
