@@ -6,10 +6,10 @@ cd "$(dirname "$0")/.."
 export REMORA_TOOLS="${REMORA_TOOLS:-$PWD/target/tools/bin}"
 root="$(dirname "$REMORA_TOOLS")"
 if [ ! -x "$REMORA_TOOLS/h2spec" ]; then
-    GOBIN="$REMORA_TOOLS" go install github.com/summerwind/h2spec/cmd/h2spec@latest
+    GOBIN="$REMORA_TOOLS" go install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
 fi
 if [ ! -x "$REMORA_TOOLS/httpwg" ]; then
     # --locked: with newer dependencies it does not compile.
     cargo install --locked httpwg-cli --version 0.2.5 --root "$root"
 fi
-cargo test -p remora-tests --test conformance -- --ignored --nocapture --test-threads 1 "$@"
+cargo test --workspace --test conformance -- --ignored --nocapture --test-threads 1 "$@"

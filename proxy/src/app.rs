@@ -138,8 +138,10 @@ pub async fn run(
     let started = SystemTime::now();
     let Loaded { mut manager, settings } = loaded;
     let registry = Registry::new(MetricsOptions::default(), started);
-    let watcher = FileWatcher::new().map_err(|e| StartError::Resource("file watcher".into(), e.to_string()))?;
-    let logs = LogWriter::start().map_err(|e| StartError::Resource("access log writer".into(), e.to_string()))?;
+    let watcher =
+        FileWatcher::new().map_err(|e| StartError::Resource("file watcher".into(), e.to_string()))?;
+    let logs =
+        LogWriter::start().map_err(|e| StartError::Resource("access log writer".into(), e.to_string()))?;
     read_files(&mut manager, &registry, true)?;
     let shared = Arc::new(Shared {
         config: Arc::new(ArcSwap::from_pointee(manager.snapshot())),
@@ -152,7 +154,8 @@ pub async fn run(
     });
     let (ask, requests) = mpsc::channel(16);
     let (updates, dns_updates) = mpsc::channel(64);
-    let (driver, dns) = dns::Driver::new(Arc::new(dns::SystemResolver::default()), updates, fastrand::Rng::new());
+    let (driver, dns) =
+        dns::Driver::new(Arc::new(dns::SystemResolver::default()), updates, fastrand::Rng::new());
     tokio::spawn(driver.run());
     let drain = Drain::new();
     let signals = Signals::install().map_err(|e| StartError::Resource("signals".into(), e.to_string()))?;
@@ -186,7 +189,9 @@ pub async fn run(
     app.publish().await;
     app.warm_up().await;
     app.listening = true;
-    app.sync_listeners().await.map_err(|(name, e)| StartError::Resource(format!("listener {name}"), e.to_string()))?;
+    app.sync_listeners()
+        .await
+        .map_err(|(name, e)| StartError::Resource(format!("listener {name}"), e.to_string()))?;
     drop(starting);
     tracing::info!(listeners = app.shared.bound.load().len(), workers = app.workers.len(), "ready");
     app.serve().await;
@@ -295,7 +300,8 @@ impl App {
         let snapshot = self.manager.snapshot();
         self.shared.registry.control.config_published(snapshot.version, SystemTime::now());
         self.shared.config.store(Arc::new(snapshot));
-        let dump = self.manager.resources().map(|(kind, name, any)| (kind.to_owned(), name.to_owned(), any.clone()));
+        let dump =
+            self.manager.resources().map(|(kind, name, any)| (kind.to_owned(), name.to_owned(), any.clone()));
         self.shared.dump.store(Arc::new(dump.collect()));
         self.tell(|| Command::Changed).await;
     }
@@ -440,6 +446,7 @@ impl App {
 /// A wanted port 0 is any port.
 fn same_addresses(bound: &[SocketAddr], spec: &ListenerSpec) -> bool {
     let wanted: Vec<_> = std::iter::once(spec.address).chain(spec.additional.iter().copied()).collect();
-    let same = |(b, w): (&SocketAddr, &SocketAddr)| b.ip() == w.ip() && (w.port() == 0 || b.port() == w.port());
+    let same =
+        |(b, w): (&SocketAddr, &SocketAddr)| b.ip() == w.ip() && (w.port() == 0 || b.port() == w.port());
     bound.len() == wanted.len() && bound.iter().zip(&wanted).all(same)
 }

@@ -62,9 +62,8 @@ fn workload(node: &Node) -> PeerLabels {
         }
     };
     let unknown = || Arc::<str>::from(UNKNOWN);
-    let name = text("WORKLOAD_NAME").unwrap_or_else(|| {
-        if node.cluster.is_empty() { unknown() } else { node.cluster.as_str().into() }
-    });
+    let name = text("WORKLOAD_NAME")
+        .unwrap_or_else(|| if node.cluster.is_empty() { unknown() } else { node.cluster.as_str().into() });
     PeerLabels {
         workload: Arc::clone(&name),
         namespace: text("NAMESPACE").unwrap_or_else(unknown),

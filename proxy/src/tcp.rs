@@ -53,8 +53,12 @@ where
     let mut response = Half::new(up_read);
     let copy = poll_fn(|cx| {
         // Both halves are polled in every turn; neither waits for the other.
-        let a = request.poll(cx, down, up, &traffic.received).map_err(|e| e.party(Ended::Downstream, Ended::Upstream))?;
-        let b = response.poll(cx, up, down, &traffic.sent).map_err(|e| e.party(Ended::Upstream, Ended::Downstream))?;
+        let a = request
+            .poll(cx, down, up, &traffic.received)
+            .map_err(|e| e.party(Ended::Downstream, Ended::Upstream))?;
+        let b = response
+            .poll(cx, up, down, &traffic.sent)
+            .map_err(|e| e.party(Ended::Upstream, Ended::Downstream))?;
         if a.is_ready() && b.is_ready() { Poll::Ready(Ok::<_, Ended>(())) } else { Poll::Pending }
     });
     let ended = async { copy.await.map_or_else(|ended| ended, |()| Ended::Closed) };
@@ -109,7 +113,13 @@ impl Half {
         Self { buf, eof: false, done: false, unflushed: false }
     }
 
-    fn poll<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W, count: &Cell<u64>) -> Poll<Result<(), HalfError>>
+    fn poll<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut R,
+        to: &mut W,
+        count: &Cell<u64>,
+    ) -> Poll<Result<(), HalfError>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
@@ -147,7 +157,11 @@ impl Half {
         }
     }
 
-    fn poll_fill<R: AsyncRead + Unpin>(&mut self, cx: &mut Context<'_>, from: &mut R) -> Poll<io::Result<usize>> {
+    fn poll_fill<R: AsyncRead + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut R,
+    ) -> Poll<io::Result<usize>> {
         self.buf.clear();
         if self.buf.capacity() < BUFFER {
             self.buf.reserve(BUFFER);
@@ -166,7 +180,8 @@ mod tests {
         let (mut client, mut down) = duplex(64);
         let (mut up, mut server) = duplex(64);
         let traffic = Traffic::default();
-        let tunnel = forward((&mut down, BytesMut::from(&b"he"[..])), (&mut up, BytesMut::new()), None, &traffic);
+        let tunnel =
+            forward((&mut down, BytesMut::from(&b"he"[..])), (&mut up, BytesMut::new()), None, &traffic);
         let talk = async {
             client.write_all(b"llo").await.unwrap();
             client.shutdown().await.unwrap();

@@ -49,7 +49,12 @@ pub async fn serve(mut io: Io, read: BytesMut, downstream: Rc<Downstream>, spec:
             endpoint = Some(Arc::clone(active.endpoint()));
             let series = downstream.worker.metrics.tcp(&downstream, named, endpoint.as_ref());
             series.opened();
-            let copy = tcp::forward((&mut io, read), (&mut connected.io, BytesMut::new()), spec.idle_timeout, &traffic);
+            let copy = tcp::forward(
+                (&mut io, read),
+                (&mut connected.io, BytesMut::new()),
+                spec.idle_timeout,
+                &traffic,
+            );
             reason = match limited(spec.max_duration, copy).await {
                 Some(Ended::Closed) => None,
                 Some(Ended::Downstream) => Some(Reason::DownstreamGone),
@@ -68,7 +73,15 @@ pub async fn serve(mut io: Io, read: BytesMut, downstream: Rc<Downstream>, spec:
         }
     }
     drop(registration);
-    log(&Finished { downstream: &downstream, spec: &spec, cluster, endpoint, traffic, reason, total: start.elapsed() });
+    log(&Finished {
+        downstream: &downstream,
+        spec: &spec,
+        cluster,
+        endpoint,
+        traffic,
+        reason,
+        total: start.elapsed(),
+    });
 }
 
 async fn limited<F: Future>(limit: Option<Duration>, work: F) -> Option<F::Output> {
@@ -92,8 +105,14 @@ fn choose(downstream: &Downstream, spec: &TcpSpec) -> (Option<ClusterId>, Option
     (id, id.and_then(|id| downstream.worker.snapshot().cluster(id).cloned()))
 }
 
-async fn connect(downstream: &Downstream, spec: &TcpSpec, cluster: &Arc<Cluster>) -> Result<Upstream, Reason> {
-    let permit = cluster.try_acquire(Resource::Connections, RoutingPriority::Default).ok_or(Reason::UpstreamOverflow)?;
+async fn connect(
+    downstream: &Downstream,
+    spec: &TcpSpec,
+    cluster: &Arc<Cluster>,
+) -> Result<Upstream, Reason> {
+    let permit = cluster
+        .try_acquire(Resource::Connections, RoutingPriority::Default)
+        .ok_or(Reason::UpstreamOverflow)?;
     let mut tried = Vec::new();
     let mut last = Reason::NoHealthyUpstream;
     for _ in 0..spec.max_connect_attempts.max(1) {
@@ -114,7 +133,8 @@ fn pick(
     tried: &[crate::upstream::endpoint::EndpointKey],
 ) -> Result<Arc<Endpoint>, Reason> {
     if let Discovery::OriginalDst(original) = &cluster.spec().discovery {
-        let address = original.destination(None, downstream.original_dst).ok_or(Reason::NoOriginalDestination)?;
+        let address =
+            original.destination(None, downstream.original_dst).ok_or(Reason::NoOriginalDestination)?;
         return Ok(downstream.worker.original_endpoint(cluster, address));
     }
     downstream.worker.pick(cluster, tried).ok_or(Reason::NoHealthyUpstream)

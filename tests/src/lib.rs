@@ -13,7 +13,7 @@
 //!
 //! The proxy is a real process; what it forwards is recorded byte by byte by upstreams that live in the test's own
 //! runtime, and what it answers is read by parsers that are stricter than any peer on the internet. `REMORA_BIN`
-//! names another binary to test; when its file name is `envoy` it is started with Envoy's arguments.
+//! names another binary to test: `remora`, `remora-proxy`, or `envoy`, which is started with Envoy's arguments.
 #![allow(clippy::unwrap_used, reason = "a harness fails by panicking")]
 
 pub mod certs;

@@ -343,7 +343,8 @@ impl Builder {
                 shell
             }
         };
-        if flavor == Flavor::Remora {
+        // The slim binary has one command, and no name for it.
+        if flavor == Flavor::Remora && path.file_name().is_none_or(|name| name != "remora-proxy") {
             command.arg("proxy");
         }
         command.arg("-c").arg(&config).args(["--concurrency", "1"]);

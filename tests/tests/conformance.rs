@@ -62,7 +62,7 @@ async fn h2spec(address: SocketAddr) -> Score {
         run(&tool("h2spec"), &["-h", "127.0.0.1", "-p", &port, "-o", "2", "-j", report.to_str().unwrap()])
             .await;
     let mut score = junit(&std::fs::read_to_string(report).unwrap());
-    // The report leaves a case out; the last line counts them all: `146 tests, 146 passed, 0 skipped, 0 failed`.
+    // The report names the misses; the last line counts: `146 tests, 146 passed, 0 skipped, 0 failed`.
     let summary = text.lines().rev().find(|line| line.contains(" tests, ")).expect("summary of h2spec");
     let numbers: Vec<usize> =
         summary.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect();
@@ -168,23 +168,29 @@ fn judge(suite: &str, score: &Score, listed: &BTreeSet<String>, at_least: usize)
     assert!(surprises.is_empty(), "{suite}: not explained in conformance-misses.md: {surprises:#?}");
 }
 
-#[tokio::test]
-#[ignore = "needs h2spec: run tests/conformance.sh"]
-async fn h2spec_145_of_146() {
-    let (_upstream, proxy) = pair("AUTO").await;
-    let listed = listed("h2spec");
-    let score = best_of_three("h2spec", &listed, async || h2spec(proxy.address("ingress")).await).await;
-    assert_eq!(score.total, 146, "h2spec has another number of cases");
-    judge("h2spec", &score, &listed, 145);
+/// Version 2.2.1, which the Go module proxy has, counts 145 cases; 2.6 counts 146.
+fn check_h2spec_total(score: &Score) {
+    assert!(matches!(score.total, 145 | 146), "h2spec ran {} cases", score.total);
 }
 
 #[tokio::test]
 #[ignore = "needs h2spec: run tests/conformance.sh"]
-async fn h2spec_146_on_an_http2_only_listener() {
+async fn h2spec_all_but_one() {
+    let (_upstream, proxy) = pair("AUTO").await;
+    let listed = listed("h2spec");
+    let score = best_of_three("h2spec", &listed, async || h2spec(proxy.address("ingress")).await).await;
+    check_h2spec_total(&score);
+    judge("h2spec", &score, &listed, score.total - 1);
+}
+
+#[tokio::test]
+#[ignore = "needs h2spec: run tests/conformance.sh"]
+async fn h2spec_all_on_an_http2_only_listener() {
     let (_upstream, proxy) = pair("HTTP2").await;
     let none = BTreeSet::new();
     let score = best_of_three("h2spec", &none, async || h2spec(proxy.address("ingress")).await).await;
-    judge("h2spec on an HTTP/2-only listener", &score, &none, 146);
+    check_h2spec_total(&score);
+    judge("h2spec on an HTTP/2-only listener", &score, &none, score.total);
 }
 
 #[tokio::test]

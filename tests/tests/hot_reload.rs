@@ -153,8 +153,7 @@ async fn held_upstream(permits: Arc<tokio::sync::Semaphore>) -> Held {
 }
 
 /// A ConfigMap volume: the file is a link into `..data`, which is itself a link that is swapped.
-#[tokio::test]
-async fn a_configmap_swap_is_seen() {
+async fn configmap(watch_the_folder: bool) {
     let folder = tempfile::tempdir().unwrap();
     let publish = |version: u32| {
         let data = format!("..{version}");
@@ -168,8 +167,9 @@ async fn a_configmap_swap_is_seen() {
     let path = folder.path().join("rds.json");
     std::os::unix::fs::symlink("..data/rds.json", &path).unwrap();
     let upstream = Http1Upstream::answering(Answer1::ok("hello")).await;
+    let watched = watch_the_folder.then(|| folder.path());
     let proxy = Proxy::builder()
-        .listener(Listener::http("ingress").manager(rds_file("routes", &path, Some(folder.path()))))
+        .listener(Listener::http("ingress").manager(rds_file("routes", &path, watched)))
         .upstream("origin", &upstream)
         .start()
         .await;
@@ -180,6 +180,17 @@ async fn a_configmap_swap_is_seen() {
         eventually_async(&format!("version {n}"), async || version(&mut client).await == n).await;
         std::fs::remove_dir_all(folder.path().join(format!("..{}", n - 1))).unwrap();
     }
+}
+
+/// Envoy sees this only when `watched_directory` names the folder.
+#[tokio::test]
+async fn a_configmap_swap_is_seen() {
+    configmap(false).await;
+}
+
+#[tokio::test]
+async fn a_configmap_swap_in_the_watched_directory_is_seen() {
+    configmap(true).await;
 }
 
 #[tokio::test]

@@ -693,8 +693,22 @@ async fn a_client_that_leaves_cancels_the_upstream_request() {
     let mut client = proxy.http1().await;
     client.send(GET).await;
     let request = upstream.request(0).await;
-    drop(client);
+    client.reset();
     within("cancellation", upstream.ended(request.connection)).await;
+}
+
+#[tokio::test]
+async fn a_client_that_half_closes_still_gets_its_answer() {
+    let permit = Arc::new(Notify::new());
+    let answer = Answer::nothing().until(&permit).send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate");
+    let (upstream, proxy) = behind(answer).await;
+    let mut client = proxy.http1().await;
+    client.send(GET).await;
+    client.half_close().await;
+    upstream.request(0).await;
+    permit.notify_one();
+    assert_eq!(client.response().await.unwrap().text(), "late");
+    assert!(client.is_closed().await);
 }
 
 #[tokio::test]

@@ -54,7 +54,12 @@ impl AdminSource for AdminView {
             section("ClustersConfigDump", "dynamic_active_clusters", "cluster", ".Cluster"),
             section("ListenersConfigDump", "dynamic_listeners", "listener", ".Listener"),
             section("RoutesConfigDump", "dynamic_route_configs", "route_config", ".RouteConfiguration"),
-            section("EndpointsConfigDump", "dynamic_endpoint_configs", "endpoint_config", ".ClusterLoadAssignment"),
+            section(
+                "EndpointsConfigDump",
+                "dynamic_endpoint_configs",
+                "endpoint_config",
+                ".ClusterLoadAssignment",
+            ),
         ]
     }
 
@@ -66,7 +71,10 @@ impl AdminSource for AdminView {
 
     fn listeners(&self) -> Vec<ListenerStatus> {
         let bound = self.shared.bound.load();
-        bound.iter().map(|(name, at)| ListenerStatus { name: name.to_string(), addresses: at.clone() }).collect()
+        bound
+            .iter()
+            .map(|(name, at)| ListenerStatus { name: name.to_string(), addresses: at.clone() })
+            .collect()
     }
 
     fn certificates(&self) -> Vec<Certificate> {
@@ -98,8 +106,14 @@ impl AdminSource for AdminView {
 fn cluster_status(cluster: &Cluster) -> ClusterStatus {
     let spec = cluster.spec();
     let limits = |priority| {
-        let Limits { max_connections, max_pending, max_requests, max_retries, .. } = *spec.thresholds(priority);
-        Thresholds { connections: max_connections, pending_requests: max_pending, requests: max_requests, retries: max_retries }
+        let Limits { max_connections, max_pending, max_requests, max_retries, .. } =
+            *spec.thresholds(priority);
+        Thresholds {
+            connections: max_connections,
+            pending_requests: max_pending,
+            requests: max_requests,
+            retries: max_retries,
+        }
     };
     ClusterStatus {
         name: spec.name.to_string(),
@@ -121,7 +135,10 @@ fn host_status(endpoint: &Endpoint) -> HostStatus {
             rq_total: endpoint.state.requests(),
             ..HostStats::default()
         },
-        health: HealthFlags { failed_eds_health: spec.health == HealthStatus::Unhealthy, ..HealthFlags::default() },
+        health: HealthFlags {
+            failed_eds_health: spec.health == HealthStatus::Unhealthy,
+            ..HealthFlags::default()
+        },
         eds_health: match spec.health {
             HealthStatus::Healthy => EdsHealth::Healthy,
             HealthStatus::Degraded => EdsHealth::Degraded,

@@ -22,10 +22,10 @@ use remora_xds::pb::envoy::service::discovery::v3::DiscoveryResponse;
 use remora_xds::pb::google::protobuf::Any;
 use remora_xds::{Schema, any};
 
+use super::compile::Scope;
 use super::compile::cluster::{compile_cluster, compile_load_assignment};
 use super::compile::listener::compile_listener;
 use super::compile::route::compile_route_table;
-use super::compile::Scope;
 use super::names::Names;
 use super::snapshot::Snapshot;
 use super::spec::{ConfigSource, HttpSpec, ListenerSpec, NetworkFilter, RouteSource};
@@ -123,9 +123,11 @@ impl Manager {
     pub fn files(&self) -> BTreeSet<PathBuf> {
         let mut files = self.roots.clone();
         for held in self.listeners.values() {
-            files.extend(http_specs(&held.value).filter_map(|http| match http.rds.as_ref().map(|rds| &rds.source) {
-                Some(ConfigSource::Path(path)) => Some(path.to_path_buf()),
-                _ => None,
+            files.extend(http_specs(&held.value).filter_map(|http| {
+                match http.rds.as_ref().map(|rds| &rds.source) {
+                    Some(ConfigSource::Path(path)) => Some(path.to_path_buf()),
+                    _ => None,
+                }
             }));
         }
         for held in self.clusters.values() {
@@ -350,7 +352,9 @@ fn root_file(source: Option<&PbConfigSource>, at: &At<'_>, errors: &mut Errors) 
     match source?.config_source_specifier.as_ref() {
         Some(ConfigSourceSpecifier::PathConfigSource(path)) => Some(PathBuf::from(&path.path)),
         _ => {
-            errors.report(at, "only path_config_source is supported here").fix("name a file with path_config_source.path");
+            errors
+                .report(at, "only path_config_source is supported here")
+                .fix("name a file with path_config_source.path");
             None
         }
     }
@@ -376,11 +380,18 @@ impl Batch {
             if let Ok(pb) = any::unpack::<ClusterLoadAssignment>(resource) {
                 let assignment = compile_load_assignment(&pb, at, scope);
                 self.keep(&pb, &pb.cluster_name);
-                self.assignments.push((hash_of(&resource.value), pb.cluster_name.as_str().into(), assignment));
+                self.assignments.push((
+                    hash_of(&resource.value),
+                    pb.cluster_name.as_str().into(),
+                    assignment,
+                ));
             }
         } else {
             let text = format!("{} is no resource that a file may hold", resource.type_url);
-            scope.errors.report(at, text).fix("use Listener, Cluster, RouteConfiguration or ClusterLoadAssignment");
+            scope
+                .errors
+                .report(at, text)
+                .fix("use Listener, Cluster, RouteConfiguration or ClusterLoadAssignment");
         }
     }
 
@@ -406,7 +417,9 @@ impl Batch {
         let mut seen = BTreeSet::new();
         for (kind, name, _) in &self.raw {
             if !seen.insert((kind, name)) {
-                errors.report(at, format!("{name:?} stands here twice")).fix("give each resource a name of its own");
+                errors
+                    .report(at, format!("{name:?} stands here twice"))
+                    .fix("give each resource a name of its own");
             }
         }
     }
@@ -423,7 +436,10 @@ impl Batch {
                 for used in &table.clusters {
                     let name = names.clusters.name(used.id).map_or("", |n| n);
                     if !known.contains(name) {
-                        let text = format!("listener {:?} routes to cluster {name:?}, which does not exist ({})", listener.name, used.path);
+                        let text = format!(
+                            "listener {:?} routes to cluster {name:?}, which does not exist ({})",
+                            listener.name, used.path
+                        );
                         errors.report(at, text).fix("define the cluster, or set validate_clusters: false");
                     }
                 }

@@ -87,7 +87,12 @@ fn pick(ctx: &RequestCtx, attempt: &Attempt<'_>) -> Result<Arc<Endpoint>, Failed
         .ok_or_else(|| nothing(Reason::NoHealthyUpstream))
 }
 
-async fn send(ctx: &RequestCtx, attempt: &Attempt<'_>, endpoint: &Arc<Endpoint>, body: Body) -> Result<Response, Failed> {
+async fn send(
+    ctx: &RequestCtx,
+    attempt: &Attempt<'_>,
+    endpoint: &Arc<Endpoint>,
+    body: Body,
+) -> Result<Response, Failed> {
     let nothing = |reason| Failed::new(reason, Sent::Nothing);
     let spec = attempt.cluster.spec();
     let pool = ctx.downstream.worker.pools.of(endpoint);
@@ -104,7 +109,9 @@ async fn send(ctx: &RequestCtx, attempt: &Attempt<'_>, endpoint: &Arc<Endpoint>,
         UpstreamProtocol::Http2 => true,
         UpstreamProtocol::Downstream => ctx.head.version == Version::HTTP_2,
         // By ALPN, which only TLS has.
-        UpstreamProtocol::Auto => spec.tls.is_some() && pool.speaks_h2(attempt.cluster, priority).await.map_err(nothing)?,
+        UpstreamProtocol::Auto => {
+            spec.tls.is_some() && pool.speaks_h2(attempt.cluster, priority).await.map_err(nothing)?
+        }
     };
     if http2 {
         let (sender, slot) = pool.h2(attempt.cluster, priority, attempt.fresh).await.map_err(nothing)?;

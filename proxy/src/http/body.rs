@@ -223,7 +223,11 @@ impl H2Body {
 
     /// A response body.
     #[must_use]
-    pub const fn upstream(stream: h2::RecvStream, length: Option<u64>, slot: crate::upstream::lease::H2Slot) -> Self {
+    pub const fn upstream(
+        stream: h2::RecvStream,
+        length: Option<u64>,
+        slot: crate::upstream::lease::H2Slot,
+    ) -> Self {
         Self { stream, length, progress: None, data_done: false, _slot: Some(slot) }
     }
 
@@ -261,7 +265,8 @@ impl H2Body {
 
     fn fail(&self, error: &h2::Error) -> Reason {
         let Some(progress) = &self.progress else { return Reason::UpstreamBodyReset };
-        let cancelled = error.reason() == Some(h2::Reason::CANCEL) || error.is_io() || error.reason().is_none();
+        let cancelled =
+            error.reason() == Some(h2::Reason::CANCEL) || error.is_io() || error.reason().is_none();
         let reason = if cancelled { Reason::DownstreamGone } else { Reason::Malformed };
         progress.failed.set(Some(reason));
         reason
@@ -272,7 +277,8 @@ fn drop_forbidden_trailers(map: &mut http::HeaderMap) {
     if map.keys().all(super::h1::decode::is_allowed_trailer) {
         return;
     }
-    let forbidden: Vec<_> = map.keys().filter(|n| !super::h1::decode::is_allowed_trailer(n)).cloned().collect();
+    let forbidden: Vec<_> =
+        map.keys().filter(|n| !super::h1::decode::is_allowed_trailer(n)).cloned().collect();
     for name in forbidden {
         map.remove(name);
     }

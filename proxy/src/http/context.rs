@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use http::uri::{PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use tokio::time::{Instant, Sleep};
 
 use super::body::BodyProgress;
@@ -21,9 +21,9 @@ use crate::config::names::ClusterId;
 use crate::config::snapshot::Snapshot;
 use crate::config::spec::HttpSpec;
 use crate::error::Reason;
-use crate::tls::TlsSession;
 use crate::telemetry::flags::ResponseFlags;
 use crate::telemetry::record::{self, AccessRecord, Timings};
+use crate::tls::TlsSession;
 use crate::upstream::cluster::{Cluster, ClusterPermit};
 use crate::upstream::endpoint::ActiveRequest;
 

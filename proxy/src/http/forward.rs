@@ -86,7 +86,9 @@ pub async fn forward(
     ctx.deadline = if response.upgraded.is_some() { Deadline::default() } else { deadline };
     finish(ctx, &mut response, action, http);
     let mut values = Values::new(ctx);
-    target.response_headers.apply(&mut response.head.headers, &mut |template, headers| values.render(template, headers));
+    target
+        .response_headers
+        .apply(&mut response.head.headers, &mut |template, headers| values.render(template, headers));
     Ok(response)
 }
 
@@ -101,7 +103,11 @@ fn pass_upgrade(ctx: &mut RequestCtx, action: &RouteAction, http: &HttpSpec) -> 
     {
         ctx.upgrade = None;
     }
-    if ctx.head.method == Method::CONNECT && !allowed("connect") { Err(Reason::UpgradeRefused) } else { Ok(()) }
+    if ctx.head.method == Method::CONNECT && !allowed("connect") {
+        Err(Reason::UpgradeRefused)
+    } else {
+        Ok(())
+    }
 }
 
 fn find_cluster(ctx: &mut RequestCtx, target: &Target<'_>) -> Option<Arc<Cluster>> {
@@ -145,7 +151,9 @@ fn rewrite(
         Some(rewrite) => {
             let mut values = Values::new(ctx);
             let render = &mut |template: &str, headers: &_| values.render(template, headers);
-            rewrite.apply(&ctx.head.path, &route.matcher.path, &ctx.head.headers, render).map_err(|_| Reason::BadPath)?
+            rewrite
+                .apply(&ctx.head.path, &route.matcher.path, &ctx.head.headers, render)
+                .map_err(|_| Reason::BadPath)?
         }
     };
     let host = {
@@ -260,10 +268,16 @@ async fn retry_loop(
             Ok(response) if response.upgraded.is_some() => return outcome.map_err(|failed| failed.reason),
             Ok(response) => {
                 let progress = Progress { sent: true, replayable: source.is_replayable(had_body) };
-                (state.decide(policy, Outcome::Answer(&response.head), progress), Some(&response.head.headers))
+                (
+                    state.decide(policy, Outcome::Answer(&response.head), progress),
+                    Some(&response.head.headers),
+                )
             }
             Err(failed) => {
-                let progress = Progress { sent: failed.sent != Sent::Nothing, replayable: source.is_replayable(had_body) };
+                let progress = Progress {
+                    sent: failed.sent != Sent::Nothing,
+                    replayable: source.is_replayable(had_body),
+                };
                 (state.decide(policy, Outcome::Failed(failed.reason), progress), None)
             }
         };
@@ -285,7 +299,12 @@ async fn retry_loop(
         }
         ctx.downstream.worker.metrics.retried(ctx.cluster_id, cluster, kind);
         if policy.is_some_and(|p| p.avoid_previous_hosts) || kind == RetryKind::Transparent {
-            tried.extend(ctx.active.as_ref().map(|a| a.endpoint().key).filter(|_| policy.is_some_and(|p| p.avoid_previous_hosts)));
+            tried.extend(
+                ctx.active
+                    .as_ref()
+                    .map(|a| a.endpoint().key)
+                    .filter(|_| policy.is_some_and(|p| p.avoid_previous_hosts)),
+            );
         }
         fresh = kind == RetryKind::Transparent;
         state.count(kind);

@@ -43,7 +43,12 @@ pub struct Origin {
 }
 
 /// Applies the listener's rules to a request head.
-pub fn prepare_request(head: &mut RequestHead, downstream: &Downstream, http: &HttpSpec, rng: &mut fastrand::Rng) -> Origin {
+pub fn prepare_request(
+    head: &mut RequestHead,
+    downstream: &Downstream,
+    http: &HttpSpec,
+    rng: &mut fastrand::Rng,
+) -> Origin {
     strip_port(head, http.strip_host_port, downstream.local.port());
     // Only the certificate that we verified may speak for the peer.
     remove(&mut head.headers, &X_FORWARDED_CLIENT_CERT);

@@ -2,8 +2,8 @@
 //! valid gRPC (features.md D4).
 
 use bytes::Bytes;
-use http::header::{self, HeaderName, HeaderValue};
 use http::StatusCode;
+use http::header::{self, HeaderName, HeaderValue};
 
 use super::body::Body;
 use super::head::ResponseHead;
@@ -32,7 +32,8 @@ pub fn reply_with(reason: Reason, status: StatusCode, body: Bytes, grpc: bool) -
     head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     head.headers.insert(REASON_HEADER, HeaderValue::from_static(reason.id()));
     if reason == Reason::MethodNotAllowed {
-        head.headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS"));
+        head.headers
+            .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS"));
     }
     Response { head, body: if body.is_empty() { Body::Empty } else { Body::Full(body) }, upgraded: None }
 }

@@ -44,7 +44,10 @@ pub fn finish_head(ctx: &RequestCtx, head: &mut ResponseHead) {
 
 async fn run(ctx: &mut RequestCtx, body: Body) -> Result<Response, Reason> {
     let (snapshot, http) = (Rc::clone(&ctx.snapshot), ctx.http.clone());
-    ctx.origin = ctx.downstream.worker.with_rng(|rng| headers::prepare_request(&mut ctx.head, &ctx.downstream, &http, rng));
+    ctx.origin = ctx
+        .downstream
+        .worker
+        .with_rng(|rng| headers::prepare_request(&mut ctx.head, &ctx.downstream, &http, rng));
     if ctx.redirect_to_canonical {
         return redirect(StatusCode::TEMPORARY_REDIRECT, HeaderValue::from_str(ctx.head.path.as_str()).ok());
     }
@@ -77,7 +80,9 @@ async fn take(ctx: &mut RequestCtx, route: &Route, http: &HttpSpec, body: Body) 
         Action::Direct(action) => direct(ctx, action),
     };
     let mut values = Values::new(ctx);
-    route.response_headers.apply(&mut response.head.headers, &mut |template, headers| values.render(template, headers));
+    route
+        .response_headers
+        .apply(&mut response.head.headers, &mut |template, headers| values.render(template, headers));
     Ok(response)
 }
 

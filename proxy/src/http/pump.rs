@@ -60,7 +60,13 @@ pub struct H1Pump {
 impl H1Pump {
     /// `trailers`: whether the receiver takes trailers.
     #[must_use]
-    pub const fn new(conn: SharedConn, body: Body, framing: Framing, spelling: Spelling, trailers: bool) -> Self {
+    pub const fn new(
+        conn: SharedConn,
+        body: Body,
+        framing: Framing,
+        spelling: Spelling,
+        trailers: bool,
+    ) -> Self {
         Self { conn, body, framing, spelling, trailers, sent: 0, full: false, finished: false }
     }
 

@@ -98,7 +98,9 @@ impl ReplayBody {
                 recording.failed = Some(reason);
                 Poll::Ready(Some(Err(reason)))
             }
-            Some(Ok(frame)) => Poll::Ready(Some(Ok(self_record(recording, frame, &mut self.at, &mut self.trailers_sent)))),
+            Some(Ok(frame)) => {
+                Poll::Ready(Some(Ok(self_record(recording, frame, &mut self.at, &mut self.trailers_sent))))
+            }
         }
     }
 
@@ -116,7 +118,12 @@ impl ReplayBody {
     }
 }
 
-fn self_record(recording: &mut Recording, frame: Frame<Bytes>, at: &mut usize, trailers_sent: &mut bool) -> Frame<Bytes> {
+fn self_record(
+    recording: &mut Recording,
+    frame: Frame<Bytes>,
+    at: &mut usize,
+    trailers_sent: &mut bool,
+) -> Frame<Bytes> {
     match frame.into_data() {
         Ok(data) => {
             recording.bytes += data.len();

@@ -63,6 +63,9 @@ mod tests {
             () = async { loop { tokio::time::sleep(Duration::from_secs(5)).await; if moved.get() < 3 { moved.set(moved.get() + 1) } } } => {}
         }
         let barked = start.elapsed();
-        assert!(barked >= Duration::from_secs(15 + 8) && barked <= Duration::from_secs(15 + 11), "{barked:?}");
+        assert!(
+            barked >= Duration::from_secs(15 + 8) && barked <= Duration::from_secs(15 + 11),
+            "{barked:?}"
+        );
     }
 }

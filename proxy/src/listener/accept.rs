@@ -48,7 +48,13 @@ fn newest(worker: &Worker, name: &Arc<str>) -> Option<Arc<ListenerSpec>> {
     worker.snapshot().listeners.iter().find(|l| l.name == *name).cloned()
 }
 
-fn start(worker: &Rc<Worker>, series: &ListenerSeries, stream: TcpStream, peer: std::net::SocketAddr, spec: Arc<ListenerSpec>) {
+fn start(
+    worker: &Rc<Worker>,
+    series: &ListenerSeries,
+    stream: TcpStream,
+    peer: std::net::SocketAddr,
+    spec: Arc<ListenerSpec>,
+) {
     if socket::tune(&stream, spec.socket.keepalive.as_ref(), None).is_err() {
         // Reset before we looked at it.
         return;

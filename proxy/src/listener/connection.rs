@@ -76,7 +76,8 @@ fn original_destination(spec: &ListenerSpec, stream: &TcpStream, local: SocketAd
 fn listener_of(worker: &Worker, spec: Arc<ListenerSpec>, original: Option<SocketAddr>) -> Arc<ListenerSpec> {
     let Some(original) = original.filter(|_| spec.use_original_dst) else { return spec };
     let snapshot = worker.snapshot();
-    let wildcard = |l: &&Arc<ListenerSpec>| l.address.port() == original.port() && l.address.ip().is_unspecified();
+    let wildcard =
+        |l: &&Arc<ListenerSpec>| l.address.port() == original.port() && l.address.ip().is_unspecified();
     let exact = snapshot.listeners.iter().find(|l| l.address == original);
     exact.or_else(|| snapshot.listeners.iter().find(wildcard)).map_or(spec, Arc::clone)
 }
@@ -123,7 +124,12 @@ async fn within<F: Future>(limit: Duration, work: F) -> Option<F::Output> {
     if limit.is_zero() { Some(work.await) } else { tokio::time::timeout(limit, work).await.ok() }
 }
 
-fn choose(spec: &ListenerSpec, seen: &Seen, destination: SocketAddr, remote: SocketAddr) -> Option<Arc<FilterChain>> {
+fn choose(
+    spec: &ListenerSpec,
+    seen: &Seen,
+    destination: SocketAddr,
+    remote: SocketAddr,
+) -> Option<Arc<FilterChain>> {
     let mut protocols: SmallVec<[&[u8]; 4]> = SmallVec::new();
     if let Some(hello) = &seen.hello {
         protocols.extend(hello.alpn.iter().map(|p| &**p));
@@ -177,7 +183,12 @@ async fn serve_http(mut io: Io, mut read: BytesMut, downstream: Rc<Downstream>, 
 }
 
 /// The HTTP/2 preface, or anything else. Waits for as many bytes as could still be the preface. None: the client left.
-async fn sniff_http2(io: &mut Io, read: &mut BytesMut, downstream: &Downstream, http: &HttpSpec) -> Option<bool> {
+async fn sniff_http2(
+    io: &mut Io,
+    read: &mut BytesMut,
+    downstream: &Downstream,
+    http: &HttpSpec,
+) -> Option<bool> {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     let drain = downstream.worker.drain.register();
     let mut first_byte = None;
@@ -194,7 +205,9 @@ async fn sniff_http2(io: &mut Io, read: &mut BytesMut, downstream: &Downstream, 
             if read.capacity() - read.len() < 1024 {
                 read.reserve(8 * 1024);
             }
-            if let std::task::Poll::Ready(n) = tokio_util::io::poll_read_buf(std::pin::Pin::new(&mut *io), cx, read) {
+            if let std::task::Poll::Ready(n) =
+                tokio_util::io::poll_read_buf(std::pin::Pin::new(&mut *io), cx, read)
+            {
                 return std::task::Poll::Ready(n.unwrap_or(0));
             }
             // A connection that has sent nothing is closed when we drain.

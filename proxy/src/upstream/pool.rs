@@ -135,7 +135,8 @@ impl EndpointPool {
             if let Some(permit) = self.connection_permit(cluster, priority) {
                 break permit;
             }
-            let _pending = cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?;
+            let _pending =
+                cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?;
             self.changed.notified().await;
             if let Some(idle) = self.take_idle().await {
                 return Ok(H1Lease::again(idle, Rc::clone(self)));
@@ -159,7 +160,11 @@ impl EndpointPool {
 
     fn remember_limits(&self, cluster: &Cluster) {
         let http = &cluster.spec().http;
-        self.limits.set(Limits { idle: http.idle_timeout, age: http.max_connection_age, uses: http.max_requests });
+        self.limits.set(Limits {
+            idle: http.idle_timeout,
+            age: http.max_connection_age,
+            uses: http.max_requests,
+        });
     }
 
     /// The most recently used live connection at rest.
@@ -182,7 +187,8 @@ impl EndpointPool {
     /// A connection comes to rest.
     pub(super) fn put(self: &Rc<Self>, idle: IdleConn) {
         let limits = self.limits.get();
-        let worn = limits.uses.is_some_and(|max| idle.uses >= max) || limits.age.is_some_and(|max| idle.born.elapsed() >= max);
+        let worn = limits.uses.is_some_and(|max| idle.uses >= max)
+            || limits.age.is_some_and(|max| idle.born.elapsed() >= max);
         if worn || self.closed.get() {
             self.released();
             return;
@@ -230,7 +236,9 @@ impl EndpointPool {
         tokio::task::spawn_local(async move {
             let mut sleep = Box::pin(tokio::time::sleep(Duration::from_secs(1)));
             poll_fn(|cx| {
-                let Some(next) = Weak::upgrade(&pool).and_then(|p| p.sweep(cx)) else { return Poll::Ready(()) };
+                let Some(next) = Weak::upgrade(&pool).and_then(|p| p.sweep(cx)) else {
+                    return Poll::Ready(());
+                };
                 sleep.as_mut().reset(next);
                 // A deadline that is due already is swept on the next turn.
                 if sleep.as_mut().poll(cx).is_ready() {
@@ -280,13 +288,15 @@ impl EndpointPool {
             }
             if self.h2_connecting.get() {
                 // Everybody waits for the one that connects, then looks again.
-                let _pending = cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?;
+                let _pending =
+                    cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?;
                 self.changed.notified().await;
                 fresh = false;
                 continue;
             }
             let Some(permit) = self.connection_permit(cluster, priority) else {
-                let _pending = cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?;
+                let _pending =
+                    cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?;
                 self.changed.notified().await;
                 continue;
             };
@@ -294,7 +304,11 @@ impl EndpointPool {
         }
     }
 
-    async fn connect_h2(self: &Rc<Self>, cluster: &Cluster, permit: Allowed) -> Result<(SendRequest<Bytes>, H2Slot), Reason> {
+    async fn connect_h2(
+        self: &Rc<Self>,
+        cluster: &Cluster,
+        permit: Allowed,
+    ) -> Result<(SendRequest<Bytes>, H2Slot), Reason> {
         let connecting = Connecting::start(self);
         let connected = transport::connect(cluster, &self.endpoint, Alpn::Http2).await?;
         let conn = self.adopt_h2(connected, cluster, permit).await?;
@@ -302,7 +316,12 @@ impl EndpointPool {
         Ok(conn.slot())
     }
 
-    async fn adopt_h2(self: &Rc<Self>, connected: Connected, cluster: &Cluster, permit: Allowed) -> Result<Rc<H2Conn>, Reason> {
+    async fn adopt_h2(
+        self: &Rc<Self>,
+        connected: Connected,
+        cluster: &Cluster,
+        permit: Allowed,
+    ) -> Result<Rc<H2Conn>, Reason> {
         let (sender, driver) = h2_client::handshake(connected.io, &cluster.spec().http.http2).await?;
         self.open.set(self.open.get() + 1);
         let conn = Rc::new(H2Conn {
@@ -329,7 +348,11 @@ impl EndpointPool {
     ///
     /// # Errors
     /// As [`Self::h1`].
-    pub async fn speaks_h2(self: &Rc<Self>, cluster: &Cluster, priority: RoutingPriority) -> Result<bool, Reason> {
+    pub async fn speaks_h2(
+        self: &Rc<Self>,
+        cluster: &Cluster,
+        priority: RoutingPriority,
+    ) -> Result<bool, Reason> {
         if let Some(known) = self.alpn_h2.get() {
             return Ok(known);
         }

@@ -41,7 +41,9 @@ pub struct Connected {
 pub async fn connect(cluster: &Cluster, endpoint: &Endpoint, alpn: Alpn) -> Result<Connected, Reason> {
     let spec = cluster.spec();
     let attempt = async {
-        let tcp = connect::connect(endpoint.spec.address, &spec.connect).await.map_err(|e| log_connect(&spec.name, &e))?;
+        let tcp = connect::connect(endpoint.spec.address, &spec.connect)
+            .await
+            .map_err(|e| log_connect(&spec.name, &e))?;
         let local = tcp.local_addr().ok();
         let Some(tls) = &spec.tls else { return Ok(Connected { io: Io::Tcp(tcp), local, is_h2: false }) };
         let offer = match alpn {
@@ -50,7 +52,8 @@ pub async fn connect(cluster: &Cluster, endpoint: &Endpoint, alpn: Alpn) -> Resu
             Alpn::Http2 => AlpnOffer::Http2,
             Alpn::Any => AlpnOffer::Any,
         };
-        let target = Target { host: endpoint.spec.hostname.as_deref(), ..Target::new(endpoint.spec.address, offer) };
+        let target =
+            Target { host: endpoint.spec.hostname.as_deref(), ..Target::new(endpoint.spec.address, offer) };
         match tls.connect(tcp, target).await {
             Ok((stream, session)) => {
                 Ok(Connected { io: Io::Tls(Box::new(stream.into())), local, is_h2: session.is_h2() })

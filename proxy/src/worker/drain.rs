@@ -33,7 +33,12 @@ impl LocalDrain {
         let id = self.0.next.get();
         self.0.next.set(id + 1);
         self.0.waiting.borrow_mut().insert(id, None);
-        Registration { state: Rc::clone(&self.0), id, registered: Cell::new(false), _open: self.1.connection() }
+        Registration {
+            state: Rc::clone(&self.0),
+            id,
+            registered: Cell::new(false),
+            _open: self.1.connection(),
+        }
     }
 
     /// Tells every connection to finish what it does and take nothing new.

@@ -17,13 +17,13 @@ use http::HeaderValue;
 use tokio::time::Instant;
 
 use self::drain::LocalDrain;
+use self::telemetry::WorkerTelemetry;
 use crate::balance::WorkerCursor;
 use crate::config::snapshot::Snapshot;
 use crate::drain::OpenCounts;
 use crate::telemetry::access_log::{AccessLog, WorkerLogs};
 use crate::telemetry::format::{Absent, Format};
 use crate::telemetry::record::AccessRecord;
-use self::telemetry::WorkerTelemetry;
 use crate::upstream::cluster::{Cluster, Discovery};
 use crate::upstream::endpoint::{Endpoint, EndpointKey};
 use crate::upstream::original_dst::OriginalDstTable;
@@ -57,7 +57,13 @@ pub struct Worker {
 impl Worker {
     /// A worker over `config`.
     #[must_use]
-    pub fn new(id: usize, config: Arc<ArcSwap<Snapshot>>, metrics: WorkerTelemetry, logs: WorkerLogs, counts: OpenCounts) -> Rc<Self> {
+    pub fn new(
+        id: usize,
+        config: Arc<ArcSwap<Snapshot>>,
+        metrics: WorkerTelemetry,
+        logs: WorkerLogs,
+        counts: OpenCounts,
+    ) -> Rc<Self> {
         let cached = RefCell::new(Rc::new(config.load_full()));
         Rc::new(Self {
             id,

@@ -13,8 +13,8 @@ use crate::http::downstream::Downstream;
 use crate::resilience::retry::RetryKind;
 use crate::telemetry::flags::ResponseFlags;
 use crate::telemetry::labels::{
-    Peer, PeerLabels, Reporter, RequestKey, RequestLabels, RequestProtocol, SecurityPolicy, ServiceLabels, TcpKey,
-    TcpLabels, UNKNOWN,
+    Peer, PeerLabels, Reporter, RequestKey, RequestLabels, RequestProtocol, SecurityPolicy, ServiceLabels,
+    TcpKey, TcpLabels, UNKNOWN,
 };
 use crate::telemetry::metrics::{ClusterCount, Refusal, RequestSample, TcpSeries, WorkerMetrics};
 use crate::telemetry::record::AccessRecord;
@@ -72,7 +72,8 @@ impl WorkerTelemetry {
             |text| {
                 let mut fields = text.split(';').map(|f| if f.is_empty() { UNKNOWN } else { f });
                 let mut next = || Arc::from(fields.next().unwrap_or(UNKNOWN));
-                let (workload, namespace, canonical_service, canonical_revision, cluster) = (next(), next(), next(), next(), next());
+                let (workload, namespace, canonical_service, canonical_revision, cluster) =
+                    (next(), next(), next(), next(), next());
                 self.counters.peer(&PeerLabels {
                     workload,
                     namespace,
@@ -106,7 +107,10 @@ impl WorkerTelemetry {
     /// Counts a finished request.
     pub fn request(&self, ctx: &RequestCtx, record: &AccessRecord<'_>) {
         let grpc = ctx.is_grpc();
-        let (source, destination) = self.sides(&ctx.downstream, ctx.active.as_ref().map(crate::upstream::endpoint::ActiveRequest::endpoint));
+        let (source, destination) = self.sides(
+            &ctx.downstream,
+            ctx.active.as_ref().map(crate::upstream::endpoint::ActiveRequest::endpoint),
+        );
         let status = record.status_code();
         let key = RequestKey {
             chain: ctx.downstream.chain.id,
@@ -142,7 +146,12 @@ impl WorkerTelemetry {
 
     /// Counters of an opaque connection.
     #[must_use]
-    pub fn tcp(&self, downstream: &Downstream, cluster: Option<(ClusterId, &Arc<Cluster>)>, endpoint: Option<&Arc<Endpoint>>) -> TcpSeries {
+    pub fn tcp(
+        &self,
+        downstream: &Downstream,
+        cluster: Option<(ClusterId, &Arc<Cluster>)>,
+        endpoint: Option<&Arc<Endpoint>>,
+    ) -> TcpSeries {
         let (source, destination) = self.sides(downstream, endpoint);
         let key = TcpKey {
             chain: downstream.chain.id,
@@ -209,7 +218,8 @@ fn security(downstream: &Downstream) -> SecurityPolicy {
 fn service(cluster: Option<&Cluster>) -> Arc<ServiceLabels> {
     let Some(cluster) = cluster else { return Arc::default() };
     let spec = cluster.spec();
-    let first = spec.metadata.as_ref().and_then(|m| m.get("istio", &["services"])?.as_array()?.first().cloned());
+    let first =
+        spec.metadata.as_ref().and_then(|m| m.get("istio", &["services"])?.as_array()?.first().cloned());
     let field = |name: &str| first.as_ref().and_then(|s| s.get(name)?.as_str().map(Arc::<str>::from));
     Arc::new(ServiceLabels {
         host: field("host").unwrap_or_else(|| Arc::clone(&spec.name)),
@@ -217,4 +227,3 @@ fn service(cluster: Option<&Cluster>) -> Arc<ServiceLabels> {
         namespace: field("namespace").unwrap_or_else(|| UNKNOWN.into()),
     })
 }
-

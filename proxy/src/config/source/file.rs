@@ -50,7 +50,8 @@ impl FileWatcher {
             Ok(watcher) => AnyWatcher::Notify(watcher),
             Err(error) => {
                 tracing::warn!(%error, "no file notifications; polling every two seconds");
-                let config = Config::default().with_poll_interval(Duration::from_secs(2)).with_compare_contents(true);
+                let config =
+                    Config::default().with_poll_interval(Duration::from_secs(2)).with_compare_contents(true);
                 AnyWatcher::Poll(PollWatcher::new(move |e| told(&poll_tell, e), config)?)
             }
         };

@@ -105,7 +105,9 @@ pub async fn send(
             Ok(parsed) => parsed,
             Err(reason) => {
                 exchange.conn.borrow().io.abort_on_drop();
-                let raced = lease.is_reused() && !exchange.answered && matches!(reason, Reason::UpstreamClosed | Reason::UpstreamReset);
+                let raced = lease.is_reused()
+                    && !exchange.answered
+                    && matches!(reason, Reason::UpstreamClosed | Reason::UpstreamReset);
                 let reason = if raced { Reason::ReusedConnectionClosed } else { reason };
                 return Err(Failed::new(reason, exchange.sent));
             }
@@ -125,7 +127,8 @@ pub async fn send(
         }
         let tunnel = head.method == Method::CONNECT && parsed.head.status.is_success();
         if tunnel {
-            let upgraded = Upgraded { protocol: HeaderValue::from_static("connect"), conn: exchange.conn, lease };
+            let upgraded =
+                Upgraded { protocol: HeaderValue::from_static("connect"), conn: exchange.conn, lease };
             return Ok(Response { head: parsed.head, body: Body::Empty, upgraded: Some(Box::new(upgraded)) });
         }
         if let Some(mut pump) = exchange.pump.take() {
@@ -185,13 +188,16 @@ impl Exchange<'_> {
             let mut conn = self.conn.borrow_mut();
             if !conn.read.is_empty() {
                 self.answered = true;
-                if let Some(parsed) = parse::parse_response(&mut conn.read, self.method, self.max_header_bytes)? {
+                if let Some(parsed) =
+                    parse::parse_response(&mut conn.read, self.method, self.max_header_bytes)?
+                {
                     return Poll::Ready(Ok(parsed));
                 }
             }
             match conn.poll_fill(cx) {
                 Poll::Ready(Ok(0)) => {
-                    let reason = if self.answered { Reason::UpstreamProtocol } else { Reason::UpstreamClosed };
+                    let reason =
+                        if self.answered { Reason::UpstreamProtocol } else { Reason::UpstreamClosed };
                     return Poll::Ready(Err(reason));
                 }
                 Poll::Ready(Ok(_)) => {}

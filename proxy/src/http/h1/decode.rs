@@ -152,7 +152,9 @@ impl Decoder {
                 }
                 (length, trailer_map(fields)?)
             }
-            Ok(httparse::Status::Partial) if buf.len() > MAX_TRAILER_BYTES => return Err(Reason::HeadersTooLarge),
+            Ok(httparse::Status::Partial) if buf.len() > MAX_TRAILER_BYTES => {
+                return Err(Reason::HeadersTooLarge);
+            }
             Ok(httparse::Status::Partial) => return Ok(Decoded::NeedMore),
             Err(httparse::Error::TooManyHeaders) => return Err(Reason::HeadersTooLarge),
             Err(_) => return Err(Reason::BadChunk),
@@ -273,8 +275,18 @@ mod tests {
     #[test]
     fn malformed_chunks_are_refused() {
         for wire in [
-            "3\r\nabcd\r\n0\r\n\r\n", "g\r\n", "\r\n", "+3\r\nabc\r\n", "0x3\r\nabc", "3\nabc\r\n", "3\r\nabc\n0\r\n\r\n",
-            "ffffffffffffffff1\r\n", "-1\r\n", "0\r\nbad header\r\n\r\n", "0\r\nA: b\n\r\n", "3 x\r\nabc\r\n",
+            "3\r\nabcd\r\n0\r\n\r\n",
+            "g\r\n",
+            "\r\n",
+            "+3\r\nabc\r\n",
+            "0x3\r\nabc",
+            "3\nabc\r\n",
+            "3\r\nabc\n0\r\n\r\n",
+            "ffffffffffffffff1\r\n",
+            "-1\r\n",
+            "0\r\nbad header\r\n\r\n",
+            "0\r\nA: b\n\r\n",
+            "3 x\r\nabc\r\n",
         ] {
             assert!(run(Framing::Chunked, wire.as_bytes(), &[]).is_err(), "{wire:?}");
         }

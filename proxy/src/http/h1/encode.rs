@@ -90,7 +90,11 @@ fn put_framing(out: &mut BytesMut, spelling: Spelling) {
 fn put_connection(out: &mut BytesMut, wire: Wire<'_>) {
     let lower = wire.spelling == Spelling::Lower;
     if let Some(protocol) = wire.upgrade {
-        out.put_slice(if lower { b"connection: upgrade\r\nupgrade: " } else { b"Connection: Upgrade\r\nUpgrade: " });
+        out.put_slice(if lower {
+            b"connection: upgrade\r\nupgrade: "
+        } else {
+            b"Connection: Upgrade\r\nUpgrade: "
+        });
         out.put_slice(protocol.as_bytes());
         out.put_slice(b"\r\n");
     } else if !wire.keep_alive {
@@ -100,7 +104,13 @@ fn put_connection(out: &mut BytesMut, wire: Wire<'_>) {
     }
 }
 
-fn put_headers(out: &mut BytesMut, headers: &HeaderMap, case: &HeaderCase, mut cursor: usize, spelling: Spelling) {
+fn put_headers(
+    out: &mut BytesMut,
+    headers: &HeaderMap,
+    case: &HeaderCase,
+    mut cursor: usize,
+    spelling: Spelling,
+) {
     for (name, value) in headers {
         put_name(out, name, case, &mut cursor, spelling);
         out.put_slice(b": ");
@@ -109,7 +119,13 @@ fn put_headers(out: &mut BytesMut, headers: &HeaderMap, case: &HeaderCase, mut c
     }
 }
 
-fn put_name(out: &mut BytesMut, name: &HeaderName, case: &HeaderCase, cursor: &mut usize, spelling: Spelling) {
+fn put_name(
+    out: &mut BytesMut,
+    name: &HeaderName,
+    case: &HeaderCase,
+    cursor: &mut usize,
+    spelling: Spelling,
+) {
     let lower = name.as_str().as_bytes();
     match spelling {
         Spelling::Lower => out.put_slice(lower),

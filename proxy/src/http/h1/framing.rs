@@ -50,7 +50,9 @@ impl FramingHeaders {
                 self.chunked_lines += 1;
                 Ok(())
             }
-            (Some(first), _) if !first.eq_ignore_ascii_case(b"chunked") => Err(Reason::UnsupportedTransferEncoding),
+            (Some(first), _) if !first.eq_ignore_ascii_case(b"chunked") => {
+                Err(Reason::UnsupportedTransferEncoding)
+            }
             _ => Err(Reason::BadTransferEncoding),
         }
     }
@@ -77,7 +79,12 @@ impl FramingHeaders {
     ///
     /// # Errors
     /// As [`Self::of_request`].
-    pub fn of_response(&self, method: &Method, status: StatusCode, version: Version) -> Result<Framing, Reason> {
+    pub fn of_response(
+        &self,
+        method: &Method,
+        status: StatusCode,
+        version: Version,
+    ) -> Result<Framing, Reason> {
         let framing = match (self.chunked_lines > 0, self.length) {
             (true, Some(_)) => return Err(Reason::AmbiguousLength),
             (true, None) if version == Version::HTTP_10 => return Err(Reason::BadTransferEncoding),

@@ -113,7 +113,9 @@ pub fn parse_request(buf: &mut BytesMut, rules: &RequestRules) -> Result<Option<
             httparse::Status::Partial if buf.len() >= rules.max_bytes => return Err(Reason::HeadersTooLarge),
             httparse::Status::Partial => return Ok(None),
             httparse::Status::Complete(length) => {
-                let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
+                let (Some(method), Some(target), Some(version)) =
+                    (request.method, request.path, request.version)
+                else {
                     return Err(Reason::Malformed);
                 };
                 let target_at = (target.as_ptr() as usize - buf.as_ptr() as usize, target.len());
@@ -213,7 +215,11 @@ impl RequestFields {
     }
 }
 
-fn finish_request(fields: RequestFields, line: RequestLine, rules: &RequestRules) -> Result<ParsedRequest, Reason> {
+fn finish_request(
+    fields: RequestFields,
+    line: RequestLine,
+    rules: &RequestRules,
+) -> Result<ParsedRequest, Reason> {
     let RequestLine { method, target, version } = line;
     let framing = fields.framing.of_request(version)?;
     if method == Method::TRACE {
@@ -240,7 +246,14 @@ fn finish_request(fields: RequestFields, line: RequestLine, rules: &RequestRules
         headers: fields.headers,
         case: fields.case,
     };
-    Ok(ParsedRequest { head, framing, keep_alive, upgrade, expect_continue: fields.expect_continue, redirect })
+    Ok(ParsedRequest {
+        head,
+        framing,
+        keep_alive,
+        upgrade,
+        expect_continue: fields.expect_continue,
+        redirect,
+    })
 }
 
 /// RFC 9112 §3.2: origin-form, absolute-form (any method), authority-form (CONNECT only), `*` (OPTIONS only).
@@ -256,7 +269,8 @@ fn request_target(
         let star = PathAndQuery::from_static("*");
         return if method == Method::OPTIONS { Ok((star, None, false)) } else { Err(Reason::BadPath) };
     }
-    let (path, authority) = if target.first() == Some(&b'/') { (target, None) } else { split_absolute(&target)? };
+    let (path, authority) =
+        if target.first() == Some(&b'/') { (target, None) } else { split_absolute(&target)? };
     Ok(match path::canonicalize(path, rules.path)? {
         Canonical::Path(path) => (path, authority, false),
         Canonical::Redirect(path) => (path, authority, true),
@@ -284,7 +298,11 @@ fn split_absolute(target: &Bytes) -> Result<(Bytes, Option<Authority>), Reason> 
 ///
 /// # Errors
 /// [`Reason::UpstreamProtocol`] or [`Reason::UpstreamHeadersTooLarge`]; the connection must then be closed.
-pub fn parse_response(buf: &mut BytesMut, method: &Method, max_bytes: usize) -> Result<Option<ParsedResponse>, Reason> {
+pub fn parse_response(
+    buf: &mut BytesMut,
+    method: &Method,
+    max_bytes: usize,
+) -> Result<Option<ParsedResponse>, Reason> {
     let mut storage = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut response = httparse::Response::new(&mut []);
     let parsed = httparse::ParserConfig::default()
@@ -296,9 +314,14 @@ pub fn parse_response(buf: &mut BytesMut, method: &Method, max_bytes: usize) -> 
     let httparse::Status::Complete(length) = parsed else {
         return if buf.len() >= max_bytes { Err(Reason::UpstreamHeadersTooLarge) } else { Ok(None) };
     };
-    let (Some(code), Some(minor)) = (response.code, response.version) else { return Err(Reason::UpstreamProtocol) };
+    let (Some(code), Some(minor)) = (response.code, response.version) else {
+        return Err(Reason::UpstreamProtocol);
+    };
     let status = StatusCode::from_u16(code).map_err(|_| Reason::UpstreamProtocol)?;
-    let phrase = response.reason.filter(|r| status.canonical_reason() != Some(r)).map(|r| Bytes::copy_from_slice(r.as_bytes()));
+    let phrase = response
+        .reason
+        .filter(|r| status.canonical_reason() != Some(r))
+        .map(|r| Bytes::copy_from_slice(r.as_bytes()));
     let found = spans(buf, response.headers);
     if length > max_bytes {
         return Err(Reason::UpstreamHeadersTooLarge);
@@ -315,7 +338,12 @@ pub fn parse_response(buf: &mut BytesMut, method: &Method, max_bytes: usize) -> 
     response_fields(&raw, &found, head, method).map(Some)
 }
 
-fn response_fields(raw: &Bytes, found: &[Span], mut head: ResponseHead, method: &Method) -> Result<ParsedResponse, Reason> {
+fn response_fields(
+    raw: &Bytes,
+    found: &[Span],
+    mut head: ResponseHead,
+    method: &Method,
+) -> Result<ParsedResponse, Reason> {
     let protocol = |_| Reason::UpstreamProtocol;
     let mut framing = FramingHeaders::default();
     let mut connection = ConnectionTokens::default();

@@ -19,7 +19,6 @@ use super::framing::Framing;
 use super::parse::{self, ParsedRequest, RequestRules};
 use super::tunnel::Tunnel;
 use crate::config::spec::HttpSpec;
-use crate::worker::drain::Registration;
 use crate::error::Reason;
 use crate::http::body::{Body, BodyProgress, H1Body, Owner};
 use crate::http::context::RequestCtx;
@@ -32,6 +31,7 @@ use crate::http::pump::{H1Pump, PumpError};
 use crate::http::response::{Response, Upgraded};
 use crate::http::watchdog::Watchdog;
 use crate::io::Io;
+use crate::worker::drain::Registration;
 
 /// Pipelined requests are read ahead up to this size while one is being served.
 const READ_AHEAD: usize = 16 * 1024;
@@ -200,7 +200,8 @@ impl Session {
         }
         let mut response = local_reply::reply(reason, false);
         pipeline::finish_head(&ctx, &mut response.head);
-        let sent = self.write_response(response, &Method::GET, Version::HTTP_11, false).await.map_or(0, |sent| sent);
+        let sent =
+            self.write_response(response, &Method::GET, Version::HTTP_11, false).await.map_or(0, |sent| sent);
         ctx.finish(sent, None);
     }
 
@@ -232,7 +233,11 @@ impl Session {
         match response_ok {
             Ok(sent) => {
                 ctx.finish(sent, None);
-                if keep_alive && complete && self.http_10_safe(version) { Next::KeepAlive } else { Next::Close { linger: !complete } }
+                if keep_alive && complete && self.http_10_safe(version) {
+                    Next::KeepAlive
+                } else {
+                    Next::Close { linger: !complete }
+                }
             }
             Err(reason) => {
                 ctx.finish(0, Some(reason));
@@ -272,7 +277,8 @@ impl Session {
 
     /// Runs the pipeline while watching the client. None: the client is gone.
     async fn respond(&mut self, ctx: &mut RequestCtx, body: Body) -> Option<Response> {
-        let (conn, progress, watchdog) = (Rc::clone(&self.conn), Rc::clone(&self.progress), &mut self.watchdog);
+        let (conn, progress, watchdog) =
+            (Rc::clone(&self.conn), Rc::clone(&self.progress), &mut self.watchdog);
         watchdog.start();
         let outcome = {
             let mut work = pin!(pipeline::handle(ctx, body));
@@ -363,7 +369,13 @@ impl Session {
         let mut down = Tunnel::new(Rc::clone(&self.conn));
         let mut up = Tunnel::new(upgraded.conn);
         let traffic = crate::tcp::Traffic::default();
-        crate::tcp::forward((&mut down, BytesMut::new()), (&mut up, BytesMut::new()), ctx.tunnel_idle(), &traffic).await;
+        crate::tcp::forward(
+            (&mut down, BytesMut::new()),
+            (&mut up, BytesMut::new()),
+            ctx.tunnel_idle(),
+            &traffic,
+        )
+        .await;
         self.progress.bytes.set(traffic.received.get());
         ctx.finish(traffic.sent.get(), None);
     }
@@ -401,7 +413,12 @@ fn poll_broken(conn: &SharedConn, cx: &mut Context<'_>) -> Poll<()> {
 }
 
 /// RFC 9112 §6: how a response is delimited towards this client.
-fn response_framing(head: &mut crate::http::head::ResponseHead, body: &Body, method: &Method, version: Version) -> Framing {
+fn response_framing(
+    head: &mut crate::http::head::ResponseHead,
+    body: &Body,
+    method: &Method,
+    version: Version,
+) -> Framing {
     if method == Method::HEAD || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
         return Framing::Empty;
     }

@@ -99,19 +99,26 @@ fn one_authority(pseudo: Option<Authority>, headers: &mut HeaderMap) -> Result<O
     let bad = |_| Refused::Reply(Reason::BadHost);
     match (pseudo, host) {
         (Some(pseudo), host) => {
-            let differs = host.is_some_and(|h| !h.as_bytes().eq_ignore_ascii_case(pseudo.as_str().as_bytes()));
+            let differs =
+                host.is_some_and(|h| !h.as_bytes().eq_ignore_ascii_case(pseudo.as_str().as_bytes()));
             if differs {
                 return Err(Refused::Reset(Reason::HostMismatch));
             }
             authority::check(pseudo.as_str().as_bytes()).map_err(bad)?;
             Ok(Some(pseudo))
         }
-        (None, Some(host)) => authority::parse(Bytes::copy_from_slice(host.as_bytes())).map(Some).map_err(bad),
+        (None, Some(host)) => {
+            authority::parse(Bytes::copy_from_slice(host.as_bytes())).map(Some).map_err(bad)
+        }
         (None, None) => Ok(None),
     }
 }
 
-fn canonical_path(method: &Method, path: Option<PathAndQuery>, http: &HttpSpec) -> Result<(PathAndQuery, bool), Refused> {
+fn canonical_path(
+    method: &Method,
+    path: Option<PathAndQuery>,
+    http: &HttpSpec,
+) -> Result<(PathAndQuery, bool), Refused> {
     let path = path.ok_or(Refused::Reply(Reason::BadPath))?;
     if path.as_str() == "*" && method == Method::OPTIONS {
         return Ok((path, false));
@@ -137,7 +144,12 @@ fn join_cookies(headers: &mut HeaderMap) {
     if crumbs < 2 {
         return;
     }
-    let joined = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b"; "[..]);
+    let joined = headers
+        .get_all(header::COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect::<Vec<_>>()
+        .join(&b"; "[..]);
     if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(joined)) {
         headers.insert(header::COOKIE, value);
     }

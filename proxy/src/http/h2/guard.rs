@@ -67,7 +67,9 @@ impl Budget {
                 return true;
             }
             self.have = 0;
-            let length = usize::from(self.header[0]) << 16 | usize::from(self.header[1]) << 8 | usize::from(self.header[2]);
+            let length = usize::from(self.header[0]) << 16
+                | usize::from(self.header[1]) << 8
+                | usize::from(self.header[2]);
             self.skip = length;
             if !self.charge(self.header[3], length, now) {
                 return false;
@@ -134,7 +136,11 @@ impl<T> Guard<T> {
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Guard<T> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.flooded.get() {
             // Nothing more is read; the connection's task sees the flag after this poll.
             return Poll::Pending;
@@ -200,7 +206,9 @@ mod tests {
 
     #[test]
     fn useless_frames_run_out_and_useful_ones_do_not() {
-        for (kind, length) in [(0x6, 8), (0x4, 0), (0x2, 5), (0x8, 4), (0xbe, 0), (0x0, 0), (0x0, 1), (0x3, 4)] {
+        for (kind, length) in
+            [(0x6, 8), (0x4, 0), (0x2, 5), (0x8, 4), (0xbe, 0), (0x0, 0), (0x0, 1), (0x3, 4)]
+        {
             assert!(allowed(kind, length) <= CAPACITY as usize, "frame type {kind:#x}");
         }
         assert_eq!(allowed(0x1, 30), 100_000);

@@ -30,7 +30,11 @@ use crate::http::watchdog::Watchdog;
 use crate::worker::drain::Registration;
 
 /// Serves `io` until the peer or the drain ends it.
-pub async fn serve<T: AsyncRead + AsyncWrite + Unpin>(io: T, downstream: Rc<Downstream>, http: Arc<HttpSpec>) {
+pub async fn serve<T: AsyncRead + AsyncWrite + Unpin>(
+    io: T,
+    downstream: Rc<Downstream>,
+    http: Arc<HttpSpec>,
+) {
     let (io, flooded) = Guard::new(io);
     let handshake = builder(&http).handshake::<_, Bytes>(io);
     let limit = http.headers_timeout.unwrap_or(std::time::Duration::from_secs(10));
@@ -91,9 +95,12 @@ enum Event {
 impl<T: AsyncRead + AsyncWrite + Unpin> Session<Guard<T>> {
     async fn run(mut self) {
         let far = Instant::now() + std::time::Duration::from_secs(365 * 24 * 3600);
-        let mut age = pin!(tokio::time::sleep_until(self.http.max_connection_age.map_or(far, |age| self.opened + age)));
-        let mut idle = Box::pin(tokio::time::sleep_until(self.http.idle_timeout.map_or(far, |idle| self.opened + idle)));
-        let pings = self.http.http2.keepalive.and_then(|k| self.connection.ping_pong().map(|p| keepalive(k, p)));
+        let mut age =
+            pin!(tokio::time::sleep_until(self.http.max_connection_age.map_or(far, |age| self.opened + age)));
+        let mut idle =
+            Box::pin(tokio::time::sleep_until(self.http.idle_timeout.map_or(far, |idle| self.opened + idle)));
+        let pings =
+            self.http.http2.keepalive.and_then(|k| self.connection.ping_pong().map(|p| keepalive(k, p)));
         let mut dead = pin!(async {
             match pings {
                 Some(pings) => pings.await,
@@ -120,7 +127,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<Guard<T>> {
                 Event::Flooded => {
                     self.downstream.worker.metrics.rejected(Reason::Flood);
                     self.connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
-                    let _ = tokio::time::timeout(GOAWAY_GRACE, poll_fn(|cx| self.connection.poll_closed(cx))).await;
+                    let _ = tokio::time::timeout(GOAWAY_GRACE, poll_fn(|cx| self.connection.poll_closed(cx)))
+                        .await;
                     return;
                 }
             }
@@ -139,7 +147,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<Guard<T>> {
                 return Poll::Ready(Event::Flooded);
             }
             match accepted {
-                Poll::Ready(Some(Ok((request, respond)))) => return Poll::Ready(Event::Stream(request, respond)),
+                Poll::Ready(Some(Ok((request, respond)))) => {
+                    return Poll::Ready(Event::Stream(request, respond));
+                }
                 Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Event::Ended),
                 Poll::Pending => {}
             }
@@ -163,11 +173,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<Guard<T>> {
         }
         let count = StreamCount::new(&self.streams);
         self.downstream.streams.set(self.downstream.streams.get() + 1);
-        if self.http.max_requests.is_some_and(|max| self.downstream.streams.get() >= u64::from(max)) && !self.going_away {
+        if self.http.max_requests.is_some_and(|max| self.downstream.streams.get() >= u64::from(max))
+            && !self.going_away
+        {
             self.going_away = true;
             self.connection.graceful_shutdown();
         }
-        let stream = Stream { downstream: Rc::clone(&self.downstream), http: Arc::clone(&self.http), _count: count };
+        let stream =
+            Stream { downstream: Rc::clone(&self.downstream), http: Arc::clone(&self.http), _count: count };
         tokio::task::spawn_local(stream.run(request, respond));
     }
 }
@@ -303,7 +316,11 @@ impl Stream {
     }
 }
 
-fn request_body(stream: RecvStream, head: &crate::http::head::RequestHead, progress: &Rc<BodyProgress>) -> Body {
+fn request_body(
+    stream: RecvStream,
+    head: &crate::http::head::RequestHead,
+    progress: &Rc<BodyProgress>,
+) -> Body {
     if stream.is_end_stream() {
         progress.done.set(true);
         return Body::Empty;

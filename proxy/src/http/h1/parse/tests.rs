@@ -20,7 +20,8 @@ fn request(text: &str) -> Result<ParsedRequest, Reason> {
 }
 
 fn response(text: &str) -> Result<ParsedResponse, Reason> {
-    parse_response(&mut BytesMut::from(text.as_bytes()), &Method::GET, 60 * 1024).map(|p| p.expect("complete"))
+    parse_response(&mut BytesMut::from(text.as_bytes()), &Method::GET, 60 * 1024)
+        .map(|p| p.expect("complete"))
 }
 
 #[test]
@@ -58,7 +59,9 @@ fn ambiguous_framing_is_refused() {
     }
     let http10 = request("POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
     assert_eq!(http10.err(), Some(Reason::BadTransferEncoding));
-    let twice = request("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let twice = request(
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+    );
     assert_eq!(twice.unwrap().framing, Framing::Chunked);
 }
 
@@ -129,8 +132,12 @@ fn responses() {
     let p = response("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nServer: x\r\n\r\n").unwrap();
     assert!(p.keep_alive && p.framing == Framing::Length(5) && p.head.phrase.is_none());
     assert_eq!(response("HTTP/1.1 200 Fine\r\n\r\n").unwrap().framing, Framing::UntilClose);
-    assert_eq!(response("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n").unwrap().framing, Framing::Empty);
-    let p = response("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
+    assert_eq!(
+        response("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n").unwrap().framing,
+        Framing::Empty
+    );
+    let p = response("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n")
+        .unwrap();
     assert!(p.repeated_chunked && p.framing == Framing::Chunked);
     for bad in [
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",

@@ -1,0 +1,55 @@
+# The verbs of this repository. `just` lists them; .ci/run is their sum.
+
+# Every listing of the workspace uses the same features, so that nothing is compiled twice.
+export CARGO_TERM_COLOR := env("CARGO_TERM_COLOR", "auto")
+
+_default:
+    @just --list --unsorted
+
+# Type-check everything
+check:
+    cargo check --workspace --all-targets
+
+# Format and clippy, as CI wants them
+lint:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
+
+# Every test that needs no other program and no root
+test *ARGS:
+    cargo test --workspace {{ARGS}}
+
+# Tests that need root (names begin with root_)
+test-root:
+    @[ "$(id -u)" = 0 ] || { echo "skipped: needs root"; exit 0; }; cargo test --workspace -- --ignored root_
+
+# Side by side with HAProxy, nginx and Envoy (docs/benchmarks.md)
+bench *ARGS:
+    benches/setup.sh
+    benches/compare.sh {{ARGS}}
+
+# Licences, banned crates, sources
+deny:
+    .ci/run deny
+
+# The documentation of the code
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+# h2spec and httpwg through the proxy
+conformance:
+    .ci/run conformance
+
+# The same files and requests through Envoy and Remora
+oracle:
+    .ci/run oracle
+
+# Real programs through a pair of sidecars; installs packages, so run as root
+acceptance *ARGS:
+    .ci/run release
+    tests/acceptance/setup.sh
+    REMORA=target/release/remora tests/acceptance/run.sh {{ARGS}}
+
+# Everything that CI runs; or only some sections
+ci *SECTIONS:
+    .ci/run {{SECTIONS}}
