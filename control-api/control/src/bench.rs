@@ -33,7 +33,9 @@ pub(crate) fn run(args: &BenchArgs) -> ExitCode {
     let found = std::env::current_dir().ok().and_then(|folder| checkout(&folder));
     let Some(root) = found else {
         eprintln!("remora bench compare: there is no {SCRIPT} here or in a folder above.");
-        eprintln!("It builds the programs that it compares, so it needs the sources: clone the repository and run it there.");
+        eprintln!(
+            "It builds the programs that it compares, so it needs the sources: clone the repository and run it there."
+        );
         return ExitCode::FAILURE;
     };
     match std::process::Command::new(root.join(SCRIPT)).args(args).current_dir(&root).status() {

@@ -16,7 +16,9 @@ fn the_demo_ends_by_itself_and_every_check_holds() {
     let output = remora(&["demo", "--for", "6s", "--rate", "60"]);
     let text = out(&output);
     assert_eq!(output.status.code(), Some(0), "{text}");
-    for expected in ["no request of a visitor failed", "split 90/10", "split 50/50", "5 of 5 running", "every check held"] {
+    for expected in
+        ["no request of a visitor failed", "split 90/10", "split 50/50", "5 of 5 running", "every check held"]
+    {
         assert!(text.contains(expected), "{expected} is missing in\n{text}");
     }
     assert!(!text.contains('\x1b'), "no escapes in a pipe");

@@ -65,7 +65,9 @@ fn unique<S>(kind: &str, documents: &[Document<S>], list: &mut Vec<ConfigError>)
         for (field, value) in [("name", name), ("namespace", namespace)] {
             if !is_dns_label(value) {
                 let text = format!("{value:?} is no name");
-                errors.report(&metadata.field(field), text).fix("lower-case letters, digits and -, at most 63");
+                errors
+                    .report(&metadata.field(field), text)
+                    .fix("lower-case letters, digits and -, at most 63");
             }
         }
         if let Some(first) = seen.insert((namespace, name), document) {
@@ -136,7 +138,10 @@ fn workload(all: &Documents, document: &Document<WorkloadSpec>, errors: &mut Err
         if let Some(found) = need_service(all, namespace, &item.service, &at.field("service"), errors) {
             need_port(found, item.port, &at.field("port"), errors);
             if item.port.is_none() && item.local_port.is_some() && found.spec.ports.len() > 1 {
-                let text = format!("Service {:?} has several ports, and one number is for one of them", item.service);
+                let text = format!(
+                    "Service {:?} has several ports, and one number is for one of them",
+                    item.service
+                );
                 errors.report(&at.field("localPort"), text).fix("say which one with port");
             }
         }
@@ -147,7 +152,8 @@ fn workload(all: &Documents, document: &Document<WorkloadSpec>, errors: &mut Err
     }
     taken.insert(document.spec.inbound_port, "inboundPort".into());
     for outbound in egress(all, document) {
-        let (number, who) = (outbound.local_port, format!("{}:{}", outbound.service.metadata.name, outbound.port.port));
+        let (number, who) =
+            (outbound.local_port, format!("{}:{}", outbound.service.metadata.name, outbound.port.port));
         if let Some(other) = taken.insert(number, who.clone()) {
             let text = format!("{who} and {other} would both be on 127.0.0.1:{number}");
             errors.report(&list, text).fix(format!(
@@ -172,10 +178,12 @@ fn policy(all: &Documents, document: &Document<TrafficPolicySpec>, errors: &mut 
         need_service(all, &metadata.namespace, &target.name, &at.field("name"), errors);
         let before = all.policies.iter().take_while(|p| !std::ptr::eq(*p, document));
         let same = |p: &&Document<TrafficPolicySpec>| {
-            p.metadata.namespace == metadata.namespace && p.spec.target_refs.iter().any(|t| t.name == target.name)
+            p.metadata.namespace == metadata.namespace
+                && p.spec.target_refs.iter().any(|t| t.name == target.name)
         };
         if let Some(other) = { before }.find(same) {
-            let text = format!("Service {:?} has the TrafficPolicy {:?} already", target.name, other.metadata.name);
+            let text =
+                format!("Service {:?} has the TrafficPolicy {:?} already", target.name, other.metadata.name);
             errors.report(&at, text).fix("put everything into one of the two");
         }
     }
@@ -183,8 +191,10 @@ fn policy(all: &Documents, document: &Document<TrafficPolicySpec>, errors: &mut 
     let on = retries.field("on");
     for (i, condition) in document.spec.retries.on.iter().enumerate() {
         if !RETRY_ON.contains(&condition.as_str()) {
-            let fix = nearest(condition, RETRY_ON.into_iter())
-                .map_or_else(|| format!("known are {}", RETRY_ON.join(", ")), |near| format!("did you mean {near}?"));
+            let fix = nearest(condition, RETRY_ON.into_iter()).map_or_else(
+                || format!("known are {}", RETRY_ON.join(", ")),
+                |near| format!("did you mean {near}?"),
+            );
             errors.report(&on.index(i), format!("{condition:?} is no retry condition")).fix(fix);
         }
     }
@@ -208,7 +218,9 @@ fn need_kind(group: Option<&str>, kind: Option<&str>, at: &At<'_>, errors: &mut 
         errors.report(&at.field("group"), "must be empty: a Service is in the core group").fix("remove it");
     }
     if kind.is_some_and(|kind| kind != "Service") {
-        errors.report(&at.field("kind"), format!("{:?} is not supported", kind.unwrap_or_default())).fix("kind: Service");
+        errors
+            .report(&at.field("kind"), format!("{:?} is not supported", kind.unwrap_or_default()))
+            .fix("kind: Service");
     }
 }
 
@@ -221,7 +233,11 @@ fn need_service<'a>(
 ) -> Option<&'a Document<ServiceSpec>> {
     let found = all.service(namespace, name);
     if found.is_none() {
-        let names = all.services.iter().filter(|s| s.metadata.namespace == namespace).map(|s| s.metadata.name.as_str());
+        let names = all
+            .services
+            .iter()
+            .filter(|s| s.metadata.namespace == namespace)
+            .map(|s| s.metadata.name.as_str());
         let fix = nearest(name, names).map(|near| format!("did you mean {near}?"));
         errors.report(at, format!("there is no Service {namespace}/{name}")).fix = fix;
     }

@@ -150,7 +150,9 @@ impl<'de> Deserialize<'de> for TargetPort {
             }
             fn visit_i128<E: Error>(self, value: i128) -> Result<TargetPort, E> {
                 let number = u16::try_from(value).ok().filter(|n| *n > 0);
-                number.map(TargetPort::Number).ok_or_else(|| E::custom(format_args!("{value} is no port: 1 to 65535")))
+                number
+                    .map(TargetPort::Number)
+                    .ok_or_else(|| E::custom(format_args!("{value} is no port: 1 to 65535")))
             }
             fn visit_str<E: Error>(self, value: &str) -> Result<TargetPort, E> {
                 Ok(TargetPort::Name(value.to_owned()))

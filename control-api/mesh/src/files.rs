@@ -1,7 +1,7 @@
 //! Resources as the files of a sidecar: a bootstrap, and a file for each kind of resource that it watches.
 
-use remora_xds::any::pack;
 use remora_xds::Schema;
+use remora_xds::any::pack;
 use remora_xds::pb::envoy::config::bootstrap::v3::bootstrap::DynamicResources;
 use remora_xds::pb::envoy::config::bootstrap::v3::{Admin, Bootstrap};
 use remora_xds::pb::envoy::service::discovery::v3::DiscoveryResponse;

@@ -127,7 +127,12 @@ impl Read<'_> {
         })?;
         let mut map = SourceMap::default();
         locate(self.node, String::new(), self.node.at, self.skipped, &mut map);
-        Ok(Document { metadata: envelope.metadata, spec: envelope.spec, source: Arc::clone(self.source), map })
+        Ok(Document {
+            metadata: envelope.metadata,
+            spec: envelope.spec,
+            source: Arc::clone(self.source),
+            map,
+        })
     }
 }
 
@@ -167,7 +172,9 @@ fn locate(node: &Node<'_>, path: String, at: Position, skipped: u32, map: &mut S
 fn split(text: &str) -> impl Iterator<Item = (u32, &str)> {
     let (mut parts, mut start, mut first, mut at) = (Vec::new(), 0, 0, 0);
     for (number, line) in text.split_inclusive('\n').enumerate() {
-        let marker = line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
+        let marker = line
+            .strip_prefix("---")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
         if marker {
             parts.push((first, &text[start..at]));
             (start, first) = (at, u32::try_from(number).unwrap_or(u32::MAX));

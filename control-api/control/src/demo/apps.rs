@@ -122,23 +122,29 @@ async fn serve(stream: tokio::net::TcpStream, role: Role) {
         async move { role.answer(&request).await }
     });
     // An error is a connection that closed, on purpose or not.
-    let _ = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service).await;
+    let _ =
+        http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service).await;
 }
 
 impl Role {
     async fn answer(&self, request: &Request<Incoming>) -> Result<Response<Full<Bytes>>, Closed> {
         match self {
-            Self::Shop { name, stock } => Ok(shop(name, stock.get()).await.unwrap_or_else(|never| match never {})),
+            Self::Shop { name, stock } => {
+                Ok(shop(name, stock.get()).await.unwrap_or_else(|never| match never {}))
+            }
             Self::Stock { version, faults } => {
-                let id = request.headers().get("x-request-id").map(|id| Bytes::copy_from_slice(id.as_bytes()));
-                let fault = faults.as_ref().zip(id).and_then(|(faults, id)| {
-                    faults.lock().unwrap_or_else(PoisonError::into_inner).next(id)
-                });
+                let id =
+                    request.headers().get("x-request-id").map(|id| Bytes::copy_from_slice(id.as_bytes()));
+                let fault = faults
+                    .as_ref()
+                    .zip(id)
+                    .and_then(|(faults, id)| faults.lock().unwrap_or_else(PoisonError::into_inner).next(id));
                 match fault {
                     Some(Fault::Close) => Err(Closed),
-                    Some(Fault::Unavailable) => {
-                        Ok(answer(StatusCode::SERVICE_UNAVAILABLE, &json!({ "stock": version, "error": "out of order" })))
-                    }
+                    Some(Fault::Unavailable) => Ok(answer(
+                        StatusCode::SERVICE_UNAVAILABLE,
+                        &json!({ "stock": version, "error": "out of order" }),
+                    )),
                     None => Ok(answer(StatusCode::OK, &json!({ "stock": version, "items": 42 }))),
                 }
             }
@@ -155,7 +161,11 @@ async fn shop(name: &str, stock: Option<&Client>) -> Result<Response<Full<Bytes>
             let items: serde_json::Value = serde_json::from_slice(&found.body).unwrap_or_default();
             answer(StatusCode::OK, &json!({ "shop": name, "stock": items["stock"], "items": items["items"] }))
         }
-        Ok(found) => failed(format!("stock says {}, {}", found.status, found.reason.as_deref().unwrap_or("its own answer"))),
+        Ok(found) => failed(format!(
+            "stock says {}, {}",
+            found.status,
+            found.reason.as_deref().unwrap_or("its own answer")
+        )),
         Err(error) => failed(format!("stock: {error:#}")),
     })
 }

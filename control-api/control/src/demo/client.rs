@@ -43,7 +43,8 @@ impl Client {
         let mut sender = self.connection().await?;
         let request = Request::get(path).header(http::header::HOST, host).body(Empty::new())?;
         let response = sender.send_request(request).await?;
-        let reason = response.headers().get("x-remora-reason").and_then(|v| v.to_str().ok()).map(ToOwned::to_owned);
+        let reason =
+            response.headers().get("x-remora-reason").and_then(|v| v.to_str().ok()).map(ToOwned::to_owned);
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(sender);

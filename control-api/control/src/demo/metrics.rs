@@ -52,7 +52,9 @@ impl View {
             let value = sample.value as u64;
             match sample.name {
                 "remora_requests_total" => self.requests(&sample, value),
-                "remora_upstream_retries_total" if sample.label("cluster").starts_with("outbound|") => self.retries += value,
+                "remora_upstream_retries_total" if sample.label("cluster").starts_with("outbound|") => {
+                    self.retries += value
+                }
                 "remora_config_updates_rejected_total" => self.refused += value,
                 _ => {}
             }
@@ -83,7 +85,8 @@ impl View {
     /// The sum of all edges whose end begins with `to`.
     pub(super) fn towards(&self, to: &str) -> Counts {
         let mut sum = Counts::default();
-        for counts in self.edges.iter().filter(|(edge, _)| edge.to.starts_with(to)).map(|(_, counts)| counts) {
+        for counts in self.edges.iter().filter(|(edge, _)| edge.to.starts_with(to)).map(|(_, counts)| counts)
+        {
             sum.requests += counts.requests;
             sum.succeeded += counts.succeeded;
             sum.tries += counts.tries;

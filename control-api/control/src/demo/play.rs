@@ -68,7 +68,8 @@ async fn show(
     if interrupted && tally.phases.len() > 1 && tally.phases.last().is_some_and(|p| p.answers() < 200) {
         tally.phases.pop();
     }
-    let outcome = Outcome { tally: &tally, view: &view, dead: &dead, sidecars: stage.sidecars.len(), edits: &edits };
+    let outcome =
+        Outcome { tally: &tally, view: &view, dead: &dead, sidecars: stage.sidecars.len(), edits: &edits };
     let checks = report::checks(&outcome);
     screen.say(&report::text(screen, &outcome, &checks, elapsed));
     Ok(checks.iter().all(|check| check.held))

@@ -66,7 +66,8 @@ pub(super) fn checks(outcome: &Outcome<'_>) -> Vec<Check> {
         let (wanted, other) = (phase.wanted, 100 - phase.wanted);
         let off = (phase.share() - f64::from(wanted)).abs();
         let few = phase.answers() < ENOUGH;
-        let found = format!("v1 {:.1} % of {} answers, ± {:.1}", phase.share(), phase.answers(), tolerance(phase));
+        let found =
+            format!("v1 {:.1} % of {} answers, ± {:.1}", phase.share(), phase.answers(), tolerance(phase));
         add(&format!("split {wanted}/{other}"), !few && off <= tolerance(phase), found);
     }
     if let Some(before) = tally.failed_before_edit {
@@ -99,7 +100,11 @@ pub(super) fn text(screen: &Screen, outcome: &Outcome<'_>, checks: &[Check], ela
         out.push_str(&format!("  {mark}  {:<38} {}\n", check.what, screen.faint(&check.found)));
     }
     let failed = checks.iter().filter(|c| !c.held).count();
-    let last = if failed == 0 { screen.good("every check held") } else { screen.bad(&format!("{failed} check(s) failed")) };
+    let last = if failed == 0 {
+        screen.good("every check held")
+    } else {
+        screen.bad(&format!("{failed} check(s) failed"))
+    };
     out.push_str(&format!("\n  {last}"));
     out
 }

@@ -74,7 +74,13 @@ impl Screen {
     /// What runs where.
     pub(super) fn introduce(&self, stage: &Stage) {
         let mut out = String::new();
-        let _ = writeln!(out, "{}", self.bold("remora demo: visitors -> shop (2 instances) -> stock (v1, v2), mTLS between the sidecars"));
+        let _ = writeln!(
+            out,
+            "{}",
+            self.bold(
+                "remora demo: visitors -> shop (2 instances) -> stock (v1, v2), mTLS between the sidecars"
+            )
+        );
         let _ = writeln!(out, "stock v2 misbehaves on purpose: one request in four fails at the first try");
         if let Ok(address) = stage.outbound("visitors", "shop") {
             let _ = writeln!(out, "\n  try it        curl http://{address}/");
@@ -107,7 +113,8 @@ impl Screen {
         let Moment { elapsed, total, view, tally, note } = moment;
         let mut out = String::new();
         let time = total.map_or_else(|| "Ctrl-C ends it".into(), |t| format!("of {:.0} s", t.as_secs_f64()));
-        let _ = writeln!(out, "{} {}", self.bold(&format!("{:5.1} s", elapsed.as_secs_f64())), self.faint(&time));
+        let _ =
+            writeln!(out, "{} {}", self.bold(&format!("{:5.1} s", elapsed.as_secs_f64())), self.faint(&time));
         out.push_str(&self.edges(view, *elapsed));
         let failed = format!("{} failed", tally.failed);
         let failed = if tally.failed == 0 { self.good(&failed) } else { self.bad(&failed) };
@@ -122,7 +129,8 @@ impl Screen {
         if let Some(phase) = tally.phases.last() {
             let (wide, share) = (40, phase.share());
             let filled = (share / 100.0 * f64::from(wide)).round() as usize;
-            let bar = format!("{}{}", "█".repeat(filled), "░".repeat(wide as usize - filled.min(wide as usize)));
+            let bar =
+                format!("{}{}", "█".repeat(filled), "░".repeat(wide as usize - filled.min(wide as usize)));
             let _ = writeln!(
                 out,
                 "  route      v1 {share:3.0} % {bar} {:3.0} % v2   {}",

@@ -50,7 +50,8 @@ impl Process {
             .spawn()
             .context("cannot start a sidecar")?;
         let unbound = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut process = Self { name: name.to_owned(), admin: unbound, listeners: BTreeMap::new(), child, log };
+        let mut process =
+            Self { name: name.to_owned(), admin: unbound, listeners: BTreeMap::new(), child, log };
         let deadline = Instant::now() + STARTS_IN;
         loop {
             if let Some(status) = process.ended() {
@@ -65,7 +66,11 @@ impl Process {
                 }
             }
             if Instant::now() > deadline {
-                bail!("sidecar {name} is not ready after {} s:\n{}", STARTS_IN.as_secs(), process.last_words());
+                bail!(
+                    "sidecar {name} is not ready after {} s:\n{}",
+                    STARTS_IN.as_secs(),
+                    process.last_words()
+                );
             }
             tokio::time::sleep(POLL).await;
         }
@@ -117,8 +122,11 @@ fn listeners(text: &str) -> anyhow::Result<BTreeMap<String, SocketAddr>> {
     let mut found = BTreeMap::new();
     for status in page["listener_statuses"].as_array().into_iter().flatten() {
         let socket = &status["local_address"]["socket_address"];
-        let (name, ip, port) = (status["name"].as_str(), socket["address"].as_str(), socket["port_value"].as_u64());
-        let (Some(name), Some(ip), Some(port)) = (name, ip, port) else { bail!("unexpected answer of /listeners: {text}") };
+        let (name, ip, port) =
+            (status["name"].as_str(), socket["address"].as_str(), socket["port_value"].as_u64());
+        let (Some(name), Some(ip), Some(port)) = (name, ip, port) else {
+            bail!("unexpected answer of /listeners: {text}")
+        };
         found.insert(name.to_owned(), SocketAddr::new(ip.parse()?, u16::try_from(port)?));
     }
     Ok(found)

@@ -54,7 +54,8 @@ impl Stage {
             ("stock-1", App::stock("v1", false).await?),
             ("stock-2", App::stock("v2", true).await?),
         ]);
-        let mut stage = Self { folder, schema: Schema::load(), text: DOCUMENTS.to_owned(), apps, sidecars: Vec::new() };
+        let mut stage =
+            Self { folder, schema: Schema::load(), text: DOCUMENTS.to_owned(), apps, sidecars: Vec::new() };
         stage.issue_certificates()?;
         // First every sidecar for itself, to learn its ports; then all know each other.
         let documents = stage.documents()?;
@@ -162,7 +163,11 @@ impl Stage {
         for (sidecar, before) in waiting {
             while version(sidecar).await? <= before {
                 if began.elapsed() > Duration::from_secs(20) {
-                    anyhow::bail!("{} did not take its new configuration:\n{}", sidecar.name, sidecar.last_words());
+                    anyhow::bail!(
+                        "{} did not take its new configuration:\n{}",
+                        sidecar.name,
+                        sidecar.last_words()
+                    );
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
@@ -197,7 +202,9 @@ impl Stage {
 
     /// Sidecars that are no longer there, with the end of their logs.
     pub(super) fn dead(&mut self) -> Vec<String> {
-        let ended = |s: &mut Process| s.ended().map(|status| format!("{} ended with {status}: {}", s.name, s.last_words()));
+        let ended = |s: &mut Process| {
+            s.ended().map(|status| format!("{} ended with {status}: {}", s.name, s.last_words()))
+        };
         self.sidecars.iter_mut().filter_map(ended).collect()
     }
 
@@ -221,7 +228,13 @@ async fn version(sidecar: &Process) -> anyhow::Result<f64> {
 }
 
 fn private_file(path: &Path, text: &str) -> std::io::Result<()> {
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(text.as_bytes())
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?
+        .write_all(text.as_bytes())
 }
 
 /// The documents with other weights.
@@ -229,7 +242,10 @@ fn with_split(text: &str, v1: u32) -> String {
     let weight = |line: &str| {
         let (name, rest) = line.split_once(", port: 8080, weight: ")?;
         let share = if name.ends_with("stock-v1") { v1 } else { 100 - v1 };
-        Some(format!("{name}, port: 8080, weight: {share}{}", rest.trim_start_matches(|c: char| c.is_ascii_digit())))
+        Some(format!(
+            "{name}, port: 8080, weight: {share}{}",
+            rest.trim_start_matches(|c: char| c.is_ascii_digit())
+        ))
     };
     let lines = text.split_inclusive('\n');
     lines.map(|line| weight(line).unwrap_or_else(|| line.to_owned())).collect()
@@ -243,7 +259,8 @@ mod tests {
     fn the_documents_say_the_first_split_and_an_edit_changes_two_lines() {
         assert_eq!(with_split(DOCUMENTS, FIRST_SPLIT), DOCUMENTS);
         let edited = with_split(DOCUMENTS, SECOND_SPLIT);
-        let changed: Vec<_> = DOCUMENTS.lines().zip(edited.lines()).filter(|(a, b)| a != b).map(|(_, b)| b).collect();
+        let changed: Vec<_> =
+            DOCUMENTS.lines().zip(edited.lines()).filter(|(a, b)| a != b).map(|(_, b)| b).collect();
         assert_eq!(changed.len(), 2, "{changed:?}");
         assert!(changed.iter().all(|line| line.contains("weight: 50")), "{changed:?}");
     }

@@ -111,7 +111,8 @@ impl Visitors {
                 return;
             }
             Ok(answer) => {
-                let why = answer.reason.unwrap_or_else(|| String::from_utf8_lossy(&answer.body).trim().to_owned());
+                let why =
+                    answer.reason.unwrap_or_else(|| String::from_utf8_lossy(&answer.body).trim().to_owned());
                 format!("{}: {why}", answer.status)
             }
             Err(error) => format!("{error:#}"),
@@ -125,7 +126,10 @@ impl Visitors {
     /// Waits for the answers that are still missing.
     pub(super) async fn settle(&self, most: Duration) {
         let deadline = Instant::now() + most;
-        while Instant::now() < deadline && { let t = self.tally(); t.done < t.sent } {
+        while Instant::now() < deadline && {
+            let t = self.tally();
+            t.done < t.sent
+        } {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

@@ -4,7 +4,8 @@ use remora_xds::diag::{At, Errors};
 
 use super::{need_kind, need_port, need_service};
 use crate::document::{
-    Document, HttpFilter, HttpFilterType, HttpRouteSpec, HttpRule, PathMatchType, PathModifier, PathModifierType,
+    Document, HttpFilter, HttpFilterType, HttpRouteSpec, HttpRule, PathMatchType, PathModifier,
+    PathModifierType,
 };
 use crate::read::Documents;
 
@@ -48,8 +49,13 @@ fn check_rule(all: &Documents, namespace: &str, rule: &HttpRule, at: &At<'_>, er
         }
     }
     let redirects = rule.filters.iter().any(|f| f.kind == HttpFilterType::RequestRedirect);
-    if redirects && (!rule.backend_refs.is_empty() || rule.filters.iter().any(|f| f.kind == HttpFilterType::UrlRewrite)) {
-        errors.report(&filters, "a redirect goes nowhere else").fix("remove backendRefs and URLRewrite, or the redirect");
+    if redirects
+        && (!rule.backend_refs.is_empty()
+            || rule.filters.iter().any(|f| f.kind == HttpFilterType::UrlRewrite))
+    {
+        errors
+            .report(&filters, "a redirect goes nowhere else")
+            .fix("remove backendRefs and URLRewrite, or the redirect");
     }
     let backends = at.field("backendRefs");
     for (i, backend) in rule.backend_refs.iter().enumerate() {
@@ -63,7 +69,9 @@ fn check_rule(all: &Documents, namespace: &str, rule: &HttpRule, at: &At<'_>, er
         for (i, filter) in backend.filters.iter().enumerate() {
             let at = filters.index(i);
             if matches!(filter.kind, HttpFilterType::UrlRewrite | HttpFilterType::RequestRedirect) {
-                errors.report(&at.field("type"), "is not supported for one backend").fix("put it into the rule's filters");
+                errors
+                    .report(&at.field("type"), "is not supported for one backend")
+                    .fix("put it into the rule's filters");
             }
             check_filter(rule, filter, &at, errors);
         }
@@ -72,14 +80,25 @@ fn check_rule(all: &Documents, namespace: &str, rule: &HttpRule, at: &At<'_>, er
         && !all.0.is_zero()
         && one > all
     {
-        errors.report(&at.field("timeouts").field("backendRequest"), "is longer than the whole request may take");
+        errors.report(
+            &at.field("timeouts").field("backendRequest"),
+            "is longer than the whole request may take",
+        );
     }
 }
 
 fn check_filter(rule: &HttpRule, filter: &HttpFilter, at: &At<'_>, errors: &mut Errors) {
     let fields = [
-        ("requestHeaderModifier", filter.request_header_modifier.is_some(), HttpFilterType::RequestHeaderModifier),
-        ("responseHeaderModifier", filter.response_header_modifier.is_some(), HttpFilterType::ResponseHeaderModifier),
+        (
+            "requestHeaderModifier",
+            filter.request_header_modifier.is_some(),
+            HttpFilterType::RequestHeaderModifier,
+        ),
+        (
+            "responseHeaderModifier",
+            filter.response_header_modifier.is_some(),
+            HttpFilterType::ResponseHeaderModifier,
+        ),
         ("urlRewrite", filter.url_rewrite.is_some(), HttpFilterType::UrlRewrite),
         ("requestRedirect", filter.request_redirect.is_some(), HttpFilterType::RequestRedirect),
     ];
@@ -129,6 +148,8 @@ fn check_path(rule: &HttpRule, path: &PathModifier, at: &At<'_>, errors: &mut Er
     }
     let prefixes = rule.matches.iter().all(|m| m.path.kind == PathMatchType::PathPrefix);
     if path.kind == PathModifierType::ReplacePrefixMatch && !prefixes {
-        errors.report(at, "a prefix can only be replaced where one is matched").fix("match by PathPrefix everywhere");
+        errors
+            .report(at, "a prefix can only be replaced where one is matched")
+            .fix("match by PathPrefix everywhere");
     }
 }

@@ -12,7 +12,9 @@ use remora_xds::pb::envoy::config::cluster::v3::cluster::{
 use remora_xds::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster};
 use remora_xds::pb::envoy::config::core::v3::{HttpProtocolOptions as CommonOptions, Metadata};
 use remora_xds::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
-use remora_xds::pb::envoy::config::endpoint::v3::{ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints};
+use remora_xds::pb::envoy::config::endpoint::v3::{
+    ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
+};
 use remora_xds::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use remora_xds::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::explicit_http_config::ProtocolConfig;
 use remora_xds::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::{
@@ -21,7 +23,9 @@ use remora_xds::pb::envoy::extensions::upstreams::http::v3::http_protocol_option
 use remora_xds::pb::envoy::r#type::v3::Percent;
 
 use super::{Mesh, http, names, parts, tls};
-use crate::document::{AppProtocol, Document, LoadBalancing, ServicePort, ServiceSpec, TrafficPolicySpec, WorkloadSpec};
+use crate::document::{
+    AppProtocol, Document, LoadBalancing, ServicePort, ServiceSpec, TrafficPolicySpec, WorkloadSpec,
+};
 use crate::files::FileKind;
 
 /// Hard limits: a bound, not a policy.
@@ -144,7 +148,11 @@ pub(super) fn outbound(mesh: &Mesh<'_>, service: &Document<ServiceSpec>, port: &
 }
 
 /// The endpoints of a Service's port: inbound listeners of sidecars.
-pub(super) fn endpoints(mesh: &Mesh<'_>, service: &Document<ServiceSpec>, port: &ServicePort) -> ClusterLoadAssignment {
+pub(super) fn endpoints(
+    mesh: &Mesh<'_>,
+    service: &Document<ServiceSpec>,
+    port: &ServicePort,
+) -> ClusterLoadAssignment {
     let (namespace, name) = names::of(service);
     let members = mesh.documents.backing(service, port).map(|(workload, _)| {
         let at = SocketAddr::new(workload.spec.address, workload.spec.inbound_port);

@@ -10,7 +10,9 @@ use remora_xds::pb::envoy::config::listener::v3::{FilterChain, FilterChainMatch,
 use remora_xds::pb::envoy::config::route::v3::route::Action;
 use remora_xds::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
 use remora_xds::pb::envoy::config::route::v3::route_match::PathSpecifier;
-use remora_xds::pb::envoy::config::route::v3::{Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost};
+use remora_xds::pb::envoy::config::route::v3::{
+    Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
+};
 use remora_xds::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 
 use super::http::{self, Routes, Side};
@@ -27,7 +29,8 @@ struct Port<'a> {
 /// The listener, unless no Service leads to this workload, and the clusters of the program.
 pub(super) fn compile(mesh: &Mesh<'_>) -> (Option<Listener>, Vec<Cluster>) {
     let ports = ports(mesh);
-    let clusters = ports.iter().map(|(number, port)| cluster::local(*number, port.speaks, port.service)).collect();
+    let clusters =
+        ports.iter().map(|(number, port)| cluster::local(*number, port.speaks, port.service)).collect();
     let chains: Vec<_> = ports.into_iter().map(|(number, port)| chain(mesh, number, port)).collect();
     if chains.is_empty() {
         return (None, clusters);
@@ -80,7 +83,10 @@ fn chain(mesh: &Mesh<'_>, number: u16, port: Port<'_>) -> FilterChain {
     };
     FilterChain {
         name: stat,
-        filter_chain_match: Some(FilterChainMatch { server_names: port.server_names, ..FilterChainMatch::default() }),
+        filter_chain_match: Some(FilterChainMatch {
+            server_names: port.server_names,
+            ..FilterChainMatch::default()
+        }),
         filters: vec![filter],
         transport_socket: Some(tls::downstream(mesh.sidecar, alpn)),
         transport_socket_connect_timeout: parts::seconds(10),
@@ -98,10 +104,22 @@ fn to_program(number: u16, cluster: String) -> RouteConfiguration {
     };
     let route = Route {
         name: "default".into(),
-        r#match: Some(RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".into())), ..RouteMatch::default() }),
+        r#match: Some(RouteMatch {
+            path_specifier: Some(PathSpecifier::Prefix("/".into())),
+            ..RouteMatch::default()
+        }),
         action: Some(Action::Route(action)),
         ..Route::default()
     };
-    let host = VirtualHost { name: "inbound".into(), domains: vec!["*".into()], routes: vec![route], ..VirtualHost::default() };
-    RouteConfiguration { name: names::local(number), virtual_hosts: vec![host], ..RouteConfiguration::default() }
+    let host = VirtualHost {
+        name: "inbound".into(),
+        domains: vec!["*".into()],
+        routes: vec![route],
+        ..VirtualHost::default()
+    };
+    RouteConfiguration {
+        name: names::local(number),
+        virtual_hosts: vec![host],
+        ..RouteConfiguration::default()
+    }
 }

@@ -111,9 +111,8 @@ impl std::error::Error for UnknownWorkload {}
 /// # Errors
 /// The sidecar's Workload is not among the documents.
 pub fn compile(documents: &Documents, sidecar: &Sidecar) -> Result<Resources, UnknownWorkload> {
-    let workload = documents.workload(&sidecar.namespace, &sidecar.workload).ok_or_else(|| UnknownWorkload {
-        namespace: sidecar.namespace.clone(),
-        name: sidecar.workload.clone(),
+    let workload = documents.workload(&sidecar.namespace, &sidecar.workload).ok_or_else(|| {
+        UnknownWorkload { namespace: sidecar.namespace.clone(), name: sidecar.workload.clone() }
     })?;
     let mesh = Mesh { documents, sidecar, workload };
     let (inbound, mut clusters) = inbound::compile(&mesh);
@@ -150,15 +149,22 @@ pub(crate) struct Outbound<'a> {
 pub(crate) fn egress<'a>(all: &'a Documents, workload: &'a Document<WorkloadSpec>) -> Vec<Outbound<'a>> {
     let namespace = &workload.metadata.namespace;
     let Some(list) = &workload.spec.egress else {
-        let others = all.services.iter().filter(|s| s.metadata.namespace == *namespace && !selects(s, workload));
+        let others =
+            all.services.iter().filter(|s| s.metadata.namespace == *namespace && !selects(s, workload));
         let each = others.flat_map(|service| service.spec.ports.iter().map(move |port| (service, port)));
         return each.map(|(service, port)| Outbound { service, port, local_port: port.port }).collect();
     };
     let mut found = Vec::new();
     for item in list {
-        let Some(service) = all.service(item.namespace.as_ref().unwrap_or(namespace), &item.service) else { continue };
+        let Some(service) = all.service(item.namespace.as_ref().unwrap_or(namespace), &item.service) else {
+            continue;
+        };
         let ports = service.spec.ports.iter().filter(|p| item.port.is_none_or(|wanted| wanted == p.port));
-        found.extend(ports.map(|port| Outbound { service, port, local_port: item.local_port.unwrap_or(port.port) }));
+        found.extend(ports.map(|port| Outbound {
+            service,
+            port,
+            local_port: item.local_port.unwrap_or(port.port),
+        }));
     }
     found
 }

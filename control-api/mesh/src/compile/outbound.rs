@@ -39,7 +39,11 @@ pub(super) fn compile(mesh: &Mesh<'_>) -> Parts {
             let (namespace, name) = names::of(service);
             used.insert(names::cluster(namespace, name, port.port), (service, port));
         }
-        parts.listeners.push(listener(mesh, &outbound, &names::outbound(namespace, name, outbound.port.port)));
+        parts.listeners.push(listener(
+            mesh,
+            &outbound,
+            &names::outbound(namespace, name, outbound.port.port),
+        ));
         parts.routes.extend(table.map(|t| t.routes));
     }
     for (service, port) in used.into_values() {

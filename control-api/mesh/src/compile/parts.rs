@@ -8,7 +8,8 @@ use remora_xds::pb::envoy::config::core::v3::address::Address as AddressKind;
 use remora_xds::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use remora_xds::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use remora_xds::pb::envoy::config::core::v3::{
-    Address, AggregatedConfigSource, ApiVersion, ConfigSource, Metadata, Node, PathConfigSource, SocketAddress,
+    Address, AggregatedConfigSource, ApiVersion, ConfigSource, Metadata, Node, PathConfigSource,
+    SocketAddress,
 };
 use remora_xds::pb::google::protobuf::value::Kind;
 use remora_xds::pb::google::protobuf::{
@@ -39,7 +40,10 @@ pub(super) fn seconds(seconds: u64) -> Option<PbDuration> {
 
 pub(super) fn duration(time: Duration) -> PbDuration {
     // Both fit: documents hold at most 99,999 hours.
-    PbDuration { seconds: i64::try_from(time.as_secs()).unwrap_or(i64::MAX), nanos: time.subsec_nanos() as i32 }
+    PbDuration {
+        seconds: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        nanos: time.subsec_nanos() as i32,
+    }
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "every field that takes it is optional")]
@@ -99,7 +103,10 @@ pub(super) fn node(mesh: &Mesh<'_>) -> Node {
     let version = names::version(metadata);
     let principal = names::spiffe(&mesh.sidecar.trust_domain, namespace, &mesh.workload.spec.service_account);
     Node {
-        id: format!("sidecar~{}~{name}.{namespace}~{namespace}.svc.cluster.local", mesh.workload.spec.address),
+        id: format!(
+            "sidecar~{}~{name}.{namespace}~{namespace}.svc.cluster.local",
+            mesh.workload.spec.address
+        ),
         cluster: format!("{app}.{namespace}"),
         metadata: Some(object([
             ("WORKLOAD_NAME", text(name)),

@@ -10,7 +10,8 @@ use remora_xds::pb::envoy::config::route::v3::{Route, RouteConfiguration, Virtua
 
 use super::{Mesh, names};
 use crate::document::{
-    BackendRef, Document, HttpMatch, HttpRouteSpec, HttpRule, HttpTimeouts, PathMatchType, ServicePort, ServiceSpec,
+    BackendRef, Document, HttpMatch, HttpRouteSpec, HttpRule, HttpTimeouts, PathMatchType, ServicePort,
+    ServiceSpec,
 };
 
 /// The routes of a Service's port, and the Services that they lead to.
@@ -28,7 +29,11 @@ struct Candidate<'a> {
 }
 
 /// What calls to a Service's port lead to: by its HTTPRoutes or, when it has none, to its workloads.
-pub(super) fn table<'a>(mesh: &Mesh<'a>, service: &'a Document<ServiceSpec>, port: &'a ServicePort) -> Table<'a> {
+pub(super) fn table<'a>(
+    mesh: &Mesh<'a>,
+    service: &'a Document<ServiceSpec>,
+    port: &'a ServicePort,
+) -> Table<'a> {
     let (namespace, name) = names::of(service);
     let mut candidates: Vec<Candidate<'a>> = Vec::new();
     let attached: Vec<_> = mesh.documents.routes.iter().filter(|d| attached(d, service, port)).collect();
@@ -36,7 +41,12 @@ pub(super) fn table<'a>(mesh: &Mesh<'a>, service: &'a Document<ServiceSpec>, por
         for (number, rule) in document.spec.rules.iter().enumerate() {
             let every = [HttpMatch::default()];
             let matches = if rule.matches.is_empty() { &every[..] } else { &rule.matches };
-            candidates.extend(matches.iter().cloned().map(|matched| Candidate { document, number, rule, matched }));
+            candidates.extend(matches.iter().cloned().map(|matched| Candidate {
+                document,
+                number,
+                rule,
+                matched,
+            }));
         }
     }
     candidates.sort_by(|a, b| precedence(a).cmp(&precedence(b)));
@@ -67,7 +77,8 @@ pub(super) fn table<'a>(mesh: &Mesh<'a>, service: &'a Document<ServiceSpec>, por
         for backend in document.spec.rules.iter().flat_map(|r| &r.backend_refs).filter(|b| b.weight > 0) {
             let namespace = backend.namespace.as_ref().unwrap_or(own);
             let Some(service) = mesh.documents.service(namespace, &backend.name) else { continue };
-            backends.extend(service.spec.ports.iter().filter(|p| p.port == backend.port).map(|p| (service, p)));
+            backends
+                .extend(service.spec.ports.iter().filter(|p| p.port == backend.port).map(|p| (service, p)));
         }
     }
     let all = names::outbound(namespace, name, port.port);

@@ -1,14 +1,14 @@
 //! mTLS between sidecars: TLS 1.3, certificates from files, identities by SPIFFE ID.
 
-use remora_xds::pb::envoy::config::core::v3::transport_socket::ConfigType;
 use remora_xds::pb::envoy::config::core::v3::data_source::Specifier;
+use remora_xds::pb::envoy::config::core::v3::transport_socket::ConfigType;
 use remora_xds::pb::envoy::config::core::v3::{DataSource, TransportSocket};
 use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
 use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::subject_alt_name_matcher::SanType;
 use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::tls_parameters::TlsProtocol;
 use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SubjectAltNameMatcher, TlsCertificate,
-    TlsParameters, UpstreamTlsContext,
+    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SubjectAltNameMatcher,
+    TlsCertificate, TlsParameters, UpstreamTlsContext,
 };
 use remora_xds::pb::envoy::r#type::matcher::v3::StringMatcher;
 use remora_xds::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
@@ -50,11 +50,13 @@ fn common(sidecar: &Sidecar, peers: Peers, alpn: &[&str]) -> CommonTlsContext {
             ..TlsCertificate::default()
         }],
         alpn_protocols: alpn.iter().map(|p| (*p).to_owned()).collect(),
-        validation_context_type: Some(ValidationContextType::ValidationContext(CertificateValidationContext {
-            trusted_ca: Some(file(&credentials.roots)),
-            match_typed_subject_alt_names: names.collect(),
-            ..CertificateValidationContext::default()
-        })),
+        validation_context_type: Some(ValidationContextType::ValidationContext(
+            CertificateValidationContext {
+                trusted_ca: Some(file(&credentials.roots)),
+                match_typed_subject_alt_names: names.collect(),
+                ..CertificateValidationContext::default()
+            },
+        )),
         ..CommonTlsContext::default()
     }
 }
@@ -76,7 +78,12 @@ pub(super) fn downstream(sidecar: &Sidecar, alpn: &[&str]) -> TransportSocket {
 }
 
 /// Towards the sidecars of a Service: one of `identities`, and nobody else.
-pub(super) fn upstream(sidecar: &Sidecar, identities: Vec<String>, sni: String, alpn: &[&str]) -> TransportSocket {
+pub(super) fn upstream(
+    sidecar: &Sidecar,
+    identities: Vec<String>,
+    sni: String,
+    alpn: &[&str],
+) -> TransportSocket {
     transport_socket(parts::pack(&UpstreamTlsContext {
         common_tls_context: Some(common(sidecar, Peers::Exactly(identities), alpn)),
         sni,

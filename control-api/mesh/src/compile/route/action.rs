@@ -16,8 +16,8 @@ use remora_xds::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
 use super::super::{names, parts, retry};
 use super::matches::regex;
 use crate::document::{
-    BackendRef, Header, HeaderModifier, HttpFilter, HttpMatch, HttpRule, HttpTimeouts, PathModifier, PathModifierType,
-    RequestRedirect, Retries, TrafficPolicySpec, UrlRewrite,
+    BackendRef, Header, HeaderModifier, HttpFilter, HttpMatch, HttpRule, HttpTimeouts, PathModifier,
+    PathModifierType, RequestRedirect, Retries, TrafficPolicySpec, UrlRewrite,
 };
 
 /// Fills in what `rule` does with what `matched` matches.
@@ -39,7 +39,10 @@ pub(super) fn compile(
     }
     // Without anywhere to go the Gateway API wants a 500.
     if rule.backend_refs.iter().all(|b| b.weight == 0) {
-        route.action = Some(Action::DirectResponse(DirectResponseAction { status: 500, ..DirectResponseAction::default() }));
+        route.action = Some(Action::DirectResponse(DirectResponseAction {
+            status: 500,
+            ..DirectResponseAction::default()
+        }));
         return;
     }
     let mut action = forward(namespace, &rule.backend_refs, rule.timeouts, policy);
@@ -89,7 +92,10 @@ fn clusters(namespace: &str, backends: &[BackendRef]) -> ClusterSpecifier {
             ..ClusterWeight::default()
         }
     });
-    ClusterSpecifier::WeightedClusters(WeightedCluster { clusters: clusters.collect(), ..WeightedCluster::default() })
+    ClusterSpecifier::WeightedClusters(WeightedCluster {
+        clusters: clusters.collect(),
+        ..WeightedCluster::default()
+    })
 }
 
 #[derive(Default)]
