@@ -17,6 +17,16 @@ const EDIT_EVERY: Duration = Duration::from_secs(10);
 /// For answers that are under way at the end.
 const SETTLES_IN: Duration = Duration::from_secs(10);
 
+/// How it went.
+#[derive(Default)]
+struct Course {
+    /// How long the sidecars took to have each edit.
+    edits: Vec<Duration>,
+    /// An edit that did not arrive, and why.
+    lost: Option<String>,
+    interrupted: bool,
+}
+
 /// Ctrl-C and its relatives.
 struct Interrupts([Signal; 3]);
 
@@ -56,50 +66,58 @@ async fn show(
     let visitors = Visitors::new(FIRST_SPLIT)?;
     let began = Instant::now();
     let traffic = visitors.start(Client::new(stage.outbound("visitors", "shop")?), args.rate);
-    let edits = run(args, stage, screen, interrupts, &visitors).await;
+    let course = run(args, stage, screen, interrupts, &visitors).await;
     let elapsed = began.elapsed();
     traffic.abort();
     visitors.settle(SETTLES_IN).await;
-    let (edits, interrupted) = edits?;
     // The last answers may still be on their way into the counters.
     let view = stage.view().await;
     let dead = stage.dead();
     let mut tally = visitors.tally();
-    if interrupted && tally.phases.len() > 1 && tally.phases.last().is_some_and(|p| p.answers() < 200) {
+    if course.interrupted && tally.phases.len() > 1 && tally.phases.last().is_some_and(|p| p.answers() < 200)
+    {
         tally.phases.pop();
     }
-    let outcome =
-        Outcome { tally: &tally, view: &view, dead: &dead, sidecars: stage.sidecars.len(), edits: &edits };
+    let outcome = Outcome {
+        tally: &tally,
+        view: &view,
+        dead: &dead,
+        sidecars: stage.sidecars.len(),
+        edits: &course.edits,
+        lost: course.lost.as_deref(),
+    };
     let checks = report::checks(&outcome);
     screen.say(&report::text(screen, &outcome, &checks, elapsed));
     Ok(checks.iter().all(|check| check.held))
 }
 
-/// Shows what happens and edits the route, until the time is over or somebody interrupts. Answers how long each edit took, and
-/// whether it was an interruption.
+/// Shows what happens and edits the route, until the time is over or somebody interrupts.
 async fn run(
     args: &DemoArgs,
     stage: &mut Stage,
     screen: &mut Screen,
     interrupts: &mut Interrupts,
     visitors: &Visitors,
-) -> anyhow::Result<(Vec<Duration>, bool)> {
+) -> Course {
     let began = Instant::now();
     let end = args.duration.map(|time| began + time);
     let mut edit_at = began + args.duration.map_or(EDIT_EVERY, |time| time / 2);
-    let (mut edits, mut note) = (Vec::new(), String::new());
+    let (mut course, mut note) = (Course::default(), String::new());
     let mut clock = interval(screen.period());
     clock.set_missed_tick_behavior(MissedTickBehavior::Skip);
     clock.tick().await;
     loop {
         tokio::select! {
-            () = interrupts.next() => return Ok((edits, true)),
-            () = sleep_until(end.unwrap_or(began)), if end.is_some() => return Ok((edits, false)),
-            () = sleep_until(edit_at), if end.is_none() || edits.is_empty() => {
-                let (took, now) = edit(stage, visitors).await?;
+            () = interrupts.next() => return Course { interrupted: true, ..course },
+            () = sleep_until(end.unwrap_or(began)), if end.is_some() => return course,
+            () = sleep_until(edit_at), if end.is_none() || course.edits.is_empty() => {
+                let (took, now) = match edit(stage, visitors).await {
+                    Ok(done) => done,
+                    Err(error) => return Course { lost: Some(format!("{error:#}")), ..course },
+                };
                 note = format!("the route was edited to {now}/{}: every sidecar had it after {} ms", 100 - now, took.as_millis());
                 screen.note(&note);
-                edits.push(took);
+                course.edits.push(took);
                 edit_at += EDIT_EVERY;
             }
             _ = clock.tick() => {

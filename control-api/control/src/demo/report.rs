@@ -22,6 +22,8 @@ pub(super) struct Outcome<'a> {
     pub(super) sidecars: usize,
     /// For each edit, how long the sidecars took.
     pub(super) edits: &'a [Duration],
+    /// Why an edit did not arrive.
+    pub(super) lost: Option<&'a str>,
 }
 
 /// Fewer answers say nothing about a split.
@@ -34,7 +36,7 @@ fn tolerance(phase: &Phase) -> f64 {
 }
 
 pub(super) fn checks(outcome: &Outcome<'_>) -> Vec<Check> {
-    let Outcome { tally, view, dead, sidecars, edits } = outcome;
+    let Outcome { tally, view, dead, sidecars, edits, lost } = outcome;
     let mut list = Vec::new();
     let mut add = |what: &str, held: bool, found: String| list.push(Check { what: what.into(), found, held });
     let missing = tally.sent - tally.done + tally.skipped;
@@ -77,6 +79,9 @@ pub(super) fn checks(outcome: &Outcome<'_>) -> Vec<Check> {
             tally.failed == before && view.refused == 0,
             format!("in force after {slowest} ms, {} requests failed since", tally.failed - before),
         );
+    }
+    if let Some(why) = lost {
+        add("every sidecar takes the edit", false, (*why).to_owned());
     }
     let found = if dead.is_empty() { format!("{sidecars} of {sidecars} running") } else { dead.join("; ") };
     add("no sidecar ended", dead.is_empty(), found);

@@ -103,7 +103,8 @@ impl Screen {
         if self.drawn > 0 {
             let _ = write!(out, "\x1b[{}A\x1b[J", self.drawn);
         }
-        out.push_str(&table);
+        // A line that wraps would count as two.
+        let _ = write!(out, "\x1b[?7l{table}\x1b[?7h");
         self.drawn = table.lines().count();
         let mut stdout = std::io::stdout().lock();
         let _ = stdout.write_all(out.as_bytes()).and_then(|()| stdout.flush());

@@ -5,18 +5,19 @@ use remora_xds::pb::envoy::config::core::v3::{
 };
 use remora_xds::pb::envoy::config::listener::v3::Filter;
 use remora_xds::pb::envoy::config::listener::v3::filter::ConfigType;
-use remora_xds::pb::envoy::config::route::v3::RouteConfiguration;
 use remora_xds::pb::envoy::extensions::filters::http::router::v3::Router;
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
-    CodecType, PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation, UpgradeConfig,
+    CodecType, PathWithEscapedSlashesAction, ServerHeaderTransformation, UpgradeConfig,
 };
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType as HttpConfigType;
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
-    HttpConnectionManager, HttpFilter, Rds,
+    HttpConnectionManager, HttpFilter,
 };
 use remora_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use remora_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 use remora_xds::pb::google::protobuf::Any;
+
+pub(super) use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
 
 use super::parts::{self, flag, number, seconds};
 
@@ -27,12 +28,6 @@ pub(super) enum Side {
     Inbound,
     /// Behind it.
     Outbound,
-}
-
-/// Where a connection manager has its routes.
-pub(super) enum Routes {
-    Inline(RouteConfiguration),
-    Rds(Rds),
 }
 
 /// HTTP/2 on both sides: 256 streams, 256 KiB a stream, 1 MiB a connection, a PING every 10 s that waits 3 s.
@@ -57,7 +52,7 @@ pub(super) fn http1() -> Http1ProtocolOptions {
 }
 
 /// An HTTP connection manager.
-pub(super) fn connection_manager(name: &str, side: Side, routes: Routes) -> Filter {
+pub(super) fn connection_manager(name: &str, side: Side, routes: RouteSpecifier) -> Filter {
     let router = HttpFilter {
         name: "envoy.filters.http.router".into(),
         config_type: Some(HttpConfigType::TypedConfig(parts::pack(&Router::default()))),
@@ -88,10 +83,7 @@ pub(super) fn connection_manager(name: &str, side: Side, routes: Routes) -> Filt
         normalize_path: flag(true),
         merge_slashes: true,
         path_with_escaped_slashes_action: PathWithEscapedSlashesAction::RejectRequest.into(),
-        route_specifier: Some(match routes {
-            Routes::Inline(routes) => RouteSpecifier::RouteConfig(routes),
-            Routes::Rds(rds) => RouteSpecifier::Rds(rds),
-        }),
+        route_specifier: Some(routes),
         ..HttpConnectionManager::default()
     };
     filter("envoy.filters.network.http_connection_manager", parts::pack(&manager))

@@ -15,7 +15,7 @@ use remora_xds::pb::envoy::config::route::v3::{
 };
 use remora_xds::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 
-use super::http::{self, Routes, Side};
+use super::http::{self, RouteSpecifier, Side};
 use super::{Listening, Mesh, cluster, names, parts, retry, selects, target, tls};
 use crate::document::{AppProtocol, Document, ServiceSpec};
 
@@ -78,7 +78,7 @@ fn chain(mesh: &Mesh<'_>, number: u16, port: Port<'_>) -> FilterChain {
     let (filter, alpn): (_, &[&str]) = if port.speaks == AppProtocol::Tcp {
         (http::tcp_proxy(&stat, cluster), &[])
     } else {
-        let routes = Routes::Inline(to_program(number, cluster));
+        let routes = RouteSpecifier::RouteConfig(to_program(number, cluster));
         (http::connection_manager(&stat, Side::Inbound, routes), &["h2", "http/1.1"])
     };
     FilterChain {

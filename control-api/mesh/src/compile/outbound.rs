@@ -10,7 +10,7 @@ use remora_xds::pb::envoy::config::listener::v3::{FilterChain, Listener};
 use remora_xds::pb::envoy::config::route::v3::RouteConfiguration;
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::Rds;
 
-use super::http::{self, Routes, Side};
+use super::http::{self, RouteSpecifier, Side};
 use super::{Listening, Mesh, Outbound, cluster, egress, names, parts, route};
 use crate::document::{AppProtocol, Document, ServicePort, ServiceSpec};
 use crate::files::FileKind;
@@ -62,7 +62,7 @@ fn listener(mesh: &Mesh<'_>, outbound: &Outbound<'_>, name: &str) -> Listener {
             config_source: Some(parts::source(&mesh.sidecar.delivery, FileKind::Routes)),
             route_config_name: name.into(),
         };
-        http::connection_manager(name, Side::Outbound, Routes::Rds(rds))
+        http::connection_manager(name, Side::Outbound, RouteSpecifier::Rds(rds))
     };
     let port = if mesh.sidecar.listening == Listening::Ephemeral { 0 } else { outbound.local_port };
     Listener {
