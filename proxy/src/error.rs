@@ -128,7 +128,7 @@ reasons! {
     /// The whole request did not arrive in time.
     RequestTimeout = "request_timeout", 408, DeadlineExceeded, "DT", Downstream;
     /// Nothing moved on the stream for the idle timeout.
-    StreamIdle = "stream_idle_timeout", 408, DeadlineExceeded, "SI", Downstream;
+    StreamIdle = "stream_idle_timeout", 504, Unavailable, "SI", Downstream;
     /// The peer sent more control frames, resets or errors than a well-behaved peer would.
     Flood = "http2_flood", 400, ResourceExhausted, "DPE", Downstream;
     /// The client went away before the answer was complete.
@@ -144,11 +144,11 @@ reasons! {
     /// A circuit breaker limit (connections, pending or active requests) is reached.
     UpstreamOverflow = "upstream_overflow", 503, Unavailable, "UO", Proxy;
     /// The route's timeout ended the request.
-    UpstreamTimeout = "upstream_request_timeout", 504, DeadlineExceeded, "UT", Proxy;
+    UpstreamTimeout = "upstream_request_timeout", 504, Unavailable, "UT", Proxy;
     /// The last try ran into its per-try timeout.
-    PerTryTimeout = "upstream_per_try_timeout", 504, DeadlineExceeded, "UT", Proxy;
+    PerTryTimeout = "upstream_per_try_timeout", 504, Unavailable, "UT", Proxy;
     /// The stream reached its maximum duration.
-    MaxDuration = "max_stream_duration", 504, DeadlineExceeded, "UMSDR", Proxy;
+    MaxDuration = "max_stream_duration", 504, DeadlineExceeded, "", Proxy;
     /// The route's configuration answers directly.
     DirectResponse = "direct_response", 200, Ok, "", Proxy;
     /// The proxy is shedding load.
@@ -174,7 +174,7 @@ reasons! {
     /// The endpoint refused the stream without processing it (REFUSED_STREAM, or GOAWAY with a lower last stream id).
     UpstreamRefused = "upstream_refused_stream", 503, Unavailable, "UR", Upstream;
     /// The endpoint broke off in the middle of its answer.
-    UpstreamBodyReset = "upstream_reset_mid_response", 502, Unavailable, "UR", Upstream;
+    UpstreamBodyReset = "upstream_reset_mid_response", 502, Unavailable, "UPE", Upstream;
     /// The endpoint's answer is not valid HTTP.
     UpstreamProtocol = "upstream_protocol_error", 502, Unavailable, "UPE", Upstream;
     /// The endpoint's answer has larger or more headers than the limit.

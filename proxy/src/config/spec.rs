@@ -184,8 +184,43 @@ pub struct HttpSpec {
     pub access_log: Vec<Arc<AccessLog>>,
     /// `strip_any_host_port` / `strip_matching_host_port`.
     pub strip_host_port: StripPort,
+    /// `strip_trailing_host_dot`.
+    pub strip_trailing_dot: bool,
+    /// `internal_address_config.cidr_ranges`: no address is internal unless it is listed.
+    pub internal_addresses: Vec<ipnet::IpNet>,
+    /// `forward_client_cert_details` and `set_current_client_cert_details`.
+    pub client_cert: ClientCertHeader,
     /// Router's `suppress_envoy_headers`.
     pub suppress_envoy_headers: bool,
+}
+
+/// What becomes of `x-forwarded-client-cert`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ClientCertHeader {
+    /// `forward_client_cert_details`.
+    pub mode: ClientCertMode,
+    /// `set_current_client_cert_details.subject`.
+    pub subject: bool,
+    /// `set_current_client_cert_details.uri`.
+    pub uri: bool,
+    /// `set_current_client_cert_details.dns`.
+    pub dns: bool,
+}
+
+/// `forward_client_cert_details`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClientCertMode {
+    /// SANITIZE (default): removed.
+    #[default]
+    Sanitize,
+    /// FORWARD_ONLY: kept from a peer that showed a certificate, removed from others.
+    Forward,
+    /// APPEND_FORWARD: the peer's certificate is appended.
+    Append,
+    /// SANITIZE_SET: replaced by the peer's certificate.
+    Set,
+    /// ALWAYS_FORWARD_ONLY: kept.
+    Always,
 }
 
 /// HTTP filters: a closed set, compiled from `http_filters`.

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
+use super::guard::GuardedBody;
 use super::h1::conn::SharedConn;
 use super::h1::decode::{Decoded, Decoder};
 use super::replay::ReplayBody;
@@ -28,6 +29,8 @@ pub enum Body {
     H2(H2Body),
     /// A request body that may be sent again.
     Replay(Box<ReplayBody>),
+    /// An answer under the time limits of its request.
+    Guarded(Box<GuardedBody>),
 }
 
 impl Body {
@@ -43,6 +46,7 @@ impl Body {
             Self::H1(body) => body.poll_next(cx),
             Self::H2(body) => body.poll_next(cx),
             Self::Replay(body) => body.poll_next(cx),
+            Self::Guarded(body) => body.poll_next(cx),
         }
     }
 
@@ -55,6 +59,7 @@ impl Body {
             Self::H1(body) => body.decoder.is_done(),
             Self::H2(body) => body.stream.is_end_stream(),
             Self::Replay(body) => body.is_end(),
+            Self::Guarded(body) => body.inner().is_end(),
         }
     }
 
@@ -67,6 +72,7 @@ impl Body {
             Self::H1(body) => body.decoder.remaining(),
             Self::H2(body) => body.length,
             Self::Replay(body) => body.exact_len(),
+            Self::Guarded(body) => body.inner().exact_len(),
         }
     }
 }
@@ -242,6 +248,10 @@ impl H2Body {
                     }
                     if let Some(progress) = &self.progress {
                         progress.bytes.set(progress.bytes.get() + data.len() as u64);
+                        // Whoever takes the last piece need not ask for more.
+                        if self.stream.is_end_stream() {
+                            progress.done.set(true);
+                        }
                     }
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }

@@ -68,6 +68,10 @@ pub struct RequestCtx {
     pub active: Option<ActiveRequest>,
     /// The request counts against the cluster's limit until it ends.
     pub permits: [Option<ClusterPermit>; 2],
+    /// A time limit that ends it is answered with 204 (`x-envoy-upstream-rq-timeout-alt-response`).
+    pub timeout_alternative: bool,
+    /// Trailers of the answer, when it is gRPC: its status is there.
+    pub trailers: Rc<std::cell::OnceCell<HeaderMap>>,
     /// When the head of the answer came.
     pub answered: Option<Duration>,
     original_path: Option<PathAndQuery>,
@@ -107,6 +111,8 @@ impl RequestCtx {
             cluster_id: None,
             active: None,
             permits: [None, None],
+            timeout_alternative: false,
+            trailers: Rc::default(),
             answered: None,
             original_path: None,
             status: None,
@@ -195,6 +201,7 @@ impl RequestCtx {
         AccessRecord {
             request: Some(&self.head),
             response: self.response.as_ref(),
+            trailers: self.trailers.get(),
             status: self.status,
             reason: self.reason,
             flags: self.flags,

@@ -13,7 +13,9 @@ use tokio::time::Instant;
 use super::attempt::{self, Attempt};
 use super::body::Body;
 use super::context::{Deadline, RequestCtx};
+use super::guard::{GuardedBody, Idle};
 use super::h1::client::Sent;
+use super::headers;
 use super::local_reply;
 use super::replay::Replay;
 use super::response::Response;
@@ -21,7 +23,7 @@ use super::values::Values;
 use crate::config::spec::HttpSpec;
 use crate::error::Reason;
 use crate::resilience::retry::{Decision, Outcome, Progress, RetryKind, RetryPolicy, RetryState, Stop};
-use crate::resilience::timeout::{Circumstances, Limits};
+use crate::resilience::timeout::{Circumstances, Limit, Limits};
 use crate::route::Route;
 use crate::route::action::{NamedCluster, RouteAction, Target};
 use crate::telemetry::flags::ResponseFlags;
@@ -32,6 +34,8 @@ static EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-
 static SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 static ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 static ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
+static ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
+static ALTERNATIVE: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-alt-response");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// A request body is kept for retries up to this size, unless the route says otherwise (features.md B9).
@@ -58,7 +62,10 @@ pub async fn forward(
     };
     ctx.cluster = Some(Arc::clone(&cluster));
     let limits = time_limits(ctx, action, http);
+    ctx.timeout_alternative = ctx.origin.internal && ctx.head.headers.contains_key(&ALTERNATIVE);
     rewrite(ctx, route, action, &target, http)?;
+    let state = RetryState::new(action.retry.as_deref(), &ctx.head, ctx.origin.internal);
+    headers::remove_steering(&mut ctx.head.headers);
     add_timeout_header(ctx, &limits, http);
     let mut deadline = std::mem::take(&mut ctx.deadline);
     if let Some(limit) = limits.stream {
@@ -66,8 +73,15 @@ pub async fn forward(
     }
     let progress = std::rc::Rc::clone(&ctx.progress);
     let mut whole = limits.request.filter(|_| ctx.upgrade.is_none());
+    let idle = match action.timeouts.idle {
+        Limit::After(limit) if ctx.upgrade.is_none() => Some(limit),
+        _ => None,
+    };
+    let mut pause = idle.map(Idle::new);
+    let mut read = progress.bytes.get();
     let answer = {
-        let mut work = pin!(retry_loop(ctx, action, &cluster, body, limits.per_try));
+        let tries = Tries { state, per_try: limits.per_try };
+        let mut work = pin!(retry_loop(ctx, action, &cluster, body, tries));
         poll_fn(|cx| {
             if let Poll::Ready(answer) = work.as_mut().poll(cx) {
                 return Poll::Ready(answer);
@@ -78,18 +92,40 @@ pub async fn forward(
             {
                 deadline.limit(Instant::now() + limit, Reason::UpstreamTimeout);
             }
+            if let Some(pause) = &mut pause {
+                if read != progress.bytes.get() {
+                    read = progress.bytes.get();
+                    pause.moved();
+                }
+                if pause.poll(cx).is_ready() {
+                    return Poll::Ready(Err(Reason::StreamIdle));
+                }
+            }
             deadline.poll(cx).map(Err)
         })
         .await
     };
     let mut response = answer?;
-    ctx.deadline = if response.upgraded.is_some() { Deadline::default() } else { deadline };
+    if response.upgraded.is_none() {
+        guard(ctx, &mut response, deadline, idle);
+    }
     finish(ctx, &mut response, action, http);
-    let mut values = Values::new(ctx);
+    let mut values = Values::of_response(ctx, response.head.status);
     target
         .response_headers
         .apply(&mut response.head.headers, &mut |template, headers| values.render(template, headers));
     Ok(response)
+}
+
+/// Time limits go on while the body comes; the status of a gRPC answer is behind it.
+fn guard(ctx: &RequestCtx, response: &mut Response, deadline: Deadline, idle: Option<Duration>) {
+    let limited = idle.is_some() || deadline.left(ctx.start).is_some();
+    let trailers = ctx.is_grpc().then(|| std::rc::Rc::clone(&ctx.trailers));
+    if response.body.is_end() || !(limited || trailers.is_some()) {
+        return;
+    }
+    let body = std::mem::take(&mut response.body);
+    response.body = Body::Guarded(Box::new(GuardedBody::new(body, deadline, idle, trailers)));
 }
 
 /// Passes an `Upgrade` on when listener or route allow it; otherwise it is ignored, as RFC 9110 §7.8 lets us (features.md B8).
@@ -164,13 +200,15 @@ fn rewrite(
             None => action.host_rewrite.apply(&ctx.head, None, render).map_err(|_| Reason::BadHost)?,
         }
     };
-    if let Some(path) = path {
+    if action.path_rewrite.is_some() {
         ctx.note_original_path();
         if !http.suppress_envoy_headers
             && let Ok(original) = HeaderValue::from_str(ctx.original_path().as_str())
         {
             ctx.head.headers.insert(ORIGINAL_PATH.clone(), original);
         }
+    }
+    if let Some(path) = path {
         ctx.head.path = path;
     }
     if let Some(host) = host {
@@ -182,10 +220,12 @@ fn rewrite(
 /// Replaces the host, telling the upstream the old one when the route wants that.
 pub(super) fn set_host(ctx: &mut RequestCtx, action: &RouteAction, host: http::uri::Authority) {
     let old = ctx.head.authority.replace(host);
-    if action.append_x_forwarded_host
-        && let Some(old) = old.and_then(|old| HeaderValue::from_str(old.as_str()).ok())
-    {
-        ctx.head.headers.append(X_FORWARDED_HOST.clone(), old);
+    let Some(old) = old.and_then(|old| HeaderValue::from_str(old.as_str()).ok()) else { return };
+    if action.append_x_forwarded_host {
+        ctx.head.headers.append(X_FORWARDED_HOST.clone(), old.clone());
+    }
+    if !ctx.http.suppress_envoy_headers {
+        ctx.head.headers.insert(ORIGINAL_HOST.clone(), old);
     }
 }
 
@@ -204,7 +244,7 @@ fn finish(ctx: &mut RequestCtx, response: &mut Response, action: &RouteAction, h
     let taken = ctx.start.elapsed();
     ctx.answered = Some(taken);
     let headers = &mut response.head.headers;
-    if !http.suppress_envoy_headers {
+    if !http.suppress_envoy_headers && ctx.upgrade.is_none() {
         let millis = u64::try_from(taken.as_millis()).unwrap_or(u64::MAX);
         headers.insert(SERVICE_TIME.clone(), HeaderValue::from(millis));
     }
@@ -244,16 +284,22 @@ impl Source {
     }
 }
 
+/// What the request may still do.
+struct Tries {
+    state: RetryState,
+    per_try: Option<Duration>,
+}
+
 async fn retry_loop(
     ctx: &mut RequestCtx,
     action: &RouteAction,
     cluster: &Arc<Cluster>,
     body: Body,
-    per_try: Option<Duration>,
+    tries: Tries,
 ) -> Result<Response, Reason> {
+    let Tries { mut state, per_try } = tries;
     let policy = action.retry.as_deref();
     let had_body = !body.is_end();
-    let mut state = RetryState::new(policy, &ctx.head, ctx.origin.internal);
     let mut source = Source::new(body, &state, action.buffer_limit);
     let mut tried: SmallVec<[EndpointKey; 4]> = SmallVec::new();
     let mut fresh = false;

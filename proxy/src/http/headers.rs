@@ -9,7 +9,8 @@ use http::uri::Scheme;
 
 use super::downstream::Downstream;
 use super::head::{RequestHead, ResponseHead};
-use crate::config::spec::{HttpSpec, ServerHeader, StripPort};
+use crate::config::spec::{ClientCertHeader, ClientCertMode, HttpSpec, ServerHeader, StripPort};
+use crate::tls::identity::PeerIdentity;
 
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -20,7 +21,7 @@ static X_ENVOY_INTERNAL: HeaderName = HeaderName::from_static("x-envoy-internal"
 pub static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Headers that steer our own behaviour: from outside the mesh they are not obeyed, and not passed on.
-static STEERING: [HeaderName; 10] = [
+static STEERING: [HeaderName; 11] = [
     HeaderName::from_static("x-envoy-retry-on"),
     HeaderName::from_static("x-envoy-retry-grpc-on"),
     HeaderName::from_static("x-envoy-max-retries"),
@@ -29,9 +30,14 @@ static STEERING: [HeaderName; 10] = [
     HeaderName::from_static("x-envoy-upstream-rq-timeout-ms"),
     HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms"),
     HeaderName::from_static("x-envoy-expected-rq-timeout-ms"),
+    HeaderName::from_static("x-envoy-upstream-rq-timeout-alt-response"),
     HeaderName::from_static("x-envoy-upstream-alt-stat-name"),
     HeaderName::from_static("x-envoy-hedge-on-per-try-timeout"),
 ];
+
+/// Only this mesh may say these; an edge removes them from external requests.
+static EDGE: [HeaderName; 2] =
+    [HeaderName::from_static("x-envoy-decorator-operation"), HeaderName::from_static("x-envoy-original-path")];
 
 /// What the request's headers say about where it comes from.
 #[derive(Debug, Clone, Copy)]
@@ -49,46 +55,132 @@ pub fn prepare_request(
     http: &HttpSpec,
     rng: &mut fastrand::Rng,
 ) -> Origin {
+    if http.strip_trailing_dot {
+        strip_trailing_dot(head);
+    }
     strip_port(head, http.strip_host_port, downstream.local.port());
-    // Only the certificate that we verified may speak for the peer.
-    remove(&mut head.headers, &X_FORWARDED_CLIENT_CERT);
+    client_cert(&mut head.headers, downstream, http.client_cert);
     let origin = forwarded_for(head, downstream, http);
-    if !origin.internal && head.headers.keys().any(|n| n.as_str().starts_with("x-envoy-")) {
-        for name in &STEERING {
-            head.headers.remove(name);
+    if !origin.internal {
+        remove_steering(&mut head.headers);
+        if http.use_remote_address && has_envoy_headers(&head.headers) {
+            for name in &EDGE {
+                head.headers.remove(name);
+            }
         }
     }
     forwarded_proto(head, http);
     request_id(head, http, rng);
     if let Some(via) = &http.via {
-        append_list(&mut head.headers, &header::VIA, via.as_bytes());
+        append_list(&mut head.headers, &header::VIA, b", ", via.as_bytes());
     }
     origin
 }
 
-fn remove(headers: &mut HeaderMap, name: &HeaderName) {
-    // `remove` on a map without the name still hashes it; so does `contains_key`: one of them is enough.
-    headers.remove(name);
+fn has_envoy_headers(headers: &HeaderMap) -> bool {
+    headers.keys().any(|n| n.as_str().starts_with("x-envoy-"))
+}
+
+/// Takes away what steers us: it is not for the next hop.
+pub fn remove_steering(headers: &mut HeaderMap) {
+    if has_envoy_headers(headers) {
+        for name in &STEERING {
+            headers.remove(name);
+        }
+    }
+}
+
+/// `x-forwarded-client-cert`: only a certificate that we verified speaks for the peer, so that a peer without one counts
+/// as one without a certificate.
+fn client_cert(headers: &mut HeaderMap, downstream: &Downstream, rules: ClientCertHeader) {
+    let peer = downstream.tls.as_ref().and_then(|tls| tls.peer.as_deref()).filter(|peer| peer.verified);
+    match (rules.mode, peer) {
+        (ClientCertMode::Always, _) | (ClientCertMode::Forward, Some(_)) => {}
+        (ClientCertMode::Sanitize, _) | (_, None) => {
+            headers.remove(&X_FORWARDED_CLIENT_CERT);
+        }
+        (ClientCertMode::Append | ClientCertMode::Set, Some(peer)) => {
+            if rules.mode == ClientCertMode::Set {
+                headers.remove(&X_FORWARDED_CLIENT_CERT);
+            }
+            join_lines(headers, &X_FORWARDED_CLIENT_CERT);
+            let element = client_cert_element(peer, own_identity(downstream).as_deref(), rules);
+            append_list(headers, &X_FORWARDED_CLIENT_CERT, b",", element.as_bytes());
+        }
+    }
+}
+
+/// One element of `x-forwarded-client-cert`, its keys in Envoy's order.
+fn client_cert_element(peer: &PeerIdentity, own: Option<&str>, rules: ClientCertHeader) -> String {
+    let mut out = String::with_capacity(160);
+    if let Some(own) = own {
+        let _ = write!(out, "By={own};");
+    }
+    let _ = write!(out, "Hash={}", peer.fingerprint_hex());
+    if rules.subject {
+        out.push_str(";Subject=\"");
+        for c in peer.subject.chars() {
+            if matches!(c, '"' | '\\') {
+                out.push('\\');
+            }
+            out.push(c);
+        }
+        out.push('"');
+    }
+    if rules.uri {
+        let uri = peer.uri_sans.first().map_or("", |uri| uri);
+        let _ = write!(out, ";URI={uri}");
+    }
+    for name in peer.dns_sans.iter().filter(|_| rules.dns) {
+        let _ = write!(out, ";DNS={name}");
+    }
+    out
+}
+
+/// The URI name of our own certificate. When there are several certificates with several names, nobody knows here which
+/// of them the peer saw, and there is none.
+fn own_identity(downstream: &Downstream) -> Option<Box<str>> {
+    let certificates = downstream.chain.tls.as_ref()?.certificates();
+    let mut names = certificates.iter().map(|own| {
+        let leaf = own.key.cert.first()?;
+        PeerIdentity::of_leaf(leaf, true).ok()?.uri_sans.first().cloned()
+    });
+    let first = names.next()??;
+    names.all(|name| name.as_ref() == Some(&first)).then_some(first)
+}
+
+/// Joins the lines of a list header into one, as Envoy does with those it knows.
+fn join_lines(headers: &mut HeaderMap, name: &HeaderName) {
+    let mut lines = headers.get_all(name).iter();
+    if lines.nth(1).is_none() {
+        return;
+    }
+    let joined: Vec<&[u8]> = headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(value) = HeaderValue::from_bytes(&joined.join(&b","[..])) {
+        headers.insert(name.clone(), value);
+    }
 }
 
 /// X-Forwarded-For and who the client is (`use_remote_address`, `xff_num_trusted_hops`, `skip_xff_append`).
 fn forwarded_for(head: &mut RequestHead, downstream: &Downstream, http: &HttpSpec) -> Origin {
     let peer = downstream.remote;
     let hops = http.trusted_hops as usize;
+    let internal = |ip: IpAddr| http.internal_addresses.iter().any(|net| net.contains(&ip));
+    join_lines(&mut head.headers, &X_FORWARDED_FOR);
     if http.use_remote_address {
         let had_list = head.headers.contains_key(&X_FORWARDED_FOR);
         let client = if hops > 0 { address_from_end(&head.headers, hops - 1) } else { None };
         if !http.skip_xff_append {
-            append_list(&mut head.headers, &X_FORWARDED_FOR, peer.ip().to_string().as_bytes());
+            append_list(&mut head.headers, &X_FORWARDED_FOR, b",", peer.ip().to_string().as_bytes());
         }
         let client = client.map_or(peer, |ip| SocketAddr::new(ip, 0));
-        let internal = !had_list && is_internal(peer.ip());
+        let internal = !had_list && internal(peer.ip());
         mark(head, internal, client.ip());
         return Origin { client, internal };
     }
     let client = address_from_end(&head.headers, hops);
     let single = head.headers.get(&X_FORWARDED_FOR).is_some_and(|v| !v.as_bytes().contains(&b','));
-    let internal = single && client.is_some_and(is_internal);
+    let internal = single && client.is_some_and(internal);
     if internal {
         head.headers.insert(X_ENVOY_INTERNAL.clone(), HeaderValue::from_static("true"));
     } else {
@@ -117,14 +209,6 @@ fn address_from_end(headers: &HeaderMap, n: usize) -> Option<IpAddr> {
         addresses.extend(value.to_str().ok()?.split(',').map(str::trim));
     }
     addresses.iter().rev().nth(n)?.parse().ok()
-}
-
-/// RFC 1918, loopback, and their IPv6 kin: Envoy's default `internal_address_config`.
-fn is_internal(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(v4) => v4.is_private() || v4.is_loopback(),
-        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local(),
-    }
 }
 
 fn forwarded_proto(head: &mut RequestHead, http: &HttpSpec) {
@@ -163,9 +247,9 @@ fn new_request_id(rng: &mut fastrand::Rng) -> HeaderValue {
 }
 
 /// Appends to a comma-separated header.
-fn append_list(headers: &mut HeaderMap, name: &HeaderName, item: &[u8]) {
+fn append_list(headers: &mut HeaderMap, name: &HeaderName, comma: &[u8], item: &[u8]) {
     let old = headers.get(name).map(HeaderValue::as_bytes).unwrap_or_default();
-    let sep: &[u8] = if old.is_empty() { b"" } else { b"," };
+    let sep: &[u8] = if old.is_empty() { b"" } else { comma };
     if let Ok(value) = HeaderValue::from_bytes(&[old, sep, item].concat()) {
         headers.insert(name.clone(), value);
     }
@@ -178,6 +262,16 @@ fn strip_port(head: &mut RequestHead, mode: StripPort, own: u16) {
         let mut host = String::new();
         let _ = write!(host, "{}", authority.host());
         head.authority = host.parse().ok().or_else(|| head.authority.take());
+    }
+}
+
+/// `a.example.` and `a.example.:80` lose the dot (Envoy `strip_trailing_host_dot`).
+fn strip_trailing_dot(head: &mut RequestHead) {
+    let Some(authority) = &head.authority else { return };
+    let Some(host) = authority.host().strip_suffix('.') else { return };
+    let port = authority.port().map(|port| format!(":{port}")).unwrap_or_default();
+    if let Ok(stripped) = format!("{host}{port}").parse() {
+        head.authority = Some(stripped);
     }
 }
 
@@ -198,7 +292,7 @@ pub fn finish_response(head: &mut ResponseHead, http: &HttpSpec, date: &HeaderVa
         head.headers.insert(header::DATE, date.clone());
     }
     if let Some(via) = &http.via {
-        append_list(&mut head.headers, &header::VIA, via.as_bytes());
+        append_list(&mut head.headers, &header::VIA, b", ", via.as_bytes());
     }
 }
 

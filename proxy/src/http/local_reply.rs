@@ -28,8 +28,8 @@ pub fn reply_with(reason: Reason, status: StatusCode, body: Bytes, grpc: bool) -
     let mut head = ResponseHead::new(status);
     if !body.is_empty() {
         head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     }
-    head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     head.headers.insert(REASON_HEADER, HeaderValue::from_static(reason.id()));
     if reason == Reason::MethodNotAllowed {
         head.headers

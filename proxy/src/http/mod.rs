@@ -8,6 +8,7 @@ pub mod downstream;
 pub mod forward;
 pub mod h1;
 pub mod h2;
+pub mod guard;
 pub mod head;
 pub mod headers;
 pub mod interim;

@@ -18,17 +18,31 @@ use crate::error::Reason;
 use crate::route::action::{DirectResponse, Redirect, tls_location};
 use crate::route::{Action, Found, Query, Route};
 
+/// A circuit breaker refused the request.
+static OVERLOADED: header::HeaderName = header::HeaderName::from_static("x-envoy-overloaded");
+
 /// Answers a request: by an upstream, or by the proxy itself.
 pub async fn handle(ctx: &mut RequestCtx, body: Body) -> Response {
     let mut response = match run(ctx, body).await {
         Ok(response) => response,
         Err(reason) => {
             ctx.reason = Some(reason);
-            local_reply::reply(reason, ctx.is_grpc())
+            failure(ctx, reason)
         }
     };
     finish_head(ctx, &mut response.head);
     ctx.note_response(&response.head);
+    response
+}
+
+fn failure(ctx: &RequestCtx, reason: Reason) -> Response {
+    if ctx.timeout_alternative && matches!(reason, Reason::UpstreamTimeout | Reason::PerTryTimeout) {
+        return local_reply::reply_with(reason, StatusCode::NO_CONTENT, bytes::Bytes::new(), false);
+    }
+    let mut response = local_reply::reply(reason, ctx.is_grpc());
+    if reason == Reason::UpstreamOverflow && !ctx.http.suppress_envoy_headers {
+        response.head.headers.insert(OVERLOADED.clone(), HeaderValue::from_static("true"));
+    }
     response
 }
 
@@ -83,7 +97,7 @@ async fn take(ctx: &mut RequestCtx, route: &Route, http: &HttpSpec, body: Body) 
         Action::Redirect(action) => own_redirect(ctx, route, action)?,
         Action::Direct(action) => direct(ctx, action),
     };
-    let mut values = Values::new(ctx);
+    let mut values = Values::of_response(ctx, response.head.status);
     route
         .response_headers
         .apply(&mut response.head.headers, &mut |template, headers| values.render(template, headers));
@@ -101,7 +115,6 @@ fn own_redirect(ctx: &RequestCtx, route: &Route, action: &Redirect) -> Result<Re
 fn redirect(status: StatusCode, location: Option<HeaderValue>) -> Result<Response, Reason> {
     let mut head = ResponseHead::new(status);
     head.headers.insert(header::LOCATION, location.ok_or(Reason::BadPath)?);
-    head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
     Ok(Response { head, body: Body::Empty, upgraded: None })
 }
 

@@ -10,7 +10,7 @@ use crate::http::head::{HeaderCase, RequestHead, ResponseHead};
 /// How header names are spelled on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spelling {
-    /// As the peer that sent them spelled them; `Train-Case` for those that have no spelling.
+    /// As the peer that sent them spelled them; lower case, as Envoy, for those that have no spelling.
     Preserve,
     /// `header_key_format.proper_case_words`.
     Proper,
@@ -52,20 +52,32 @@ pub fn request(out: &mut BytesMut, head: &RequestHead, wire: Wire<'_>) {
         out.put_slice(b"\r\n");
     }
     put_headers(out, &head.headers, &head.case, cursor, wire.spelling);
-    put_connection(out, wire);
+    if wire.framing == Framing::Empty && wire.upgrade.is_none() && says_no_content(head) {
+        put_name(out, &header::CONTENT_LENGTH, &HeaderCase::default(), &mut 0, wire.spelling);
+        out.put_slice(b": 0\r\n");
+    }
+    put_connection(out, wire, b"Upgrade");
     if wire.framing == Framing::Chunked {
         put_framing(out, wire.spelling);
     }
     out.put_slice(b"\r\n");
 }
 
+/// A method that could have content says when it has none (RFC 9110 section 8.6).
+fn says_no_content(head: &RequestHead) -> bool {
+    use http::Method as M;
+    !matches!(head.method, M::GET | M::HEAD | M::DELETE | M::TRACE | M::CONNECT)
+        && !head.headers.contains_key(header::CONTENT_LENGTH)
+}
+
 /// Appends a response head.
 pub fn response(out: &mut BytesMut, head: &ResponseHead, wire: Wire<'_>) {
     out.reserve(256);
-    if head.status == http::StatusCode::OK && head.phrase.is_none() {
+    let old = wire.peer == Version::HTTP_10;
+    if head.status == http::StatusCode::OK && head.phrase.is_none() && !old {
         out.put_slice(b"HTTP/1.1 200 OK\r\n");
     } else {
-        out.put_slice(b"HTTP/1.1 ");
+        out.put_slice(if old { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
         out.put_slice(head.status.as_str().as_bytes());
         out.put_u8(b' ');
         match &head.phrase {
@@ -75,7 +87,7 @@ pub fn response(out: &mut BytesMut, head: &ResponseHead, wire: Wire<'_>) {
         out.put_slice(b"\r\n");
     }
     put_headers(out, &head.headers, &head.case, 0, wire.spelling);
-    put_connection(out, wire);
+    put_connection(out, wire, b"upgrade");
     if wire.framing == Framing::Chunked {
         put_framing(out, wire.spelling);
     }
@@ -87,20 +99,22 @@ fn put_framing(out: &mut BytesMut, spelling: Spelling) {
     out.put_slice(b": chunked\r\n");
 }
 
-fn put_connection(out: &mut BytesMut, wire: Wire<'_>) {
-    let lower = wire.spelling == Spelling::Lower;
+/// `word` is the token of an upgrade, which some compare with case.
+fn put_connection(out: &mut BytesMut, wire: Wire<'_>, word: &[u8]) {
+    let proper = wire.spelling == Spelling::Proper;
+    let name: &[u8] = if proper { b"Connection: " } else { b"connection: " };
     if let Some(protocol) = wire.upgrade {
-        out.put_slice(if lower {
-            b"connection: upgrade\r\nupgrade: "
-        } else {
-            b"Connection: Upgrade\r\nUpgrade: "
-        });
+        out.put_slice(name);
+        out.put_slice(word);
+        out.put_slice(if proper { b"\r\nUpgrade: " } else { b"\r\nupgrade: " });
         out.put_slice(protocol.as_bytes());
         out.put_slice(b"\r\n");
     } else if !wire.keep_alive {
-        out.put_slice(if lower { b"connection: close\r\n" } else { b"Connection: close\r\n" });
+        out.put_slice(name);
+        out.put_slice(b"close\r\n");
     } else if wire.peer == Version::HTTP_10 {
-        out.put_slice(if lower { b"connection: keep-alive\r\n" } else { b"Connection: keep-alive\r\n" });
+        out.put_slice(name);
+        out.put_slice(b"keep-alive\r\n");
     }
 }
 
@@ -131,7 +145,7 @@ fn put_name(
         Spelling::Lower => out.put_slice(lower),
         Spelling::Preserve => match case.find(lower, cursor) {
             Some(spelled) => out.put_slice(spelled),
-            None => put_train_case(out, lower),
+            None => out.put_slice(lower),
         },
         Spelling::Proper => put_train_case(out, lower),
     }
@@ -194,7 +208,7 @@ mod tests {
     };
 
     #[test]
-    fn names_keep_their_case_and_ours_are_train_case() {
+    fn names_keep_their_case_and_ours_are_lower_case() {
         let mut case = HeaderCase::new(Bytes::from_static(b"x-LOWER sOAPAction"));
         case.push(0, 7);
         case.push(8, 10);
@@ -205,7 +219,7 @@ mod tests {
         head.case = case;
         let mut out = BytesMut::new();
         response(&mut out, &head, WIRE);
-        assert_eq!(&out[..], b"HTTP/1.1 200 OK\r\nx-LOWER: 1\r\nsOAPAction: 2\r\nX-Request-Id: 3\r\n\r\n");
+        assert_eq!(&out[..], b"HTTP/1.1 200 OK\r\nx-LOWER: 1\r\nsOAPAction: 2\r\nx-request-id: 3\r\n\r\n");
     }
 
     #[test]

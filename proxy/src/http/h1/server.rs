@@ -227,7 +227,8 @@ impl Session {
         if let Some(upgraded) = response.upgraded.take() {
             return self.switch(response, upgraded, ctx).await;
         }
-        let keep_alive = keep_alive && self.may_keep_alive(asked_upgrade, expect_continue);
+        // An endpoint refused the upgrade: what the client sends now may already be the other protocol.
+        let keep_alive = keep_alive && ctx.upgrade.is_none() && self.may_keep_alive(asked_upgrade, expect_continue);
         let response_ok = self.write_response(response, &method, version, keep_alive).await;
         let complete = self.progress.done.get();
         match response_ok {
@@ -327,7 +328,8 @@ impl Session {
         let framing = response_framing(&mut head, &body, method, version);
         let keep_alive = keep_alive && framing != Framing::UntilClose;
         let spelling = spelling(&self.http.http1);
-        let wire = Wire { framing, keep_alive, peer: version, upgrade: None, spelling };
+        let told = if is_unknown_length(&head, method, version) { Framing::Chunked } else { framing };
+        let wire = Wire { framing: told, keep_alive, peer: version, upgrade: None, spelling };
         encode::response(self.conn.borrow_mut().out_head(), &head, wire);
         let trailers = self.http.http1.trailers && version == Version::HTTP_11;
         let body = if method == Method::HEAD { Body::Empty } else { body };
@@ -424,6 +426,14 @@ fn poll_broken(conn: &SharedConn, cx: &mut Context<'_>) -> Poll<()> {
 }
 
 /// RFC 9112 §6: how a response is delimited towards this client.
+/// An answer to HEAD says how its body would have been framed (RFC 9110 section 9.3.2).
+fn is_unknown_length(head: &crate::http::head::ResponseHead, method: &Method, version: Version) -> bool {
+    method == Method::HEAD
+        && version == Version::HTTP_11
+        && !matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+        && !head.headers.contains_key(http::header::CONTENT_LENGTH)
+}
+
 fn response_framing(
     head: &mut crate::http::head::ResponseHead,
     body: &Body,

@@ -9,7 +9,8 @@ use remora_xds::pb::envoy::config::core::v3::{ApiVersion, ConfigSource as Config
 use remora_xds::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use remora_xds::pb::envoy::extensions::filters::http::router::v3::Router;
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
-    CodecType, PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation, StripPortMode, UpgradeConfig,
+    CodecType, ForwardClientCertDetails, InternalAddressConfig, PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation,
+    SetCurrentClientCertDetails, StripPortMode, UpgradeConfig,
 };
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType;
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
@@ -20,10 +21,10 @@ use super::protocol;
 use crate::config::compile::Scope;
 use crate::config::compile::access_log::compile_access_logs;
 use crate::config::compile::common::{duration, unsupported};
-use crate::config::compile::fields::{boolean, holds, number, refuse, timeout, unpack};
+use crate::config::compile::fields::{boolean, cidr, holds, number, refuse, timeout, unpack};
 use crate::config::compile::route::compile_route_table;
 use crate::config::spec::{
-    Codec, ConfigSource, Direction, EscapedSlashes, HttpFilter, HttpSpec, RdsSpec, RouteSource, ServerHeader,
+    ClientCertHeader, ClientCertMode, Codec, ConfigSource, Direction, EscapedSlashes, HttpFilter, HttpSpec, RdsSpec, RouteSource, ServerHeader,
     StripPort,
 };
 
@@ -52,6 +53,8 @@ pub(super) fn compile(
     let upgrades = upgrades(&pb.upgrade_configs, &at.field("upgrade_configs"), scope);
     let access_log = compile_access_logs(&pb.access_log, &at.field("access_log"), scope);
     let filters = http_filters(&pb.http_filters, &at.field("http_filters"), scope);
+    let internal_addresses = internal_addresses(pb, &at.field("internal_address_config"), scope);
+    let client_cert = client_cert(pb, at, scope);
     let routes = routes(pb.route_specifier.as_ref(), at, scope);
     let (filters, (routes, rds)) = filters.zip(routes)?;
     Some(HttpSpec {
@@ -89,6 +92,9 @@ pub(super) fn compile(
         filters: filters.list,
         access_log,
         strip_host_port: strip_port(pb),
+        strip_trailing_dot: pb.strip_trailing_host_dot,
+        internal_addresses,
+        client_cert,
         suppress_envoy_headers: filters.suppress_envoy_headers,
     })
 }
@@ -128,16 +134,17 @@ fn refuse_unsupported(pb: &HttpConnectionManager, at: &At<'_>, scope: &mut Scope
         xff_num_trusted_hops: _,
         original_ip_detection_extensions,
         early_header_mutation_extensions,
-        internal_address_config,
+        internal_address_config: _,
         skip_xff_append: _,
         via: _,
         generate_request_id: _,
         preserve_external_request_id: _,
         always_set_request_id_in_response: _,
-        forward_client_cert_details,
-        set_current_client_cert_details,
+        forward_client_cert_details: _,
+        set_current_client_cert_details: _,
         forward_client_cert_matcher,
-        proxy_100_continue,
+        // Expect is always passed on (docs/differences-from-envoy.md).
+        proxy_100_continue: _,
         represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
         upgrade_configs: _,
         normalize_path: _,
@@ -148,7 +155,7 @@ fn refuse_unsupported(pb: &HttpConnectionManager, at: &At<'_>, scope: &mut Scope
         strip_matching_host_port: _,
         stream_error_on_invalid_http_message,
         path_normalization_options,
-        strip_trailing_host_dot,
+        strip_trailing_host_dot: _,
         proxy_status_config,
         typed_header_validation_config,
         append_x_forwarded_port,
@@ -171,17 +178,12 @@ fn refuse_unsupported(pb: &HttpConnectionManager, at: &At<'_>, scope: &mut Scope
         access_log_options,
         original_ip_detection_extensions,
         early_header_mutation_extensions,
-        internal_address_config,
-        forward_client_cert_details,
-        set_current_client_cert_details,
         forward_client_cert_matcher,
-        proxy_100_continue,
         represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
         request_id_extension,
         local_reply_config,
         stream_error_on_invalid_http_message,
         path_normalization_options,
-        strip_trailing_host_dot,
         proxy_status_config,
         typed_header_validation_config,
         append_x_forwarded_port,
@@ -301,6 +303,40 @@ fn upgrades(list: &[UpgradeConfig], at: &At<'_>, scope: &mut Scope<'_>) -> Vec<A
         }
     }
     tokens
+}
+
+fn internal_addresses(
+    pb: &HttpConnectionManager,
+    at: &At<'_>,
+    scope: &mut Scope<'_>,
+) -> Vec<ipnet::IpNet> {
+    let Some(InternalAddressConfig { unix_sockets, cidr_ranges }) = &pb.internal_address_config else {
+        return Vec::new();
+    };
+    refuse!(scope, at; unix_sockets);
+    let at = at.field("cidr_ranges");
+    cidr_ranges.iter().enumerate().filter_map(|(i, range)| cidr(range, &at.index(i), scope)).collect()
+}
+
+fn client_cert(pb: &HttpConnectionManager, at: &At<'_>, scope: &mut Scope<'_>) -> ClientCertHeader {
+    let mode = match ForwardClientCertDetails::try_from(pb.forward_client_cert_details) {
+        Ok(ForwardClientCertDetails::Sanitize) => ClientCertMode::Sanitize,
+        Ok(ForwardClientCertDetails::ForwardOnly) => ClientCertMode::Forward,
+        Ok(ForwardClientCertDetails::AppendForward) => ClientCertMode::Append,
+        Ok(ForwardClientCertDetails::SanitizeSet) => ClientCertMode::Set,
+        Ok(ForwardClientCertDetails::AlwaysForwardOnly) => ClientCertMode::Always,
+        Err(_) => {
+            scope.errors.report(&at.field("forward_client_cert_details"), "is not a value of this field");
+            ClientCertMode::Sanitize
+        }
+    };
+    let mut header = ClientCertHeader { mode, ..ClientCertHeader::default() };
+    if let Some(details) = &pb.set_current_client_cert_details {
+        let SetCurrentClientCertDetails { subject, cert, chain, uri, dns, issuer, format } = details;
+        refuse!(scope, &at.field("set_current_client_cert_details"); cert, chain, issuer, format);
+        (header.subject, header.uri, header.dns) = (boolean(subject.as_ref(), false), *uri, *dns);
+    }
+    header
 }
 
 fn strip_port(pb: &HttpConnectionManager) -> StripPort {

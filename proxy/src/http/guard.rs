@@ -1,0 +1,125 @@
+//! The body of an answer under the time limits of its request: a route's timeout and idle timeout go on after the head.
+
+use std::cell::OnceCell;
+use std::future::Future as _;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::Frame;
+use tokio::time::{Instant, Sleep};
+
+use super::body::Body;
+use super::context::Deadline;
+use crate::error::Reason;
+
+/// See the module.
+#[derive(Debug)]
+pub struct GuardedBody {
+    body: Body,
+    deadline: Deadline,
+    idle: Option<Idle>,
+    trailers: Option<Rc<OnceCell<HeaderMap>>>,
+}
+
+impl GuardedBody {
+    /// `body` until `deadline`, with no pause longer than `idle`. Its trailers are copied to `trailers`.
+    #[must_use]
+    pub fn new(
+        body: Body,
+        deadline: Deadline,
+        idle: Option<Duration>,
+        trailers: Option<Rc<OnceCell<HeaderMap>>>,
+    ) -> Self {
+        Self { body, deadline, idle: idle.map(Idle::new), trailers }
+    }
+
+    /// The body inside.
+    #[must_use]
+    pub const fn inner(&self) -> &Body {
+        &self.body
+    }
+
+    /// See [`Body::poll_next`].
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Reason>>> {
+        match self.body.poll_next(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(idle) = &mut self.idle {
+                    idle.moved();
+                }
+                if let (Some(cell), Some(trailers)) = (&self.trailers, frame.trailers_ref()) {
+                    cell.get_or_init(|| trailers.clone());
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(end) => Poll::Ready(end),
+            Poll::Pending => {
+                if let Poll::Ready(reason) = self.deadline.poll(cx) {
+                    return Poll::Ready(Some(Err(reason)));
+                }
+                match &mut self.idle {
+                    Some(idle) => idle.poll(cx).map(|()| Some(Err(Reason::StreamIdle))),
+                    None => Poll::Pending,
+                }
+            }
+        }
+    }
+}
+
+/// A pause that must not last too long.
+#[derive(Debug)]
+pub struct Idle {
+    limit: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Idle {
+    /// Its first pause begins with the first poll.
+    #[must_use]
+    pub const fn new(limit: Duration) -> Self {
+        Self { limit, timer: None }
+    }
+
+    /// The pause is over.
+    pub fn moved(&mut self) {
+        if let Some(timer) = &mut self.timer {
+            timer.as_mut().reset(Instant::now() + self.limit);
+        }
+    }
+
+    /// Ready when the pause was too long.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let limit = self.limit;
+        self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit))).as_mut().poll(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_counts_from_the_last_movement() {
+        let mut idle = Idle::new(Duration::from_secs(4));
+        let start = Instant::now();
+        let early = tokio::time::timeout(Duration::from_secs(3), poll_fn(|cx| idle.poll(cx))).await;
+        assert!(early.is_err());
+        idle.moved();
+        poll_fn(|cx| idle.poll(cx)).await;
+        assert_eq!(start.elapsed().as_secs(), 7);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_there_is_delivered_whatever_the_time() {
+        let mut deadline = Deadline::default();
+        deadline.limit(Instant::now(), Reason::UpstreamTimeout);
+        let mut body = GuardedBody::new(Body::Full(Bytes::from_static(b"x")), deadline, None, None);
+        let frame = poll_fn(|cx| body.poll_next(cx)).await;
+        assert!(frame.is_some_and(|f| f.is_ok()));
+        assert!(poll_fn(|cx| body.poll_next(cx)).await.is_none());
+    }
+}
