@@ -36,8 +36,10 @@ static STEERING: [HeaderName; 11] = [
 ];
 
 /// Only this mesh may say these; an edge removes them from external requests.
-static EDGE: [HeaderName; 2] =
-    [HeaderName::from_static("x-envoy-decorator-operation"), HeaderName::from_static("x-envoy-original-path")];
+static EDGE: [HeaderName; 2] = [
+    HeaderName::from_static("x-envoy-decorator-operation"),
+    HeaderName::from_static("x-envoy-original-path"),
+];
 
 /// What the request's headers say about where it comes from.
 #[derive(Debug, Clone, Copy)]
