@@ -70,6 +70,15 @@ fn unique<S>(kind: &str, documents: &[Document<S>], list: &mut Vec<ConfigError>)
                     .fix("lower-case letters, digits and -, at most 63");
             }
         }
+        let labels = metadata.field("labels");
+        for (label, value) in &document.metadata.labels {
+            if !is_label_value(value) {
+                let at = labels.field(label);
+                errors
+                    .report(&at, format!("{value:?} is no value of a label"))
+                    .fix("letters, digits, -, _ and ., at most 63");
+            }
+        }
         if let Some(first) = seen.insert((namespace, name), document) {
             let line = first.map.position("metadata").map_or(0, |p| p.line);
             let text = format!("{kind} {namespace}/{name} stands in {}:{line} already", first.source);
@@ -77,6 +86,11 @@ fn unique<S>(kind: &str, documents: &[Document<S>], list: &mut Vec<ConfigError>)
         }
         list.extend(errors.into_list());
     }
+}
+
+/// As Kubernetes has it. Values become parts of labels in metrics.
+fn is_label_value(value: &str) -> bool {
+    value.len() <= 63 && value.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
 
 /// RFC 1123 label: names become parts of host names and of identities.
@@ -152,6 +166,16 @@ fn workload(all: &Documents, document: &Document<WorkloadSpec>, errors: &mut Err
     }
     taken.insert(document.spec.inbound_port, "inboundPort".into());
     for outbound in egress(all, document) {
+        if outbound.local_port < 1024 && !outbound.chosen {
+            let text = format!(
+                "{}:{} would be on 127.0.0.1:{}, where only root may listen",
+                outbound.service.metadata.name, outbound.port.port, outbound.local_port
+            );
+            errors.report(&list, text).fix(format!(
+                "egress: [{{service: {}, port: {}, localPort: …}}]",
+                outbound.service.metadata.name, outbound.port.port
+            ));
+        }
         let (number, who) =
             (outbound.local_port, format!("{}:{}", outbound.service.metadata.name, outbound.port.port));
         if let Some(other) = taken.insert(number, who.clone()) {

@@ -1,6 +1,7 @@
 //! Documents in, resources out: golden files, and Envoy's own rules for everything that comes out.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+use proptest::prelude::*;
 use remora_mesh::{Credentials, Delivery, Documents, Listening, Sidecar, compile, files};
 use remora_xds::Schema;
 
@@ -44,6 +45,61 @@ fn one_file(text: &str, workload: &str, file: &str) -> String {
     let all = compiled(text, workload);
     let found = all.split("=== ").find(|part| part.starts_with(file));
     found.unwrap().split_once('\n').unwrap().1.to_owned()
+}
+
+/// The documents of [`every_part_of_a_route`], which are accepted, mutilated: lines doubled, dropped, swapped, and words replaced.
+fn mutilated() -> impl Strategy<Value = String> {
+    let words = [
+        "''", "0", "-1", "65536", "a b", "'\\n'", "stock", "b", "[]", "{}", "null", "'('", "/", "'%'", "5xx",
+        "Exact", "1s",
+    ];
+    let edit = (
+        any::<prop::sample::Index>(),
+        any::<prop::sample::Index>(),
+        0..4_u8,
+        prop::sample::select(words.to_vec()),
+    );
+    let text = format!("{SERVICES}{ROUTE}");
+    prop::collection::vec(edit, 0..4).prop_map(move |edits| {
+        let mut lines: Vec<String> = text.lines().map(ToOwned::to_owned).collect();
+        for (at, other, kind, word) in edits {
+            let (at, other) = (at.index(lines.len()), other.index(lines.len()));
+            match kind {
+                0 => lines.swap(at, other),
+                1 => drop(lines.remove(at)),
+                2 => lines.insert(at, lines[other].clone()),
+                _ => {
+                    // The value behind one of the colons of the line.
+                    let parts: Vec<&str> = lines[at].split(": ").collect();
+                    let which = 1 + other % parts.len().max(1);
+                    let replaced = parts.iter().enumerate().map(|(i, part)| {
+                        let end = part.find([',', '}', ']']).unwrap_or(part.len());
+                        if i == which { format!("{word}{}", &part[end..]) } else { (*part).to_owned() }
+                    });
+                    lines[at] = replaced.collect::<Vec<_>>().join(": ");
+                }
+            }
+        }
+        lines.join("\n") + "\n"
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// What is accepted compiles, and what comes out keeps to Envoy's rules; what is not says where.
+    #[test]
+    fn accepted_documents_compile_to_valid_resources(text in mutilated()) {
+        match Documents::read([("mesh.yaml", text.as_str())]) {
+            Err(errors) => prop_assert!(!errors.is_empty() && errors.iter().all(|e| e.position.is_some()), "{errors:?}"),
+            Ok(documents) => {
+                let names: Vec<String> = documents.workloads.iter().map(|w| w.metadata.name.clone()).collect();
+                for name in names {
+                    compiled(&text, &name);
+                }
+            }
+        }
+    }
 }
 
 fn read(text: &str) -> Result<Documents, String> {
@@ -112,7 +168,12 @@ fn callers_of_http_grpc_and_tcp() {
 
 #[test]
 fn every_part_of_a_route() {
-    let route = "---
+    let text = format!("{SERVICES}{ROUTE}");
+    insta::assert_snapshot!("every_part_of_a_route", one_file(&text, "a-1", "routes.yaml"));
+    insta::assert_snapshot!("a_traffic_policy", one_file(&text, "a-1", "clusters.yaml"));
+}
+
+const ROUTE: &str = "---
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
 metadata: {name: r}
@@ -152,10 +213,6 @@ spec:
   connections: {maxConnections: 7, maxPendingRequests: 8, maxRequests: 9}
   loadBalancing: RoundRobin
 ";
-    let text = format!("{SERVICES}{route}");
-    insta::assert_snapshot!("every_part_of_a_route", one_file(&text, "a-1", "routes.yaml"));
-    insta::assert_snapshot!("a_traffic_policy", one_file(&text, "a-1", "clusters.yaml"));
-}
 
 #[test]
 fn mistakes_have_line_field_and_fix() {

@@ -4,8 +4,8 @@ use remora_xds::diag::{At, Errors};
 
 use super::{need_kind, need_port, need_service};
 use crate::document::{
-    Document, HttpFilter, HttpFilterType, HttpRouteSpec, HttpRule, PathMatchType, PathModifier,
-    PathModifierType,
+    Document, HeaderModifier, HttpFilter, HttpFilterType, HttpRouteSpec, HttpRule, PathMatchType,
+    PathModifier, PathModifierType, ValueMatch, ValueMatchType,
 };
 use crate::read::Documents;
 
@@ -37,6 +37,13 @@ fn check_rule(all: &Documents, namespace: &str, rule: &HttpRule, at: &At<'_>, er
         if one.path.kind != PathMatchType::RegularExpression && !one.path.value.starts_with('/') {
             errors.report(&at.field("path").field("value"), "must begin with /");
         }
+        if one.path.kind == PathMatchType::RegularExpression {
+            check_regex(&one.path.value, &at.field("path").field("value"), errors);
+        } else {
+            check_text(&one.path.value, &at.field("path").field("value"), errors);
+        }
+        check_values(&one.headers, true, &at.field("headers"), errors);
+        check_values(&one.query_params, false, &at.field("queryParams"), errors);
         if one.method.as_ref().is_some_and(|m| m.is_empty() || !m.bytes().all(|b| b.is_ascii_uppercase())) {
             errors.report(&at.field("method"), "is no method").fix("GET, POST, …");
         }
@@ -109,7 +116,26 @@ fn check_filter(rule: &HttpRule, filter: &HttpFilter, at: &At<'_>, errors: &mut 
             errors.report(at, format!("{name} is missing"));
         }
     }
+    for (name, modifier) in [
+        ("requestHeaderModifier", &filter.request_header_modifier),
+        ("responseHeaderModifier", &filter.response_header_modifier),
+    ] {
+        if let Some(modifier) = modifier {
+            check_modifier(modifier, &at.field(name), errors);
+        }
+    }
     let (rewrite, redirect) = (at.field("urlRewrite"), at.field("requestRedirect"));
+    let hosts = [
+        (rewrite.field("hostname"), filter.url_rewrite.as_ref().and_then(|r| r.hostname.as_ref())),
+        (redirect.field("hostname"), filter.request_redirect.as_ref().and_then(|r| r.hostname.as_ref())),
+    ];
+    for (at, host) in hosts {
+        if host.is_some_and(|h| {
+            h.is_empty() || !h.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'))
+        }) {
+            errors.report(&at, "is no host name");
+        }
+    }
     if let Some(path) = filter.url_rewrite.as_ref().and_then(|r| r.path.as_ref()) {
         check_path(rule, path, &rewrite.field("path"), errors);
     }
@@ -141,7 +167,7 @@ fn check_path(rule: &HttpRule, path: &PathModifier, at: &At<'_>, errors: &mut Er
         Some(value) if !value.is_empty() && !value.starts_with('/') => {
             errors.report(&at.field(needed), "must begin with /");
         }
-        Some(_) => {}
+        Some(value) => check_text(value, &at.field(needed), errors),
     }
     if other {
         errors.report(at, format!("only {needed} belongs to this type"));
@@ -151,5 +177,64 @@ fn check_path(rule: &HttpRule, path: &PathModifier, at: &At<'_>, errors: &mut Er
         errors
             .report(at, "a prefix can only be replaced where one is matched")
             .fix("match by PathPrefix everywhere");
+    }
+}
+
+/// The names and values of a match.
+fn check_values(list: &[ValueMatch], headers: bool, at: &At<'_>, errors: &mut Errors) {
+    for (i, one) in list.iter().enumerate() {
+        let at = at.index(i);
+        if headers {
+            check_header_name(&one.name, &at.field("name"), errors);
+        } else if one.name.is_empty() {
+            errors.report(&at.field("name"), "is empty");
+        } else {
+            check_text(&one.name, &at.field("name"), errors);
+        }
+        match one.kind {
+            ValueMatchType::Exact => check_text(&one.value, &at.field("value"), errors),
+            ValueMatchType::RegularExpression => check_regex(&one.value, &at.field("value"), errors),
+        }
+    }
+}
+
+fn check_modifier(modifier: &HeaderModifier, at: &At<'_>, errors: &mut Errors) {
+    for (field, list) in [("set", &modifier.set), ("add", &modifier.add)] {
+        let at = at.field(field);
+        for (i, header) in list.iter().enumerate() {
+            let at = at.index(i);
+            check_header_name(&header.name, &at.field("name"), errors);
+            check_text(&header.value, &at.field("value"), errors);
+        }
+    }
+    let remove = at.field("remove");
+    for (i, name) in modifier.remove.iter().enumerate() {
+        check_header_name(name, &remove.index(i), errors);
+    }
+}
+
+/// RFC 9110 section 5.6.2 token. Host and pseudo-headers are not for modifiers, and have matches of their own.
+fn check_header_name(name: &str, at: &At<'_>, errors: &mut Errors) {
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    if name.is_empty() || !name.bytes().all(token) {
+        errors.report(at, format!("{name:?} is no name of a header"));
+    } else if name.eq_ignore_ascii_case("host") {
+        errors.report(at, "Host is not matched or changed here").fix("URLRewrite has hostname");
+    }
+}
+
+/// No control characters: they would end a line of HTTP.
+fn check_text(text: &str, at: &At<'_>, errors: &mut Errors) {
+    if text.chars().any(char::is_control) {
+        errors.report(at, "has control characters");
+    }
+}
+
+fn check_regex(text: &str, at: &At<'_>, errors: &mut Errors) {
+    if text.is_empty() {
+        errors.report(at, "is empty");
+    } else if let Err(error) = regex::Regex::new(text) {
+        let error = error.to_string();
+        errors.report(at, format!("is no regular expression: {}", error.lines().last().unwrap_or_default()));
     }
 }

@@ -7,7 +7,7 @@ use remora_xds::pb::envoy::config::listener::v3::Filter;
 use remora_xds::pb::envoy::config::listener::v3::filter::ConfigType;
 use remora_xds::pb::envoy::extensions::filters::http::router::v3::Router;
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
-    CodecType, PathWithEscapedSlashesAction, ServerHeaderTransformation, UpgradeConfig,
+    CodecType, ForwardClientCertDetails, PathWithEscapedSlashesAction, ServerHeaderTransformation, SetCurrentClientCertDetails, UpgradeConfig,
 };
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType as HttpConfigType;
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
@@ -78,6 +78,15 @@ pub(super) fn connection_manager(name: &str, side: Side, routes: RouteSpecifier)
         drain_timeout: seconds(5),
         delayed_close_timeout: seconds(1),
         use_remote_address: flag(false),
+        // The program learns who called from x-forwarded-client-cert, which nobody else can set.
+        forward_client_cert_details: match side {
+            Side::Inbound => ForwardClientCertDetails::SanitizeSet,
+            Side::Outbound => ForwardClientCertDetails::Sanitize,
+        }
+        .into(),
+        set_current_client_cert_details: (side == Side::Inbound)
+            .then(|| SetCurrentClientCertDetails { uri: true, ..SetCurrentClientCertDetails::default() }),
+        proxy_100_continue: true,
         generate_request_id: flag(true),
         upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".into(), ..UpgradeConfig::default() }],
         normalize_path: flag(true),

@@ -143,6 +143,8 @@ pub(crate) struct Outbound<'a> {
     pub(crate) service: &'a Document<ServiceSpec>,
     pub(crate) port: &'a ServicePort,
     pub(crate) local_port: u16,
+    /// Whether the document names `local_port`.
+    pub(crate) chosen: bool,
 }
 
 /// What `workload` calls: what it says, or else every Service of its namespace that it is not a part of itself.
@@ -152,7 +154,9 @@ pub(crate) fn egress<'a>(all: &'a Documents, workload: &'a Document<WorkloadSpec
         let others =
             all.services.iter().filter(|s| s.metadata.namespace == *namespace && !selects(s, workload));
         let each = others.flat_map(|service| service.spec.ports.iter().map(move |port| (service, port)));
-        return each.map(|(service, port)| Outbound { service, port, local_port: port.port }).collect();
+        return each
+            .map(|(service, port)| Outbound { service, port, local_port: port.port, chosen: false })
+            .collect();
     };
     let mut found = Vec::new();
     for item in list {
@@ -164,6 +168,7 @@ pub(crate) fn egress<'a>(all: &'a Documents, workload: &'a Document<WorkloadSpec
             service,
             port,
             local_port: item.local_port.unwrap_or(port.port),
+            chosen: item.local_port.is_some(),
         }));
     }
     found
