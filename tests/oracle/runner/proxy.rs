@@ -140,7 +140,8 @@ impl Proxy {
 
 async fn get(address: &str, path: &str) -> anyhow::Result<Vec<u8>> {
     let mut wire = Wire::new(Box::new(TcpStream::connect(address.trim()).await?));
-    let fields = [("host".to_owned(), address.trim().to_owned()), ("connection".to_owned(), "close".to_owned())];
+    let fields =
+        [("host".to_owned(), address.trim().to_owned()), ("connection".to_owned(), "close".to_owned())];
     wire.send(&encode(&format!("GET {path} HTTP/1.1"), &fields)).await?;
     let head = wire.head().await?.context("no answer")?;
     ensure!(head.word(1) == "200", "{path}: {}", head.start);

@@ -228,7 +228,8 @@ impl Session {
             return self.switch(response, upgraded, ctx).await;
         }
         // An endpoint refused the upgrade: what the client sends now may already be the other protocol.
-        let keep_alive = keep_alive && ctx.upgrade.is_none() && self.may_keep_alive(asked_upgrade, expect_continue);
+        let keep_alive =
+            keep_alive && ctx.upgrade.is_none() && self.may_keep_alive(asked_upgrade, expect_continue);
         let response_ok = self.write_response(response, &method, version, keep_alive).await;
         let complete = self.progress.done.get();
         match response_ok {

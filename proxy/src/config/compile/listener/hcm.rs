@@ -24,8 +24,8 @@ use crate::config::compile::common::{duration, unsupported};
 use crate::config::compile::fields::{boolean, cidr, holds, number, refuse, timeout, unpack};
 use crate::config::compile::route::compile_route_table;
 use crate::config::spec::{
-    ClientCertHeader, ClientCertMode, Codec, ConfigSource, Direction, EscapedSlashes, HttpFilter, HttpSpec, RdsSpec, RouteSource, ServerHeader,
-    StripPort,
+    ClientCertHeader, ClientCertMode, Codec, ConfigSource, Direction, EscapedSlashes, HttpFilter, HttpSpec,
+    RdsSpec, RouteSource, ServerHeader, StripPort,
 };
 
 pub(super) fn compile(
@@ -305,11 +305,7 @@ fn upgrades(list: &[UpgradeConfig], at: &At<'_>, scope: &mut Scope<'_>) -> Vec<A
     tokens
 }
 
-fn internal_addresses(
-    pb: &HttpConnectionManager,
-    at: &At<'_>,
-    scope: &mut Scope<'_>,
-) -> Vec<ipnet::IpNet> {
+fn internal_addresses(pb: &HttpConnectionManager, at: &At<'_>, scope: &mut Scope<'_>) -> Vec<ipnet::IpNet> {
     let Some(InternalAddressConfig { unix_sockets, cidr_ranges }) = &pb.internal_address_config else {
         return Vec::new();
     };
