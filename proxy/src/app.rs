@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::admin::view::AdminView;
-use crate::admin::{Admin, DrainListeners, LevelControl, Pages};
+use crate::admin::{Admin, DrainListeners, LevelControl, OpenAnswers, Pages};
 use crate::bootstrap::{self, Settings};
 use crate::config::manager::Manager;
 use crate::config::snapshot::Snapshot;
@@ -124,6 +124,7 @@ struct App {
     readiness: Readiness,
     logs: LogWriter,
     listening: bool,
+    answers: Option<OpenAnswers>,
 }
 
 /// Runs a proxy until it is told to end.
@@ -170,7 +171,7 @@ pub async fn run(
         logs: logs.control(),
         levels,
     };
-    start_admin(Arc::new(admin), &shared).await?;
+    let answers = start_admin(Arc::new(admin), &shared).await?;
     let mut app = App {
         shared,
         manager,
@@ -184,6 +185,7 @@ pub async fn run(
         readiness,
         logs,
         listening: false,
+        answers,
     };
     app.watch();
     app.publish().await;
@@ -198,15 +200,16 @@ pub async fn run(
     Ok(())
 }
 
-async fn start_admin(admin: Arc<Admin>, shared: &Shared) -> Result<(), StartError> {
-    let Some(address) = shared.settings.admin else { return Ok(()) };
+async fn start_admin(admin: Arc<Admin>, shared: &Shared) -> Result<Option<OpenAnswers>, StartError> {
+    let Some(address) = shared.settings.admin else { return Ok(None) };
     let failed = |e: std::io::Error| StartError::Resource(format!("admin {address}"), e.to_string());
     let bound = admin.bind(address, Pages::All).await.map_err(failed)?;
     if let Some(path) = &shared.options.admin_address_path {
         std::fs::write(path, bound.address.to_string()).map_err(failed)?;
     }
+    let answers = bound.answers();
     tokio::spawn(bound.serve());
-    Ok(())
+    Ok(Some(answers))
 }
 
 /// Reads every file that is wanted, until no new one is named. At the start a mistake is fatal; later the last good
@@ -291,7 +294,7 @@ impl App {
     }
 
     fn watch(&mut self) {
-        self.watcher.watch(&self.manager.files());
+        self.watcher.watch(&self.manager.files(), self.manager.directories());
         self.dns.set_clusters(self.manager.dns());
     }
 
@@ -432,6 +435,9 @@ impl App {
     }
 
     async fn exit(self) {
+        if let Some(answers) = &self.answers {
+            answers.written(Duration::from_millis(500)).await;
+        }
         self.tell(|| Command::Exit).await;
         drop(self.workers);
         for thread in self.threads {

@@ -42,7 +42,7 @@ pub fn settings(bootstrap: &Bootstrap) -> Settings {
                 Some(PortSpecifier::PortValue(port)) => u16::try_from(port).unwrap_or(ADMIN_PORT),
                 _ => ADMIN_PORT,
             };
-            SocketAddr::new(socket.address.parse().unwrap_or(fallback.ip()), port)
+            SocketAddr::new(socket.address.parse().unwrap_or_else(|_| fallback.ip()), port)
         })
     });
     Settings {

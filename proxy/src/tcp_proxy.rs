@@ -38,8 +38,8 @@ pub async fn serve(mut io: Io, read: BytesMut, downstream: Rc<Downstream>, spec:
     };
     let traffic = Traffic::default();
     let named = id.zip(cluster.as_ref());
-    let mut reason = None;
     let mut endpoint = None;
+    let reason;
     match upstream {
         Err(why) => {
             downstream.worker.metrics.rejected(why);

@@ -30,3 +30,4 @@ pub use codec::Parsed;
 /// The Envoy v3 API as Rust types. No type from here passes the data plane's compiler.
 pub use envoy_types::pb;
 pub use schema::Schema;
+pub use suggest::nearest;

@@ -1,7 +1,8 @@
 //! "Did you mean …?"
 
 /// The name in `names` that `word` most probably stands for, if one is near enough.
-pub(crate) fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+#[must_use]
+pub fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let word = plain(word);
     // One typing error in a short name, and one more for every six letters.
     let most = 1 + word.len() / 6;

@@ -48,7 +48,7 @@ use crate::telemetry::access_log::LogControl;
 use crate::telemetry::metrics::Registry;
 
 pub use logging::LevelControl;
-pub use server::{BoundAdmin, Pages};
+pub use server::{BoundAdmin, OpenAnswers, Pages};
 pub use source::{
     AdminSource, Certificate, ClusterStatus, DrainListeners, EdsHealth, HealthFlags, HostStats, HostStatus,
     ListenerStatus, Locality, ServerInfo, Thresholds,

@@ -62,6 +62,7 @@ pub struct BoundAdmin {
     /// The address; a port 0 is resolved.
     pub address: SocketAddr,
     server: Arc<Server>,
+    places: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -85,18 +86,24 @@ impl Admin {
         }
         let strict_host = address.ip().is_loopback();
         let server = Arc::new(Server { admin: Arc::clone(self), pages, strict_host });
-        Ok(BoundAdmin { listener, address, server })
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        Ok(BoundAdmin { listener, address, server, places })
     }
 }
 
 impl BoundAdmin {
+    /// Open connections, to be waited for at the end: `/quitquitquit` wants its answer.
+    #[must_use]
+    pub fn answers(&self) -> OpenAnswers {
+        OpenAnswers(Arc::clone(&self.places))
+    }
+
     /// Serves until it is dropped, which also closes its connections.
     pub async fn serve(self) {
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut connections = JoinSet::new();
         loop {
             // The semaphore is never closed.
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return };
             match self.listener.accept().await {
                 Ok((stream, _)) => {
                     connections.spawn(connection(stream, Arc::clone(&self.server), place));
@@ -111,6 +118,19 @@ impl BoundAdmin {
     }
 }
 
+/// Connections of an admin server.
+#[derive(Debug)]
+pub struct OpenAnswers(Arc<Semaphore>);
+
+impl OpenAnswers {
+    /// Waits until none is open, but not longer than `limit`.
+    pub async fn written(&self, limit: Duration) {
+        let all = u32::try_from(MAX_CONNECTIONS).unwrap_or(u32::MAX);
+        // What is not read by now is not waited for.
+        let _ = tokio::time::timeout(limit, self.0.acquire_many(all - 1)).await;
+    }
+}
+
 async fn connection(stream: TcpStream, server: Arc<Server>, _place: OwnedSemaphorePermit) {
     let service = service_fn(move |request| {
         let server = Arc::clone(&server);
@@ -118,6 +138,8 @@ async fn connection(stream: TcpStream, server: Arc<Server>, _place: OwnedSemapho
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
+        // A page is asked for now and then; the end of the process need not wait for idle connections.
+        .keep_alive(false)
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service);

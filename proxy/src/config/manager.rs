@@ -108,6 +108,7 @@ impl Manager {
             }
         }
         batch.check_unique(&mut errors, &statics);
+        batch.refuse_ads(&mut errors, &root);
         if manager.roots.is_empty() {
             batch.check_clusters(&manager.names, &mut errors, &statics);
         }
@@ -125,7 +126,7 @@ impl Manager {
         for held in self.listeners.values() {
             files.extend(http_specs(&held.value).filter_map(|http| {
                 match http.rds.as_ref().map(|rds| &rds.source) {
-                    Some(ConfigSource::Path(path)) => Some(path.to_path_buf()),
+                    Some(ConfigSource::Path { path, .. }) => Some(path.to_path_buf()),
                     _ => None,
                 }
             }));
@@ -138,6 +139,28 @@ impl Manager {
             }
         }
         files
+    }
+
+    /// Directories to watch besides those of the files (`watched_directory`).
+    #[must_use]
+    pub fn directories(&self) -> BTreeSet<PathBuf> {
+        let mut directories = BTreeSet::new();
+        for held in self.listeners.values() {
+            directories.extend(http_specs(&held.value).filter_map(|http| {
+                match http.rds.as_ref().map(|rds| &rds.source) {
+                    Some(ConfigSource::Path { watched: Some(watched), .. }) => Some(watched.to_path_buf()),
+                    _ => None,
+                }
+            }));
+        }
+        for held in self.clusters.values() {
+            if let Discovery::Eds(eds) = &held.value.spec().discovery
+                && let EdsSource::File { watched_directory: Some(watched), .. } = &eds.source
+            {
+                directories.insert(PathBuf::from(&**watched));
+            }
+        }
+        directories
     }
 
     /// Takes over the contents of a watched file. False: nothing changed.
@@ -163,6 +186,7 @@ impl Manager {
             batch.any(resource, &list.index(i), &mut scope);
         }
         batch.check_unique(&mut errors, &list);
+        batch.refuse_ads(&mut errors, &list);
         if !errors.is_empty() {
             return Err(errors.into_list());
         }
@@ -197,7 +221,9 @@ impl Manager {
     #[must_use]
     pub fn kind_of(&self, path: &Path) -> ResourceKind {
         let names_it = |http: &Arc<HttpSpec>| {
-            http.rds.as_ref().is_some_and(|rds| rds.source == ConfigSource::Path(Arc::from(path)))
+            http.rds.as_ref().is_some_and(
+                |rds| matches!(&rds.source, ConfigSource::Path { path: named, .. } if **named == *path),
+            )
         };
         if self.listeners.values().any(|held| http_specs(&held.value).any(names_it)) {
             ResourceKind::Route
@@ -421,6 +447,21 @@ impl Batch {
                     .report(at, format!("{name:?} stands here twice"))
                     .fix("give each resource a name of its own");
             }
+        }
+    }
+
+    /// There is no ADS stream to subscribe on: a listener or cluster would wait for ever.
+    fn refuse_ads(&self, errors: &mut Errors, at: &At<'_>) {
+        let by_ads =
+            |http: &Arc<HttpSpec>| http.rds.as_ref().is_some_and(|rds| rds.source == ConfigSource::Ads);
+        let listeners =
+            self.listeners.iter().filter(|(_, l)| http_specs(l).any(by_ads)).map(|(_, l)| &l.name);
+        let eds =
+            |c: &ClusterSpec| matches!(&c.discovery, Discovery::Eds(eds) if eds.source == EdsSource::Ads);
+        let clusters = self.clusters.iter().filter(|(_, c)| eds(c)).map(|(_, c)| &c.name);
+        for name in listeners.chain(clusters) {
+            let text = format!("{name:?} takes its configuration from ADS, which is not supported yet");
+            errors.report(at, text).fix("use path_config_source");
         }
     }
 

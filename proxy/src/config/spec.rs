@@ -278,8 +278,13 @@ pub struct RdsSpec {
 pub enum ConfigSource {
     /// `ads`: the one stream of the bootstrap.
     Ads,
-    /// `path_config_source.path`: a file that is watched.
-    Path(Arc<Path>),
+    /// `path_config_source`: a file that is watched.
+    Path {
+        /// `path`.
+        path: Arc<Path>,
+        /// `watched_directory`: reload when something is moved here, too.
+        watched: Option<Arc<Path>>,
+    },
 }
 
 /// `path_with_escaped_slashes_action`.

@@ -115,7 +115,10 @@ async fn send(
     };
     if http2 {
         let (sender, slot) = pool.h2(attempt.cluster, priority, attempt.fresh).await.map_err(nothing)?;
-        return h2::send(sender, slot, &ctx.head, body, &options).await;
+        // A peer without RFC 8441 gets its upgrades over HTTP/1.
+        if ctx.upgrade.is_none() || h2::takes_upgrades(&sender).await {
+            return h2::send(sender, slot, &ctx.head, body, &options).await;
+        }
     }
     let lease = pool.h1(attempt.cluster, priority, attempt.fresh).await.map_err(nothing)?;
     h1::send(lease, &ctx.head, body, &options).await

@@ -18,7 +18,6 @@ use super::interim::InterimSink;
 use super::local_reply;
 use super::response::Response;
 use crate::config::names::ClusterId;
-use crate::config::snapshot::Snapshot;
 use crate::config::spec::HttpSpec;
 use crate::error::Reason;
 use crate::telemetry::flags::ResponseFlags;
@@ -26,6 +25,7 @@ use crate::telemetry::record::{self, AccessRecord, Timings};
 use crate::tls::TlsSession;
 use crate::upstream::cluster::{Cluster, ClusterPermit};
 use crate::upstream::endpoint::ActiveRequest;
+use crate::worker::Pinned;
 
 /// See the module.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub struct RequestCtx {
     /// The connection.
     pub downstream: Rc<Downstream>,
     /// The configuration, one for the whole request.
-    pub snapshot: Rc<Arc<Snapshot>>,
+    pub snapshot: Rc<Pinned>,
     /// The connection manager.
     pub http: Arc<HttpSpec>,
     /// The request's head, as it is forwarded.

@@ -18,5 +18,6 @@ pub mod pipeline;
 pub mod pump;
 pub mod replay;
 pub mod response;
+pub mod tunnel;
 pub mod values;
 pub mod watchdog;

@@ -48,6 +48,10 @@ fn failure(ctx: &RequestCtx, reason: Reason) -> Response {
 
 /// The listener's rules for a response head, whoever made it.
 pub fn finish_head(ctx: &RequestCtx, head: &mut ResponseHead) {
+    if head.status == StatusCode::NO_CONTENT || head.status.is_informational() {
+        // RFC 9110 §8.6: a Content-Length here would be read as a body by some.
+        head.headers.remove(header::CONTENT_LENGTH);
+    }
     headers::finish_response(head, &ctx.http, &ctx.downstream.worker.date());
     if ctx.http.echo_request_id
         && let Some(id) = ctx.head.headers.get(&headers::X_REQUEST_ID)

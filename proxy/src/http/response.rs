@@ -3,9 +3,9 @@
 use http::HeaderValue;
 
 use super::body::Body;
-use super::h1::conn::SharedConn;
 use super::head::ResponseHead;
-use crate::upstream::lease::H1Lease;
+use super::tunnel::Tunnel;
+use crate::upstream::lease::{H1Lease, H2Slot};
 
 /// A response on its way downstream.
 #[derive(Debug)]
@@ -23,8 +23,17 @@ pub struct Response {
 pub struct Upgraded {
     /// `Upgrade` of the answer.
     pub protocol: HeaderValue,
-    /// The connection, with what was already read from it.
-    pub conn: SharedConn,
-    /// Keeps the connection counted.
-    pub lease: H1Lease,
+    /// The bytes, those that were already read first.
+    pub io: Tunnel,
+    /// Keeps the connection or stream counted.
+    pub held: Held,
+}
+
+/// What counts a tunnel as in use.
+#[derive(Debug)]
+pub enum Held {
+    /// A connection.
+    H1(H1Lease),
+    /// A stream.
+    H2(H2Slot),
 }

@@ -166,7 +166,11 @@ async fn secure(
 async fn serve_http(mut io: Io, mut read: BytesMut, downstream: Rc<Downstream>, http: Arc<HttpSpec>) {
     let http2 = match http.codec {
         Codec::Http1 => false,
-        Codec::Http2 => true,
+        Codec::Http2 => match sniff_http2(&mut io, &mut read, &downstream, &http).await {
+            Some(true) => true,
+            Some(false) => return h2::server::refuse_preface(io).await,
+            None => return,
+        },
         Codec::Auto => match downstream.tls.as_ref().and_then(|t| t.alpn.as_deref()) {
             Some(alpn) => alpn == b"h2",
             None => match sniff_http2(&mut io, &mut read, &downstream, &http).await {

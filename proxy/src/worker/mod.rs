@@ -44,7 +44,7 @@ pub struct Worker {
     /// This worker's shard of the metrics.
     pub metrics: WorkerTelemetry,
     config: Arc<ArcSwap<Snapshot>>,
-    cached: RefCell<Rc<Arc<Snapshot>>>,
+    cached: RefCell<Rc<Pinned>>,
     logs: WorkerLogs,
     rng: RefCell<fastrand::Rng>,
     cursors: RefCell<HashMap<Arc<str>, WorkerCursor>>,
@@ -52,6 +52,18 @@ pub struct Worker {
     formats: RefCell<HashMap<Box<str>, Option<Rc<Format>>>>,
     date: RefCell<(u64, HeaderValue)>,
     connections: Cell<u64>,
+}
+
+/// A snapshot as one worker holds it: cloning counts on the worker's own counter, not on the one that all workers share.
+#[derive(Debug)]
+pub struct Pinned(Arc<Snapshot>);
+
+impl std::ops::Deref for Pinned {
+    type Target = Snapshot;
+
+    fn deref(&self) -> &Snapshot {
+        &self.0
+    }
 }
 
 impl Worker {
@@ -64,7 +76,7 @@ impl Worker {
         logs: WorkerLogs,
         counts: OpenCounts,
     ) -> Rc<Self> {
-        let cached = RefCell::new(Rc::new(config.load_full()));
+        let cached = RefCell::new(Rc::new(Pinned(config.load_full())));
         Rc::new(Self {
             id,
             pools: Pools::default(),
@@ -85,11 +97,11 @@ impl Worker {
     /// The configuration of now. Costs one atomic load while nothing changes: the reference count that requests share is
     /// this worker's own.
     #[must_use]
-    pub fn snapshot(&self) -> Rc<Arc<Snapshot>> {
+    pub fn snapshot(&self) -> Rc<Pinned> {
         let newest = self.config.load();
         let mut cached = self.cached.borrow_mut();
-        if !Arc::ptr_eq(&newest, &cached) {
-            *cached = Rc::new(Arc::clone(&newest));
+        if !Arc::ptr_eq(&newest, &cached.0) {
+            *cached = Rc::new(Pinned(Arc::clone(&newest)));
         }
         Rc::clone(&cached)
     }

@@ -58,9 +58,10 @@ impl FileWatcher {
         Ok(Self { watcher, directories: BTreeSet::new(), events })
     }
 
-    /// Watches the directories of `files`, and no others.
-    pub fn watch(&mut self, files: &BTreeSet<PathBuf>) {
-        let wanted: BTreeSet<PathBuf> = files.iter().map(|f| directory(f)).collect();
+    /// Watches the directories of `files` and `directories`, and no others.
+    pub fn watch(&mut self, files: &BTreeSet<PathBuf>, directories: BTreeSet<PathBuf>) {
+        let mut wanted = directories;
+        wanted.extend(files.iter().map(|f| directory(f)));
         for gone in self.directories.difference(&wanted) {
             // It may have been deleted, which ends the watch as well.
             let _ = self.watcher.inner().unwatch(gone);
@@ -109,7 +110,7 @@ mod tests {
         let file = dir.path().join("routes.yaml");
         std::fs::write(&file, "a").unwrap();
         let mut watcher = FileWatcher::new().unwrap();
-        watcher.watch(&BTreeSet::from([file.clone()]));
+        watcher.watch(&BTreeSet::from([file.clone()]), BTreeSet::new());
         let patience = Duration::from_secs(10);
 
         std::fs::write(dir.path().join("new"), "b").unwrap();

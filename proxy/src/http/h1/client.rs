@@ -15,7 +15,8 @@ use crate::http::body::{Body, H1Body, Owner};
 use crate::http::head::RequestHead;
 use crate::http::interim::{InterimSink, MAX_INTERIM};
 use crate::http::pump::{H1Pump, PumpError};
-use crate::http::response::{Response, Upgraded};
+use crate::http::response::{Held, Response, Upgraded};
+use crate::http::tunnel::Tunnel;
 use crate::upstream::lease::H1Lease;
 
 /// How a request is sent.
@@ -115,7 +116,8 @@ pub async fn send(
         if parsed.head.status == StatusCode::SWITCHING_PROTOCOLS {
             return match (options.upgrade, parsed.upgrade) {
                 (Some(_), Some(protocol)) => {
-                    let upgraded = Upgraded { protocol, conn: exchange.conn, lease };
+                    let upgraded =
+                        Upgraded { protocol, io: Tunnel::H1(exchange.conn), held: Held::H1(lease) };
                     Ok(Response { head: parsed.head, body: Body::Empty, upgraded: Some(Box::new(upgraded)) })
                 }
                 _ => Err(Failed::new(Reason::UpstreamProtocol, exchange.sent)),
@@ -127,8 +129,11 @@ pub async fn send(
         }
         let tunnel = head.method == Method::CONNECT && parsed.head.status.is_success();
         if tunnel {
-            let upgraded =
-                Upgraded { protocol: HeaderValue::from_static("connect"), conn: exchange.conn, lease };
+            let upgraded = Upgraded {
+                protocol: HeaderValue::from_static("connect"),
+                io: Tunnel::H1(exchange.conn),
+                held: Held::H1(lease),
+            };
             return Ok(Response { head: parsed.head, body: Body::Empty, upgraded: Some(Box::new(upgraded)) });
         }
         if let Some(mut pump) = exchange.pump.take() {

@@ -7,4 +7,3 @@ pub mod encode;
 pub mod framing;
 pub mod parse;
 pub mod server;
-pub mod tunnel;

@@ -17,7 +17,6 @@ use super::decode::Decoder;
 use super::encode::{self, Spelling, Wire};
 use super::framing::Framing;
 use super::parse::{self, ParsedRequest, RequestRules};
-use super::tunnel::Tunnel;
 use crate::config::spec::HttpSpec;
 use crate::error::Reason;
 use crate::http::body::{Body, BodyProgress, H1Body, Owner};
@@ -29,6 +28,7 @@ use crate::http::path::PathRules;
 use crate::http::pipeline;
 use crate::http::pump::{H1Pump, PumpError};
 use crate::http::response::{Response, Upgraded};
+use crate::http::tunnel::Tunnel;
 use crate::http::watchdog::Watchdog;
 use crate::io::Io;
 use crate::worker::drain::Registration;
@@ -194,7 +194,7 @@ impl Session {
 
     /// Answers a head that is not a request we forward.
     async fn refuse(&mut self, reason: Reason) {
-        let mut ctx = RequestCtx::refused(&self.downstream, &self.http, reason);
+        let ctx = RequestCtx::refused(&self.downstream, &self.http, reason);
         if reason == Reason::DownstreamGone {
             return ctx.finish(0, None);
         }
@@ -282,6 +282,10 @@ impl Session {
         let (conn, progress, watchdog) =
             (Rc::clone(&self.conn), Rc::clone(&self.progress), &mut self.watchdog);
         watchdog.start();
+        let mut whole = self.http.request_timeout.filter(|_| !progress.done.get()).map(|limit| {
+            self.timer.as_mut().reset(Instant::now() + limit);
+            &mut self.timer
+        });
         let outcome = {
             let mut work = pin!(pipeline::handle(ctx, body));
             poll_fn(|cx| {
@@ -290,6 +294,13 @@ impl Session {
                 }
                 if progress.done.get() && poll_broken(&conn, cx).is_ready() {
                     return Poll::Ready(Err(Reason::DownstreamGone));
+                }
+                // `request_timeout` is for the whole request, until its last byte.
+                if !progress.done.get()
+                    && let Some(timer) = &mut whole
+                    && timer.as_mut().poll(cx).is_ready()
+                {
+                    return Poll::Ready(Err(Reason::RequestTimeout));
                 }
                 watchdog.poll(cx, || progress.bytes.get()).map(|()| Err(Reason::StreamIdle))
             })
@@ -368,9 +379,9 @@ impl Session {
         Next::Tunnel(upgraded, Box::new(ctx))
     }
 
-    async fn tunnel(&mut self, upgraded: Upgraded, mut ctx: RequestCtx) {
-        let mut down = Tunnel::new(Rc::clone(&self.conn));
-        let mut up = Tunnel::new(upgraded.conn);
+    async fn tunnel(&mut self, upgraded: Upgraded, ctx: RequestCtx) {
+        let mut down = Tunnel::H1(Rc::clone(&self.conn));
+        let Upgraded { io: mut up, held: _held, .. } = upgraded;
         let traffic = crate::tcp::Traffic::default();
         crate::tcp::forward(
             (&mut down, BytesMut::new()),

@@ -2,11 +2,13 @@
 
 use std::future::{Future, poll_fn};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
-use http::{Request, StatusCode, Uri, Version};
+use http::{HeaderValue, Request, StatusCode, Uri, Version};
 
+use super::tunnel::H2Tunnel;
 use crate::config::spec::{Http2Keepalive, Http2Spec};
 use crate::error::Reason;
 use crate::http::body::{Body, H2Body};
@@ -14,7 +16,8 @@ use crate::http::h1::client::{Failed, SendOptions, Sent};
 use crate::http::head::{HeaderCase, RequestHead, ResponseHead};
 use crate::http::interim::MAX_INTERIM;
 use crate::http::pump::{H2Pump, Pump, PumpError};
-use crate::http::response::Response;
+use crate::http::response::{Held, Response, Upgraded};
+use crate::http::tunnel::Tunnel;
 use crate::io::Io;
 use crate::upstream::lease::H2Slot;
 
@@ -85,6 +88,9 @@ pub async fn send(
             return Err(Failed::new(refused_or(&error, Reason::UpstreamRefused), Sent::Nothing));
         }
     };
+    if options.upgrade.is_some() {
+        return connect(sender, slot, head, options).await;
+    }
     let end_stream = body.is_end();
     let request = build(head, options).map_err(|reason| Failed::new(reason, Sent::Nothing))?;
     let (mut answer, stream) = sender.send_request(request, end_stream).map_err(|error| {
@@ -111,6 +117,51 @@ pub async fn send(
         }
     }
     Err(Failed::new(Reason::UpstreamProtocol, Sent::All))
+}
+
+/// Whether the peer takes extended CONNECT (RFC 8441 §3). Its SETTINGS come first on a new connection, for which this
+/// waits a moment.
+pub async fn takes_upgrades(sender: &SendRequest<Bytes>) -> bool {
+    for _ in 0..50 {
+        if sender.is_extended_connect_protocol_enabled() {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    false
+}
+
+/// An upgrade over HTTP/2: extended CONNECT (RFC 8441 §5).
+async fn connect(
+    mut sender: SendRequest<Bytes>,
+    slot: H2Slot,
+    head: &RequestHead,
+    options: &SendOptions<'_>,
+) -> Result<Response, Failed> {
+    let mut request = build(head, options).map_err(|reason| Failed::new(reason, Sent::Nothing))?;
+    let protocol = options.upgrade.and_then(|u| u.to_str().ok()).unwrap_or_default();
+    request.extensions_mut().insert(h2::ext::Protocol::from(protocol));
+    *request.method_mut() = http::Method::CONNECT;
+    let (mut answer, stream) = sender.send_request(request, false).map_err(|error| {
+        slot.retire();
+        Failed::new(refused_or(&error, Reason::UpstreamRefused), Sent::Nothing)
+    })?;
+    let response = match poll_fn(|cx| std::pin::Pin::new(&mut answer).poll(cx)).await {
+        Ok(response) => response,
+        Err(error) => return Err(failed(&error)),
+    };
+    if !response.status().is_success() {
+        return Ok(finish(response, slot));
+    }
+    let (parts, recv) = response.into_parts();
+    let mut head = response_head(parts);
+    head.status = StatusCode::SWITCHING_PROTOCOLS;
+    let upgraded = Upgraded {
+        protocol: options.upgrade.cloned().unwrap_or(HeaderValue::from_static("")),
+        io: Tunnel::H2(Box::new(H2Tunnel::new(stream, recv))),
+        held: Held::H2(slot),
+    };
+    Ok(Response { head, body: Body::Empty, upgraded: Some(Box::new(upgraded)) })
 }
 
 async fn poll_ready(sender: SendRequest<Bytes>) -> Result<SendRequest<Bytes>, h2::Error> {

@@ -21,16 +21,30 @@ pub enum Refused {
     Reply(Reason),
 }
 
+/// A request as the pipeline takes it.
+#[derive(Debug)]
+pub struct Converted {
+    /// The head, in canonical form.
+    pub head: RequestHead,
+    /// The client is to be redirected to the canonical path.
+    pub redirect: bool,
+    /// `:protocol` of an extended CONNECT.
+    pub upgrade: Option<HeaderValue>,
+}
+
 /// A request head in canonical form, and whether the client is to be redirected to its canonical path.
 ///
 /// # Errors
 /// How to refuse it.
-pub fn request(
-    parts: http::request::Parts,
-    http: &HttpSpec,
-    secure: bool,
-) -> Result<(RequestHead, bool), Refused> {
-    let http::request::Parts { method, uri, mut headers, .. } = parts;
+pub fn request(parts: http::request::Parts, http: &HttpSpec, secure: bool) -> Result<Converted, Refused> {
+    let http::request::Parts { mut method, uri, mut headers, extensions, .. } = parts;
+    let upgrade = extensions.get::<h2::ext::Protocol>().map(|p| HeaderValue::from_str(p.as_str()));
+    let upgrade = upgrade.transpose().map_err(|_| Refused::Reset(Reason::BadHeader))?;
+    if let Some(protocol) = &upgrade {
+        // RFC 8441 §5: what HTTP/1 says with GET and Upgrade.
+        method = Method::GET;
+        add_websocket_key(protocol, &mut headers);
+    }
     if headers.len() > http.max_header_count {
         return Err(Refused::Reply(Reason::HeadersTooLarge));
     }
@@ -65,7 +79,14 @@ pub fn request(
         headers,
         case: HeaderCase::default(),
     };
-    Ok((head, redirect))
+    Ok(Converted { head, redirect, upgrade })
+}
+
+/// RFC 8441 §5.1 drops the key; a server that speaks HTTP/1 behind us insists on one (RFC 6455 §4.1).
+fn add_websocket_key(protocol: &HeaderValue, headers: &mut HeaderMap) {
+    if protocol == "websocket" && !headers.contains_key(header::SEC_WEBSOCKET_KEY) {
+        headers.insert(header::SEC_WEBSOCKET_KEY, HeaderValue::from_static("cmVtb3JhLW92ZXItaDItMA=="));
+    }
 }
 
 /// RFC 9113 §8.2.1: a value must not start or end with white space.
@@ -159,7 +180,9 @@ fn join_cookies(headers: &mut HeaderMap) {
 #[must_use]
 pub fn response(head: ResponseHead) -> http::Response<()> {
     let mut response = http::Response::new(());
-    *response.status_mut() = head.status;
+    // RFC 8441 §5: what HTTP/1 says with 101.
+    let switched = head.status == http::StatusCode::SWITCHING_PROTOCOLS;
+    *response.status_mut() = if switched { http::StatusCode::OK } else { head.status };
     *response.version_mut() = Version::HTTP_2;
     *response.headers_mut() = head.headers;
     response

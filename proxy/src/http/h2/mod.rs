@@ -4,3 +4,4 @@ pub mod client;
 pub mod convert;
 pub mod guard;
 pub mod server;
+pub mod tunnel;

@@ -11,11 +11,12 @@ use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::{Connection, SendResponse};
 use http::Request;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, Sleep};
 
-use super::convert::{self, Refused};
+use super::convert::{self, Converted, Refused};
 use super::guard::{Flooded, GOAWAY_GRACE, Guard};
+use super::tunnel::H2Tunnel;
 use crate::config::spec::{Http2Keepalive, HttpSpec};
 use crate::error::Reason;
 use crate::http::body::{Body, BodyProgress, H2Body};
@@ -25,7 +26,7 @@ use crate::http::interim::InterimSink;
 use crate::http::local_reply;
 use crate::http::pipeline;
 use crate::http::pump::{H2Pump, PumpError};
-use crate::http::response::Response;
+use crate::http::response::{Response, Upgraded};
 use crate::http::watchdog::Watchdog;
 use crate::worker::drain::Registration;
 
@@ -56,6 +57,24 @@ pub async fn serve<T: AsyncRead + AsyncWrite + Unpin>(
     session.run().await;
 }
 
+/// Answers a connection that does not start with the preface: SETTINGS and GOAWAY(PROTOCOL_ERROR), and then a close
+/// that leaves the client time to read them (RFC 9113 §3.4).
+pub async fn refuse_preface<T: AsyncRead + AsyncWrite + Unpin>(mut io: T) {
+    const ANSWER: &[u8] = &[
+        0, 0, 0, 4, 0, 0, 0, 0, 0, // SETTINGS
+        0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, // GOAWAY, last stream 0, PROTOCOL_ERROR
+    ];
+    let goodbye = async {
+        io.write_all(ANSWER).await?;
+        io.shutdown().await?;
+        let mut rest = [0; 4096];
+        while io.read(&mut rest).await? > 0 {}
+        Ok::<(), std::io::Error>(())
+    };
+    // Whether the client reads it is its own affair.
+    let _ = tokio::time::timeout(GOAWAY_GRACE, goodbye).await;
+}
+
 fn builder(http: &HttpSpec) -> h2::server::Builder {
     let mut builder = h2::server::Builder::new();
     builder
@@ -84,6 +103,10 @@ struct Session<T> {
     http: Arc<HttpSpec>,
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "lives for one match; a box would cost an allocation a request"
+)]
 enum Event {
     Stream(Request<RecvStream>, SendResponse<Bytes>),
     GoAway,
@@ -222,24 +245,35 @@ struct Stream {
 impl Stream {
     async fn run(self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
         let (parts, stream) = request.into_parts();
-        let (head, redirect) = match convert::request(parts, &self.http, self.downstream.is_secure()) {
-            Ok(converted) => converted,
-            Err(Refused::Reset(reason)) => {
-                RequestCtx::refused(&self.downstream, &self.http, reason).finish(0, None);
-                respond.send_reset(h2::Reason::PROTOCOL_ERROR);
-                return;
-            }
-            Err(Refused::Reply(reason)) => return self.refuse(reason, respond),
-        };
+        let Converted { head, redirect, upgrade } =
+            match convert::request(parts, &self.http, self.downstream.is_secure()) {
+                Ok(converted) => converted,
+                Err(Refused::Reset(reason)) => {
+                    RequestCtx::refused(&self.downstream, &self.http, reason).finish(0, None);
+                    respond.send_reset(h2::Reason::PROTOCOL_ERROR);
+                    return;
+                }
+                Err(Refused::Reply(reason)) => return self.refuse(reason, respond),
+            };
         let progress: Rc<BodyProgress> = Rc::default();
-        let body = request_body(stream, &head, &progress);
+        let (body, tunnel) = match upgrade {
+            // The stream's data is the tunnel's, not a body.
+            Some(_) => {
+                progress.done.set(true);
+                (Body::Empty, Some(stream))
+            }
+            None => (request_body(stream, &head, &progress), None),
+        };
         let is_head = head.method == http::Method::HEAD;
         let respond = Rc::new(RefCell::new(respond));
         let interim = InterimSink::H2(Rc::clone(&respond));
         let mut ctx = RequestCtx::new(&self.downstream, &self.http, head, Rc::clone(&progress), interim);
         ctx.redirect_to_canonical = redirect;
+        ctx.upgrade = upgrade;
         let mut watchdog = Watchdog::new(self.http.stream_idle_timeout);
         watchdog.start();
+        let whole = self.http.request_timeout.filter(|_| !progress.done.get());
+        let mut whole = whole.map(|limit| Box::pin(tokio::time::sleep(limit)));
         let outcome = {
             let mut work = pin!(pipeline::handle(&mut ctx, body));
             poll_fn(|cx| {
@@ -249,15 +283,24 @@ impl Stream {
                 if respond.borrow_mut().poll_reset(cx).is_ready() {
                     return Poll::Ready(Err(Reason::DownstreamGone));
                 }
+                if !progress.done.get()
+                    && let Some(timer) = &mut whole
+                    && timer.as_mut().poll(cx).is_ready()
+                {
+                    return Poll::Ready(Err(Reason::RequestTimeout));
+                }
                 watchdog.poll(cx, || progress.bytes.get()).map(|()| Err(Reason::StreamIdle))
             })
             .await
         };
-        let response = match outcome {
+        let mut response = match outcome {
             Ok(response) => response,
             Err(Reason::DownstreamGone) => return ctx.finish(0, Some(Reason::DownstreamGone)),
             Err(reason) => ctx.local_reply(reason),
         };
+        if let (Some(upgraded), Some(recv)) = (response.upgraded.take(), tunnel) {
+            return forward_tunnel(ctx, response, *upgraded, &respond, recv).await;
+        }
         let (sent, failed) = self.send(response, is_head, ctx.is_grpc(), &respond, &mut watchdog).await;
         ctx.finish(sent, failed);
     }
@@ -316,6 +359,25 @@ impl Stream {
             }
         }
     }
+}
+
+/// An accepted upgrade: bytes both ways from here on.
+async fn forward_tunnel(
+    ctx: RequestCtx,
+    response: Response,
+    upgraded: Upgraded,
+    respond: &RefCell<SendResponse<Bytes>>,
+    recv: RecvStream,
+) {
+    let sent = respond.borrow_mut().send_response(convert::response(response.head), false);
+    let Ok(send) = sent else { return ctx.finish(0, Some(Reason::DownstreamGone)) };
+    let mut down = H2Tunnel::new(send, recv);
+    let Upgraded { io: mut up, held: _held, .. } = upgraded;
+    let traffic = crate::tcp::Traffic::default();
+    let empty = bytes::BytesMut::new;
+    crate::tcp::forward((&mut down, empty()), (&mut up, empty()), ctx.tunnel_idle(), &traffic).await;
+    ctx.progress.bytes.set(traffic.received.get());
+    ctx.finish(traffic.sent.get(), None);
 }
 
 fn request_body(

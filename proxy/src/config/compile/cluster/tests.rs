@@ -1,3 +1,5 @@
+use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
+
 use super::*;
 use crate::config::names::Names;
 use pb::envoy::config::cluster::v3::circuit_breakers::{self, thresholds};
@@ -103,7 +105,19 @@ fn with_http(pb: Cluster, options: &HttpProtocolOptions) -> Cluster {
 }
 
 fn tls_socket() -> Option<core::TransportSocket> {
-    let config = any(&UpstreamTlsContext { sni: "c.test".into(), ..Default::default() });
+    // Nothing is verified here, which has to be said.
+    let accept = tls::certificate_validation_context::TrustChainVerification::AcceptUntrusted as i32;
+    let validation =
+        tls::CertificateValidationContext { trust_chain_verification: accept, ..Default::default() };
+    let common = tls::CommonTlsContext {
+        validation_context_type: Some(tls::common_tls_context::ValidationContextType::ValidationContext(
+            validation,
+        )),
+        ..Default::default()
+    };
+    let context =
+        UpstreamTlsContext { sni: "c.test".into(), common_tls_context: Some(common), ..Default::default() };
+    let config = any(&context);
     let config_type = Some(core::transport_socket::ConfigType::TypedConfig(config));
     Some(core::TransportSocket { name: "envoy.transport_sockets.tls".into(), config_type })
 }

@@ -480,12 +480,13 @@ fn source_of(pb: &ConfigSourcePb, at: &At<'_>, scope: &mut Scope<'_>) -> Option<
         Some(ConfigSourceSpecifier::PathConfigSource(source)) => {
             let at = at.field("path_config_source");
             let PathConfigSource { path, watched_directory, poll_interval } = source;
-            refuse!(scope, &at; watched_directory, poll_interval);
+            refuse!(scope, &at; poll_interval);
             if path.is_empty() {
                 scope.errors.report(&at.field("path"), "is missing");
                 return None;
             }
-            Some(ConfigSource::Path(std::path::Path::new(path).into()))
+            let watched = watched_directory.as_ref().map(|d| std::path::Path::new(&d.path).into());
+            Some(ConfigSource::Path { path: std::path::Path::new(path).into(), watched })
         }
         _ => {
             scope

@@ -1,0 +1,63 @@
+//! Arguments of `remora`.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use remora_proxy::cli::ProxyArgs;
+
+use crate::{bench, check, demo};
+
+/// A service mesh in one binary
+#[derive(Debug, Parser)]
+#[command(
+    name = "remora",
+    version,
+    after_help = "Examples:
+  remora demo                       two services with their sidecars, live, on this machine
+  remora demo --for 20s             the same, ending by itself with a report
+  remora proxy -c bootstrap.yaml    the data plane, from a bootstrap in Envoy's v3 schema
+  remora check -f mesh.yaml         every mistake in mesh documents or bootstraps, with its line
+
+`remora COMMAND --help` has more."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run two services with a sidecar beside every instance, and watch them
+    Demo(demo::DemoArgs),
+    /// Run the data plane
+    Proxy(ProxyArgs),
+    /// Check mesh documents and bootstraps without running anything
+    Check(check::CheckArgs),
+    /// Measure
+    Bench(bench::BenchArgs),
+}
+
+/// Runs `remora` with the arguments of this process.
+///
+/// Exit status: 0 when it did what was asked, 1 when it could not, 2 for wrong arguments or a wrong configuration.
+#[must_use]
+pub fn main() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Proxy(args) => remora_proxy::cli::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Bench(args) => bench::run(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

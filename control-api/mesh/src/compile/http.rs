@@ -1,0 +1,105 @@
+//! HTTP connection managers, protocol options and TCP proxies. Every value is set, also where it is Envoy's default.
+
+use remora_xds::pb::envoy::config::core::v3::{
+    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, KeepaliveSettings,
+};
+use remora_xds::pb::envoy::config::listener::v3::Filter;
+use remora_xds::pb::envoy::config::listener::v3::filter::ConfigType;
+use remora_xds::pb::envoy::extensions::filters::http::router::v3::Router;
+use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
+    CodecType, PathWithEscapedSlashesAction, ServerHeaderTransformation, UpgradeConfig,
+};
+use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType as HttpConfigType;
+use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, HttpFilter,
+};
+use remora_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
+use remora_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
+use remora_xds::pb::google::protobuf::Any;
+
+pub(super) use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
+
+use super::parts::{self, flag, number, seconds};
+
+/// Which side of a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// In front of it.
+    Inbound,
+    /// Behind it.
+    Outbound,
+}
+
+/// HTTP/2 on both sides: 256 streams, 256 KiB a stream, 1 MiB a connection, a PING every 10 s that waits 3 s.
+pub(super) fn http2() -> Http2ProtocolOptions {
+    Http2ProtocolOptions {
+        max_concurrent_streams: number(256),
+        initial_stream_window_size: number(256 * 1024),
+        initial_connection_window_size: number(1024 * 1024),
+        allow_connect: true,
+        connection_keepalive: Some(KeepaliveSettings {
+            interval: seconds(10),
+            timeout: seconds(3),
+            ..KeepaliveSettings::default()
+        }),
+        ..Http2ProtocolOptions::default()
+    }
+}
+
+/// HTTP/1: trailers pass.
+pub(super) fn http1() -> Http1ProtocolOptions {
+    Http1ProtocolOptions { accept_http_10: true, enable_trailers: true, ..Http1ProtocolOptions::default() }
+}
+
+/// An HTTP connection manager.
+pub(super) fn connection_manager(name: &str, side: Side, routes: RouteSpecifier) -> Filter {
+    let router = HttpFilter {
+        name: "envoy.filters.http.router".into(),
+        config_type: Some(HttpConfigType::TypedConfig(parts::pack(&Router::default()))),
+        ..HttpFilter::default()
+    };
+    let manager = HttpConnectionManager {
+        codec_type: CodecType::Auto.into(),
+        stat_prefix: name.into(),
+        http_filters: vec![router],
+        common_http_protocol_options: Some(HttpProtocolOptions {
+            idle_timeout: seconds(3600),
+            max_headers_count: number(200),
+            // Sidecars that came later get their share of the connections.
+            max_connection_duration: if side == Side::Inbound { seconds(1800) } else { None },
+            ..HttpProtocolOptions::default()
+        }),
+        http_protocol_options: Some(http1()),
+        http2_protocol_options: Some(http2()),
+        server_header_transformation: ServerHeaderTransformation::PassThrough.into(),
+        max_request_headers_kb: number(64),
+        stream_idle_timeout: seconds(300),
+        request_headers_timeout: seconds(10),
+        drain_timeout: seconds(5),
+        delayed_close_timeout: seconds(1),
+        use_remote_address: flag(false),
+        generate_request_id: flag(true),
+        upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".into(), ..UpgradeConfig::default() }],
+        normalize_path: flag(true),
+        merge_slashes: true,
+        path_with_escaped_slashes_action: PathWithEscapedSlashesAction::RejectRequest.into(),
+        route_specifier: Some(routes),
+        ..HttpConnectionManager::default()
+    };
+    filter("envoy.filters.network.http_connection_manager", parts::pack(&manager))
+}
+
+/// Opaque bytes to `cluster`.
+pub(super) fn tcp_proxy(name: &str, cluster: String) -> Filter {
+    let proxy = TcpProxy {
+        stat_prefix: name.into(),
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster)),
+        idle_timeout: seconds(3600),
+        ..TcpProxy::default()
+    };
+    filter("envoy.filters.network.tcp_proxy", parts::pack(&proxy))
+}
+
+fn filter(name: &str, config: Any) -> Filter {
+    Filter { name: name.into(), config_type: Some(ConfigType::TypedConfig(config)) }
+}

@@ -1,0 +1,125 @@
+//! In front of the program: one listener, mTLS, one filter chain for each of its ports, found by the server name.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use remora_xds::pb::envoy::config::cluster::v3::Cluster;
+use remora_xds::pb::envoy::config::core::v3::TrafficDirection;
+use remora_xds::pb::envoy::config::listener::v3::listener_filter::ConfigType;
+use remora_xds::pb::envoy::config::listener::v3::{FilterChain, FilterChainMatch, Listener, ListenerFilter};
+use remora_xds::pb::envoy::config::route::v3::route::Action;
+use remora_xds::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
+use remora_xds::pb::envoy::config::route::v3::route_match::PathSpecifier;
+use remora_xds::pb::envoy::config::route::v3::{
+    Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
+};
+use remora_xds::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
+
+use super::http::{self, RouteSpecifier, Side};
+use super::{Listening, Mesh, cluster, names, parts, retry, selects, target, tls};
+use crate::document::{AppProtocol, Document, ServiceSpec};
+
+/// A port of the program: what it speaks, and the Services that lead to it.
+struct Port<'a> {
+    speaks: AppProtocol,
+    service: &'a Document<ServiceSpec>,
+    server_names: Vec<String>,
+}
+
+/// The listener, unless no Service leads to this workload, and the clusters of the program.
+pub(super) fn compile(mesh: &Mesh<'_>) -> (Option<Listener>, Vec<Cluster>) {
+    let ports = ports(mesh);
+    let clusters =
+        ports.iter().map(|(number, port)| cluster::local(*number, port.speaks, port.service)).collect();
+    let chains: Vec<_> = ports.into_iter().map(|(number, port)| chain(mesh, number, port)).collect();
+    if chains.is_empty() {
+        return (None, clusters);
+    }
+    let spec = &mesh.workload.spec;
+    let port = if mesh.sidecar.listening == Listening::Ephemeral { 0 } else { spec.inbound_port };
+    let inspector = ListenerFilter {
+        name: "envoy.filters.listener.tls_inspector".into(),
+        config_type: Some(ConfigType::TypedConfig(parts::pack(&TlsInspector::default()))),
+        ..ListenerFilter::default()
+    };
+    let listener = Listener {
+        name: names::INBOUND.into(),
+        address: Some(parts::address(SocketAddr::new(spec.address, port))),
+        filter_chains: chains,
+        listener_filters: vec![inspector],
+        // Only TLS is spoken here, and there the client begins.
+        listener_filters_timeout: parts::seconds(10),
+        per_connection_buffer_limit_bytes: parts::number(64 * 1024),
+        traffic_direction: TrafficDirection::Inbound.into(),
+        ..Listener::default()
+    };
+    (Some(listener), clusters)
+}
+
+fn ports<'a>(mesh: &Mesh<'a>) -> BTreeMap<u16, Port<'a>> {
+    let mut ports: BTreeMap<u16, Port<'a>> = BTreeMap::new();
+    for service in mesh.documents.services.iter().filter(|s| selects(s, mesh.workload)) {
+        let (namespace, name) = names::of(service);
+        for port in &service.spec.ports {
+            let Some(number) = target(port, mesh.workload) else { continue };
+            let known = ports.entry(number).or_insert_with(|| Port {
+                speaks: port.speaks(),
+                service,
+                server_names: Vec::new(),
+            });
+            known.server_names.push(names::sni(namespace, name, port.port));
+        }
+    }
+    ports
+}
+
+fn chain(mesh: &Mesh<'_>, number: u16, port: Port<'_>) -> FilterChain {
+    let (stat, cluster) = (format!("inbound_{number}"), names::local(number));
+    let (filter, alpn): (_, &[&str]) = if port.speaks == AppProtocol::Tcp {
+        (http::tcp_proxy(&stat, cluster), &[])
+    } else {
+        let routes = RouteSpecifier::RouteConfig(to_program(number, cluster));
+        (http::connection_manager(&stat, Side::Inbound, routes), &["h2", "http/1.1"])
+    };
+    FilterChain {
+        name: stat,
+        filter_chain_match: Some(FilterChainMatch {
+            server_names: port.server_names,
+            ..FilterChainMatch::default()
+        }),
+        filters: vec![filter],
+        transport_socket: Some(tls::downstream(mesh.sidecar, alpn)),
+        transport_socket_connect_timeout: parts::seconds(10),
+        ..FilterChain::default()
+    }
+}
+
+/// Everything to the program, without a time limit: that is the caller's to set.
+fn to_program(number: u16, cluster: String) -> RouteConfiguration {
+    let action = RouteAction {
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster)),
+        timeout: parts::seconds(0),
+        retry_policy: Some(retry::unprocessed()),
+        ..RouteAction::default()
+    };
+    let route = Route {
+        name: "default".into(),
+        r#match: Some(RouteMatch {
+            path_specifier: Some(PathSpecifier::Prefix("/".into())),
+            ..RouteMatch::default()
+        }),
+        action: Some(Action::Route(action)),
+        ..Route::default()
+    };
+    let host = VirtualHost {
+        name: "inbound".into(),
+        domains: vec!["*".into()],
+        routes: vec![route],
+        ..VirtualHost::default()
+    };
+    RouteConfiguration {
+        name: names::local(number),
+        virtual_hosts: vec![host],
+        ..RouteConfiguration::default()
+    }
+}

@@ -1,0 +1,58 @@
+//! Names of resources, as Istio gives them: tools and people know their shape.
+
+use crate::document::{Document, Metadata, ServiceSpec, WorkloadSpec};
+
+/// The host name of a Service.
+#[must_use]
+pub fn host(namespace: &str, service: &str) -> String {
+    format!("{service}.{namespace}.svc.cluster.local")
+}
+
+/// The outbound listener and the route configuration of a Service's port.
+#[must_use]
+pub fn outbound(namespace: &str, service: &str, port: u16) -> String {
+    format!("{}:{port}", host(namespace, service))
+}
+
+/// The cluster of a Service's port, and its endpoints.
+#[must_use]
+pub fn cluster(namespace: &str, service: &str, port: u16) -> String {
+    format!("outbound|{port}||{}", host(namespace, service))
+}
+
+/// The cluster of the local program.
+#[must_use]
+pub fn local(port: u16) -> String {
+    format!("inbound|{port}||")
+}
+
+/// The one inbound listener.
+pub const INBOUND: &str = "inbound";
+
+/// The server name that a sidecar sends for a Service's port; the inbound listener finds the program's port by it.
+#[must_use]
+pub fn sni(namespace: &str, service: &str, port: u16) -> String {
+    format!("outbound_.{port}_._.{}", host(namespace, service))
+}
+
+/// The identity of a service account.
+#[must_use]
+pub fn spiffe(trust_domain: &str, namespace: &str, account: &str) -> String {
+    format!("spiffe://{trust_domain}/ns/{namespace}/sa/{account}")
+}
+
+/// `app` of a workload: its label, or its name.
+#[must_use]
+pub fn app(workload: &Document<WorkloadSpec>) -> &str {
+    workload.metadata.labels.get("app").unwrap_or(&workload.metadata.name)
+}
+
+/// `version` of a workload: its label, or `latest` as in Istio.
+#[must_use]
+pub fn version(metadata: &Metadata) -> &str {
+    metadata.labels.get("version").map_or("latest", String::as_str)
+}
+
+pub(super) fn of(service: &Document<ServiceSpec>) -> (&str, &str) {
+    (&service.metadata.namespace, &service.metadata.name)
+}

@@ -1,0 +1,122 @@
+//! Small pieces of Envoy's API.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use remora_xds::any;
+use remora_xds::pb::envoy::config::core::v3::address::Address as AddressKind;
+use remora_xds::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
+use remora_xds::pb::envoy::config::core::v3::socket_address::PortSpecifier;
+use remora_xds::pb::envoy::config::core::v3::{
+    Address, AggregatedConfigSource, ApiVersion, ConfigSource, Metadata, Node, PathConfigSource,
+    SocketAddress,
+};
+use remora_xds::pb::google::protobuf::value::Kind;
+use remora_xds::pb::google::protobuf::{
+    BoolValue, Duration as PbDuration, ListValue, Struct, UInt32Value, Value,
+};
+
+use super::{Delivery, Mesh, names};
+use crate::files::FileKind;
+
+pub(super) use any::pack;
+
+pub(crate) fn address(at: SocketAddr) -> Address {
+    Address { address: Some(AddressKind::SocketAddress(socket(at.ip(), at.port()))) }
+}
+
+fn socket(ip: IpAddr, port: u16) -> SocketAddress {
+    SocketAddress {
+        address: ip.to_string(),
+        port_specifier: Some(PortSpecifier::PortValue(port.into())),
+        ..SocketAddress::default()
+    }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "every field that takes it is optional")]
+pub(super) fn seconds(seconds: u64) -> Option<PbDuration> {
+    Some(duration(Duration::from_secs(seconds)))
+}
+
+pub(super) fn duration(time: Duration) -> PbDuration {
+    // Both fit: documents hold at most 99,999 hours.
+    PbDuration {
+        seconds: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        nanos: time.subsec_nanos() as i32,
+    }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "every field that takes it is optional")]
+pub(super) const fn number(value: u32) -> Option<UInt32Value> {
+    Some(UInt32Value { value })
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "every field that takes it is optional")]
+pub(super) const fn flag(value: bool) -> Option<BoolValue> {
+    Some(BoolValue { value })
+}
+
+/// Where the sidecar gets resources of this kind.
+pub(crate) fn source(delivery: &Delivery, kind: FileKind) -> ConfigSource {
+    let specifier = match delivery {
+        Delivery::Ads => ConfigSourceSpecifier::Ads(AggregatedConfigSource {}),
+        Delivery::Files(folder) => ConfigSourceSpecifier::PathConfigSource(PathConfigSource {
+            path: format!("{folder}/{}", kind.name()),
+            ..PathConfigSource::default()
+        }),
+    };
+    ConfigSource {
+        resource_api_version: ApiVersion::V3.into(),
+        config_source_specifier: Some(specifier),
+        ..ConfigSource::default()
+    }
+}
+
+pub(super) fn text(value: impl Into<String>) -> Value {
+    Value { kind: Some(Kind::StringValue(value.into())) }
+}
+
+pub(super) fn object<const N: usize>(fields: [(&str, Value); N]) -> Struct {
+    Struct { fields: fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect() }
+}
+
+pub(super) fn list(values: Vec<Value>) -> Value {
+    Value { kind: Some(Kind::ListValue(ListValue { values })) }
+}
+
+pub(super) fn nested(object: Struct) -> Value {
+    Value { kind: Some(Kind::StructValue(object)) }
+}
+
+/// Filter metadata under `istio`, where Istio's control plane puts what metrics are labelled with.
+pub(super) fn istio<const N: usize>(fields: [(&str, Value); N]) -> Metadata {
+    Metadata {
+        filter_metadata: std::iter::once(("istio".to_owned(), object(fields))).collect(),
+        ..Metadata::default()
+    }
+}
+
+/// Who the sidecar says it is, with Istio's keys.
+pub(super) fn node(mesh: &Mesh<'_>) -> Node {
+    let metadata = &mesh.workload.metadata;
+    let (name, namespace, app) = (&metadata.name, &metadata.namespace, names::app(mesh.workload));
+    let version = names::version(metadata);
+    let principal = names::spiffe(&mesh.sidecar.trust_domain, namespace, &mesh.workload.spec.service_account);
+    Node {
+        id: format!(
+            "sidecar~{}~{name}.{namespace}~{namespace}.svc.cluster.local",
+            mesh.workload.spec.address
+        ),
+        cluster: format!("{app}.{namespace}"),
+        metadata: Some(object([
+            ("WORKLOAD_NAME", text(name)),
+            ("NAMESPACE", text(namespace)),
+            ("PRINCIPAL", text(principal)),
+            ("APP", text(app)),
+            ("VERSION", text(version)),
+            ("CANONICAL_SERVICE", text(app)),
+            ("CANONICAL_REVISION", text(version)),
+        ])),
+        ..Node::default()
+    }
+}

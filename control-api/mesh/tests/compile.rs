@@ -1,0 +1,249 @@
+//! Documents in, resources out: golden files, and Envoy's own rules for everything that comes out.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use remora_mesh::{Credentials, Delivery, Documents, Listening, Sidecar, compile, files};
+use remora_xds::Schema;
+
+const DEMO: &str = include_str!("../../../deploy/examples/demo.yaml");
+
+fn sidecar(workload: &str) -> Sidecar {
+    Sidecar {
+        namespace: "default".into(),
+        workload: workload.into(),
+        trust_domain: "mesh.test".into(),
+        credentials: Credentials {
+            certificate: "/certs/chain.pem".into(),
+            key: "/certs/key.pem".into(),
+            roots: "/certs/roots.pem".into(),
+        },
+        delivery: Delivery::Files("/run/mesh".into()),
+        listening: Listening::AsWritten,
+        admin: ([127, 0, 0, 1], 15_000).into(),
+    }
+}
+
+/// All files of a sidecar as one text, after Envoy's rules were checked.
+fn compiled(text: &str, workload: &str) -> String {
+    let documents = read(text).unwrap();
+    let resources = compile(&documents, &sidecar(workload)).unwrap();
+    let schema = Schema::load();
+    for (name, checked) in [
+        ("listeners", resources.listeners.iter().try_for_each(|r| schema.check(r, "listener"))),
+        ("routes", resources.routes.iter().try_for_each(|r| schema.check(r, "routes"))),
+        ("clusters", resources.clusters.iter().try_for_each(|r| schema.check(r, "cluster"))),
+        ("endpoints", resources.endpoints.iter().try_for_each(|r| schema.check(r, "endpoints"))),
+    ] {
+        assert!(checked.is_ok(), "{name}: {checked:?}");
+    }
+    let all = files(&schema, "/run/mesh", &resources);
+    all.iter().map(|f| format!("=== {}\n{}", f.name, f.text)).collect()
+}
+
+/// The part of [`compiled`] that is in one file.
+fn one_file(text: &str, workload: &str, file: &str) -> String {
+    let all = compiled(text, workload);
+    let found = all.split("=== ").find(|part| part.starts_with(file));
+    found.unwrap().split_once('\n').unwrap().1.to_owned()
+}
+
+fn read(text: &str) -> Result<Documents, String> {
+    let lines = |errors: Vec<remora_xds::diag::ConfigError>| {
+        errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    };
+    Documents::read([("mesh.yaml", text)]).map_err(lines)
+}
+
+#[test]
+fn a_workload_that_is_called_and_calls() {
+    insta::assert_snapshot!(compiled(DEMO, "shop-1"));
+}
+
+#[test]
+fn a_workload_that_only_calls_has_no_inbound_listener() {
+    let all = compiled(DEMO, "visitors");
+    assert!(!all.contains("name: inbound"), "{all}");
+    assert!(all.contains("outbound|8080||shop.default.svc.cluster.local"));
+    assert!(!all.contains("stock"), "what it does not call is not sent to it: {all}");
+}
+
+#[test]
+fn an_edit_of_the_split_changes_the_routes_and_nothing_else() {
+    let edited = DEMO.replace("weight: 90", "weight: 50").replace("weight: 10", "weight: 50");
+    let (before, after) = (compiled(DEMO, "shop-1"), compiled(&edited, "shop-1"));
+    for (before, after) in before.split("=== ").zip(after.split("=== ")) {
+        assert_eq!(before == after, !before.starts_with("routes.yaml"), "{before}");
+    }
+    for workload in ["visitors", "stock-1", "stock-2"] {
+        assert_eq!(compiled(DEMO, workload), compiled(&edited, workload), "{workload}");
+    }
+}
+
+const SERVICES: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: a}
+spec: {selector: {app: a}, ports: [{name: http, port: 8080}, {name: grpc-api, port: 9090}, {name: db, port: 5432}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: b}
+spec: {selector: {app: b}, ports: [{port: 8081, appProtocol: http}]}
+---
+apiVersion: remora.dev/v1alpha1
+kind: Workload
+metadata: {name: a-1, labels: {app: a, version: v7}}
+spec: {address: 10.0.0.1, ports: [{port: 8080}, {port: 9090}, {port: 5432}]}
+---
+apiVersion: remora.dev/v1alpha1
+kind: Workload
+metadata: {name: b-1, labels: {app: b}}
+spec: {address: 10.0.0.2, inboundPort: 16006, serviceAccount: b, ports: [{port: 8081}]}
+";
+
+#[test]
+fn http_grpc_and_tcp_ports_of_one_program() {
+    insta::assert_snapshot!(one_file(SERVICES, "a-1", "listeners.yaml"));
+}
+
+#[test]
+fn callers_of_http_grpc_and_tcp() {
+    insta::assert_snapshot!(one_file(SERVICES, "b-1", "clusters.yaml"));
+}
+
+#[test]
+fn every_part_of_a_route() {
+    let route = "---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: r}
+spec:
+  parentRefs: [{kind: Service, name: b, port: 8081}]
+  rules:
+  - backendRefs: [{name: b, port: 8081}]
+  - matches:
+    - path: {value: /cart/}
+      method: POST
+      headers: [{name: x-user, value: anna}, {name: x-tier, type: RegularExpression, value: 'gold|silver'}]
+      queryParams: [{name: debug, value: '1'}]
+    - path: {type: RegularExpression, value: '/v[0-9]+/.*'}
+    filters:
+    - type: RequestHeaderModifier
+      requestHeaderModifier: {set: [{name: x-a, value: '100%'}], add: [{name: x-b, value: '2'}], remove: [x-c]}
+    backendRefs:
+    - {name: a, port: 8080, weight: 3, filters: [{type: RequestHeaderModifier, requestHeaderModifier: {remove: [x-d]}}]}
+    - {name: b, port: 8081, weight: 0}
+    timeouts: {request: 2s, backendRequest: 500ms}
+  - matches: [{path: {value: /old}}]
+    filters: [{type: URLRewrite, urlRewrite: {hostname: new.test, path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}}]
+    backendRefs: [{name: b, port: 8081}]
+  - matches: [{path: {type: Exact, value: /gone}}]
+    filters:
+    - type: RequestRedirect
+      requestRedirect: {scheme: https, hostname: x.test, path: {type: ReplaceFullPath, replaceFullPath: /new}, statusCode: 301}
+  - matches: [{path: {value: /nowhere}}]
+---
+apiVersion: remora.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: p}
+spec:
+  targetRefs: [{name: b}]
+  retries: {on: [5xx], statusCodes: [429], num: 4, perTry: 1s, budget: {percent: 30, minConcurrency: 1}}
+  timeouts: {request: 9s, idle: 1m, connect: 250ms}
+  connections: {maxConnections: 7, maxPendingRequests: 8, maxRequests: 9}
+  loadBalancing: RoundRobin
+";
+    let text = format!("{SERVICES}{route}");
+    insta::assert_snapshot!("every_part_of_a_route", one_file(&text, "a-1", "routes.yaml"));
+    insta::assert_snapshot!("a_traffic_policy", one_file(&text, "a-1", "clusters.yaml"));
+}
+
+#[test]
+fn mistakes_have_line_field_and_fix() {
+    let unreadable = "apiVersion: v1
+kind: Service
+metadata: {name: x}
+spec:
+  ports:
+  - {name: http, port: 80800}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: y}
+spec:
+  port: 8080
+---
+apiVersion: remora.dev/v1alpha1
+kind: Trafficpolicy
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: z}
+spec:
+  parentRefs: [{kind: Service, name: x}]
+  rules:
+  - timeouts: {request: 1.5s}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: z}
+spec:
+  parentRefs: [{kind: Service, name: x}]
+  rules: [{filters: [{type: RequestMirror}]}]
+";
+    insta::assert_snapshot!("unreadable", read(unreadable).unwrap_err());
+    let wrong = "---
+apiVersion: v1
+kind: Service
+metadata: {name: a}
+spec: {ports: []}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: r}
+spec:
+  parentRefs: [{name: a}, {kind: Service, name: c}]
+  rules:
+  - matches: [{path: {type: Exact, value: x}}]
+    filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replaceFullPath: /x}}}]
+    backendRefs: [{name: bb, port: 1}, {name: b, port: 1}]
+    timeouts: {request: 1s, backendRequest: 2s}
+---
+apiVersion: remora.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: p}
+spec:
+  targetRefs: [{name: b}]
+  retries: {on: [conect-failure], statusCodes: [200], budget: {percent: 101}}
+---
+apiVersion: remora.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: q}
+spec: {targetRefs: [{name: b}]}
+---
+apiVersion: remora.dev/v1alpha1
+kind: Workload
+metadata: {name: W}
+spec: {address: 10.0.0.9, ports: [{port: 8081}], egress: [{service: b}, {service: a, port: 1}]}
+";
+    insta::assert_snapshot!("wrong", read(&format!("{SERVICES}{wrong}")).unwrap_err());
+}
+
+#[test]
+fn a_route_that_nothing_was_said_of_is_the_newest_and_the_longest_prefix_holds() {
+    let route = |name: &str, time: &str, path: &str| {
+        format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}{time}}}\nspec:\n  \
+             parentRefs: [{{kind: Service, name: b}}]\n  rules: [{{matches: [{{path: {{value: {path}}}}}], backendRefs: [{{name: b, port: 8081}}]}}]\n"
+        )
+    };
+    let text = [
+        SERVICES.to_owned(),
+        route("a-new", "", "/x"),
+        route("b-old", ", creationTimestamp: '2026-01-01T00:00:00Z'", "/x"),
+        route("c-long", "", "/x/y"),
+    ]
+    .concat();
+    let routes = one_file(&text, "a-1", "routes.yaml");
+    let at = |name: &str| routes.find(&format!("default.{name}.0")).unwrap();
+    assert!(at("c-long") < at("b-old") && at("b-old") < at("a-new"), "{routes}");
+}
