@@ -55,6 +55,10 @@ async fn check(case: &Case, plan: &Plan, fixture: &Fixture) -> anyhow::Result<Ve
         let drift = compare_same(&case.expected()?, &seen);
         wrong.extend(drift.into_iter().map(|d| format!("Envoy is not as recorded: {d}")));
     }
+    if !case.requests.refused.is_empty() && !plan.same {
+        wrong.extend(refusal(case, plan, fixture).await);
+        return Ok(wrong);
+    }
     let (seen, broken) = observe(case, &plan.remora, fixture).await.context("Remora")?;
     wrong.extend(broken.into_iter().map(|b| format!("Remora: {b}")));
     let expected = case.expected()?;
@@ -62,6 +66,18 @@ async fn check(case: &Case, plan: &Plan, fixture: &Fixture) -> anyhow::Result<Ve
         if plan.same { compare_same(&expected, &seen) } else { compare(case, &expected, &seen) };
     wrong.extend(differences.into_iter().map(|d| format!("Remora: {d}")));
     Ok(wrong)
+}
+
+/// A file with unsupported fields must not be run without them.
+async fn refusal(case: &Case, plan: &Plan, fixture: &Fixture) -> Vec<String> {
+    match observe(case, &plan.remora, fixture).await {
+        Ok(_) => vec!["Remora: runs a file that it should refuse: is the case supported now?".into()],
+        Err(error) => {
+            let text = format!("{error:#}");
+            let missing = case.requests.refused.iter().filter(|field| !text.contains(*field));
+            missing.map(|field| format!("Remora: does not refuse {field}: {text}")).collect()
+        }
+    }
 }
 
 fn plan() -> Plan {
@@ -133,6 +149,9 @@ fn every_difference_is_explained() {
     for case in &cases {
         for patch in case.requests.requests.iter().filter_map(|r| r.differs.as_ref()) {
             used.insert((patch.id.clone(), case.name.clone()));
+        }
+        if !case.requests.refused.is_empty() {
+            used.insert(("unsupported-fields-refused".into(), case.name.clone()));
         }
     }
     let ids: Vec<&String> = table.iter().map(|(id, _)| id).collect();

@@ -213,6 +213,10 @@ fn rewrite(
     }
     if let Some(host) = host {
         set_host(ctx, action, host);
+        if target.host.is_some() {
+            // As in Envoy, for a weighted cluster's own host.
+            ctx.head.headers.remove(&ORIGINAL_HOST);
+        }
     }
     Ok(())
 }
@@ -222,10 +226,20 @@ pub(super) fn set_host(ctx: &mut RequestCtx, action: &RouteAction, host: http::u
     let old = ctx.head.authority.replace(host);
     let Some(old) = old.and_then(|old| HeaderValue::from_str(old.as_str()).ok()) else { return };
     if action.append_x_forwarded_host {
-        ctx.head.headers.append(X_FORWARDED_HOST.clone(), old.clone());
+        append_host(&mut ctx.head.headers, &old);
     }
     if !ctx.http.suppress_envoy_headers {
         ctx.head.headers.insert(ORIGINAL_HOST.clone(), old);
+    }
+}
+
+/// Appends to `x-forwarded-host`, unless the host is the last one there.
+fn append_host(headers: &mut http::HeaderMap, host: &HeaderValue) {
+    headers::join_lines(headers, &X_FORWARDED_HOST);
+    let list = headers.get(&X_FORWARDED_HOST).map(HeaderValue::as_bytes).unwrap_or_default();
+    let last = list.rsplit(|b| *b == b',').next().unwrap_or_default().trim_ascii();
+    if last != host.as_bytes() {
+        headers::append_list(headers, &X_FORWARDED_HOST, b",", host.as_bytes());
     }
 }
 
@@ -244,7 +258,8 @@ fn finish(ctx: &mut RequestCtx, response: &mut Response, action: &RouteAction, h
     let taken = ctx.start.elapsed();
     ctx.answered = Some(taken);
     let headers = &mut response.head.headers;
-    if !http.suppress_envoy_headers && ctx.upgrade.is_none() {
+    // An answer that overtook its request tells nothing about the endpoint's speed.
+    if !http.suppress_envoy_headers && ctx.upgrade.is_none() && ctx.progress.done.get() {
         let millis = u64::try_from(taken.as_millis()).unwrap_or(u64::MAX);
         headers.insert(SERVICE_TIME.clone(), HeaderValue::from(millis));
     }

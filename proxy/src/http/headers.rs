@@ -152,7 +152,7 @@ fn own_identity(downstream: &Downstream) -> Option<Box<str>> {
 }
 
 /// Joins the lines of a list header into one, as Envoy does with those it knows.
-fn join_lines(headers: &mut HeaderMap, name: &HeaderName) {
+pub(super) fn join_lines(headers: &mut HeaderMap, name: &HeaderName) {
     let mut lines = headers.get_all(name).iter();
     if lines.nth(1).is_none() {
         return;
@@ -249,7 +249,7 @@ fn new_request_id(rng: &mut fastrand::Rng) -> HeaderValue {
 }
 
 /// Appends to a comma-separated header.
-fn append_list(headers: &mut HeaderMap, name: &HeaderName, comma: &[u8], item: &[u8]) {
+pub(super) fn append_list(headers: &mut HeaderMap, name: &HeaderName, comma: &[u8], item: &[u8]) {
     let old = headers.get(name).map(HeaderValue::as_bytes).unwrap_or_default();
     let sep: &[u8] = if old.is_empty() { b"" } else { comma };
     if let Ok(value) = HeaderValue::from_bytes(&[old, sep, item].concat()) {
@@ -279,6 +279,9 @@ fn strip_trailing_dot(head: &mut RequestHead) {
 
 /// Applies the listener's rules to a response head.
 pub fn finish_response(head: &mut ResponseHead, http: &HttpSpec, date: &HeaderValue) {
+    if !head.headers.contains_key(header::DATE) {
+        head.headers.insert(header::DATE, date.clone());
+    }
     match &http.server_header {
         ServerHeader::Overwrite(value) => {
             head.headers.insert(header::SERVER, value.clone());
@@ -289,9 +292,6 @@ pub fn finish_response(head: &mut ResponseHead, http: &HttpSpec, date: &HeaderVa
             }
         }
         ServerHeader::PassThrough => {}
-    }
-    if !head.headers.contains_key(header::DATE) {
-        head.headers.insert(header::DATE, date.clone());
     }
     if let Some(via) = &http.via {
         append_list(&mut head.headers, &header::VIA, b", ", via.as_bytes());

@@ -106,6 +106,8 @@ fn decode(path: &[u8], rules: PathRules) -> Result<(Vec<u8>, bool), Reason> {
                 out.push(b'/');
                 slashes = true;
             }
+            // KEEP_UNCHANGED: to the letter.
+            b'/' | b'\\' => out.extend_from_slice(&[b'%', high, low]),
             c if rules.normalize && (c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.' | b'_' | b'~')) => {
                 out.push(c)
             }

@@ -13,6 +13,10 @@ pub struct Requests {
     /// Whether the access log's lines are compared.
     #[serde(default)]
     pub log: bool,
+    /// Paths of fields outside of the supported subset: Remora refuses the file and names each of them. The requests are
+    /// for Envoy alone.
+    #[serde(default)]
+    pub refused: Vec<String>,
     /// The requests, sent one after the other.
     pub requests: Vec<RequestSpec>,
 }

@@ -40,7 +40,8 @@ fn as_remora(envoy: &Outcome) -> Outcome {
 }
 
 /// What of a failure's answer is not compared.
-const FAILURE_TEXT: [&str; 4] = ["content-length", "content-type", "grpc-message", "x-remora-reason"];
+const FAILURE_TEXT: [&str; 5] =
+    ["content-length", "content-type", "grpc-message", "transfer-encoding", "x-remora-reason"];
 
 fn strip_failure(outcome: &mut Outcome) {
     outcome.headers = without(&outcome.headers, &FAILURE_TEXT);

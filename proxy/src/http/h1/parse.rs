@@ -85,8 +85,14 @@ fn spans(base: &[u8], headers: &[httparse::Header<'_>]) -> Spans {
     headers.iter().map(|h| Span { name: at(h.name.as_bytes()), value: at(h.value) }).collect()
 }
 
-const fn head_error(error: httparse::Error) -> Reason {
+fn head_error(error: httparse::Error, head: &[u8]) -> Reason {
     match error {
+        // Three words, of which the last is no version at all.
+        httparse::Error::Version
+            if !head.splitn(3, |b| *b == b' ').nth(2).is_some_and(|v| v.starts_with(b"HTTP/")) =>
+        {
+            Reason::Malformed
+        }
         httparse::Error::TooManyHeaders => Reason::HeadersTooLarge,
         httparse::Error::Version => Reason::UnsupportedVersion,
         httparse::Error::HeaderName | httparse::Error::HeaderValue => Reason::BadHeader,
@@ -108,21 +114,22 @@ pub fn parse_request(buf: &mut BytesMut, rules: &RequestRules) -> Result<Option<
     let mut storage = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let limit = rules.max_headers.min(MAX_HEADERS);
     let mut request = httparse::Request::new(&mut []);
-    let (length, method, target, version, found) =
-        match request.parse_with_uninit_headers(buf, &mut storage[..limit]).map_err(head_error)? {
-            httparse::Status::Partial if buf.len() >= rules.max_bytes => return Err(Reason::HeadersTooLarge),
-            httparse::Status::Partial => return Ok(None),
-            httparse::Status::Complete(length) => {
-                let (Some(method), Some(target), Some(version)) =
-                    (request.method, request.path, request.version)
-                else {
-                    return Err(Reason::Malformed);
-                };
-                let target_at = (target.as_ptr() as usize - buf.as_ptr() as usize, target.len());
-                let method = Method::from_bytes(method.as_bytes()).map_err(|_| Reason::Malformed)?;
-                (length, method, target_at, version, spans(buf, request.headers))
-            }
-        };
+    let (length, method, target, version, found) = match request
+        .parse_with_uninit_headers(buf, &mut storage[..limit])
+        .map_err(|e| head_error(e, buf))?
+    {
+        httparse::Status::Partial if buf.len() >= rules.max_bytes => return Err(Reason::HeadersTooLarge),
+        httparse::Status::Partial => return Ok(None),
+        httparse::Status::Complete(length) => {
+            let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version)
+            else {
+                return Err(Reason::Malformed);
+            };
+            let target_at = (target.as_ptr() as usize - buf.as_ptr() as usize, target.len());
+            let method = Method::from_bytes(method.as_bytes()).map_err(|_| Reason::Malformed)?;
+            (length, method, target_at, version, spans(buf, request.headers))
+        }
+    };
     if length > rules.max_bytes {
         return Err(Reason::HeadersTooLarge);
     }

@@ -351,6 +351,8 @@ impl Stream {
             Err(PumpError::Sink) => (pump.sent(), Some(Reason::DownstreamGone)),
             Err(PumpError::Source(reason)) => {
                 if !(grpc && pump.end_with_grpc(reason)) {
+                    // A reset drops what is queued: what came so far leaves first.
+                    tokio::task::yield_now().await;
                     pump.reset(h2::Reason::INTERNAL_ERROR);
                 }
                 (pump.sent(), Some(reason))
