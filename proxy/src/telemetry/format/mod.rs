@@ -2,7 +2,7 @@
 //! reuses, without allocation.
 //!
 //! The same compiler serves access logs (text and JSON) and header values with operators; the latter render from a
-//! record that is only partly filled in. Operators: Envoy's `usage.rst`, of which [`FIELDS`] and [`parse`] hold the
+//! record that is only partly filled in. Operators: Envoy's `usage.rst`, of which the module `fields` and `parse` hold the
 //! supported ones; any other is refused by name. Remora's own are `%REMORA_REASON%` (reason id) and
 //! `%REMORA_PARTY%` (who ended the request).
 

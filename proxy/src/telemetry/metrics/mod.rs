@@ -1,6 +1,6 @@
 //! Metrics without locks or shared cache lines on the request path.
 //!
-//! A series has one [`Shard`](shard::Shard) for each worker: counters that only this worker writes, with plain loads
+//! A series has one `Shard` for each worker: counters that only this worker writes, with plain loads
 //! and stores. A worker finds the shard of a request in its own map by a small key; only a key that is new there
 //! takes the registry's lock. A scrape, on another thread, adds the shards up.
 //!
