@@ -127,6 +127,8 @@ reasons! {
     HeadersTimeout = "request_headers_timeout", 408, DeadlineExceeded, "DPE", Downstream;
     /// The whole request did not arrive in time.
     RequestTimeout = "request_timeout", 408, DeadlineExceeded, "DT", Downstream;
+    /// Nothing more of the request came for the stream idle timeout.
+    RequestIdle = "request_idle_timeout", 408, DeadlineExceeded, "SI", Downstream;
     /// Nothing moved on the stream for the idle timeout.
     StreamIdle = "stream_idle_timeout", 504, Unavailable, "SI", Downstream;
     /// The peer sent more control frames, resets or errors than a well-behaved peer would.
@@ -182,6 +184,12 @@ reasons! {
 }
 
 impl Reason {
+    /// What the stream idle timeout means: the client stopped sending, or nobody answers (Envoy's 408 and 504).
+    #[must_use]
+    pub const fn idle(request_complete: bool) -> Self {
+        if request_complete { Self::StreamIdle } else { Self::RequestIdle }
+    }
+
     /// The request was certainly not processed by an endpoint, so that it may be tried again whatever its method.
     #[must_use]
     pub const fn never_processed(self) -> bool {

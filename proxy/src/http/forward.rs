@@ -68,7 +68,8 @@ pub async fn forward(
     headers::remove_steering(&mut ctx.head.headers);
     add_timeout_header(ctx, &limits, http);
     let mut deadline = std::mem::take(&mut ctx.deadline);
-    if let Some(limit) = limits.stream {
+    // The route's limit and the cluster's (`HttpProtocolOptions.max_stream_duration`): the earlier one ends the stream.
+    for limit in [limits.stream, cluster.spec().http.max_stream_duration].into_iter().flatten() {
         deadline.limit(ctx.start + limit, Reason::MaxDuration);
     }
     let progress = std::rc::Rc::clone(&ctx.progress);
@@ -98,7 +99,7 @@ pub async fn forward(
                     pause.moved();
                 }
                 if pause.poll(cx).is_ready() {
-                    return Poll::Ready(Err(Reason::StreamIdle));
+                    return Poll::Ready(Err(Reason::idle(progress.done.get())));
                 }
             }
             deadline.poll(cx).map(Err)

@@ -302,7 +302,7 @@ impl Session {
                 {
                     return Poll::Ready(Err(Reason::RequestTimeout));
                 }
-                watchdog.poll(cx, || progress.bytes.get()).map(|()| Err(Reason::StreamIdle))
+                watchdog.poll(cx, || progress.bytes.get()).map(|()| Err(Reason::idle(progress.done.get())))
             })
             .await
         };
