@@ -110,13 +110,14 @@ async fn send(
         UpstreamProtocol::Downstream => ctx.head.version == Version::HTTP_2,
         // By ALPN, which only TLS has.
         UpstreamProtocol::Auto => {
-            spec.tls.is_some() && pool.speaks_h2(attempt.cluster, priority).await.map_err(nothing)?
+            spec.tls.is_some()
+                && Box::pin(pool.speaks_h2(attempt.cluster, priority)).await.map_err(nothing)?
         }
     };
     if http2 {
         let (sender, slot) = pool.h2(attempt.cluster, priority, attempt.fresh).await.map_err(nothing)?;
         // A peer without RFC 8441 gets its upgrades over HTTP/1.
-        if ctx.upgrade.is_none() || h2::takes_upgrades(&sender).await {
+        if ctx.upgrade.is_none() || Box::pin(h2::takes_upgrades(&sender)).await {
             return h2::send(sender, slot, &ctx.head, body, &options).await;
         }
     }

@@ -1,6 +1,5 @@
 //! One request, from its first byte to the end of its answer: what it is, what was decided, and the record of it.
 
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -8,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use super::body::BodyProgress;
 use super::downstream::Downstream;
@@ -26,6 +25,7 @@ use crate::tls::TlsSession;
 use crate::upstream::cluster::{Cluster, ClusterPermit};
 use crate::upstream::endpoint::ActiveRequest;
 use crate::worker::Pinned;
+use crate::worker::timer::Timer;
 
 /// See the module.
 #[derive(Debug)]
@@ -255,7 +255,7 @@ impl Drop for RequestCtx {
 #[derive(Debug, Default)]
 pub struct Deadline {
     limit: Option<(Instant, Reason)>,
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Option<Timer>,
 }
 
 impl Deadline {
@@ -275,8 +275,7 @@ impl Deadline {
     /// Ready when the limit is over.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
         let Some((at, reason)) = self.limit else { return Poll::Pending };
-        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
-        timer.as_mut().poll(cx).map(|()| reason)
+        self.timer.get_or_insert_with(|| Timer::at(at)).poll(cx).map(|()| reason)
     }
 
     /// Time left, when there is a limit.

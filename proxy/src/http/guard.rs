@@ -1,8 +1,6 @@
 //! The body of an answer under the time limits of its request: a route's timeout and idle timeout go on after the head.
 
 use std::cell::OnceCell;
-use std::future::Future as _;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -10,11 +8,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Frame;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use super::body::Body;
 use super::context::Deadline;
 use crate::error::Reason;
+use crate::worker::timer::Timer;
 
 /// See the module.
 #[derive(Debug)]
@@ -73,7 +72,7 @@ impl GuardedBody {
 #[derive(Debug)]
 pub struct Idle {
     limit: Duration,
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Option<Timer>,
 }
 
 impl Idle {
@@ -86,14 +85,14 @@ impl Idle {
     /// The pause is over.
     pub fn moved(&mut self) {
         if let Some(timer) = &mut self.timer {
-            timer.as_mut().reset(Instant::now() + self.limit);
+            timer.reset(Instant::now() + self.limit);
         }
     }
 
     /// Ready when the pause was too long.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let limit = self.limit;
-        self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit))).as_mut().poll(cx)
+        self.timer.get_or_insert_with(|| Timer::after(limit)).poll(cx)
     }
 }
 

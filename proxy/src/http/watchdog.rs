@@ -1,17 +1,18 @@
 //! The stream idle timeout without a timer per request: one timer per connection looks every quarter of the timeout
 //! whether a counter moved.
 
-use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
+
+use crate::worker::timer::Timer;
 
 /// See the module.
 #[derive(Debug)]
 pub struct Watchdog {
     tick: Duration,
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Option<Timer>,
     seen: u64,
     still: u8,
 }
@@ -21,7 +22,7 @@ impl Watchdog {
     #[must_use]
     pub fn new(timeout: Option<Duration>) -> Self {
         let tick = timeout.map_or(Duration::MAX, |t| t / 4);
-        Self { tick, timer: timeout.map(|_| Box::pin(tokio::time::sleep(tick))), seen: 0, still: 0 }
+        Self { tick, timer: timeout.map(|_| Timer::after(tick)), seen: 0, still: 0 }
     }
 
     /// A new stream starts: what came before does not count.
@@ -33,14 +34,14 @@ impl Watchdog {
     /// Ready when `moved` stood still for the timeout.
     pub fn poll(&mut self, cx: &mut Context<'_>, moved: impl Fn() -> u64) -> Poll<()> {
         let Some(timer) = &mut self.timer else { return Poll::Pending };
-        while timer.as_mut().poll(cx).is_ready() {
+        while timer.poll(cx).is_ready() {
             let now = moved();
             self.still = if now == self.seen { self.still + 1 } else { 0 };
             self.seen = now;
             if self.still >= 4 {
                 return Poll::Ready(());
             }
-            timer.as_mut().reset(Instant::now() + self.tick);
+            timer.reset(Instant::now() + self.tick);
         }
         Poll::Pending
     }

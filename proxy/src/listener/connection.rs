@@ -16,7 +16,7 @@ use super::original_dst::{Kernel, OriginalDst, canonical};
 use crate::config::spec::{Codec, FilterChain, HttpSpec, ListenerSpec, NetworkFilter};
 use crate::http::downstream::Downstream;
 use crate::http::{h1, h2};
-use crate::io::{Io, Rewound};
+use crate::io::{Io, ReadAhead, Rewound};
 use crate::tcp_proxy;
 use crate::telemetry::metrics::Refusal;
 use crate::tls::TlsSession;
@@ -153,7 +153,9 @@ async fn secure(
     read: BytesMut,
 ) -> Result<(Io, BytesMut, Option<TlsSession>), Refusal> {
     let Some(tls) = &chain.tls else { return Ok((Io::Tcp(stream), read, None)) };
-    match within(chain.tls_timeout, tls.accept(stream, &read)).await {
+    // Boxed: a handshake is large and short, and the connection's future would stay as large as it.
+    let handshake = tls.accept(ReadAhead::new(stream), &read);
+    match Box::pin(within(chain.tls_timeout, handshake)).await {
         Some(Ok((stream, session))) => Ok((Io::Tls(Box::new(stream.into())), BytesMut::new(), Some(session))),
         Some(Err(error)) => {
             tracing::debug!(chain = &*chain.name, %error, "downstream TLS");
@@ -168,7 +170,7 @@ async fn serve_http(mut io: Io, mut read: BytesMut, downstream: Rc<Downstream>, 
         Codec::Http1 => false,
         Codec::Http2 => match sniff_http2(&mut io, &mut read, &downstream, &http).await {
             Some(true) => true,
-            Some(false) => return h2::server::refuse_preface(io).await,
+            Some(false) => return Box::pin(h2::server::refuse_preface(io)).await,
             None => return,
         },
         Codec::Auto => match downstream.tls.as_ref().and_then(|t| t.alpn.as_deref()) {

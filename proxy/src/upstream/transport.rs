@@ -7,7 +7,7 @@ use super::cluster::Cluster;
 use super::connect::{self, ConnectError};
 use super::endpoint::Endpoint;
 use crate::error::Reason;
-use crate::io::Io;
+use crate::io::{Io, ReadAhead};
 use crate::tls::client::{AlpnOffer, Target};
 
 /// Which protocol the connection is for.
@@ -54,7 +54,7 @@ pub async fn connect(cluster: &Cluster, endpoint: &Endpoint, alpn: Alpn) -> Resu
         };
         let target =
             Target { host: endpoint.spec.hostname.as_deref(), ..Target::new(endpoint.spec.address, offer) };
-        match tls.connect(tcp, target).await {
+        match tls.connect(ReadAhead::new(tcp), target).await {
             Ok((stream, session)) => {
                 Ok(Connected { io: Io::Tls(Box::new(stream.into())), local, is_h2: session.is_h2() })
             }

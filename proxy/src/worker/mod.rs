@@ -4,6 +4,7 @@
 pub mod drain;
 pub mod run;
 pub mod telemetry;
+pub mod timer;
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;

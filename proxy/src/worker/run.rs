@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::Worker;
+use super::timer::Ticker;
 use crate::listener::accept;
 
 /// What the control runtime tells a worker.
@@ -33,6 +34,7 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
     let mut listeners: HashMap<Arc<str>, Vec<watch::Sender<bool>>> = HashMap::new();
     let logs = worker.logs().clone();
     tokio::task::spawn_local(async move { logs.run_flusher().await });
+    tokio::task::spawn_local(Ticker::install().run());
     while let Some(command) = commands.recv().await {
         match command {
             Command::Listen(name, socket) => match tokio::net::TcpListener::from_std(socket) {

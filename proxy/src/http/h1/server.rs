@@ -1,7 +1,7 @@
 //! Serves one HTTP/1 connection: heads in, pipeline, responses out, one request after the other.
 
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use http::uri::Scheme;
 use http::{HeaderValue, Method, StatusCode, Version};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use super::conn::{self, Conn, SharedConn};
 use super::decode::Decoder;
@@ -32,6 +32,7 @@ use crate::http::tunnel::Tunnel;
 use crate::http::watchdog::Watchdog;
 use crate::io::Io;
 use crate::worker::drain::Registration;
+use crate::worker::timer::Timer;
 
 /// Pipelined requests are read ahead up to this size while one is being served.
 const READ_AHEAD: usize = 16 * 1024;
@@ -44,7 +45,7 @@ pub async fn serve(io: Io, read: BytesMut, downstream: Rc<Downstream>, http: Arc
     let mut session = Session {
         rules: rules(&http, downstream.is_secure()),
         watchdog: Watchdog::new(http.stream_idle_timeout),
-        timer: Box::pin(tokio::time::sleep(Duration::from_secs(3600))),
+        timer: Timer::after(Duration::from_secs(3600)),
         conn: Conn::shared(io, read),
         opened: Instant::now(),
         requests: 0,
@@ -92,7 +93,7 @@ struct Session {
     opened: Instant,
     requests: u32,
     progress: Rc<BodyProgress>,
-    timer: Pin<Box<Sleep>>,
+    timer: Timer,
     watchdog: Watchdog,
     drain: Registration,
 }
@@ -120,7 +121,7 @@ impl Session {
                 Ok(Some(parsed)) => parsed,
                 Ok(None) => return false,
                 Err(reason) => {
-                    self.refuse(reason).await;
+                    Box::pin(self.refuse(reason)).await;
                     return true;
                 }
             };
@@ -128,7 +129,7 @@ impl Session {
                 Next::KeepAlive => {}
                 Next::Close { linger } => return linger,
                 Next::Tunnel(upgraded, ctx) => {
-                    self.tunnel(*upgraded, *ctx).await;
+                    Box::pin(self.tunnel(*upgraded, *ctx)).await;
                     return false;
                 }
             }
@@ -174,7 +175,7 @@ impl Session {
         let deadline = limit.map_or(far, |limit| first_byte.unwrap_or_else(Instant::now) + limit);
         let (conn, timer, drain) = (&self.conn, &mut self.timer, &self.drain);
         let window = self.http.drain_timeout;
-        timer.as_mut().reset(deadline);
+        timer.reset(deadline);
         poll_fn(|cx| {
             match conn.borrow_mut().poll_fill(cx) {
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Wait::Closed),
@@ -185,9 +186,9 @@ impl Session {
                 && let Some(since) = drain.poll_draining(cx)
                 && since + window < timer.deadline()
             {
-                timer.as_mut().reset(since + window);
+                timer.reset(since + window);
             }
-            timer.as_mut().poll(cx).map(|()| Wait::Timeout)
+            timer.poll(cx).map(|()| Wait::Timeout)
         })
         .await
     }
@@ -225,7 +226,7 @@ impl Session {
             return Next::Close { linger: false };
         };
         if let Some(upgraded) = response.upgraded.take() {
-            return self.switch(response, upgraded, ctx).await;
+            return Box::pin(self.switch(response, upgraded, ctx)).await;
         }
         // An endpoint refused the upgrade: what the client sends now may already be the other protocol.
         let keep_alive =
@@ -283,7 +284,7 @@ impl Session {
             (Rc::clone(&self.conn), Rc::clone(&self.progress), &mut self.watchdog);
         watchdog.start();
         let mut whole = self.http.request_timeout.filter(|_| !progress.done.get()).map(|limit| {
-            self.timer.as_mut().reset(Instant::now() + limit);
+            self.timer.reset(Instant::now() + limit);
             &mut self.timer
         });
         let outcome = {
@@ -298,7 +299,7 @@ impl Session {
                 // `request_timeout` is for the whole request, until its last byte.
                 if !progress.done.get()
                     && let Some(timer) = &mut whole
-                    && timer.as_mut().poll(cx).is_ready()
+                    && timer.poll(cx).is_ready()
                 {
                     return Poll::Ready(Err(Reason::RequestTimeout));
                 }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use http::{HeaderValue, Request, StatusCode, Uri, Version};
 
+use super::cork::Cork;
 use super::tunnel::H2Tunnel;
 use crate::config::spec::{Http2Keepalive, Http2Spec};
 use crate::error::Reason;
@@ -32,16 +33,17 @@ pub async fn handshake(
     io: Io,
     spec: &Http2Spec,
 ) -> Result<(SendRequest<Bytes>, impl Future<Output = ()> + use<>), Reason> {
-    let (sender, mut connection) = h2::client::Builder::new()
+    let (io, uncork) = Cork::new(io);
+    let mut builder = h2::client::Builder::new();
+    builder
         .initial_window_size(spec.stream_window)
         .initial_connection_window_size(spec.connection_window)
         .header_table_size(spec.hpack_table)
         .max_header_list_size(MAX_HEADER_LIST)
         .max_send_buffer_size(256 * 1024)
-        .enable_push(false)
-        .handshake::<_, Bytes>(io)
-        .await
-        .map_err(|_| Reason::ConnectFailure)?;
+        .enable_push(false);
+    let handshake = uncork.around(builder.handshake::<_, Bytes>(io)).await;
+    let (sender, mut connection) = handshake.map_err(|_| Reason::ConnectFailure)?;
     let pings = spec.keepalive.and_then(|k| connection.ping_pong().map(|p| (k, p)));
     let driver = async move {
         let alive = async {
@@ -52,7 +54,7 @@ pub async fn handshake(
         };
         tokio::select! {
             // Streams carry the error to whoever waits on them.
-            _ = connection => {}
+            _ = uncork.around(connection) => {}
             () = alive => {}
         }
     };
@@ -89,7 +91,7 @@ pub async fn send(
         }
     };
     if options.upgrade.is_some() {
-        return connect(sender, slot, head, options).await;
+        return Box::pin(connect(sender, slot, head, options)).await;
     }
     let end_stream = body.is_end();
     let request = build(head, options).map_err(|reason| Failed::new(reason, Sent::Nothing))?;

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod convert;
+pub mod cork;
 pub mod guard;
 pub mod server;
 pub mod tunnel;

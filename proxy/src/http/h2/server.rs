@@ -12,9 +12,10 @@ use h2::RecvStream;
 use h2::server::{Connection, SendResponse};
 use http::Request;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use super::convert::{self, Converted, Refused};
+use super::cork::{Cork, Uncork};
 use super::guard::{Flooded, GOAWAY_GRACE, Guard};
 use super::tunnel::H2Tunnel;
 use crate::config::spec::{Http2Keepalive, HttpSpec};
@@ -29,6 +30,7 @@ use crate::http::pump::{H2Pump, PumpError};
 use crate::http::response::{Response, Upgraded};
 use crate::http::watchdog::Watchdog;
 use crate::worker::drain::Registration;
+use crate::worker::timer::Timer;
 
 /// Serves `io` until the peer or the drain ends it.
 pub async fn serve<T: AsyncRead + AsyncWrite + Unpin>(
@@ -36,8 +38,9 @@ pub async fn serve<T: AsyncRead + AsyncWrite + Unpin>(
     downstream: Rc<Downstream>,
     http: Arc<HttpSpec>,
 ) {
+    let (io, uncork) = Cork::new(io);
     let (io, flooded) = Guard::new(io);
-    let handshake = builder(&http).handshake::<_, Bytes>(io);
+    let handshake = uncork.around(builder(&http).handshake::<_, Bytes>(io));
     let limit = http.headers_timeout.unwrap_or(std::time::Duration::from_secs(10));
     let Ok(Ok(connection)) = tokio::time::timeout(limit, handshake).await else {
         downstream.worker.metrics.rejected(Reason::Malformed);
@@ -46,6 +49,7 @@ pub async fn serve<T: AsyncRead + AsyncWrite + Unpin>(
     let drain = downstream.worker.drain.register();
     let session = Session {
         connection,
+        uncork,
         flooded,
         streams: Rc::default(),
         drain,
@@ -93,7 +97,8 @@ fn builder(http: &HttpSpec) -> h2::server::Builder {
 }
 
 struct Session<T> {
-    connection: Connection<T, Bytes>,
+    connection: Connection<Guard<Cork<T>>, Bytes>,
+    uncork: Uncork<T>,
     flooded: Flooded,
     streams: Rc<Cell<usize>>,
     drain: Registration,
@@ -115,13 +120,11 @@ enum Event {
     Idle,
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Session<Guard<T>> {
+impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
     async fn run(mut self) {
         let far = Instant::now() + std::time::Duration::from_secs(365 * 24 * 3600);
-        let mut age =
-            pin!(tokio::time::sleep_until(self.http.max_connection_age.map_or(far, |age| self.opened + age)));
-        let mut idle =
-            Box::pin(tokio::time::sleep_until(self.http.idle_timeout.map_or(far, |idle| self.opened + idle)));
+        let mut age = Timer::at(self.http.max_connection_age.map_or(far, |age| self.opened + age));
+        let mut idle = Timer::at(self.http.idle_timeout.map_or(far, |idle| self.opened + idle));
         let pings =
             self.http.http2.keepalive.and_then(|k| self.connection.ping_pong().map(|p| keepalive(k, p)));
         let mut dead = pin!(async {
@@ -131,7 +134,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<Guard<T>> {
             }
         });
         loop {
-            match self.next(age.as_mut(), idle.as_mut(), dead.as_mut()).await {
+            match self.next(&mut age, &mut idle, dead.as_mut()).await {
                 Event::Stream(request, respond) => self.start(request, respond),
                 Event::GoAway => {
                     self.going_away = true;
@@ -144,14 +147,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<Guard<T>> {
                         self.going_away = true;
                         self.connection.graceful_shutdown();
                     } else if let Some(limit) = self.http.idle_timeout {
-                        idle.as_mut().reset(Instant::now() + limit);
+                        idle.reset(Instant::now() + limit);
                     }
                 }
                 Event::Flooded => {
                     self.downstream.worker.metrics.rejected(Reason::Flood);
                     self.connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
-                    let _ = tokio::time::timeout(GOAWAY_GRACE, poll_fn(|cx| self.connection.poll_closed(cx)))
-                        .await;
+                    let closed = poll_fn(|cx| self.connection.poll_closed(cx));
+                    let _ = tokio::time::timeout(GOAWAY_GRACE, self.uncork.around(closed)).await;
                     return;
                 }
             }
@@ -160,8 +163,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<Guard<T>> {
 
     async fn next(
         &mut self,
-        mut age: Pin<&mut Sleep>,
-        mut idle: Pin<&mut Sleep>,
+        age: &mut Timer,
+        idle: &mut Timer,
         mut dead: Pin<&mut impl Future<Output = ()>>,
     ) -> Event {
         poll_fn(|cx| {
@@ -174,7 +177,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<Guard<T>> {
                     return Poll::Ready(Event::Stream(request, respond));
                 }
                 Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Event::Ended),
-                Poll::Pending => {}
+                // Everything that arrived was read, and everything that was to be said is gathered.
+                Poll::Pending => self.uncork.poll_flush(cx),
             }
             if dead.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Event::Ended);
@@ -182,10 +186,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<Guard<T>> {
             if self.going_away {
                 return Poll::Pending;
             }
-            if self.drain.poll_draining(cx).is_some() || age.as_mut().poll(cx).is_ready() {
+            if self.drain.poll_draining(cx).is_some() || age.poll(cx).is_ready() {
                 return Poll::Ready(Event::GoAway);
             }
-            idle.as_mut().poll(cx).map(|()| Event::Idle)
+            idle.poll(cx).map(|()| Event::Idle)
         })
         .await
     }
@@ -204,7 +208,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<Guard<T>> {
         }
         let stream =
             Stream { downstream: Rc::clone(&self.downstream), http: Arc::clone(&self.http), _count: count };
-        tokio::task::spawn_local(stream.run(request, respond));
+        // Boxed here: the runtime moves what it is given several times, and this is some kilobytes.
+        tokio::task::spawn_local(Box::pin(stream.run(request, respond)));
     }
 }
 
@@ -273,7 +278,7 @@ impl Stream {
         let mut watchdog = Watchdog::new(self.http.stream_idle_timeout);
         watchdog.start();
         let whole = self.http.request_timeout.filter(|_| !progress.done.get());
-        let mut whole = whole.map(|limit| Box::pin(tokio::time::sleep(limit)));
+        let mut whole = whole.map(Timer::after);
         let outcome = {
             let mut work = pin!(pipeline::handle(&mut ctx, body));
             poll_fn(|cx| {
@@ -285,7 +290,7 @@ impl Stream {
                 }
                 if !progress.done.get()
                     && let Some(timer) = &mut whole
-                    && timer.as_mut().poll(cx).is_ready()
+                    && timer.poll(cx).is_ready()
                 {
                     return Poll::Ready(Err(Reason::RequestTimeout));
                 }
@@ -299,7 +304,7 @@ impl Stream {
             Err(reason) => ctx.local_reply(reason),
         };
         if let (Some(upgraded), Some(recv)) = (response.upgraded.take(), tunnel) {
-            return forward_tunnel(ctx, response, *upgraded, &respond, recv).await;
+            return Box::pin(forward_tunnel(ctx, response, *upgraded, &respond, recv)).await;
         }
         let (sent, failed) = self.send(response, is_head, ctx.is_grpc(), &respond, &mut watchdog).await;
         ctx.finish(sent, failed);
