@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use remora_tests::client::http1::Http1Client;
 use remora_tests::client::http2::{Http2Client, Outcome, get};
+use remora_tests::config::{Listener, cluster_http2, to_cluster};
 use remora_tests::http1::Broken;
 use remora_tests::proxy::{Proxy, guarded};
+use remora_tests::upstream::Upstream as _;
 use remora_tests::upstream::http1::{Answer, Http1Upstream};
 use remora_tests::upstream::http2::{Answer as Answer2, Http2Upstream};
 use remora_tests::wait::{eventually, eventually_async};
@@ -309,4 +311,48 @@ async fn a_listener_whose_port_is_taken_ends_the_process_with_its_name() {
     let (status, stderr) = Proxy::builder().listener(listener).upstream("origin", &upstream).refuse().await;
     assert!(!status.success());
     assert!(stderr.contains("ingress"), "{stderr}");
+}
+
+/// A proxy in front of an HTTP/2 upstream whose connections have `limits` (`common_http_protocol_options`).
+async fn with_limits(upstream: &Http2Upstream, limits: serde_json::Value) -> Proxy {
+    let mut cluster = cluster_http2("origin", &[upstream.address()]);
+    let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    cluster["typed_extension_protocol_options"][options]["common_http_protocol_options"] = limits;
+    let listener = Listener::http("ingress").route(to_cluster("/", "origin"));
+    Proxy::builder().listener(listener).cluster(cluster).start().await
+}
+
+#[tokio::test]
+async fn an_http2_connection_takes_as_many_requests_as_it_may() {
+    let upstream = Http2Upstream::answering(Answer2::ok("hello")).await;
+    let proxy = with_limits(&upstream, serde_json::json!({ "max_requests_per_connection": 2 })).await;
+    let mut client = proxy.http1().await;
+    for _ in 0..6 {
+        assert_eq!(client.get("/").await.unwrap().status, 200);
+    }
+    assert_eq!(upstream.connections(), 3);
+    eventually("worn connections are closed", || upstream.open_connections() <= 1).await;
+}
+
+#[tokio::test]
+async fn an_http2_connection_grows_as_old_as_it_may_and_its_streams_finish() {
+    let permit = Arc::new(Notify::new());
+    let held = permit.clone();
+    let upstream = Http2Upstream::scripted(move |request, _| match request.head.uri.path() {
+        "/held" => Answer2::status(200).until(&held).data("late"),
+        _ => Answer2::ok("hello"),
+    })
+    .await;
+    let proxy = with_limits(&upstream, serde_json::json!({ "max_connection_duration": "0.3s" })).await;
+    let mut slow = proxy.http2().await;
+    let stream = slow.open(&get("/held"), true).await;
+    upstream.request_head(0).await;
+    let mut client = proxy.http1().await;
+    eventually_async("a second connection is opened", async || {
+        assert_eq!(client.get("/").await.unwrap().status, 200);
+        upstream.connections() >= 2
+    })
+    .await;
+    permit.notify_one();
+    assert_eq!(slow.outcome(stream).await.answer().status, 200);
 }

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use tokio::time::Instant;
 
+use super::lifespan::Lifespan;
 use super::pool::{Allowed, EndpointPool};
 use crate::http::h1::conn::SharedConn;
 
@@ -13,8 +14,7 @@ pub struct H1Lease {
     /// The connection.
     pub conn: SharedConn,
     pool: Rc<EndpointPool>,
-    born: Instant,
-    uses: u32,
+    life: Lifespan,
     reusable: bool,
     /// None once the connection went back.
     permit: Option<Allowed>,
@@ -25,29 +25,29 @@ pub struct H1Lease {
 pub struct IdleConn {
     pub(super) conn: SharedConn,
     pub(super) since: Instant,
-    pub(super) born: Instant,
-    pub(super) uses: u32,
+    pub(super) life: Lifespan,
     pub(super) permit: Allowed,
 }
 
 impl H1Lease {
     /// A connection just made.
     #[must_use]
-    pub const fn new(conn: SharedConn, pool: Rc<EndpointPool>, born: Instant, permit: Allowed) -> Self {
-        Self { conn, pool, born, uses: 1, reusable: false, permit: Some(permit) }
+    pub const fn new(conn: SharedConn, pool: Rc<EndpointPool>, mut life: Lifespan, permit: Allowed) -> Self {
+        life.count_use();
+        Self { conn, pool, life, reusable: false, permit: Some(permit) }
     }
 
     /// A connection taken from rest.
     #[must_use]
     pub fn again(idle: IdleConn, pool: Rc<EndpointPool>) -> Self {
-        let IdleConn { conn, born, uses, permit, .. } = idle;
-        Self { conn, pool, born, uses: uses.saturating_add(1), reusable: false, permit: Some(permit) }
+        let IdleConn { conn, life, permit, .. } = idle;
+        Self::new(conn, pool, life, permit)
     }
 
     /// Whether an earlier request used this connection, so that the server may be closing it right now.
     #[must_use]
     pub const fn is_reused(&self) -> bool {
-        self.uses > 1
+        self.life.uses() > 1
     }
 
     /// The response allows another request, and the whole request was sent.
@@ -66,8 +66,12 @@ impl H1Lease {
             && clean
             && let Some(permit) = self.permit.take()
         {
-            let (conn, born, uses) = (Rc::clone(&self.conn), self.born, self.uses);
-            self.pool.put(IdleConn { conn, since: Instant::now(), born, uses, permit });
+            self.pool.put(IdleConn {
+                conn: Rc::clone(&self.conn),
+                since: Instant::now(),
+                life: self.life,
+                permit,
+            });
         }
     }
 }

@@ -5,6 +5,7 @@ pub mod connect;
 pub mod dns;
 pub mod endpoint;
 pub mod lease;
+pub mod lifespan;
 pub mod original_dst;
 pub mod pool;
 pub mod transport;

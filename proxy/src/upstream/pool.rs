@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use super::cluster::{Cluster, ClusterPermit};
 use super::endpoint::{Endpoint, EndpointKey};
 use super::lease::{H1Lease, H2Slot, IdleConn};
+use super::lifespan::{Lifespan, Limits};
 use super::transport::{self, Alpn, Connected};
 use crate::error::Reason;
 use crate::http::h1::conn::Conn;
@@ -88,14 +89,6 @@ pub struct EndpointPool {
 #[derive(Debug)]
 pub struct Allowed(#[expect(dead_code, reason = "held, not read")] Option<ClusterPermit>);
 
-/// What the cluster says about connections at rest.
-#[derive(Debug, Clone, Copy, Default)]
-struct Limits {
-    idle: Option<Duration>,
-    age: Option<Duration>,
-    uses: Option<u32>,
-}
-
 impl EndpointPool {
     fn new(endpoint: Arc<Endpoint>) -> Rc<Self> {
         Rc::new(Self {
@@ -144,9 +137,9 @@ impl EndpointPool {
         };
         self.remember_limits(cluster);
         let _pending = cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?;
-        let connected = transport::connect(cluster, &self.endpoint, Alpn::Http1).await?;
+        let connected = Box::pin(transport::connect(cluster, &self.endpoint, Alpn::Http1)).await?;
         self.open.set(self.open.get() + 1);
-        Ok(H1Lease::new(Conn::shared(connected.io, BytesMut::new()), Rc::clone(self), Instant::now(), permit))
+        Ok(H1Lease::new(Conn::shared(connected.io, BytesMut::new()), Rc::clone(self), new_life(), permit))
     }
 
     /// A connection permit. The first connection to an endpoint needs none, so that no endpoint starves (as in Envoy).
@@ -159,12 +152,7 @@ impl EndpointPool {
     }
 
     fn remember_limits(&self, cluster: &Cluster) {
-        let http = &cluster.spec().http;
-        self.limits.set(Limits {
-            idle: http.idle_timeout,
-            age: http.max_connection_age,
-            uses: http.max_requests,
-        });
+        self.limits.set(Limits::of(&cluster.spec().http));
     }
 
     /// The most recently used live connection at rest.
@@ -186,10 +174,7 @@ impl EndpointPool {
 
     /// A connection comes to rest.
     pub(super) fn put(self: &Rc<Self>, idle: IdleConn) {
-        let limits = self.limits.get();
-        let worn = limits.uses.is_some_and(|max| idle.uses >= max)
-            || limits.age.is_some_and(|max| idle.born.elapsed() >= max);
-        if worn || self.closed.get() {
+        if self.closed.get() || idle.life.is_over(&self.limits.get(), idle.since) {
             self.released();
             return;
         }
@@ -300,7 +285,8 @@ impl EndpointPool {
                 self.changed.notified().await;
                 continue;
             };
-            return self.connect_h2(cluster, permit).await;
+            // Boxed, as all that few requests do: it would make the future of every request larger.
+            return Box::pin(self.connect_h2(cluster, permit)).await;
         }
     }
 
@@ -322,13 +308,14 @@ impl EndpointPool {
         cluster: &Cluster,
         permit: Allowed,
     ) -> Result<Rc<H2Conn>, Reason> {
+        self.remember_limits(cluster);
         let (sender, driver) = h2_client::handshake(connected.io, &cluster.spec().http.http2).await?;
         self.open.set(self.open.get() + 1);
         let conn = Rc::new(H2Conn {
             sender,
             pool: Rc::downgrade(self),
             active: Cell::new(0),
-            started: Cell::new(0),
+            life: Cell::new(new_life()),
             max_streams: cluster.spec().http.http2.max_streams,
             retired: Cell::new(false),
             _permit: permit,
@@ -359,23 +346,33 @@ impl EndpointPool {
         let permit = self.connection_permit(cluster, priority).ok_or(Reason::UpstreamOverflow)?;
         let connected = transport::connect(cluster, &self.endpoint, Alpn::Any).await?;
         self.alpn_h2.set(Some(connected.is_h2));
-        self.remember_limits(cluster);
         if connected.is_h2 {
             self.adopt_h2(connected, cluster, permit).await?;
         } else {
             self.open.set(self.open.get() + 1);
-            let now = Instant::now();
+            self.remember_limits(cluster);
             let conn = Conn::shared(connected.io, BytesMut::new());
-            self.put(IdleConn { conn, since: now, born: now, uses: 0, permit });
+            self.put(IdleConn { conn, since: Instant::now(), life: new_life(), permit });
         }
         Ok(self.alpn_h2.get() == Some(true))
     }
 
     fn take_h2(&self) -> Option<(SendRequest<Bytes>, H2Slot)> {
+        let (limits, now) = (self.limits.get(), Instant::now());
+        let over = self.h2.borrow().iter().find(|c| c.life.get().is_over(&limits, now)).cloned();
+        if let Some(over) = over {
+            // Its streams finish; the next call finds the next one.
+            over.retire();
+            return self.take_h2();
+        }
         let conns = self.h2.borrow();
         let best = conns.iter().filter(|c| c.has_room()).min_by_key(|c| c.active.get())?;
         Some(best.slot())
     }
+}
+
+fn new_life() -> Lifespan {
+    Lifespan::new(Instant::now(), fastrand::f64())
 }
 
 /// One task connects; the others wait.
@@ -401,7 +398,7 @@ pub struct H2Conn {
     sender: SendRequest<Bytes>,
     pool: Weak<EndpointPool>,
     active: Cell<u32>,
-    started: Cell<u32>,
+    life: Cell<Lifespan>,
     max_streams: u32,
     retired: Cell<bool>,
     _permit: Allowed,
@@ -415,12 +412,14 @@ impl H2Conn {
 
     fn slot(self: &Rc<Self>) -> (SendRequest<Bytes>, H2Slot) {
         self.active.set(self.active.get() + 1);
-        self.started.set(self.started.get().saturating_add(1));
+        let mut life = self.life.get();
+        life.count_use();
+        self.life.set(life);
         (self.sender.clone(), H2Slot(Rc::clone(self)))
     }
 
     pub(super) fn streams_started(&self) -> u32 {
-        self.started.get()
+        self.life.get().uses()
     }
 
     /// Takes the connection out of the pool; its streams finish.
