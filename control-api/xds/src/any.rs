@@ -3,6 +3,7 @@
 use prost::{Message, Name};
 
 use crate::pb::google::protobuf::Any;
+use crate::wire::Wire;
 
 /// What every type URL starts with.
 pub const TYPE_PREFIX: &str = "type.googleapis.com/";
@@ -56,11 +57,11 @@ pub fn pack<M: Message + Name>(message: &M) -> Any {
 ///
 /// # Errors
 /// `any` holds another type, or bytes that are no `M`.
-pub fn unpack<M: Message + Name + Default>(any: &Any) -> Result<M, UnpackError> {
+pub fn unpack<M: Wire>(any: &Any) -> Result<M, UnpackError> {
     if !is::<M>(any) {
         return Err(UnpackError::Type { found: any.type_url.clone(), wanted: M::full_name() });
     }
-    M::decode(any.value.as_slice()).map_err(|error| UnpackError::Bytes { wanted: M::full_name(), error })
+    M::from_bytes(&any.value).map_err(|error| UnpackError::Bytes { wanted: M::full_name(), error })
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::json::Writer;
 use crate::pb::google::protobuf::Any;
 use crate::schema::Schema;
 use crate::transcode::{Transcoded, Transcoder};
+use crate::wire::Wire;
 use crate::{yaml, yaml_out};
 
 /// A message that came from a text.
@@ -29,11 +30,7 @@ impl Schema {
     ///
     /// # Errors
     /// Every mistake in the text, in the order of the text; or the first mistake when it is no YAML.
-    pub fn parse<M: Message + Name + Default>(
-        &self,
-        text: &str,
-        source: &str,
-    ) -> Result<Parsed<M>, Vec<ConfigError>> {
+    pub fn parse<M: Wire>(&self, text: &str, source: &str) -> Result<Parsed<M>, Vec<ConfigError>> {
         let source: Arc<str> = source.into();
         let node = yaml::parse(text).map_err(|errors| {
             let located = |e: yaml::YamlError| ConfigError {
@@ -61,7 +58,7 @@ impl Schema {
             let mut bytes = message.encode_to_vec();
             bytes.extend(detached);
             drop(message);
-            match M::decode(bytes.as_slice()) {
+            match M::from_bytes(&bytes) {
                 Ok(message) => return Ok(Parsed { message, map: errors.map() }),
                 // Only a nesting deeper than the decoder allows comes here.
                 Err(e) => errors.report(&At::root(), format!("no valid {name}: {e}")),

@@ -11,6 +11,7 @@
 
 pub mod any;
 pub mod diag;
+pub mod wire;
 pub mod yaml;
 
 mod blob;

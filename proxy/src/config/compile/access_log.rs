@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use prost::{Message, Name};
+use prost::Name;
 use remora_xds::diag::At;
 use remora_xds::pb::envoy::config::accesslog::v3 as pb;
 use remora_xds::pb::envoy::config::accesslog::v3::access_log::ConfigType;
@@ -14,6 +14,7 @@ use remora_xds::pb::envoy::extensions::access_loggers::stream::v3::{
     StderrAccessLog, StdoutAccessLog, stderr_access_log, stdout_access_log,
 };
 use remora_xds::pb::google::protobuf::{Any, Struct};
+use remora_xds::wire::Wire;
 
 use super::Scope;
 use super::common::{data_source, fraction, header_match};
@@ -82,8 +83,8 @@ fn is<T: Name>(any: &Any) -> bool {
     any.type_url.rsplit('/').next() == Some(T::full_name().as_str())
 }
 
-fn decode<T: Message + Default>(any: &Any, at: &At<'_>, scope: &mut Scope<'_>) -> Option<T> {
-    T::decode(any.value.as_slice()).map_err(|error| _ = scope.errors.report(at, error.to_string())).ok()
+fn decode<T: Wire>(any: &Any, at: &At<'_>, scope: &mut Scope<'_>) -> Option<T> {
+    T::from_bytes(&any.value).map_err(|error| _ = scope.errors.report(at, error.to_string())).ok()
 }
 
 fn default_format(at: &At<'_>, scope: &mut Scope<'_>) -> Option<LogFormat> {

@@ -6,10 +6,11 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use prost::{Message, Name};
+use prost::Name;
 use remora_xds::diag::At;
 use remora_xds::pb::envoy::config::core::v3::CidrRange;
 use remora_xds::pb::google::protobuf::{Any, BoolValue, Duration as DurationPb, UInt32Value};
+use remora_xds::wire::Wire;
 
 use super::Scope;
 use super::common::duration;
@@ -100,8 +101,8 @@ pub(crate) fn holds<M: Name>(any: &Any) -> bool {
 }
 
 /// The `M` in an Any of the right type.
-pub(crate) fn unpack<M: Message + Default>(any: &Any, at: &At<'_>, scope: &mut Scope<'_>) -> Option<M> {
-    match M::decode(any.value.as_slice()) {
+pub(crate) fn unpack<M: Wire>(any: &Any, at: &At<'_>, scope: &mut Scope<'_>) -> Option<M> {
+    match M::from_bytes(&any.value) {
         Ok(message) => Some(message),
         Err(error) => {
             scope.errors.report(at, format!("cannot be decoded as {}: {error}", any.type_url));

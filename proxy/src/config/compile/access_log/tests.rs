@@ -1,3 +1,4 @@
+use prost::Message;
 use remora_xds::diag::{Errors, SourceMap};
 use remora_xds::pb::envoy::config::core::v3::{RuntimeUInt32, data_source::Specifier};
 use remora_xds::pb::envoy::config::route::v3::HeaderMatcher;

@@ -129,12 +129,12 @@ pub(super) fn percent(
 }
 
 /// The message in an `Any`, when its type is `M`.
-pub(super) fn unpack<M: prost::Message + prost::Name + Default>(
+pub(super) fn unpack<M: remora_xds::wire::Wire>(
     any: &protobuf::Any,
     at: &At<'_>,
     scope: &mut Scope<'_>,
 ) -> Option<M> {
-    match M::decode(any.value.as_slice()) {
+    match M::from_bytes(&any.value) {
         Ok(message) => Some(message),
         Err(error) => {
             scope.errors.report(at, format!("is not a {}: {error}", M::full_name()));

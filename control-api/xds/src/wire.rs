@@ -1,0 +1,63 @@
+//! Protobuf bytes of the API's messages.
+//!
+//! Decoding is generic code, and generic code is compiled where it is used: with the optimisation of the data plane, for
+//! messages that are read once. The messages named here are compiled in this crate, for size.
+
+use prost::{DecodeError, Message, Name};
+
+use crate::pb::envoy as pb;
+
+/// A message that is read from bytes.
+pub trait Wire: Message + Name + Default {
+    /// The message in `bytes`.
+    ///
+    /// # Errors
+    /// They are no such message.
+    fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError>;
+
+    /// Its bytes.
+    fn to_bytes(&self) -> Vec<u8>;
+}
+
+macro_rules! wire {
+    ($($message:ty,)*) => { $(
+        impl Wire for $message {
+            fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
+                <Self as Message>::decode(bytes)
+            }
+
+            fn to_bytes(&self) -> Vec<u8> {
+                self.encode_to_vec()
+            }
+        }
+    )* };
+}
+
+wire! {
+    pb::config::bootstrap::v3::Bootstrap,
+    pb::service::discovery::v3::DiscoveryResponse,
+    pb::config::listener::v3::Listener,
+    pb::config::route::v3::RouteConfiguration,
+    pb::config::cluster::v3::Cluster,
+    pb::config::endpoint::v3::ClusterLoadAssignment,
+    pb::extensions::access_loggers::file::v3::FileAccessLog,
+    pb::extensions::access_loggers::stream::v3::StderrAccessLog,
+    pb::extensions::access_loggers::stream::v3::StdoutAccessLog,
+    pb::extensions::clusters::dns::v3::DnsCluster,
+    pb::extensions::filters::http::router::v3::Router,
+    pb::extensions::filters::listener::http_inspector::v3::HttpInspector,
+    pb::extensions::filters::listener::original_dst::v3::OriginalDst,
+    pb::extensions::filters::listener::tls_inspector::v3::TlsInspector,
+    pb::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager,
+    pb::extensions::filters::network::tcp_proxy::v3::TcpProxy,
+    pb::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig,
+    pb::extensions::load_balancing_policies::least_request::v3::LeastRequest,
+    pb::extensions::load_balancing_policies::random::v3::Random,
+    pb::extensions::load_balancing_policies::round_robin::v3::RoundRobin,
+    pb::extensions::load_balancing_policies::wrr_locality::v3::WrrLocality,
+    pb::extensions::network::dns_resolver::cares::v3::CaresDnsResolverConfig,
+    pb::extensions::transport_sockets::raw_buffer::v3::RawBuffer,
+    pb::extensions::transport_sockets::tls::v3::DownstreamTlsContext,
+    pb::extensions::transport_sockets::tls::v3::UpstreamTlsContext,
+    pb::extensions::upstreams::http::v3::HttpProtocolOptions,
+}
