@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use remora_proxy::cli::ProxyArgs;
 
-use crate::{bench, check, demo};
+use crate::{bench, check, commands, demo};
 
 /// A service mesh in one binary
 #[derive(Debug, Parser)]
@@ -31,6 +31,16 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Run the data plane
     Proxy(ProxyArgs),
+    /// Create or update mesh documents
+    Apply(commands::ApplyArgs),
+    /// Show mesh documents
+    Get(commands::GetArgs),
+    /// Show what apply would change
+    Diff(commands::DiffArgs),
+    /// Remove mesh documents
+    Delete(commands::DeleteArgs),
+    /// Show every connected proxy with its sync state
+    Status(commands::StatusArgs),
     /// Check mesh documents and bootstraps without running anything
     Check(check::CheckArgs),
     /// Measure
@@ -45,6 +55,11 @@ pub fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Demo(args) => demo::run(&args),
         Command::Proxy(args) => remora_proxy::cli::run(&args),
+        Command::Apply(args) => commands::apply(&args),
+        Command::Get(args) => commands::get(&args),
+        Command::Diff(args) => commands::diff(&args),
+        Command::Delete(args) => commands::delete(&args),
+        Command::Status(args) => commands::status(&args),
         Command::Check(args) => check::run(&args),
         Command::Bench(args) => bench::run(&args),
     }

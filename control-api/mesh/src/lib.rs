@@ -19,5 +19,5 @@ mod span;
 pub use compile::names;
 pub use compile::{Credentials, Delivery, Listening, Resources, Sidecar, UnknownWorkload, compile};
 pub use files::{File, files};
-pub use read::Documents;
+pub use read::{Documents, split};
 pub use span::Span;

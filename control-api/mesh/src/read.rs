@@ -169,7 +169,7 @@ fn locate(node: &Node<'_>, path: String, at: Position, skipped: u32, map: &mut S
 
 /// The documents of a text, with the lines before each. A line that begins with `---` parts two documents wherever it stands
 /// (YAML 1.2 §9.1.2), and everything before the first one that has content is comments.
-fn split(text: &str) -> impl Iterator<Item = (u32, &str)> {
+pub fn split(text: &str) -> impl Iterator<Item = (u32, &str)> {
     let (mut parts, mut start, mut first, mut at) = (Vec::new(), 0, 0, 0);
     for (number, line) in text.split_inclusive('\n').enumerate() {
         let marker = line

@@ -31,3 +31,4 @@ pub use codec::Parsed;
 pub use envoy_types::pb;
 pub use schema::Schema;
 pub use suggest::nearest;
+pub use yaml_out::write as write_yaml;

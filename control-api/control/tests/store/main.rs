@@ -1,0 +1,6 @@
+//! What every store must do, run against each of them; and what only one of them can suffer.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+mod conformance;
+mod etcd;
+mod redb;
