@@ -9,6 +9,7 @@ use remora_xds::nearest;
 
 use crate::compile::egress;
 use crate::document::{Document, ServiceSpec, TrafficPolicySpec, WorkloadSpec};
+use crate::mesh::Mesh;
 use crate::read::Documents;
 
 /// Retry conditions that mean something for a mesh.
@@ -27,8 +28,11 @@ const RETRY_ON: [&str; 12] = [
     "unavailable",
 ];
 
+/// Most that one workload weighs.
+pub(crate) const MAX_WEIGHT: u32 = 10_000;
+
 /// Every mistake.
-pub(crate) fn check(all: &Documents) -> Vec<ConfigError> {
+pub(crate) fn check(all: &Documents, mesh: &Mesh) -> Vec<ConfigError> {
     let mut list = Vec::new();
     unique("Service", &all.services, &mut list);
     unique("Workload", &all.workloads, &mut list);
@@ -38,13 +42,13 @@ pub(crate) fn check(all: &Documents) -> Vec<ConfigError> {
         with(document, &mut list, service);
     }
     for document in &all.workloads {
-        with(document, &mut list, |document, errors| workload(all, document, errors));
+        with(document, &mut list, |document, errors| workload(mesh, document, errors));
     }
     for document in &all.routes {
-        with(document, &mut list, |document, errors| route::check(all, document, errors));
+        with(document, &mut list, |document, errors| route::check(mesh, document, errors));
     }
     for document in &all.policies {
-        with(document, &mut list, |document, errors| policy(all, document, errors));
+        with(document, &mut list, |document, errors| policy(all, mesh, document, errors));
     }
     list
 }
@@ -128,7 +132,7 @@ fn service(document: &Document<ServiceSpec>, errors: &mut Errors) {
     }
 }
 
-fn workload(all: &Documents, document: &Document<WorkloadSpec>, errors: &mut Errors) {
+fn workload(mesh: &Mesh, document: &Document<WorkloadSpec>, errors: &mut Errors) {
     let root = At::root();
     let spec = root.field("spec");
     let ports = spec.field("ports");
@@ -142,6 +146,9 @@ fn workload(all: &Documents, document: &Document<WorkloadSpec>, errors: &mut Err
             errors.report(&at.field("name"), "occurs twice");
         }
     }
+    if !(1..=MAX_WEIGHT).contains(&document.spec.weight) {
+        errors.report(&spec.field("weight"), format!("must be 1 to {MAX_WEIGHT}"));
+    }
     if !is_dns_label(&document.spec.service_account) {
         errors.report(&spec.field("serviceAccount"), "is no name").fix("lower-case letters, digits and -");
     }
@@ -149,7 +156,7 @@ fn workload(all: &Documents, document: &Document<WorkloadSpec>, errors: &mut Err
     for (i, item) in document.spec.egress.iter().flatten().enumerate() {
         let at = list.index(i);
         let namespace = item.namespace.as_ref().unwrap_or(&document.metadata.namespace);
-        if let Some(found) = need_service(all, namespace, &item.service, &at.field("service"), errors) {
+        if let Some(found) = need_service(mesh, namespace, &item.service, &at.field("service"), errors) {
             need_port(found, item.port, &at.field("port"), errors);
             if item.port.is_none() && item.local_port.is_some() && found.spec.ports.len() > 1 {
                 let text = format!(
@@ -165,7 +172,7 @@ fn workload(all: &Documents, document: &Document<WorkloadSpec>, errors: &mut Err
         taken.insert(port.port, "the program's own".into());
     }
     taken.insert(document.spec.inbound_port, "inboundPort".into());
-    for outbound in egress(all, document) {
+    for outbound in egress(mesh, document) {
         if outbound.local_port < 1024 && !outbound.chosen {
             let text = format!(
                 "{}:{} would be on 127.0.0.1:{}, where only root may listen",
@@ -188,7 +195,7 @@ fn workload(all: &Documents, document: &Document<WorkloadSpec>, errors: &mut Err
     }
 }
 
-fn policy(all: &Documents, document: &Document<TrafficPolicySpec>, errors: &mut Errors) {
+fn policy(all: &Documents, mesh: &Mesh, document: &Document<TrafficPolicySpec>, errors: &mut Errors) {
     let root = At::root();
     let spec = root.field("spec");
     let targets = spec.field("targetRefs");
@@ -199,7 +206,7 @@ fn policy(all: &Documents, document: &Document<TrafficPolicySpec>, errors: &mut 
     for (i, target) in document.spec.target_refs.iter().enumerate() {
         let at = targets.index(i);
         need_kind(target.group.as_deref(), target.kind.as_deref(), &at, errors);
-        need_service(all, &metadata.namespace, &target.name, &at.field("name"), errors);
+        need_service(mesh, &metadata.namespace, &target.name, &at.field("name"), errors);
         let before = all.policies.iter().take_while(|p| !std::ptr::eq(*p, document));
         let same = |p: &&Document<TrafficPolicySpec>| {
             p.metadata.namespace == metadata.namespace
@@ -249,23 +256,19 @@ fn need_kind(group: Option<&str>, kind: Option<&str>, at: &At<'_>, errors: &mut 
 }
 
 fn need_service<'a>(
-    all: &'a Documents,
+    mesh: &'a Mesh,
     namespace: &str,
     name: &str,
     at: &At<'_>,
     errors: &mut Errors,
 ) -> Option<&'a Document<ServiceSpec>> {
-    let found = all.service(namespace, name);
+    let found = mesh.service(namespace, name);
     if found.is_none() {
-        let names = all
-            .services
-            .iter()
-            .filter(|s| s.metadata.namespace == namespace)
-            .map(|s| s.metadata.name.as_str());
+        let names = mesh.services(namespace).map(|s| s.metadata.name.as_str());
         let fix = nearest(name, names).map(|near| format!("did you mean {near}?"));
         errors.report(at, format!("there is no Service {namespace}/{name}")).fix = fix;
     }
-    found
+    found.map(AsRef::as_ref)
 }
 
 fn need_port(service: &Document<ServiceSpec>, port: Option<u16>, at: &At<'_>, errors: &mut Errors) {

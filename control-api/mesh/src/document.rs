@@ -8,6 +8,7 @@ use remora_xds::diag::SourceMap;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, Unexpected, Visitor};
 
+use crate::name::Name;
 use crate::span::Span;
 
 /// A document that was read.
@@ -23,8 +24,28 @@ pub struct Document<S> {
     pub map: SourceMap,
 }
 
+impl<S> Document<S> {
+    /// Its namespace and name.
+    #[must_use]
+    pub fn name(&self) -> Name {
+        Name::new(&self.metadata.namespace, &self.metadata.name)
+    }
+
+    /// Of two documents that say different things the older one holds, then the first by namespace and name. A document without a
+    /// time is a file's; it is newer than any that has one.
+    pub(crate) fn age(&self) -> (bool, Option<&str>, &str, &str) {
+        let metadata = &self.metadata;
+        (
+            metadata.creation_timestamp.is_none(),
+            metadata.creation_timestamp.as_deref(),
+            metadata.namespace.as_str(),
+            metadata.name.as_str(),
+        )
+    }
+}
+
 /// `metadata` of Kubernetes, the part that means something here.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Metadata {
     /// Unique in its kind and namespace.
@@ -60,7 +81,7 @@ pub(crate) struct Envelope<S> {
 }
 
 /// `v1` Service: a name for the workloads that its selector matches.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServiceSpec {
     /// Labels that a workload of the same namespace must have. Empty: no workloads, only HTTPRoutes lead somewhere.
@@ -71,7 +92,7 @@ pub struct ServiceSpec {
 }
 
 /// A port of a Service.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServicePort {
     /// Name, needed when there are several.
@@ -173,7 +194,7 @@ fn some_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, 
 }
 
 /// `remora.dev/v1alpha1` Workload: a process on a machine, with a sidecar beside it.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct WorkloadSpec {
     /// Where other sidecars reach this one's.
@@ -187,9 +208,30 @@ pub struct WorkloadSpec {
     /// The identity is `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
     #[serde(default = "default_name")]
     pub service_account: String,
+    /// Its share of the requests, relative to the others of its Services.
+    #[serde(default = "one")]
+    pub weight: u32,
+    /// Where it runs.
+    #[serde(default)]
+    pub locality: Locality,
     /// What the program calls. Left out: every port of every Service of the namespace that does not select this workload.
     #[serde(default)]
     pub egress: Option<Vec<Egress>>,
+}
+
+/// A place, from large to small.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Locality {
+    /// Region.
+    #[serde(default)]
+    pub region: String,
+    /// Zone of the region.
+    #[serde(default)]
+    pub zone: String,
+    /// Part of the zone.
+    #[serde(default)]
+    pub sub_zone: String,
 }
 
 /// Port of the inbound listener when a Workload names none.
@@ -198,7 +240,7 @@ const fn default_inbound() -> u16 {
 }
 
 /// A port of a workload.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct WorkloadPort {
     /// What `targetPort` may say.
@@ -210,7 +252,7 @@ pub struct WorkloadPort {
 }
 
 /// A Service that a workload calls, on a port of its own loopback.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Egress {
     /// Name of the Service.
@@ -227,7 +269,7 @@ pub struct Egress {
 }
 
 /// Gateway API `HTTPRoute`, attached to Services.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpRouteSpec {
     /// The Services whose callers it routes.
@@ -238,7 +280,7 @@ pub struct HttpRouteSpec {
 }
 
 /// What a route is attached to.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ParentRef {
     /// Must be empty or `core`.
@@ -258,7 +300,7 @@ pub struct ParentRef {
 }
 
 /// A rule of a route.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpRule {
     /// Name, for people.
@@ -279,7 +321,7 @@ pub struct HttpRule {
 }
 
 /// All of these must match.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpMatch {
     /// Path; every path when it is left out.
@@ -309,7 +351,7 @@ pub enum PathMatchType {
 }
 
 /// A path match.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PathMatch {
     /// How.
@@ -341,7 +383,7 @@ pub enum ValueMatchType {
 }
 
 /// A header or query parameter.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ValueMatch {
     /// How.
@@ -368,7 +410,7 @@ pub enum HttpFilterType {
 }
 
 /// A filter: the field of its type is set, and no other.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpFilter {
     /// Which.
@@ -389,7 +431,7 @@ pub struct HttpFilter {
 }
 
 /// Changes of headers.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HeaderModifier {
     /// Replaced, or added.
@@ -404,7 +446,7 @@ pub struct HeaderModifier {
 }
 
 /// A header.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Header {
     /// Name.
@@ -414,7 +456,7 @@ pub struct Header {
 }
 
 /// A rewrite.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UrlRewrite {
     /// The new host.
@@ -435,7 +477,7 @@ pub enum PathModifierType {
 }
 
 /// A new path.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PathModifier {
     /// How.
@@ -450,7 +492,7 @@ pub struct PathModifier {
 }
 
 /// A redirect.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RequestRedirect {
     /// `http` or `https`; the request's when it is left out.
@@ -475,7 +517,7 @@ const fn found() -> u16 {
 }
 
 /// Where requests go.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BackendRef {
     /// Must be empty or `core`.
@@ -505,7 +547,7 @@ const fn one() -> u32 {
 }
 
 /// Time limits of a rule.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpTimeouts {
     /// The whole request, retries included; 0s is none.
@@ -517,7 +559,7 @@ pub struct HttpTimeouts {
 }
 
 /// `remora.dev/v1alpha1` TrafficPolicy: how callers treat a Service.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficPolicySpec {
     /// The Services (GEP-713). A Service has at most one TrafficPolicy.
@@ -537,7 +579,7 @@ pub struct TrafficPolicySpec {
 }
 
 /// What a policy is attached to: a Service of its own namespace.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TargetRef {
     /// Must be empty or `core`.
@@ -551,7 +593,7 @@ pub struct TargetRef {
 }
 
 /// Retries.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Retries {
     /// Envoy's conditions (`5xx`, `reset`, …), besides those that are always safe: the request was not processed.
@@ -572,7 +614,7 @@ pub struct Retries {
 }
 
 /// Retries that may be in flight: a share of the requests in flight, or the minimum if that is more.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RetryBudget {
     /// Percent; 20 when it is left out.
@@ -584,7 +626,7 @@ pub struct RetryBudget {
 }
 
 /// Time limits of a policy. A rule's own hold before these.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Timeouts {
     /// The whole request, retries included; none when it is left out.
@@ -599,7 +641,7 @@ pub struct Timeouts {
 }
 
 /// Limits towards a Service, for each caller's sidecar.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Connections {
     /// Connections; 10,000 when it is left out.

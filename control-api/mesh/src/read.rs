@@ -11,6 +11,8 @@ use serde::de::DeserializeOwned;
 use crate::check;
 use crate::de::Input;
 use crate::document::{Document, Envelope, HttpRouteSpec, ServiceSpec, TrafficPolicySpec, WorkloadSpec};
+use crate::mesh::{AnyDocument, Mesh};
+use crate::name::Kind;
 
 /// All documents of a mesh.
 #[derive(Debug, Clone, Default)]
@@ -25,14 +27,6 @@ pub struct Documents {
     pub policies: Vec<Document<TrafficPolicySpec>>,
 }
 
-/// `apiVersion` and `kind` of what is known.
-const KINDS: [(&str, &str); 4] = [
-    ("v1", "Service"),
-    ("remora.dev/v1alpha1", "Workload"),
-    ("gateway.networking.k8s.io/v1", "HTTPRoute"),
-    ("remora.dev/v1alpha1", "TrafficPolicy"),
-];
-
 impl Documents {
     /// Reads texts, each of one document or several between lines of `---`, and checks them together. The first of each pair is
     /// the file name, for the errors.
@@ -40,6 +34,19 @@ impl Documents {
     /// # Errors
     /// Every mistake: of a document that cannot be read the first one, of all others everything that is wrong with them.
     pub fn read<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, Vec<ConfigError>> {
+        let all = Self::read_alone(texts)?;
+        let errors = check::check(&all, &Mesh::from(&all));
+        if errors.is_empty() { Ok(all) } else { Err(errors) }
+    }
+
+    /// Reads texts like [`Self::read`], without the checks of what documents say together: what they refer to may come from
+    /// elsewhere.
+    ///
+    /// # Errors
+    /// The first mistake of each document that cannot be read.
+    pub fn read_alone<'a>(
+        texts: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Self, Vec<ConfigError>> {
         let (mut all, mut errors) = (Self::default(), Vec::new());
         for (name, text) in texts {
             let source: Arc<str> = name.into();
@@ -48,10 +55,6 @@ impl Documents {
                     errors.extend(mistakes);
                 }
             }
-        }
-        // What could not be read would be missed by others.
-        if errors.is_empty() {
-            errors = check::check(&all);
         }
         if errors.is_empty() { Ok(all) } else { Err(errors) }
     }
@@ -66,6 +69,15 @@ impl Documents {
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// All of them, each as it would be applied to a [`crate::Mesh`].
+    pub fn iter(&self) -> impl Iterator<Item = AnyDocument> {
+        let services = self.services.iter().cloned().map(|d| AnyDocument::Service(Arc::new(d)));
+        let workloads = self.workloads.iter().cloned().map(|d| AnyDocument::Workload(Arc::new(d)));
+        let routes = self.routes.iter().cloned().map(|d| AnyDocument::HttpRoute(Arc::new(d)));
+        let policies = self.policies.iter().cloned().map(|d| AnyDocument::TrafficPolicy(Arc::new(d)));
+        services.chain(workloads).chain(routes).chain(policies)
     }
 
     fn add(&mut self, source: &Arc<str>, text: &str, skipped: u32) -> Result<(), Vec<ConfigError>> {
@@ -88,22 +100,26 @@ impl Documents {
         let (version, kind) = (scalar(entries, "apiVersion"), scalar(entries, "kind"));
         let at = entries.iter().find(|e| e.key == "kind").map_or(node.at, |e| e.key_at);
         let read = Read { node: &node, source, skipped };
-        match (version, kind) {
-            ("v1", "Service") => self.services.push(read.document()?),
-            ("remora.dev/v1alpha1", "Workload") => self.workloads.push(read.document()?),
-            ("gateway.networking.k8s.io/v1", "HTTPRoute") => self.routes.push(read.document()?),
-            ("remora.dev/v1alpha1", "TrafficPolicy") => self.policies.push(read.document()?),
-            _ => {
+        let known = Kind::ALL.into_iter().find(|k| k.as_str() == kind && k.api_version() == version);
+        match known {
+            Some(Kind::Service) => self.services.push(read.document()?),
+            Some(Kind::Workload) => self.workloads.push(read.document()?),
+            Some(Kind::HttpRoute) => self.routes.push(read.document()?),
+            Some(Kind::TrafficPolicy) => self.policies.push(read.document()?),
+            None => {
                 let said = format!("apiVersion {version:?}, kind {kind:?} is not known");
-                let near = KINDS.iter().find(|(_, name)| nearest(kind, std::iter::once(*name)).is_some());
-                let fix = near.map_or_else(
-                    || format!("known are {}", KINDS.map(|(_, k)| k).join(", ")),
-                    |(version, kind)| format!("did you mean apiVersion: {version}, kind: {kind}?"),
-                );
-                return Err(vec![error(at, "kind".into(), said, Some(fix))]);
+                return Err(vec![error(at, "kind".into(), said, Some(suggestion(kind)))]);
             }
         }
         Ok(())
+    }
+}
+
+/// What somebody may have meant who wrote `kind`, or its `apiVersion` wrongly.
+fn suggestion(kind: &str) -> String {
+    match Kind::ALL.into_iter().find(|known| nearest(kind, std::iter::once(known.as_str())).is_some()) {
+        Some(near) => format!("did you mean apiVersion: {}, kind: {near}?", near.api_version()),
+        None => format!("known are {}", Kind::ALL.map(Kind::as_str).join(", ")),
     }
 }
 

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use proptest::prelude::*;
-use remora_mesh::{Credentials, Delivery, Documents, Listening, Sidecar, compile, files};
+use remora_mesh::{Credentials, Delivery, Documents, Listening, Profile, Sidecar, compile, files};
 use remora_xds::Schema;
 
 const DEMO: &str = include_str!("../../../deploy/examples/demo.yaml");
@@ -11,14 +11,16 @@ fn sidecar(workload: &str) -> Sidecar {
     Sidecar {
         namespace: "default".into(),
         workload: workload.into(),
-        trust_domain: "mesh.test".into(),
-        credentials: Credentials {
-            certificate: "/certs/chain.pem".into(),
-            key: "/certs/key.pem".into(),
-            roots: "/certs/roots.pem".into(),
+        profile: Profile {
+            trust_domain: "mesh.test".into(),
+            credentials: Credentials::Files {
+                certificate: "/certs/chain.pem".into(),
+                key: "/certs/key.pem".into(),
+                roots: "/certs/roots.pem".into(),
+            },
+            delivery: Delivery::Files("/run/mesh".into()),
+            listening: Listening::AsWritten,
         },
-        delivery: Delivery::Files("/run/mesh".into()),
-        listening: Listening::AsWritten,
         admin: ([127, 0, 0, 1], 15_000).into(),
     }
 }
@@ -28,13 +30,10 @@ fn compiled(text: &str, workload: &str) -> String {
     let documents = read(text).unwrap();
     let resources = compile(&documents, &sidecar(workload)).unwrap();
     let schema = Schema::load();
-    for (name, checked) in [
-        ("listeners", resources.listeners.iter().try_for_each(|r| schema.check(r, "listener"))),
-        ("routes", resources.routes.iter().try_for_each(|r| schema.check(r, "routes"))),
-        ("clusters", resources.clusters.iter().try_for_each(|r| schema.check(r, "cluster"))),
-        ("endpoints", resources.endpoints.iter().try_for_each(|r| schema.check(r, "endpoints"))),
-    ] {
-        assert!(checked.is_ok(), "{name}: {checked:?}");
+    let lists = [&resources.listeners, &resources.routes, &resources.clusters, &resources.endpoints];
+    for resource in lists.into_iter().flatten() {
+        let checked = schema.check_any(&resource.body, &resource.name);
+        assert!(checked.is_ok(), "{checked:?}");
     }
     let all = files(&schema, "/run/mesh", &resources);
     all.iter().map(|f| format!("=== {}\n{}", f.name, f.text)).collect()

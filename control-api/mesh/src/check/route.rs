@@ -7,9 +7,9 @@ use crate::document::{
     Document, HeaderModifier, HttpFilter, HttpFilterType, HttpRouteSpec, HttpRule, PathMatchType,
     PathModifier, PathModifierType, ValueMatch, ValueMatchType,
 };
-use crate::read::Documents;
+use crate::mesh::Mesh;
 
-pub(super) fn check(all: &Documents, document: &Document<HttpRouteSpec>, errors: &mut Errors) {
+pub(super) fn check(mesh: &Mesh, document: &Document<HttpRouteSpec>, errors: &mut Errors) {
     let root = At::root();
     let spec = root.field("spec");
     let parents = spec.field("parentRefs");
@@ -20,17 +20,17 @@ pub(super) fn check(all: &Documents, document: &Document<HttpRouteSpec>, errors:
         let at = parents.index(i);
         need_kind(parent.group.as_deref(), Some(parent.kind.as_deref().unwrap_or("Gateway")), &at, errors);
         let namespace = parent.namespace.as_ref().unwrap_or(&document.metadata.namespace);
-        if let Some(service) = need_service(all, namespace, &parent.name, &at.field("name"), errors) {
+        if let Some(service) = need_service(mesh, namespace, &parent.name, &at.field("name"), errors) {
             need_port(service, parent.port, &at.field("port"), errors);
         }
     }
     let rules = spec.field("rules");
     for (i, rule) in document.spec.rules.iter().enumerate() {
-        check_rule(all, &document.metadata.namespace, rule, &rules.index(i), errors);
+        check_rule(mesh, &document.metadata.namespace, rule, &rules.index(i), errors);
     }
 }
 
-fn check_rule(all: &Documents, namespace: &str, rule: &HttpRule, at: &At<'_>, errors: &mut Errors) {
+fn check_rule(mesh: &Mesh, namespace: &str, rule: &HttpRule, at: &At<'_>, errors: &mut Errors) {
     let matches = at.field("matches");
     for (i, one) in rule.matches.iter().enumerate() {
         let at = matches.index(i);
@@ -69,7 +69,7 @@ fn check_rule(all: &Documents, namespace: &str, rule: &HttpRule, at: &At<'_>, er
         let at = backends.index(i);
         need_kind(backend.group.as_deref(), backend.kind.as_deref(), &at, errors);
         let namespace = backend.namespace.as_deref().unwrap_or(namespace);
-        if let Some(service) = need_service(all, namespace, &backend.name, &at.field("name"), errors) {
+        if let Some(service) = need_service(mesh, namespace, &backend.name, &at.field("name"), errors) {
             need_port(service, Some(backend.port), &at.field("port"), errors);
         }
         let filters = at.field("filters");

@@ -51,17 +51,21 @@ pub(super) fn http1() -> Http1ProtocolOptions {
     Http1ProtocolOptions { accept_http_10: true, enable_trailers: true, ..Http1ProtocolOptions::default() }
 }
 
-/// An HTTP connection manager.
-pub(super) fn connection_manager(name: &str, side: Side, routes: RouteSpecifier) -> Filter {
-    let router = HttpFilter {
+/// The filter that sends requests on.
+pub(super) fn router() -> HttpFilter {
+    HttpFilter {
         name: "envoy.filters.http.router".into(),
         config_type: Some(HttpConfigType::TypedConfig(parts::pack(&Router::default()))),
         ..HttpFilter::default()
-    };
+    }
+}
+
+/// An HTTP connection manager.
+pub(super) fn connection_manager(name: &str, side: Side, routes: RouteSpecifier) -> Filter {
     let manager = HttpConnectionManager {
         codec_type: CodecType::Auto.into(),
         stat_prefix: name.into(),
-        http_filters: vec![router],
+        http_filters: vec![router()],
         common_http_protocol_options: Some(HttpProtocolOptions {
             idle_timeout: seconds(3600),
             max_headers_count: number(200),

@@ -4,20 +4,57 @@ mod action;
 mod matches;
 
 use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 
-use remora_xds::pb::envoy::config::route::v3::route::Action;
-use remora_xds::pb::envoy::config::route::v3::{Route, RouteConfiguration, VirtualHost};
+use remora_xds::pb::envoy::config::route::v3::{RouteConfiguration, VirtualHost};
 
-use super::{Mesh, names};
+use super::names;
 use crate::document::{
-    BackendRef, Document, HttpMatch, HttpRouteSpec, HttpRule, HttpTimeouts, PathMatchType, ServicePort,
-    ServiceSpec,
+    BackendRef, Document, HttpMatch, HttpRouteSpec, HttpRule, PathMatchType, ServicePort, ServiceSpec,
 };
+use crate::mesh::Mesh;
+use crate::name::{Key, Kind, Name};
 
-/// The routes of a Service's port, and the Services that they lead to.
-pub(super) struct Table<'a> {
+/// The routes that hold for some callers of a Service's port, by name.
+pub(super) type Routes<'a> = Vec<&'a Document<HttpRouteSpec>>;
+
+/// All routes of a Service's port.
+#[derive(Default)]
+pub(super) struct Attached<'a> {
+    /// Those of the Service's own namespace hold for everybody who has none of their own.
+    pub(super) producer: Routes<'a>,
+    /// Those of another namespace hold for callers from there, in place of the producer's (GEP-1426).
+    pub(super) consumers: BTreeMap<&'a str, Routes<'a>>,
+}
+
+impl<'a> Attached<'a> {
+    pub(super) fn to(mesh: &'a Mesh, service: &Document<ServiceSpec>, port: &ServicePort) -> Self {
+        let mut all = Self::default();
+        let (namespace, name) = names::of(service);
+        for document in mesh.http_routes(service) {
+            let own = document.metadata.namespace.as_str();
+            let attached = document.spec.parent_refs.iter().any(|parent| {
+                parent.name == name
+                    && parent.namespace.as_deref().unwrap_or(own) == namespace
+                    && parent.port.is_none_or(|wanted| wanted == port.port)
+            });
+            if !attached {
+            } else if own == namespace {
+                all.producer.push(document);
+            } else {
+                all.consumers.entry(own).or_default().push(document);
+            }
+        }
+        all
+    }
+}
+
+/// A route configuration, and what it is made of.
+pub(super) struct Table {
     pub(super) routes: RouteConfiguration,
-    pub(super) backends: Vec<(&'a Document<ServiceSpec>, &'a ServicePort)>,
+    /// The ports that it leads to.
+    pub(super) backends: BTreeSet<(Name, u16)>,
+    pub(super) documents: Vec<Key>,
 }
 
 /// A rule with one of its matches.
@@ -29,15 +66,35 @@ struct Candidate<'a> {
 }
 
 /// What calls to a Service's port lead to: by its HTTPRoutes or, when it has none, to its workloads.
-pub(super) fn table<'a>(
-    mesh: &Mesh<'a>,
-    service: &'a Document<ServiceSpec>,
-    port: &'a ServicePort,
-) -> Table<'a> {
+pub(super) fn table(
+    mesh: &Mesh,
+    service: &Document<ServiceSpec>,
+    port: &ServicePort,
+    attached: &Routes<'_>,
+) -> Table {
     let (namespace, name) = names::of(service);
+    let policy = mesh.policy(service);
+    let mut documents: Vec<_> = attached.iter().map(|d| Key::new(Kind::HttpRoute, d.name())).collect();
+    documents.extend(policy.map(|p| Key::new(Kind::TrafficPolicy, p.name())));
+    let mut actions = action::Actions { mesh, policy: policy.map(|p| &p.spec), backends: BTreeSet::new() };
+    let routes = if attached.is_empty() {
+        vec![actions.direct(namespace, name, port.port)]
+    } else {
+        candidates(attached).iter().flat_map(|candidate| actions.compile(candidate)).collect()
+    };
+    let all = names::outbound(namespace, name, port.port);
+    let host = VirtualHost { name: all.clone(), domains: vec!["*".into()], routes, ..VirtualHost::default() };
+    Table {
+        routes: RouteConfiguration { name: all, virtual_hosts: vec![host], ..RouteConfiguration::default() },
+        backends: actions.backends,
+        documents,
+    }
+}
+
+/// Every match of every rule, the one that holds first before the others.
+fn candidates<'a>(attached: &[&'a Document<HttpRouteSpec>]) -> Vec<Candidate<'a>> {
     let mut candidates: Vec<Candidate<'a>> = Vec::new();
-    let attached: Vec<_> = mesh.documents.routes.iter().filter(|d| attached(d, service, port)).collect();
-    for document in &attached {
+    for document in attached {
         for (number, rule) in document.spec.rules.iter().enumerate() {
             let every = [HttpMatch::default()];
             let matches = if rule.matches.is_empty() { &every[..] } else { &rule.matches };
@@ -50,52 +107,7 @@ pub(super) fn table<'a>(
         }
     }
     candidates.sort_by(|a, b| precedence(a).cmp(&precedence(b)));
-    let policy = mesh.documents.policy(service);
-    let routes = if attached.is_empty() {
-        let own = BackendRef {
-            group: None,
-            kind: None,
-            name: name.into(),
-            namespace: Some(namespace.into()),
-            port: port.port,
-            weight: 1,
-            filters: Vec::new(),
-        };
-        let action = action::forward(namespace, &[own], HttpTimeouts::default(), policy);
-        vec![Route {
-            name: "default".into(),
-            r#match: Some(matches::compile(&HttpMatch::default())),
-            action: Some(Action::Route(action)),
-            ..Route::default()
-        }]
-    } else {
-        candidates.iter().map(|c| route(c, policy)).collect()
-    };
-    let mut backends = Vec::new();
-    for document in attached {
-        let own = &document.metadata.namespace;
-        for backend in document.spec.rules.iter().flat_map(|r| &r.backend_refs).filter(|b| b.weight > 0) {
-            let namespace = backend.namespace.as_ref().unwrap_or(own);
-            let Some(service) = mesh.documents.service(namespace, &backend.name) else { continue };
-            backends
-                .extend(service.spec.ports.iter().filter(|p| p.port == backend.port).map(|p| (service, p)));
-        }
-    }
-    let all = names::outbound(namespace, name, port.port);
-    let host = VirtualHost { name: all.clone(), domains: vec!["*".into()], routes, ..VirtualHost::default() };
-    Table {
-        routes: RouteConfiguration { name: all, virtual_hosts: vec![host], ..RouteConfiguration::default() },
-        backends,
-    }
-}
-
-fn attached(document: &Document<HttpRouteSpec>, service: &Document<ServiceSpec>, port: &ServicePort) -> bool {
-    let (namespace, name) = names::of(service);
-    document.spec.parent_refs.iter().any(|parent| {
-        parent.name == name
-            && parent.namespace.as_ref().unwrap_or(&document.metadata.namespace) == namespace
-            && parent.port.is_none_or(|wanted| wanted == port.port)
-    })
+    candidates
 }
 
 /// The Gateway API's order (HTTPRouteRule.matches): exact path, longer prefix, method, more headers, more query parameters, then the
@@ -107,7 +119,6 @@ fn precedence<'a>(c: &'a Candidate<'_>) -> impl Ord + 'a {
         PathMatchType::RegularExpression => 1,
         PathMatchType::PathPrefix => 2,
     };
-    let metadata = &c.document.metadata;
     let specific = (
         kind,
         Reverse(path.value.trim_end_matches('/').len()),
@@ -115,18 +126,13 @@ fn precedence<'a>(c: &'a Candidate<'_>) -> impl Ord + 'a {
         Reverse(c.matched.headers.len()),
         Reverse(c.matched.query_params.len()),
     );
-    // A route without a time is a file's; it is newer than any that has one.
-    let age = (metadata.creation_timestamp.is_none(), metadata.creation_timestamp.as_deref());
-    (specific, age, metadata.namespace.as_str(), metadata.name.as_str(), c.number)
+    (specific, c.document.age(), c.number)
 }
 
-fn route(candidate: &Candidate<'_>, policy: Option<&crate::document::TrafficPolicySpec>) -> Route {
-    let metadata = &candidate.document.metadata;
-    let mut route = Route {
-        name: format!("{}.{}.{}", metadata.namespace, metadata.name, candidate.number),
-        r#match: Some(matches::compile(&candidate.matched)),
-        ..Route::default()
-    };
-    action::compile(&mut route, &metadata.namespace, candidate.rule, &candidate.matched, policy);
-    route
+/// The port that a backend of a route in `namespace` means; None when there is none.
+fn resolve(mesh: &Mesh, namespace: &str, backend: &BackendRef) -> Option<(Name, u16)> {
+    let namespace = backend.namespace.as_deref().unwrap_or(namespace);
+    let service = mesh.service(namespace, &backend.name)?;
+    let known = service.spec.ports.iter().any(|port| port.port == backend.port);
+    known.then(|| (service.name(), backend.port))
 }
