@@ -1,11 +1,13 @@
 //! What proxies make of the documents: who is connected, who has what, who refuses what and why.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::SystemTime;
 
+use remora_xds::server::SnapshotWatch;
+use remora_xds::{Kind, Resource};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -22,6 +24,7 @@ const NAMED: usize = 10;
 
 /// A resource that a proxy refuses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Refusal {
     /// `Cluster`.
     pub kind: String,
@@ -36,7 +39,8 @@ pub struct Refusal {
 }
 
 /// A stream of a proxy.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Proxy {
     /// Id of its node.
     pub node: String,
@@ -50,7 +54,8 @@ pub struct Proxy {
     pub agent: String,
     /// Since when, RFC 3339.
     pub since: String,
-    /// `Synced`: it has everything. `Syncing`: something is on its way. `Refused`: it refuses something.
+    /// `Synced`: it has everything. `Syncing`: something is on its way. `Refused`: it refuses something. `Waiting`: its workload is
+    /// not known.
     pub state: String,
     /// Resources that it has in force, of those that it is to have.
     pub in_force: usize,
@@ -60,13 +65,51 @@ pub struct Proxy {
     pub refusals: Vec<Refusal>,
 }
 
-/// What a stream has to do with a document.
-#[derive(Debug, Default)]
+type Id = (Kind, Arc<str>);
+
+fn id(resource: &Resource) -> Id {
+    (resource.kind(), Arc::clone(resource.name()))
+}
+
+/// A stream of a proxy.
+#[derive(Debug)]
 struct Stream {
-    proxy: Option<Proxy>,
-    /// Versions in force by kind and name.
-    has: BTreeMap<(String, String), String>,
-    refused: BTreeMap<(String, String), Refusal>,
+    proxy: Proxy,
+    /// What it is to have.
+    snapshots: SnapshotWatch,
+    /// Versions in force.
+    has: HashMap<Id, Arc<str>>,
+    refused: BTreeMap<Id, Refusal>,
+}
+
+impl Stream {
+    /// The proxy as it is now.
+    fn now(&self) -> Proxy {
+        let mut proxy = self.proxy.clone();
+        let known = self.snapshots.borrow().clone();
+        let waits = known.is_none();
+        let snapshot = known.unwrap_or_default();
+        proxy.wanted = snapshot.len();
+        proxy.in_force = snapshot.iter().filter(|r| self.has.get(&id(r)) == Some(r.version())).count();
+        proxy.refusals = self.refusals().cloned().collect();
+        let state = match (&proxy.refusals[..], proxy.in_force < proxy.wanted) {
+            _ if waits => "Waiting",
+            ([], false) => "Synced",
+            ([], true) => "Syncing",
+            _ => "Refused",
+        };
+        state.clone_into(&mut proxy.state);
+        proxy
+    }
+
+    /// What it refuses of that which it is to have.
+    fn refusals(&self) -> impl Iterator<Item = &Refusal> {
+        let snapshot = self.snapshots.borrow().clone().unwrap_or_default();
+        let current = move |((kind, name), refusal): &(&Id, &Refusal)| {
+            snapshot.get(*kind, name).is_some_and(|resource| **resource.version() == *refusal.version)
+        };
+        self.refused.iter().filter(current).map(|(_, refusal)| refusal)
+    }
 }
 
 /// See the module.
@@ -87,9 +130,10 @@ impl Board {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A proxy has opened a stream.
-    pub fn opened(&self, stream: u64, proxy: Proxy) {
-        self.streams().entry(stream).or_default().proxy = Some(proxy);
+    /// A proxy has opened a stream; `snapshots` is what it is to have.
+    pub fn opened(&self, stream: u64, proxy: Proxy, snapshots: SnapshotWatch) {
+        let new = Stream { proxy, snapshots, has: HashMap::new(), refused: BTreeMap::new() };
+        self.streams().insert(stream, new);
     }
 
     /// Its stream has ended.
@@ -98,47 +142,30 @@ impl Board {
     }
 
     /// It has a resource in force.
-    pub fn accepted(&self, stream: u64, kind: &str, name: &str, version: &str) {
+    pub fn accepted(&self, stream: u64, resource: &Resource) {
         self.accepted.fetch_add(1, Ordering::Relaxed);
-        let (mut streams, id) = (self.streams(), (kind.to_owned(), name.to_owned()));
+        let (mut streams, id) = (self.streams(), id(resource));
         let Some(stream) = streams.get_mut(&stream) else { return };
         stream.refused.remove(&id);
-        stream.has.insert(id, version.to_owned());
+        stream.has.insert(id, Arc::clone(resource.version()));
+        // Of what has gone nobody tells.
+        let snapshot = stream.snapshots.borrow().clone().unwrap_or_default();
+        if stream.has.len() > 2 * snapshot.len() + 100 {
+            stream.has.retain(|(kind, name), _| snapshot.get(*kind, name).is_some());
+        }
     }
 
     /// It refuses a resource.
-    pub fn refused(&self, stream: u64, mut refusal: Refusal) {
+    pub fn refused(&self, stream: u64, resource: &Resource, mut refusal: Refusal) {
         self.refused.fetch_add(1, Ordering::Relaxed);
         if let Some((cut, _)) = refusal.reason.char_indices().find(|(at, _)| *at >= REASON) {
             refusal.reason.truncate(cut);
         }
-        let (mut streams, id) = (self.streams(), (refusal.kind.clone(), refusal.name.clone()));
+        let (mut streams, id) = (self.streams(), id(resource));
         let Some(stream) = streams.get_mut(&stream) else { return };
         if stream.refused.len() < REFUSALS || stream.refused.contains_key(&id) {
             stream.refused.insert(id, refusal);
         }
-    }
-
-    /// What a stream is to have now: kind, name and version of each resource.
-    pub fn wanted<'a>(&self, stream: u64, resources: impl Iterator<Item = (&'a str, &'a str, &'a str)>) {
-        let mut streams = self.streams();
-        let Some(Stream { proxy: Some(proxy), has, refused }) = streams.get_mut(&stream) else { return };
-        let (mut wanted, mut in_force, mut alive) = (0, 0, BTreeSet::new());
-        for (kind, name, version) in resources {
-            let id = (kind.to_owned(), name.to_owned());
-            wanted += 1;
-            in_force += usize::from(has.get(&id).is_some_and(|has| has == version));
-            alive.insert(id);
-        }
-        has.retain(|id, _| alive.contains(id));
-        refused.retain(|id, _| alive.contains(id));
-        (proxy.wanted, proxy.in_force) = (wanted, in_force);
-    }
-
-    /// The streams there are.
-    #[must_use]
-    pub fn open(&self) -> Vec<u64> {
-        self.streams().keys().copied().collect()
     }
 
     /// Documents that are left out because they are not right together with the others, and why.
@@ -167,23 +194,7 @@ impl Board {
     /// Every connected proxy with its sync state, by node.
     #[must_use]
     pub fn proxies(&self) -> Vec<Proxy> {
-        let streams = self.streams();
-        let mut all: Vec<_> = streams
-            .values()
-            .filter_map(|stream| {
-                let mut proxy = stream.proxy.clone()?;
-                proxy.refusals = stream.refused.values().cloned().collect();
-                proxy.state = if !stream.refused.is_empty() {
-                    "Refused"
-                } else if proxy.in_force < proxy.wanted {
-                    "Syncing"
-                } else {
-                    "Synced"
-                }
-                .to_owned();
-                Some(proxy)
-            })
-            .collect();
+        let mut all: Vec<_> = self.streams().values().map(Stream::now).collect();
         all.sort_by(|a, b| (&a.node, &a.since).cmp(&(&b.node, &b.since)));
         all
     }
@@ -196,9 +207,8 @@ impl Board {
         let path = record.key.path();
         let mut refusals = Vec::new();
         for stream in self.streams().values() {
-            let Some(proxy) = &stream.proxy else { continue };
-            let own = stream.refused.values().filter(|refusal| refusal.documents.contains(&path));
-            refusals.extend(own.map(|refusal| (proxy.node.clone(), refusal.clone())));
+            let own = stream.refusals().filter(|refusal| refusal.documents.contains(&path));
+            refusals.extend(own.map(|refusal| (stream.proxy.node.clone(), refusal.clone())));
         }
         let generation = record.generation();
         let since = record
@@ -286,23 +296,11 @@ impl Board {
 
 #[cfg(test)]
 mod tests {
+    use remora_xds::NodeSnapshot;
+    use remora_xds::pb::envoy::config::route::v3::RouteConfiguration;
+
     use super::*;
     use crate::store::Entry;
-
-    fn proxy(node: &str) -> Proxy {
-        Proxy {
-            node: node.into(),
-            workload: None,
-            address: None,
-            variant: "delta".into(),
-            agent: String::new(),
-            since: String::new(),
-            state: String::new(),
-            in_force: 0,
-            wanted: 0,
-            refusals: Vec::new(),
-        }
-    }
 
     fn route() -> Record {
         let value = r#"{"metadata":{"generation":3}}"#;
@@ -330,20 +328,25 @@ mod tests {
     #[test]
     fn a_refusal_is_told_to_the_author_until_the_proxy_takes_the_resource() {
         let board = Board::default();
-        board.opened(1, proxy("sidecar~a"));
-        let resources = [("RouteConfiguration", "r", "v1")];
-        board.wanted(1, resources.into_iter());
+        let resource = |name: &str| {
+            Arc::new(Resource::new(&RouteConfiguration {
+                name: name.into(),
+                ..RouteConfiguration::default()
+            }))
+        };
+        let (route_r, other) = (resource("r"), resource("s"));
+        let snapshot: NodeSnapshot = [Arc::clone(&route_r)].into_iter().collect();
+        let snapshots = tokio::sync::watch::Sender::new(Some(Arc::new(snapshot)));
+        board.opened(1, Proxy { node: "sidecar~a".into(), ..Proxy::default() }, snapshots.subscribe());
         assert_eq!(board.proxies()[0].state, "Syncing");
-        board.refused(
-            1,
-            Refusal {
-                kind: "RouteConfiguration".into(),
-                name: "r".into(),
-                version: "v1".into(),
-                reason: "no such cluster".into(),
-                documents: vec!["HTTPRoute/default/a".into()],
-            },
-        );
+        let refusal = Refusal {
+            kind: "RouteConfiguration".into(),
+            name: "r".into(),
+            version: route_r.version().to_string(),
+            reason: "no such cluster".into(),
+            documents: vec!["HTTPRoute/default/a".into()],
+        };
+        board.refused(1, &route_r, refusal.clone());
         assert_eq!(board.proxies()[0].state, "Refused");
         let told = conditions(&board);
         assert_eq!(told[1].0, "Programmed=False");
@@ -352,9 +355,14 @@ mod tests {
             ("RefusedBy=True".into(), "sidecar~a: RouteConfiguration r: no such cluster".into())
         );
 
-        board.accepted(1, "RouteConfiguration", "r", "v1");
-        board.wanted(1, resources.into_iter());
-        assert_eq!(board.proxies()[0].state, "Synced");
+        board.accepted(1, &route_r);
+        assert_eq!((board.proxies()[0].state.as_str(), board.proxies()[0].in_force), ("Synced", 1));
+        assert_eq!(conditions(&board).len(), 2);
+
+        // What it refuses and is to have no longer is nobody's trouble.
+        board.refused(1, &route_r, refusal);
+        snapshots.send_replace(Some(Arc::new([other].into_iter().collect())));
+        assert_eq!(board.proxies()[0].state, "Syncing");
         assert_eq!(conditions(&board).len(), 2);
         board.closed(1);
         assert!(board.proxies().is_empty());

@@ -19,8 +19,8 @@ use crate::clock::age;
   remora status
   remora status -o json | jq '.proxies[].state'
 
-A proxy is Synced when it has everything that it is to have, Syncing while something is on its way, Refused when it does not take
-something. Exit status: 0, 1 when the control plane cannot be asked, 3 when a proxy refuses something.")]
+A proxy is Synced when it has everything that it is to have, Syncing while something is on its way, Waiting while its workload is not
+known, Refused when it does not take something. Exit status: 0, 1 when the control plane cannot be asked, 3 when a proxy refuses something.")]
 pub(crate) struct StatusArgs {
     /// A table, or everything
     #[arg(short, long, value_enum, default_value = "table")]
@@ -105,5 +105,6 @@ fn coloured(table: &str) -> String {
         |text: String, word: &str, code: &str| text.replace(word, &format!("\x1b[{code}m{word}\x1b[0m"));
     let text = paint(table.to_owned(), " Synced ", "32");
     let text = paint(text, " Syncing ", "33");
+    let text = paint(text, " Waiting ", "33");
     paint(text, " Refused ", "31")
 }

@@ -257,6 +257,16 @@ impl Registry {
         Ok(others.iter().map(name).collect())
     }
 
+    /// What is wrong with the documents as they are, by document.
+    #[must_use]
+    pub fn mistakes(&self) -> Vec<(Key, String)> {
+        let texts = self.documents().into_iter().map(|record| (record.key.path(), record.text()));
+        let named = |error: ConfigError| {
+            Some((Key::parse(&error.source)?, format!("{}: {}", error.path, error.message)))
+        };
+        mistakes(texts).into_iter().filter_map(named).collect()
+    }
+
     /// Everything that people wrote.
     #[must_use]
     pub fn documents(&self) -> Vec<Arc<Record>> {

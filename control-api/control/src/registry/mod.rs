@@ -85,6 +85,12 @@ impl Registry {
         self.read(|state| (state.revision(), state.list(scope)))
     }
 
+    /// The newest write that is seen here.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.read(State::revision)
+    }
+
     /// Everything there is now, and the position from which [`Self::changes`] goes on.
     #[must_use]
     pub fn all(&self) -> (Position, Vec<Arc<Record>>) {

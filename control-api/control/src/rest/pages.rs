@@ -36,7 +36,7 @@ pub(super) async fn status(State(app): State<App>) -> Response {
         Health::Following => ("following", None),
         Health::Away(why) => ("away", Some(why)),
     };
-    let (revision, _) = app.registry.list(&Scope::Kind(String::new()));
+    let revision = app.registry.revision();
     let store = json!({
         "address": app.registry.store().describe(), "state": state, "error": why, "revision": revision.to_string(),
     });

