@@ -3,13 +3,16 @@
 import collections
 import json
 import os
+import pathlib
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from concurrent import futures
 
 import grpc
+import grpc.experimental
 
 from world import free_port, wait_for, world
 
@@ -82,7 +85,7 @@ def envoy_pair(variant):
         w.apply(documents + route(75, 25))
         names = {}
         for name in ("shop-1", "shop-2", "caller"):
-            names[name], _, _ = w.envoy(f"sidecar~127.0.0.1~{name}.default~default.svc", variant)
+            names[name], admin = w.envoy(f"sidecar~127.0.0.1~{name}.default~default.svc", variant)
         try:
             for name in names:
                 w.synced(f"~{name}.default")
@@ -95,18 +98,52 @@ def envoy_pair(variant):
             wait_for("the new route", lambda: all(ask(local) == "v2" for _ in range(20)))
             took = time.monotonic() - began
             agent = w.status("~caller.default")["agent"]
+            asked = restarts(w, local, admin)
         except Exception:
             for name in names.values():
                 print(f"--- {name}\n{w.log(name)}")
             print(f"--- control\n{w.log('control')}")
             raise
-        return f"{agent}: split 75/25 is {share:.0f}/{100 - share:.0f}, the edit was in force {took:.1f} s after apply began"
+        return (f"{agent}: split 75/25 is {share:.0f}/{100 - share:.0f}; an edit was in force {took:.1f} s after apply began; "
+                f"control plane killed 3 times: {asked} requests, none failed, nothing was configured anew")
 
 
-def grpc_client(_):
-    """gRPC's own client with an xds:/// target, and two plain servers behind a weighted split."""
+def restarts(w, local, admin):
+    """Kills the control plane under traffic. The number of requests; that one fails is an error, as is a change of configuration."""
+    names = "cluster_manager.cluster_(added|modified|removed)|listener_manager.listener_(added|modified|removed|in_place_updated)"
+
+    def changes():
+        with urllib.request.urlopen(f"http://127.0.0.1:{admin}/stats?filter={names}", timeout=5) as answer:
+            return answer.read().decode()
+
+    before, stop = changes(), threading.Event()
+    asked, failed = [], []
+
+    def traffic():
+        while not stop.is_set():
+            try:
+                asked.append(ask(local))
+            except Exception as e:  # noqa: BLE001 - whatever it is, it is a failure
+                failed.append(e)
+
+    thread = threading.Thread(target=traffic)
+    thread.start()
+    try:
+        for _ in range(3):
+            w.kill_control()
+            w.synced("~caller.default")
+    finally:
+        stop.set()
+        thread.join()
+    assert not failed, failed[:3]
+    assert changes() == before, f"{before}\n{changes()}"
+    return len(asked)
+
+
+def grpc_client(command):
+    """A gRPC library with an xds:/// target, mTLS by our identities, and two servers behind a weighted split."""
     with world() as w:
-        servers = [grpc_server("v1"), grpc_server("v2")]
+        servers = [grpc_server(w, "v1"), grpc_server(w, "v2")]
         documents = SERVICES.replace("name: http, port", "name: grpc, port")
         for number, (server, port) in enumerate(servers, start=1):
             documents += workload(f"shop-{number}", port, port, f"v{number}")
@@ -114,13 +151,16 @@ def grpc_client(_):
         bootstrap = w.dir / "grpc.json"
         bootstrap.write_text(json.dumps({
             "xds_servers": [{"server_uri": w.xds, "channel_creds": [{"type": "insecure"}], "server_features": ["xds_v3"]}],
-            "node": {"id": "grpc~127.0.0.1~client.default~default.svc"},
+            "node": {"id": "grpc~127.0.0.1~client.default~default.svc", "locality": {}},
+            "certificate_providers": {"default": {"plugin_name": "file_watcher", "config": {
+                "certificate_file": f"{w.dir}/chain.pem", "private_key_file": f"{w.dir}/key.pem",
+                "ca_certificate_file": f"{w.dir}/roots.pem", "refresh_interval": "600s",
+            }}},
         }))
-        # The library reads its bootstrap once in a process.
+        # Libraries read their bootstrap once in a process.
         environment = {**os.environ, "GRPC_XDS_BOOTSTRAP": str(bootstrap)}
         target = "xds:///shop.default.svc.cluster.local:8080"
-        done = subprocess.run([sys.executable, "-B", __file__, "--client", target], env=environment, capture_output=True,
-                              text=True, timeout=60)
+        done = subprocess.run([*command, target], env=environment, capture_output=True, text=True, timeout=90)
         for server, _ in servers:
             server.stop(0)
         if done.returncode != 0:
@@ -128,23 +168,26 @@ def grpc_client(_):
         answers = json.loads(done.stdout)
         share = answers["v1"] / 4
         assert 65 < share < 85, answers
-        return f"grpcio {grpc.__version__}: split 75/25 is {share:.0f}/{100 - share:.0f}"
+        return f"split 75/25 is {share:.0f}/{100 - share:.0f}, over mTLS"
 
 
-def grpc_server(text):
+def grpc_server(w, text):
     class Handler(grpc.GenericRpcHandler):
         def service(self, _):
             return grpc.unary_unary_rpc_method_handler(lambda request, context: text.encode())
 
     server = grpc.server(futures.ThreadPoolExecutor(4))
     server.add_generic_rpc_handlers((Handler(),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    files = [(w.dir / name).read_bytes() for name in ("key.pem", "chain.pem", "roots.pem")]
+    credentials = grpc.ssl_server_credentials([(files[0], files[1])], files[2], require_client_auth=True)
+    port = server.add_secure_port("127.0.0.1:0", credentials)
     server.start()
     return server, port
 
 
 def client(target):
-    with grpc.insecure_channel(target) as channel:
+    credentials = grpc.xds_channel_credentials(grpc.experimental.insecure_channel_credentials())
+    with grpc.secure_channel(target, credentials) as channel:
         call = channel.unary_unary("/test.Shop/Ask")
         call(b"", timeout=30, wait_for_ready=True)
         answers = collections.Counter(call(b"", timeout=10).decode() for _ in range(400))
@@ -154,7 +197,8 @@ def client(target):
 CHECKS = [
     ("envoy-delta", envoy_pair, "DELTA_GRPC"),
     ("envoy-sotw", envoy_pair, "GRPC"),
-    ("grpc-split", grpc_client, None),
+    ("grpcio", grpc_client, [sys.executable, "-B", __file__, "--client"]),
+    ("grpc-js", grpc_client, ["node", pathlib.Path(__file__).with_name("client.js")]),
 ]
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Envoy and gRPC's own client, driven by `remora control` with mesh documents.
+# Envoy and gRPC's own clients (C++ by Python, JavaScript), driven by `remora control` with mesh documents.
 #
 #   REMORA=target/release/remora tests/xds/run.sh [CHECK…]
 #
@@ -12,5 +12,6 @@ target=${ACCEPTANCE_DIR:-$here/../../target/acceptance}
 ENVOY=$(find "$target/envoy" -path '*/envoy/_bin/envoy' -type f | head -n 1)
 [ -x "$ENVOY" ] && [ -x "$target/xds/bin/python" ] || { echo "run $here/setup.sh first" >&2; exit 2; }
 REMORA=$(realpath "$REMORA")
-export REMORA ENVOY
+NODE_PATH=$(realpath "$target/grpc-js/node_modules")
+export REMORA ENVOY NODE_PATH
 exec "$target/xds/bin/python" -B "$here/main.py" "$@"

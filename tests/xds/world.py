@@ -82,13 +82,23 @@ class World:
         openssl("x509", "-req", "-in", "leaf.csr", "-CA", "roots.pem", "-CAkey", "ca.key", "-CAcreateserial",
                 "-out", "chain.pem", "-days", "1", "-extfile", "leaf.ext")
 
-    def control(self):
+    def control(self, xds="127.0.0.1:0"):
         addresses = self.dir / "addresses.json"
-        self.start("control", os.environ["REMORA"], "control", "--data", self.dir / "data", "--listen-xds", "127.0.0.1:0",
-                   "--listen-rest", "127.0.0.1:0", "--address-path", addresses, "--identity-files", self.dir)
+        addresses.unlink(missing_ok=True)
+        self.plane = self.start(
+            "control", os.environ["REMORA"], "control", "--data", self.dir / "data", "--listen-xds", xds,
+            "--listen-rest", "127.0.0.1:0", "--address-path", addresses, "--identity-files", self.dir,
+        )
         bound = wait_for("the control plane", lambda: addresses.exists() and json.loads(addresses.read_text()))
         self.xds, self.rest = bound["xds"], f"http://{bound['rest']}"
         wait_for("the store", lambda: self.get("/readyz"))
+
+    def kill_control(self):
+        """kill -9, and a new one at the same address."""
+        self.plane.kill()
+        self.plane.wait()
+        self.processes.remove(self.plane)
+        self.control(self.xds)
 
     def get(self, path):
         with urllib.request.urlopen(self.rest + path, timeout=10) as answer:
@@ -137,7 +147,7 @@ class World:
         return server.server_address[1]
 
     def envoy(self, node, variant):
-        """Envoy with nothing but a node id and an ADS server. The port of its admin page."""
+        """Envoy with nothing but a node id and an ADS server. The name of its log, and the port of its admin page."""
         host, port = self.xds.rsplit(":", 1)
         admin = free_port()
         socket_address = lambda h, p: {"socket_address": {"address": h, "port_value": int(p)}}  # noqa: E731
@@ -162,8 +172,8 @@ class World:
         name = "envoy-" + node.split("~")[2].split(".")[0]
         path = self.dir / f"{name}.json"
         path.write_text(json.dumps(config))
-        process = self.start(name, os.environ["ENVOY"], "-c", path, "--concurrency", "1", "--use-dynamic-base-id", "-l", "warn")
-        return name, process, admin
+        self.start(name, os.environ["ENVOY"], "-c", path, "--concurrency", "1", "--use-dynamic-base-id", "-l", "warn")
+        return name, admin
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 //! Bodies of requests and answers.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
@@ -14,6 +15,9 @@ use super::failure::Failure;
 
 /// Largest body of a request: many documents at once.
 pub(super) const MAX_BODY: usize = 16 << 20;
+
+/// For all of it.
+const ARRIVES_IN: Duration = Duration::from_secs(30);
 
 /// An answer of JSON.
 pub(super) fn json(code: StatusCode, value: &Value) -> Response {
@@ -43,7 +47,9 @@ impl<S: Send + Sync> FromRequest<S> for Utf8 {
 }
 
 async fn read(body: Body) -> Result<Bytes, Failure> {
-    axum::body::to_bytes(body, MAX_BODY).await.map_err(|error| {
+    let arrived = tokio::time::timeout(ARRIVES_IN, axum::body::to_bytes(body, MAX_BODY)).await;
+    let late = |_| Failure::new(StatusCode::REQUEST_TIMEOUT, "Timeout", "the body takes too long");
+    arrived.map_err(late)?.map_err(|error| {
         let mut source: Option<&dyn std::error::Error> = Some(&error);
         while let Some(cause) = source {
             if cause.is::<http_body_util::LengthLimitError>() {

@@ -18,11 +18,17 @@ mod watch;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::Request;
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
 
 use crate::audit::Audit;
 use crate::board::Board;
 use crate::registry::Registry;
 use crate::registry::instances::Instances;
+
+use failure::Failure;
 
 pub use bulk::{Outcome, Results, Texts};
 pub use serve::serve;
@@ -51,5 +57,20 @@ pub fn router(app: App) -> Router {
     router
         .fallback(failure::no_such_path)
         .method_not_allowed_fallback(failure::no_such_method)
+        .layer(from_fn(own_pages_only))
         .with_state(app)
+}
+
+/// Refuses requests that a browser makes for a page of somebody else: everybody's pages reach loopback.
+async fn own_pages_only(request: Request, next: Next) -> Response {
+    let text =
+        |name: HeaderName| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let (origin, host) = (text(header::ORIGIN), text(header::HOST).unwrap_or_default());
+    match origin {
+        Some(origin) if origin.strip_prefix("http://") != Some(host) => {
+            let text = format!("a page of {origin} may not ask here");
+            Failure::new(StatusCode::FORBIDDEN, "Forbidden", text).into_response()
+        }
+        _ => next.run(request).await,
+    }
 }

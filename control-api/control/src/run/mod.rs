@@ -47,6 +47,9 @@ pub(crate) struct RunArgs {
     /// Further labels of the instance
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = label)]
     label: Vec<(String, String)>,
+    /// Service account: the identity is spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT
+    #[arg(long, value_name = "ACCOUNT", default_value = "default")]
+    service_account: String,
     /// Address under which others reach the sidecar
     #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
     address: IpAddr,
@@ -140,9 +143,7 @@ fn registration(args: &RunArgs, inbound: u16) -> Registration {
     if let Some(port) = args.port {
         workload.insert("ports".into(), json!([{"name": "http", "port": port}]));
     }
-    if let Some(service) = &args.service {
-        workload.insert("serviceAccount".into(), Value::String(service.clone()));
-    }
+    workload.insert("serviceAccount".into(), Value::String(args.service_account.clone()));
     Registration { labels, services: args.service.iter().cloned().collect(), workload, ttl_ms: None }
 }
 

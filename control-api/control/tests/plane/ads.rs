@@ -18,7 +18,7 @@ use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 
 use crate::support::{PATIENCE, ROUTE, ROUTES, Rig, SERVICE};
 
-const WORKLOADS: &str = "---
+pub(crate) const WORKLOADS: &str = "---
 apiVersion: remora.dev/v1alpha1
 kind: Workload
 metadata: {name: shop-1, labels: {app: shop}}
@@ -29,18 +29,19 @@ kind: Workload
 metadata: {name: caller}
 spec: {address: 10.0.0.9, egress: [{service: shop, localPort: 9080}]}
 ";
-const CLUSTER: &str = "outbound|8080||shop.default.svc.cluster.local";
+pub(crate) const CLUSTER: &str = "outbound|8080||shop.default.svc.cluster.local";
 const ROUTE_CONFIG: &str = "shop.default.svc.cluster.local:8080";
 
 /// A delta client that takes everything, unless it is told not to.
-struct Client {
+pub(crate) struct Client {
     requests: mpsc::Sender<DeltaDiscoveryRequest>,
     responses: Streaming<DeltaDiscoveryResponse>,
-    has: BTreeMap<(Kind, String), Vec<u8>>,
+    pub(crate) has: BTreeMap<(Kind, String), Vec<u8>>,
+    pub(crate) versions: BTreeMap<(Kind, String), String>,
 }
 
 impl Client {
-    async fn connect(rig: &Rig, id: &str) -> Self {
+    pub(crate) async fn connect(rig: &Rig, id: &str) -> Self {
         let mut stub =
             AggregatedDiscoveryServiceClient::connect(format!("http://{}", rig.plane.xds)).await.unwrap();
         let (requests, queue) = mpsc::channel(16);
@@ -53,10 +54,10 @@ impl Client {
         }
         let responses =
             stub.delta_aggregated_resources(ReceiverStream::new(queue)).await.unwrap().into_inner();
-        Self { requests, responses, has: BTreeMap::new() }
+        Self { requests, responses, has: BTreeMap::new(), versions: BTreeMap::new() }
     }
 
-    async fn ask(&self, kind: Kind, name: &str) {
+    pub(crate) async fn ask(&self, kind: Kind, name: &str) {
         let request = DeltaDiscoveryRequest {
             type_url: kind.type_url().into(),
             resource_names_subscribe: vec![name.into()],
@@ -75,6 +76,7 @@ impl Client {
             for resource in &response.resources {
                 let body = resource.resource.clone().unwrap().value;
                 self.has.insert((kind, resource.name.clone()), body);
+                self.versions.insert((kind, resource.name.clone()), resource.version.clone());
             }
             for name in &response.removed_resources {
                 self.has.remove(&(kind, name.clone()));
@@ -94,7 +96,7 @@ impl Client {
         self.requests.send(answer).await.unwrap();
     }
 
-    async fn until(&mut self, holds: impl Fn(&Self) -> bool) {
+    pub(crate) async fn until(&mut self, holds: impl Fn(&Self) -> bool) {
         for _ in 0..50 {
             if holds(self) {
                 return;
@@ -109,7 +111,7 @@ impl Client {
         Some(M::decode(bytes.as_slice()).unwrap())
     }
 
-    fn endpoints(&self) -> usize {
+    pub(crate) fn endpoints(&self) -> usize {
         let assignment: Option<ClusterLoadAssignment> = self.get(Kind::ClusterLoadAssignment, CLUSTER);
         assignment.map_or(0, |a| a.endpoints.iter().map(|locality| locality.lb_endpoints.len()).sum())
     }
@@ -199,7 +201,7 @@ async fn a_refusal_is_a_condition_of_the_document() {
 async fn a_sidecar_waits_for_its_workload() {
     let rig = Rig::start().await;
     let mut client = Client::connect(&rig, "sidecar~10.0.0.9~caller.default~default.svc").await;
-    rig.until("it is connected", async || rig.get("/status").await.1["proxies"][0]["state"] == "Synced")
+    rig.until("it is connected", async || rig.get("/status").await.1["proxies"][0]["state"] == "Waiting")
         .await;
     rig.apply(&format!("{SERVICE}{WORKLOADS}"), "").await;
     client.until(|c| c.has.contains_key(&(Kind::Cluster, CLUSTER.into()))).await;

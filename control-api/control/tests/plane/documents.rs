@@ -215,6 +215,12 @@ async fn every_route_of_the_openapi_document_is_there() {
         assert_eq!((status.as_u16(), &answer["kind"]), (code, &json!("Status")), "{path}");
     }
     assert_eq!(rig.send(Method::POST, "/healthz", "", "").await.0, StatusCode::METHOD_NOT_ALLOWED);
+    let (status, answer) = rig.get("/status?evil").await;
+    assert_eq!(
+        (status, &answer["reason"]),
+        (StatusCode::FORBIDDEN, &json!("Forbidden")),
+        "a page of somebody else"
+    );
     let (_, metrics) = rig.get("/metrics").await;
     assert!(metrics.as_str().unwrap().contains("remora_control_documents{kind=\"Service\"} 1"), "{metrics}");
 }

@@ -2,7 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod ads;
+#[path = "../common/etcd.rs"]
+mod common;
 mod documents;
 mod instances;
 mod process;
+mod replicas;
 mod support;

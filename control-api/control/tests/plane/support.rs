@@ -43,8 +43,15 @@ pub(crate) fn options(data: &Path) -> Options {
 
 impl Rig {
     pub(crate) async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// With other options.
+    pub(crate) async fn with(change: impl FnOnce(&mut Options)) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let plane = Plane::start(options(folder.path())).await.unwrap();
+        let mut options = options(folder.path());
+        change(&mut options);
+        let plane = Plane::start(options).await.unwrap();
         let rig = Self { plane, folder };
         rig.until("it is ready", async || rig.get("/readyz").await.0 == StatusCode::OK).await;
         rig
@@ -109,6 +116,7 @@ async fn open(
         .header("host", "control")
         .header("content-type", kind)
         .header("x-remora-actor", "ada@test")
+        .header("origin", if path.contains("evil") { "http://evil.test" } else { "http://control" })
         .body(Full::new(Bytes::copy_from_slice(body.as_bytes())))
         .unwrap();
     sender.send_request(request).await.unwrap()

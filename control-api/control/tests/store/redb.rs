@@ -187,7 +187,8 @@ async fn writer_process() {
     }
 }
 
-#[tokio::test]
+// The task of a store that was dropped closes it while this waits for the next writer.
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_acknowledged_survives_kill_9() {
     let folder = folder();
     let path = folder.path().join("store");

@@ -140,11 +140,13 @@ impl NodeRequest {
         let grpc = node.user_agent_name.starts_with("gRPC")
             || kind == Some("grpc")
             || metadata(node, "remora.kind") == Some("grpc");
-        let namespace = said(["remora.namespace", "NAMESPACE"]).or(place.map(|(_, namespace)| namespace));
+        let namespace =
+            said(["remora.namespace", "NAMESPACE"]).or_else(|| place.map(|(_, namespace)| namespace));
         let Some(namespace) = namespace.or_else(|| grpc.then_some("default")) else {
             return Err(BadNode { id: node.id.clone() });
         };
-        let workload = said(["remora.workload", "WORKLOAD_NAME"]).or(place.map(|(workload, _)| workload));
+        let workload =
+            said(["remora.workload", "WORKLOAD_NAME"]).or_else(|| place.map(|(workload, _)| workload));
         let kind = match kind {
             _ if grpc => NodeKind::Grpc,
             Some("sidecar") => NodeKind::Sidecar,
