@@ -9,10 +9,13 @@
 //! - [`Kind`]: the kinds of resources that a stream carries, their order and what refers to what.
 //! - feature `server`: [`Resource`] and [`NodeSnapshot`], [`stream`] (pure state machines of a control plane's streams), and
 //!   [`server`], the gRPC service made of them.
+//! - feature `client`: [`client`], the data plane's side of the protocol.
 //!
 //! Which fields are supported stands in `supported.txt` and, made from it, in `docs/reference/envoy-fields.md`.
 
 pub mod any;
+#[cfg(feature = "client")]
+pub mod client;
 pub mod diag;
 #[cfg(feature = "server")]
 pub mod server;
