@@ -22,47 +22,44 @@ pub struct Kind {
 const GATEWAY: &str = "gateway.networking.k8s.io";
 const REMORA: &str = "remora.dev";
 
+const DISCOVERY: &str = "discovery.k8s.io";
+
 /// All kinds. Those that others refer to come first.
-pub const KINDS: [Kind; 4] = [
-    Kind {
-        group: "",
-        version: "v1",
-        name: "Service",
-        plural: "services",
-        singular: "service",
-        short: &["svc"],
-    },
-    Kind {
-        group: REMORA,
-        version: "v1alpha1",
-        name: "Workload",
-        plural: "workloads",
-        singular: "workload",
-        short: &["wl"],
-    },
-    Kind {
-        group: REMORA,
-        version: "v1alpha1",
-        name: "TrafficPolicy",
-        plural: "trafficpolicies",
-        singular: "trafficpolicy",
-        short: &["tp"],
-    },
-    Kind {
-        group: GATEWAY,
-        version: "v1",
-        name: "HTTPRoute",
-        plural: "httproutes",
-        singular: "httproute",
-        short: &[],
-    },
+pub const KINDS: [Kind; 10] = [
+    kind("", "v1", "Service", ["services", "service"], &["svc"]),
+    kind(REMORA, "v1alpha1", "Workload", ["workloads", "workload"], &["wl"]),
+    kind(DISCOVERY, "v1", "EndpointSlice", ["endpointslices", "endpointslice"], &[]),
+    kind(GATEWAY, "v1", "ReferenceGrant", ["referencegrants", "referencegrant"], &["refgrant"]),
+    kind(REMORA, "v1alpha1", "TrafficPolicy", ["trafficpolicies", "trafficpolicy"], &["tp"]),
+    kind(
+        REMORA,
+        "v1alpha1",
+        "AuthenticationPolicy",
+        ["authenticationpolicies", "authenticationpolicy"],
+        &["authn"],
+    ),
+    kind(GATEWAY, "v1", "HTTPRoute", ["httproutes", "httproute"], &[]),
+    kind(GATEWAY, "v1", "GRPCRoute", ["grpcroutes", "grpcroute"], &[]),
+    kind(GATEWAY, "v1", "TLSRoute", ["tlsroutes", "tlsroute"], &[]),
+    kind(GATEWAY, "v1alpha2", "TCPRoute", ["tcproutes", "tcproute"], &[]),
 ];
+
+const fn kind(
+    group: &'static str,
+    version: &'static str,
+    name: &'static str,
+    [plural, singular]: [&'static str; 2],
+    short: &'static [&'static str],
+) -> Kind {
+    Kind { group, version, name, plural, singular, short }
+}
 
 impl Kind {
     /// The kind of a document by its `apiVersion` and `kind`.
     #[must_use]
     pub fn of(api_version: &str, name: &str) -> Option<&'static Self> {
-        KINDS.iter().find(|kind| kind.name == name && kind.api_version() == api_version)
+        let known = remora_mesh::Kind::ALL.into_iter().find(|kind| kind.as_str() == name)?;
+        if known.api_versions().contains(&api_version) { Self::named(name) } else { None }
     }
 
     /// The kind of a path.
@@ -169,5 +166,14 @@ mod tests {
             assert_eq!(Kind::named(kind.name), Some(kind));
         }
         assert_eq!(Kind::of("v2", "Service"), None);
+        let older = Kind::of("gateway.networking.k8s.io/v1beta1", "HTTPRoute");
+        assert_eq!(older.map(|kind| kind.version), Some("v1"), "an older version means the same");
+        // The compiler knows the same kinds, by the same names.
+        for kind in remora_mesh::Kind::ALL {
+            assert_eq!(
+                Kind::named(kind.as_str()).map(Kind::api_version).as_deref(),
+                Some(kind.api_version())
+            );
+        }
     }
 }

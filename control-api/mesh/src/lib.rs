@@ -17,12 +17,14 @@ mod check;
 mod compile;
 mod de;
 mod files;
+mod kinds;
 mod mesh;
 mod name;
 mod read;
 mod resource;
 mod span;
 
+pub use check::{Finding, Related, Rule, Severity, findings};
 pub use compile::names;
 pub use compile::{
     BadNode, Callers, Compiler, Credentials, Delivery, Listening, NodeKind, NodeRequest, NodeResources,
@@ -30,8 +32,9 @@ pub use compile::{
     node_resources, service_resources,
 };
 pub use files::{File, files};
-pub use mesh::{AnyDocument, Change, Health, Instance, Mesh, Touched};
-pub use name::{ByName, Key, Kind, Name};
-pub use read::{Documents, split};
+pub use kinds::{AnyDocument, Documents, Kind};
+pub use mesh::{Change, Health, Instance, Mesh, Touched};
+pub use name::{ByName, Key, Name};
+pub use read::split;
 pub use resource::{Resource, ResourceKind};
 pub use span::Span;

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
+use crate::kinds::Kind;
+
 /// `namespace/name`: a document among those of its kind. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name {
@@ -25,51 +27,6 @@ impl Name {
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
-    }
-}
-
-/// A kind of document.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// `v1` Service.
-    Service,
-    /// `remora.dev/v1alpha1` Workload.
-    Workload,
-    /// `gateway.networking.k8s.io/v1` HTTPRoute.
-    HttpRoute,
-    /// `remora.dev/v1alpha1` TrafficPolicy.
-    TrafficPolicy,
-}
-
-impl Kind {
-    /// Every kind.
-    pub const ALL: [Self; 4] = [Self::Service, Self::Workload, Self::HttpRoute, Self::TrafficPolicy];
-
-    /// `kind` as documents write it.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Service => "Service",
-            Self::Workload => "Workload",
-            Self::HttpRoute => "HTTPRoute",
-            Self::TrafficPolicy => "TrafficPolicy",
-        }
-    }
-
-    /// `apiVersion` of this kind.
-    #[must_use]
-    pub const fn api_version(self) -> &'static str {
-        match self {
-            Self::Service => "v1",
-            Self::HttpRoute => "gateway.networking.k8s.io/v1",
-            Self::Workload | Self::TrafficPolicy => "remora.dev/v1alpha1",
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 

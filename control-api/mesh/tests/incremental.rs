@@ -95,7 +95,7 @@ fn workload() -> impl Strategy<Value = String> {
 }
 
 fn route() -> impl Strategy<Value = String> {
-    let reference = || (namespace(), 0..3_u8, prop::sample::select(vec![8080_u16, 9090, 5432]));
+    let reference = || (namespace(), 0..3_u8, prop::sample::select(vec![8080_u16, 9090]));
     (namespace(), 0..2_u8, reference(), reference(), reference()).prop_map(|(namespace, number, parent, a, b)| {
         format!(
             "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r{number}, namespace: {namespace}}}\n\
@@ -106,11 +106,67 @@ fn route() -> impl Strategy<Value = String> {
     })
 }
 
-fn policy() -> impl Strategy<Value = String> {
-    (namespace(), 0..2_u8, 0..3_u8, 0..5_u8).prop_map(|(namespace, number, target, num)| {
+fn grpc_route() -> impl Strategy<Value = String> {
+    (namespace(), 0..2_u8, namespace(), 0..3_u8, 0..3_u8).prop_map(|(namespace, number, parent, a, b)| {
         format!(
-            "apiVersion: remora.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: p{number}, namespace: {namespace}}}\n\
-             spec: {{targetRefs: [{{name: s{target}}}], retries: {{num: {num}}}}}\n"
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: GRPCRoute\nmetadata: {{name: g{number}, namespace: {namespace}}}\n\
+             spec:\n  parentRefs: [{{kind: Service, name: s{a}, namespace: {parent}}}]\n  rules:\n  - matches: [{{method: {{service: x.Y}}}}]\n    \
+             backendRefs: [{{name: s{b}, port: 9090}}]\n"
+        )
+    })
+}
+
+fn tcp_route() -> impl Strategy<Value = String> {
+    let kind = prop::sample::select(vec![
+        ("v1alpha2", "TCPRoute", 't', ""),
+        ("v1", "TLSRoute", 'l', "\n  hostnames: [a.test, '*.b.test']"),
+        ("v1", "TLSRoute", 'l', ""),
+    ]);
+    (kind, namespace(), 0..2_u8, namespace(), 0..3_u8, 0..3_u8).prop_map(|(kind, namespace, number, parent, a, b)| {
+        let (version, kind, letter, names) = kind;
+        format!(
+            "apiVersion: gateway.networking.k8s.io/{version}\nkind: {kind}\nmetadata: {{name: {letter}{number}, namespace: {namespace}}}\n\
+             spec:{names}\n  parentRefs: [{{kind: Service, name: s{a}, namespace: {parent}}}]\n  rules:\n  - backendRefs:\n    \
+             - {{name: s{b}, namespace: one, port: 5432}}\n    - {{name: s{a}, namespace: two, port: 5432, weight: 3}}\n"
+        )
+    })
+}
+
+fn slice() -> impl Strategy<Value = String> {
+    let conditions = prop::sample::select(vec!["{}", "{ready: false}", "{ready: false, terminating: true}"]);
+    (namespace(), 0..2_u8, 0..3_u8, 0..5_u8, conditions).prop_map(|(namespace, number, service, target, conditions)| {
+        format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+             metadata: {{name: e{number}, namespace: {namespace}, labels: {{kubernetes.io/service-name: s{service}}}}}\n\
+             addressType: IPv4\nports: [{{name: http, port: 8081}}, {{name: db, port: 5433}}]\nendpoints:\n\
+             - {{addresses: [10.1.0.{target}], conditions: {conditions}, targetRef: {{kind: Pod, name: w{target}}}}}\n\
+             - {{addresses: [10.2.0.{number}], zone: z{number}}}\n"
+        )
+    })
+}
+
+fn grant() -> impl Strategy<Value = String> {
+    let kind = prop::sample::select(vec!["HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute"]);
+    let to = prop::sample::select(vec!["", ", name: s0"]);
+    (namespace(), namespace(), kind, to, 0..2_u8).prop_map(|(namespace, from, kind, to, number)| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\nmetadata: {{name: y{number}, namespace: {namespace}}}\n\
+             spec: {{from: [{{group: gateway.networking.k8s.io, kind: {kind}, namespace: {from}}}], to: [{{group: '', kind: Service{to}}}]}}\n"
+        )
+    })
+}
+
+fn policy() -> impl Strategy<Value = String> {
+    let what = prop::sample::select(vec![
+        ("TrafficPolicy", 'p', "retries: {num: 0}"),
+        ("TrafficPolicy", 'p', "loadBalancing: Random"),
+        ("AuthenticationPolicy", 'a', "mtls: {mode: Disabled}"),
+        ("AuthenticationPolicy", 'a', "mtls: {mode: Strict}"),
+    ]);
+    (namespace(), 0..2_u8, 0..3_u8, what).prop_map(|(namespace, number, target, (kind, letter, what))| {
+        format!(
+            "apiVersion: remora.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: {letter}{number}, namespace: {namespace}}}\n\
+             spec: {{targetRefs: [{{name: s{target}}}], {what}}}\n"
         )
     })
 }
@@ -122,18 +178,28 @@ fn edit() -> impl Strategy<Value = Edit> {
         (Kind::Workload, "w"),
         (Kind::HttpRoute, "r"),
         (Kind::TrafficPolicy, "p"),
+        (Kind::AuthenticationPolicy, "a"),
+        (Kind::GrpcRoute, "g"),
+        (Kind::TcpRoute, "t"),
+        (Kind::TlsRoute, "l"),
+        (Kind::EndpointSlice, "e"),
+        (Kind::ReferenceGrant, "y"),
     ]);
     prop_oneof![
         3 => service().prop_map(Edit::Put),
         3 => workload().prop_map(Edit::Put),
         3 => route().prop_map(Edit::Put),
-        1 => policy().prop_map(Edit::Put),
+        2 => policy().prop_map(Edit::Put),
+        2 => grpc_route().prop_map(Edit::Put),
+        2 => tcp_route().prop_map(Edit::Put),
+        2 => slice().prop_map(Edit::Put),
+        2 => grant().prop_map(Edit::Put),
         3 => (workload(), health, prop::option::of(0..3_u8)).prop_map(|(text, health, service)| Edit::Register {
             text,
             health,
             service: service.map(|number| format!("s{number}")),
         }),
-        2 => (remove, namespace(), 0..4_u8).prop_map(|((kind, letter), namespace, number)| {
+        3 => (remove, namespace(), 0..4_u8).prop_map(|((kind, letter), namespace, number)| {
             Edit::Remove(kind, namespace, format!("{letter}{number}"))
         }),
         1 => (namespace(), 0..4_u8).prop_map(|(namespace, number)| Edit::Deregister(namespace, format!("w{number}"))),
@@ -171,7 +237,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn step_by_step_is_afresh(edits in prop::collection::vec(edit(), 1..40)) {
+    fn step_by_step_is_afresh(edits in prop::collection::vec(edit(), 1..50)) {
         let schema = Schema::load();
         let mut compiler = Compiler::new(Mesh::default(), profile());
         for edit in &edits {

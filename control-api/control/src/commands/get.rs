@@ -24,7 +24,8 @@ use crate::kinds::{KINDS, Kind};
   remora get instances
   remora get all
 
-Kinds: services (svc), workloads (wl), httproutes, trafficpolicies (tp), instances, and all of them (all). Exit status: 0, 1 when a
+Kinds: services (svc), workloads (wl), endpointslices, httproutes, grpcroutes, tcproutes, tlsroutes, referencegrants,
+trafficpolicies (tp), authenticationpolicies (authn), instances, and all of them (all). Exit status: 0, 1 when a
 document is not there or the control plane cannot be asked, 2 for wrong arguments.")]
 pub(crate) struct GetArgs {
     /// A kind and names of it, or KIND/NAME
@@ -189,8 +190,9 @@ fn columns(kind: &Kind, items: &[Value], wide: bool) -> (Vec<&'static str>, Vec<
     let own: &[&'static str] = match kind.name {
         "Service" => &["PORTS", "SELECTOR"],
         "Workload" => &["ADDRESS", "PORTS", "ACCOUNT"],
-        "HTTPRoute" => &["PARENTS", "RULES"],
-        _ => &["TARGETS"],
+        "EndpointSlice" | "ReferenceGrant" => &[],
+        "TrafficPolicy" | "AuthenticationPolicy" => &["TARGETS"],
+        _ => &["PARENTS", "RULES"],
     };
     let mut head = vec!["NAME"];
     head.extend(own);

@@ -27,11 +27,13 @@ use remora_xds::pb::envoy::r#type::v3::Percent;
 
 use super::{Scope, http, key_of, names, parts, tls};
 use crate::document::{
-    AppProtocol, Document, LoadBalancing, Locality, ServicePort, ServiceSpec, TrafficPolicySpec, WorkloadSpec,
+    AppProtocol, Document, LoadBalancing, Locality, MtlsMode, ServicePort, ServiceSpec, TrafficPolicySpec,
+    WorkloadSpec,
 };
 use crate::files::FileKind;
+use crate::kinds::Kind;
 use crate::mesh::{Health, Member};
-use crate::name::{Key, Kind};
+use crate::name::Key;
 use crate::resource::{Resource, ordered::ClusterTail};
 
 /// Hard limits: a bound, not a policy.
@@ -109,6 +111,16 @@ pub(super) fn local(port: u16, speaks: AppProtocol, service: &Document<ServiceSp
     Resource::cluster(&cluster, &service_of(service), vec![key_of(service)])
 }
 
+/// A cluster without endpoints: connections to it are closed.
+pub(super) fn black_hole(service: &Document<ServiceSpec>) -> Arc<Resource> {
+    let mut cluster = base(names::BLACK_HOLE.into(), DiscoveryType::Static, Duration::from_millis(300));
+    cluster.load_assignment = Some(ClusterLoadAssignment {
+        cluster_name: cluster.name.clone(),
+        ..ClusterLoadAssignment::default()
+    });
+    Resource::cluster(&cluster, &ClusterTail::default(), vec![key_of(service)])
+}
+
 /// HTTP as the program or the sidecar before it speaks it.
 fn speak(cluster: &mut Cluster, speaks: AppProtocol, idle_seconds: u64) {
     let config = match speaks {
@@ -140,21 +152,28 @@ pub(super) fn outbound(
     }
     .into();
     cluster.circuit_breakers = Some(breakers(spec));
-    let tcp = port.speaks() == AppProtocol::Tcp;
-    let alpn: &[&str] = if tcp { &[] } else { &["h2"] };
-    let sni = names::sni(namespace, name, port.port);
-    cluster.transport_socket =
-        Some(tls::upstream(scope.profile, identities(scope, service, port), sni, alpn));
-    if !tcp {
-        speak(&mut cluster, AppProtocol::Http2, 55);
+    match (scope.mesh.mtls(service), port.speaks()) {
+        // The programs themselves.
+        (MtlsMode::Disabled, speaks) => speak(&mut cluster, speaks, 3),
+        (_, speaks) => {
+            let tcp = speaks == AppProtocol::Tcp;
+            let alpn: &[&str] = if tcp { &[] } else { &["h2"] };
+            let (sni, peers) = (names::sni(namespace, name, port.port), identities(scope, service, port));
+            cluster.transport_socket = Some(tls::upstream(scope.profile, peers, sni, alpn));
+            if !tcp {
+                speak(&mut cluster, AppProtocol::Http2, 55);
+            }
+        }
     }
     Resource::cluster(&cluster, &service_of(service), documents(scope, service))
 }
 
 /// What the cluster of a Service's port is made of.
 pub(super) fn documents(scope: Scope<'_>, service: &Document<ServiceSpec>) -> Vec<Key> {
-    let policy = scope.mesh.policy(service).map(|p| Key::new(Kind::TrafficPolicy, p.name()));
-    std::iter::once(key_of(service)).chain(policy).collect()
+    let traffic = scope.mesh.policy(service).map(|p| Key::new(Kind::TrafficPolicy, p.name()));
+    let authentication =
+        scope.mesh.authentication(service).map(|p| Key::new(Kind::AuthenticationPolicy, p.name()));
+    std::iter::once(key_of(service)).chain(traffic).chain(authentication).collect()
 }
 
 /// Who may answer for a Service's port.
@@ -180,13 +199,14 @@ pub(super) fn endpoints(
     port: &ServicePort,
 ) -> Arc<Resource> {
     let (namespace, name) = names::of(service);
-    let mut groups: BTreeMap<&Locality, Vec<LbEndpoint>> = BTreeMap::new();
+    let mut groups: BTreeMap<Locality, Vec<LbEndpoint>> = BTreeMap::new();
     for member in scope.mesh.members(service, port).into_values() {
-        groups.entry(member.locality).or_default().push(lb_endpoint(&member));
+        let endpoint = lb_endpoint(&member);
+        groups.entry(member.locality).or_default().push(endpoint);
     }
     let assignment = ClusterLoadAssignment {
         cluster_name: names::cluster(namespace, name, port.port),
-        endpoints: groups.into_iter().map(|(locality, members)| group(locality, members)).collect(),
+        endpoints: groups.into_iter().map(|(locality, members)| group(&locality, members)).collect(),
         ..ClusterLoadAssignment::default()
     };
     Resource::endpoints(&assignment, vec![key_of(service)])
@@ -210,7 +230,7 @@ fn group(locality: &Locality, lb_endpoints: Vec<LbEndpoint>) -> LocalityLbEndpoi
 
 fn lb_endpoint(member: &Member<'_>) -> LbEndpoint {
     LbEndpoint {
-        metadata: Some(labels(member.workload)),
+        metadata: member.workload.map(labels),
         health_status: match member.health {
             Health::Ready => HealthStatus::Healthy,
             Health::Draining => HealthStatus::Draining,

@@ -18,7 +18,7 @@ use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager
 };
 
 use super::{Delivery, Scope, cluster, http, key_of, names, parts, tls};
-use crate::document::{AppProtocol, Document, ServicePort, ServiceSpec};
+use crate::document::{AppProtocol, Document, MtlsMode, ServicePort, ServiceSpec};
 use crate::files::FileKind;
 use crate::mesh::Mesh;
 use crate::resource::Resource;
@@ -95,7 +95,8 @@ pub(super) fn cluster(
         }),
         lb_policy: LbPolicy::RoundRobin.into(),
         circuit_breakers: Some(cluster::breakers(scope.mesh.policy(service).map(|p| &p.spec))),
-        transport_socket: Some(tls::provider(certificate_provider, identities)),
+        transport_socket: (scope.mesh.mtls(service) != MtlsMode::Disabled)
+            .then(|| tls::provider(certificate_provider, identities)),
         ..Cluster::default()
     };
     Resource::cluster(&cluster, &cluster::service_of(service), cluster::documents(scope, service))

@@ -14,10 +14,10 @@ use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager
     HttpConnectionManager, HttpFilter,
 };
 use remora_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
-use remora_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 use remora_xds::pb::google::protobuf::Any;
 
 pub(super) use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
+pub(super) use remora_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 
 use super::parts::{self, flag, number, seconds};
 
@@ -102,11 +102,11 @@ pub(super) fn connection_manager(name: &str, side: Side, routes: RouteSpecifier)
     filter("envoy.filters.network.http_connection_manager", parts::pack(&manager))
 }
 
-/// Opaque bytes to `cluster`.
-pub(super) fn tcp_proxy(name: &str, cluster: String) -> Filter {
+/// Opaque bytes to one or more clusters.
+pub(super) fn tcp_proxy(name: &str, to: ClusterSpecifier) -> Filter {
     let proxy = TcpProxy {
         stat_prefix: name.into(),
-        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster)),
+        cluster_specifier: Some(to),
         idle_timeout: seconds(3600),
         ..TcpProxy::default()
     };

@@ -5,21 +5,20 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use remora_xds::pb::envoy::config::core::v3::TrafficDirection;
-use remora_xds::pb::envoy::config::listener::v3::listener_filter::ConfigType;
-use remora_xds::pb::envoy::config::listener::v3::{FilterChain, FilterChainMatch, Listener, ListenerFilter};
+use remora_xds::pb::envoy::config::listener::v3::{FilterChain, FilterChainMatch, Listener};
 use remora_xds::pb::envoy::config::route::v3::route::Action;
 use remora_xds::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
 use remora_xds::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use remora_xds::pb::envoy::config::route::v3::{
     Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
 };
-use remora_xds::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 
 use super::http::{self, RouteSpecifier, Side};
 use super::{Listening, Profile, Scope, cluster, key_of, names, parts, retry, tls};
-use crate::document::{AppProtocol, Document, ServiceSpec};
+use crate::document::{AppProtocol, Document, MtlsMode, ServiceSpec};
+use crate::kinds::Kind;
 use crate::mesh::{Instance, target};
-use crate::name::{Key, Kind};
+use crate::name::Key;
 use crate::resource::Resource;
 
 /// A port of the program: what it speaks, and the Services that lead to it.
@@ -43,16 +42,11 @@ pub(super) fn compile(scope: Scope<'_>, instance: &Instance) -> (Option<Arc<Reso
     }
     let spec = &instance.workload.spec;
     let port = if scope.profile.listening == Listening::Ephemeral { 0 } else { spec.inbound_port };
-    let inspector = ListenerFilter {
-        name: "envoy.filters.listener.tls_inspector".into(),
-        config_type: Some(ConfigType::TypedConfig(parts::pack(&TlsInspector::default()))),
-        ..ListenerFilter::default()
-    };
     let listener = Listener {
         name: names::INBOUND.into(),
         address: Some(parts::address(SocketAddr::new(spec.address, port))),
         filter_chains: chains,
-        listener_filters: vec![inspector],
+        listener_filters: vec![parts::tls_inspector()],
         // Only TLS is spoken here, and there the client begins.
         listener_filters_timeout: parts::seconds(10),
         per_connection_buffer_limit_bytes: parts::number(64 * 1024),
@@ -64,7 +58,9 @@ pub(super) fn compile(scope: Scope<'_>, instance: &Instance) -> (Option<Arc<Reso
 
 fn ports<'a>(scope: Scope<'a>, instance: &Instance) -> BTreeMap<u16, Port<'a>> {
     let mut ports: BTreeMap<u16, Port<'a>> = BTreeMap::new();
-    for service in scope.mesh.services_of(instance) {
+    let services = scope.mesh.services_of(instance).into_iter();
+    // Callers of the others go to the program itself.
+    for service in services.filter(|service| scope.mesh.mtls(service) != MtlsMode::Disabled) {
         let (namespace, name) = names::of(service);
         // A gRPC library names the Service in SNI, and cannot name a port: it means the one that speaks gRPC.
         let mut plain = Some(names::aliases(namespace, name));
@@ -87,7 +83,7 @@ fn ports<'a>(scope: Scope<'a>, instance: &Instance) -> BTreeMap<u16, Port<'a>> {
 fn chain(profile: &Profile, number: u16, port: Port<'_>) -> FilterChain {
     let (stat, cluster) = (format!("inbound_{number}"), names::local(number));
     let (filter, alpn): (_, &[&str]) = if port.speaks == AppProtocol::Tcp {
-        (http::tcp_proxy(&stat, cluster), &[])
+        (http::tcp_proxy(&stat, http::ClusterSpecifier::Cluster(cluster)), &[])
     } else {
         let routes = RouteSpecifier::RouteConfig(to_program(number, cluster));
         (http::connection_manager(&stat, Side::Inbound, routes), &["h2", "http/1.1"])

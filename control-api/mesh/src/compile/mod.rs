@@ -11,14 +11,16 @@ mod node;
 mod outbound;
 mod parts;
 mod retry;
-mod route;
+pub(crate) mod route;
 mod service;
 mod sidecar;
+mod tcp;
 mod tls;
 
 use crate::document::{Document, ServicePort, ServiceSpec, WorkloadSpec};
+use crate::kinds::Kind;
 use crate::mesh::Mesh;
-use crate::name::{Key, Kind};
+use crate::name::Key;
 
 pub use compiler::Compiler;
 pub use node::{BadNode, NodeKind, NodeRequest, NodeResources, Problem, UnknownWorkload, node_resources};

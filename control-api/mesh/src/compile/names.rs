@@ -32,6 +32,9 @@ pub fn local(port: u16) -> String {
     format!("inbound|{port}||")
 }
 
+/// The cluster without endpoints, as Istio calls it.
+pub const BLACK_HOLE: &str = "BlackHoleCluster";
+
 /// The one inbound listener.
 pub const INBOUND: &str = "inbound";
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use remora_xds::pb::envoy::config::core::v3::Node;
 use remora_xds::pb::google::protobuf::value::Kind as ValueKind;
 
+use super::route::Attached;
 use super::service::{PortResources, ServiceResources};
 use super::{
     Listening, Outbound, Profile, Scope, egress, every_port, grpc, inbound, key_of, names, outbound,
@@ -262,7 +263,9 @@ impl<'s> Builder<'_, 's> {
         if item.local_port == item.port.port {
             self.add(&listener);
         } else {
-            let own = outbound::listener(self.scope, item.service, item.port, item.local_port);
+            let attached = Attached::to(self.scope.mesh, item.service, item.port);
+            let routes = attached.of(&self.request.namespace);
+            let own = outbound::listener(self.scope, (item.service, item.port), item.local_port, routes);
             self.add(&own);
         }
     }
@@ -271,8 +274,8 @@ impl<'s> Builder<'_, 's> {
     fn called(&mut self, name: &Name, number: u16) -> Option<&'s PortResources> {
         let port = self.backend(name, number)?;
         let callers = port.callers(&self.request.namespace);
-        if let Some(routes) = &callers.routes {
-            self.add(routes);
+        for resource in callers.routes.iter().chain(&callers.black_hole) {
+            self.add(resource);
         }
         for (name, number) in &callers.backends {
             self.backend(name, *number);

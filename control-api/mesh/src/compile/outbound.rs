@@ -8,7 +8,8 @@ use remora_xds::pb::envoy::config::listener::v3::{FilterChain, Listener};
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::Rds;
 
 use super::http::{self, RouteSpecifier, Side};
-use super::{Listening, Scope, key_of, names, parts};
+use super::route::Routes;
+use super::{Listening, Scope, key_of, names, parts, tcp};
 use crate::document::{AppProtocol, Document, ServicePort, ServiceSpec};
 use crate::files::FileKind;
 use crate::resource::Resource;
@@ -16,29 +17,38 @@ use crate::resource::Resource;
 /// The listener for calls to a Service's port.
 pub(super) fn listener(
     scope: Scope<'_>,
-    service: &Document<ServiceSpec>,
-    port: &ServicePort,
+    (service, port): (&Document<ServiceSpec>, &ServicePort),
     local_port: u16,
+    routes: &Routes,
 ) -> Arc<Resource> {
     let (namespace, service_name) = names::of(service);
     let name = names::outbound(namespace, service_name, port.port);
-    let filter = if port.speaks() == AppProtocol::Tcp {
-        http::tcp_proxy(&name, names::cluster(namespace, service_name, port.port))
+    let mut documents = vec![key_of(service)];
+    let (chains, by_name) = if port.speaks() == AppProtocol::Tcp {
+        documents.extend(routes.tcp_keys());
+        let own = names::cluster(namespace, service_name, port.port);
+        (tcp::chains(scope.mesh, routes, &name, own), !routes.tls.is_empty())
     } else {
         let rds = Rds {
             config_source: Some(parts::source(&scope.profile.delivery, FileKind::Routes)),
             route_config_name: name.clone(),
         };
-        http::connection_manager(&name, Side::Outbound, RouteSpecifier::Rds(rds))
+        let filter = http::connection_manager(&name, Side::Outbound, RouteSpecifier::Rds(rds));
+        (vec![FilterChain { filters: vec![filter], ..FilterChain::default() }], false)
     };
     let number = if scope.profile.listening == Listening::Ephemeral { 0 } else { local_port };
-    let listener = Listener {
+    let mut listener = Listener {
         name,
         address: Some(parts::address(SocketAddr::from((Ipv4Addr::LOCALHOST, number)))),
-        filter_chains: vec![FilterChain { filters: vec![filter], ..FilterChain::default() }],
+        filter_chains: chains,
         per_connection_buffer_limit_bytes: parts::number(64 * 1024),
         traffic_direction: TrafficDirection::Outbound.into(),
         ..Listener::default()
     };
-    Resource::listener(&listener, vec![key_of(service)])
+    if by_name {
+        // Where the routes are of TLS, the client begins.
+        listener.listener_filters = vec![parts::tls_inspector()];
+        listener.listener_filters_timeout = parts::seconds(10);
+    }
+    Resource::listener(&listener, documents)
 }

@@ -11,6 +11,9 @@ use remora_xds::pb::envoy::config::core::v3::{
     Address, AggregatedConfigSource, ApiVersion, ConfigSource, Metadata, Node, PathConfigSource,
     SocketAddress,
 };
+use remora_xds::pb::envoy::config::listener::v3::ListenerFilter;
+use remora_xds::pb::envoy::config::listener::v3::listener_filter::ConfigType;
+use remora_xds::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use remora_xds::pb::google::protobuf::value::Kind;
 use remora_xds::pb::google::protobuf::{BoolValue, Duration as PbDuration, Struct, UInt32Value, Value};
 
@@ -54,6 +57,15 @@ pub(super) const fn number(value: u32) -> Option<UInt32Value> {
 #[expect(clippy::unnecessary_wraps, reason = "every field that takes it is optional")]
 pub(super) const fn flag(value: bool) -> Option<BoolValue> {
     Some(BoolValue { value })
+}
+
+/// Looks for a server name at the beginning of a connection.
+pub(super) fn tls_inspector() -> ListenerFilter {
+    ListenerFilter {
+        name: "envoy.filters.listener.tls_inspector".into(),
+        config_type: Some(ConfigType::TypedConfig(pack(&TlsInspector::default()))),
+        ..ListenerFilter::default()
+    }
 }
 
 /// Where the sidecar gets resources of this kind.

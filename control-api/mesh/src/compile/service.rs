@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::route::{self, Attached};
-use super::{Scope, cluster, key_of, names, outbound};
+use super::route::{self, Attached, Routes};
+use super::{Scope, cluster, key_of, outbound, tcp};
 use crate::document::{AppProtocol, Document, ServicePort, ServiceSpec};
 use crate::mesh::Mesh;
 use crate::name::Name;
@@ -44,6 +44,8 @@ pub struct Callers {
     pub routes: Option<Arc<Resource>>,
     /// Ports of Services that calls are led to besides this one.
     pub backends: Vec<(Name, u16)>,
+    /// A cluster without endpoints, for connections to backends that do not exist.
+    pub black_hole: Option<Arc<Resource>>,
 }
 
 impl PortResources {
@@ -85,7 +87,7 @@ fn compile(scope: Scope<'_>, service: &Document<ServiceSpec>, port: &ServicePort
     let attached = Attached::to(scope.mesh, service, port);
     let consumers = attached.consumers.iter().map(|(namespace, routes)| {
         let callers = callers(scope, service, port, routes);
-        (Arc::from(*namespace), callers)
+        (Arc::clone(namespace), callers)
     });
     PortResources {
         port: port.port,
@@ -100,20 +102,27 @@ fn callers(
     scope: Scope<'_>,
     service: &Document<ServiceSpec>,
     port: &ServicePort,
-    routes: &route::Routes<'_>,
+    routes: &Routes,
 ) -> Callers {
-    let (namespace, name) = names::of(service);
-    let listener = outbound::listener(scope, service, port, port.port);
+    let own = (service.name(), port.port);
+    let listener = outbound::listener(scope, (service, port), port.port, routes);
     if port.speaks() == AppProtocol::Tcp {
-        return Callers { listener, routes: None, backends: Vec::new() };
+        let backends = tcp::backends(scope.mesh, routes).into_iter();
+        let refuses = tcp::refuses(scope.mesh, routes);
+        return Callers {
+            listener,
+            routes: None,
+            backends: backends.filter(|backend| *backend != own).collect(),
+            black_hole: refuses.then(|| cluster::black_hole(service)),
+        };
     }
     let table = route::table(scope.mesh, service, port, routes);
     let mut documents = vec![key_of(service)];
     documents.extend(table.documents);
-    let own = (Name::new(namespace, name), port.port);
     Callers {
         listener,
         routes: Some(Resource::routes(&table.routes, documents)),
         backends: table.backends.into_iter().filter(|backend| *backend != own).collect(),
+        black_hole: None,
     }
 }

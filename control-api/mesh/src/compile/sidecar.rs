@@ -7,8 +7,8 @@ use remora_xds::pb::envoy::config::core::v3::Node;
 
 use super::node::{NodeKind, NodeRequest, UnknownWorkload};
 use super::{Compiler, Profile, parts};
+use crate::kinds::Documents;
 use crate::mesh::Mesh;
-use crate::read::Documents;
 use crate::resource::Resource;
 
 /// The sidecar that asks.

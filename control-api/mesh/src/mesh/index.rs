@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{AnyDocument, Instance};
-use crate::document::{Document, ServiceSpec};
+use super::Instance;
+use crate::document::{Document, EndpointSliceSpec, ServiceSpec, TargetRef};
+use crate::kinds::AnyDocument;
 use crate::name::{ByName, Key, Name};
 
 /// Everything is by the namespace and name of what is referred to.
@@ -20,8 +21,12 @@ pub(super) struct Index {
     pub(super) routes: ByName<BTreeSet<Key>>,
     /// Routes by Services that they lead to.
     pub(super) backends: ByName<BTreeSet<Key>>,
-    /// TrafficPolicies by their targets.
-    pub(super) policies: ByName<BTreeSet<Name>>,
+    /// Policies by their targets.
+    pub(super) policies: ByName<BTreeSet<Key>>,
+    /// EndpointSlices by Service.
+    pub(super) slices: ByName<BTreeSet<Arc<str>>>,
+    /// EndpointSlices by the instances that are in them.
+    pub(super) sliced: ByName<BTreeSet<Arc<str>>>,
 }
 
 /// One label of a selector or of an instance.
@@ -37,28 +42,23 @@ pub(super) fn pivot(selector: &BTreeMap<String, String>) -> Option<String> {
 impl Index {
     /// Adds what `document` refers to, or takes it out.
     pub(super) fn document(&mut self, document: &AnyDocument, add: bool) {
+        let key = document.key();
+        let own = &key.name.namespace;
+        for parent in document.parents() {
+            let to = Name::new(parent.namespace.as_deref().unwrap_or(own), &parent.name);
+            set(&mut self.routes, to, key.clone(), add);
+        }
+        for backend in document.backends() {
+            let to = Name::new(backend.namespace.as_deref().unwrap_or(own), &backend.name);
+            set(&mut self.backends, to, key.clone(), add);
+        }
         match document {
             AnyDocument::Service(service) => self.service(service, add),
-            // They are indexed as instances.
-            AnyDocument::Workload(_) => {}
-            AnyDocument::HttpRoute(route) => {
-                let (key, own) = (document.key(), &route.metadata.namespace);
-                for parent in &route.spec.parent_refs {
-                    let to = Name::new(parent.namespace.as_ref().unwrap_or(own), &parent.name);
-                    set(&mut self.routes, to, key.clone(), add);
-                }
-                for backend in route.spec.rules.iter().flat_map(|rule| &rule.backend_refs) {
-                    let to = Name::new(backend.namespace.as_ref().unwrap_or(own), &backend.name);
-                    set(&mut self.backends, to, key.clone(), add);
-                }
-            }
-            AnyDocument::TrafficPolicy(policy) => {
-                let name = policy.name();
-                for target in &policy.spec.target_refs {
-                    let to = Name::new(&name.namespace, &target.name);
-                    set(&mut self.policies, to, name.clone(), add);
-                }
-            }
+            AnyDocument::EndpointSlice(slice) => self.slice(slice, add),
+            AnyDocument::TrafficPolicy(policy) => self.policy(&key, &policy.spec.target_refs, add),
+            AnyDocument::AuthenticationPolicy(policy) => self.policy(&key, &policy.spec.target_refs, add),
+            // Workloads are indexed as instances, routes are done, and grants are few in each namespace.
+            _ => {}
         }
     }
 
@@ -66,6 +66,22 @@ impl Index {
         let name = service.name();
         if let Some(pivot) = pivot(&service.spec.selector) {
             set(&mut self.selectors, Name::new(&name.namespace, &pivot), name.name, add);
+        }
+    }
+
+    fn policy(&mut self, key: &Key, targets: &[TargetRef], add: bool) {
+        for target in targets {
+            set(&mut self.policies, Name::new(&key.name.namespace, &target.name), key.clone(), add);
+        }
+    }
+
+    fn slice(&mut self, slice: &Document<EndpointSliceSpec>, add: bool) {
+        let name = slice.name();
+        if let Some(service) = slice.service() {
+            set(&mut self.slices, Name::new(&name.namespace, service), Arc::clone(&name.name), add);
+        }
+        for instance in slice.spec.endpoints.iter().filter_map(|e| e.target_ref.as_ref()) {
+            set(&mut self.sliced, Name::new(&name.namespace, &instance.name), Arc::clone(&name.name), add);
         }
     }
 

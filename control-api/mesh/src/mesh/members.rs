@@ -1,4 +1,4 @@
-//! Which instances stand behind which Services.
+//! Which endpoints stand behind which Services.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -7,22 +7,27 @@ use std::sync::Arc;
 use super::index::{label, pivot};
 use super::{Health, Instance, Mesh};
 use crate::check::MAX_WEIGHT;
-use crate::document::{Document, Locality, ServicePort, ServiceSpec, TargetPort, WorkloadSpec};
+use crate::document::{
+    Conditions, Document, EndpointSliceSpec, Locality, MtlsMode, ServicePort, ServiceSpec, SliceEndpoint,
+    TargetPort, WorkloadSpec,
+};
 
-/// An endpoint of a Service's port: the sidecar of an instance.
+/// An endpoint of a Service's port: the sidecar of an instance, or without mTLS a program.
 #[derive(Debug, Clone)]
 pub(crate) struct Member<'a> {
     pub(crate) at: SocketAddr,
-    pub(crate) workload: &'a Document<WorkloadSpec>,
+    /// None: only an EndpointSlice knows of it.
+    pub(crate) workload: Option<&'a Document<WorkloadSpec>>,
     pub(crate) health: Health,
-    pub(crate) locality: &'a Locality,
+    pub(crate) locality: Locality,
     pub(crate) weight: u32,
 }
 
 impl Mesh {
-    /// The instances behind a Service, by name.
+    /// The instances behind a Service, by name: those that its selector matches, that registered for it, or that its
+    /// EndpointSlices name.
     pub(crate) fn behind(&self, service: &Document<ServiceSpec>) -> Vec<&Arc<Instance>> {
-        let namespace = service.metadata.namespace.as_str();
+        let (namespace, name) = (service.metadata.namespace.as_str(), service.metadata.name.as_str());
         let selector = &service.spec.selector;
         let mut names: BTreeSet<&str> = BTreeSet::new();
         // The rarest of the labels has the fewest candidates.
@@ -34,8 +39,11 @@ impl Mesh {
                 names.insert(name);
             }
         }
-        let registered = self.index.registered.linked(namespace, &service.metadata.name);
-        names.extend(registered.map(AsRef::as_ref));
+        names.extend(self.index.registered.linked(namespace, name).map(AsRef::as_ref));
+        for slice in self.slices(service) {
+            let targets = slice.spec.endpoints.iter().filter_map(|e| e.target_ref.as_ref());
+            names.extend(targets.map(|target| target.name.as_str()));
+        }
         names.into_iter().filter_map(|name| self.instance(namespace, name)).collect()
     }
 
@@ -52,36 +60,107 @@ impl Mesh {
             names.extend(selected.map(AsRef::as_ref));
         }
         names.extend(instance.services.iter().map(String::as_str));
+        for slice in self.index.sliced.linked(namespace, &metadata.name) {
+            let slice = self.tables.slices.get(namespace, slice);
+            names.extend(slice.and_then(|slice| slice.service()));
+        }
         names.into_iter().filter_map(|name| self.service(namespace, name)).collect()
     }
 
-    /// The endpoints of a Service's port, by address. Of two instances at one address the healthier one holds: the other is what
-    /// is left of one that ran there before.
-    pub(crate) fn members<'a>(
-        &'a self,
+    /// The EndpointSlices of a Service, by name.
+    pub(crate) fn slices(
+        &self,
+        service: &Document<ServiceSpec>,
+    ) -> impl Iterator<Item = &Arc<Document<EndpointSliceSpec>>> {
+        let namespace = service.metadata.namespace.as_str();
+        let names = self.index.slices.linked(namespace, &service.metadata.name);
+        names.filter_map(move |name| self.tables.slices.get(namespace, name))
+    }
+
+    /// The endpoints of a Service's port, by address. Of two at one address the healthier one holds: the other is what is left of
+    /// one that ran there before.
+    pub(crate) fn members(
+        &self,
         service: &Document<ServiceSpec>,
         port: &ServicePort,
-    ) -> BTreeMap<SocketAddr, Member<'a>> {
-        let mut members: BTreeMap<SocketAddr, Member<'a>> = BTreeMap::new();
+    ) -> BTreeMap<SocketAddr, Member<'_>> {
+        let direct = self.mtls(service) == MtlsMode::Disabled;
+        let conditions: BTreeMap<&str, Health> = self
+            .slices(service)
+            .flat_map(|slice| &slice.spec.endpoints)
+            .filter_map(|e| Some((e.target_ref.as_ref()?.name.as_str(), health(e.conditions))))
+            .collect();
+        let mut members = BTreeMap::new();
         for instance in self.behind(service) {
             let workload = &instance.workload;
-            if target(port, workload).is_none() {
-                continue;
-            }
-            let at = SocketAddr::new(workload.spec.address, workload.spec.inbound_port);
-            if members.get(&at).is_some_and(|other| other.health <= instance.health) {
-                continue;
-            }
-            let (locality, weight) = (&workload.spec.locality, workload.spec.weight.clamp(1, MAX_WEIGHT));
-            members.insert(at, Member { at, workload, health: instance.health, locality, weight });
+            let Some(target) = target(port, workload) else { continue };
+            let number = if direct { target } else { workload.spec.inbound_port };
+            let said = conditions.get(workload.metadata.name.as_str()).copied().unwrap_or_default();
+            let member = Member {
+                at: SocketAddr::new(workload.spec.address, number),
+                workload: Some(workload),
+                health: instance.health.max(said),
+                locality: workload.spec.locality.clone(),
+                weight: workload.spec.weight.clamp(1, MAX_WEIGHT),
+            };
+            healthier(&mut members, member);
+        }
+        // Nobody knows the identity of other endpoints, so that they cannot be called over mTLS.
+        for (endpoint, number) in self.strangers(service, port).filter(|_| direct) {
+            let Some(ip) = endpoint.addresses.first() else { continue };
+            let zone = endpoint.zone.clone().unwrap_or_default();
+            let member = Member {
+                at: SocketAddr::new(*ip, number),
+                workload: None,
+                health: health(endpoint.conditions),
+                locality: Locality { zone, ..Locality::default() },
+                weight: 1,
+            };
+            healthier(&mut members, member);
         }
         members
+    }
+
+    /// Endpoints of slices that are no known instances, with the number of their port.
+    pub(crate) fn strangers(
+        &self,
+        service: &Document<ServiceSpec>,
+        port: &ServicePort,
+    ) -> impl Iterator<Item = (&SliceEndpoint, u16)> {
+        let wanted = port.name.clone().unwrap_or_default();
+        let namespace = service.metadata.namespace.clone();
+        self.slices(service).flat_map(move |slice| {
+            let number = slice.spec.ports.iter().find(|p| p.name.as_deref().unwrap_or_default() == wanted);
+            let namespace = namespace.clone();
+            let stranger = move |endpoint: &&SliceEndpoint| {
+                let target = endpoint.target_ref.as_ref();
+                target.is_none_or(|target| self.instance(&namespace, &target.name).is_none())
+            };
+            let endpoints = slice.spec.endpoints.iter().filter(stranger);
+            endpoints.filter_map(move |endpoint| Some((endpoint, number?.port)))
+        })
     }
 
     /// The service accounts that may answer for a Service's port.
     pub(crate) fn accounts(&self, service: &Document<ServiceSpec>, port: &ServicePort) -> BTreeSet<&str> {
         let behind = self.behind(service).into_iter().filter(|i| target(port, &i.workload).is_some());
         behind.map(|instance| instance.workload.spec.service_account.as_str()).collect()
+    }
+}
+
+fn healthier<'a>(members: &mut BTreeMap<SocketAddr, Member<'a>>, member: Member<'a>) {
+    if members.get(&member.at).is_none_or(|other| member.health < other.health) {
+        members.insert(member.at, member);
+    }
+}
+
+/// What the conditions of an EndpointSlice mean.
+fn health(conditions: Conditions) -> Health {
+    let Conditions { ready, serving, terminating } = conditions;
+    match (ready, terminating) {
+        (None | Some(true), _) => Health::Ready,
+        (Some(false), Some(true)) if serving != Some(false) => Health::Draining,
+        (Some(false), _) => Health::Dead,
     }
 }
 

@@ -8,41 +8,17 @@ mod members;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::document::{Document, HttpRouteSpec, ServiceSpec, TrafficPolicySpec, WorkloadSpec};
-use crate::name::{ByName, Key, Kind, Name};
-use crate::read::Documents;
+use crate::document::{
+    AuthenticationPolicySpec, BackendRef, Document, MtlsMode, ServiceSpec, TrafficPolicySpec,
+};
+use crate::kinds::{AnyDocument, Documents, Kind, Tables};
+use crate::name::{ByName, Key, Name};
 
 pub use instance::{Health, Instance};
 
 pub(crate) use members::{Member, target};
 
 use index::Index;
-
-/// A document of any kind.
-#[derive(Debug, Clone)]
-pub enum AnyDocument {
-    /// Service.
-    Service(Arc<Document<ServiceSpec>>),
-    /// Workload.
-    Workload(Arc<Document<WorkloadSpec>>),
-    /// HTTPRoute.
-    HttpRoute(Arc<Document<HttpRouteSpec>>),
-    /// TrafficPolicy.
-    TrafficPolicy(Arc<Document<TrafficPolicySpec>>),
-}
-
-impl AnyDocument {
-    /// Which one it is.
-    #[must_use]
-    pub fn key(&self) -> Key {
-        match self {
-            Self::Service(d) => Key::new(Kind::Service, d.name()),
-            Self::Workload(d) => Key::new(Kind::Workload, d.name()),
-            Self::HttpRoute(d) => Key::new(Kind::HttpRoute, d.name()),
-            Self::TrafficPolicy(d) => Key::new(Kind::TrafficPolicy, d.name()),
-        }
-    }
-}
 
 /// One step from one state of a mesh to the next.
 #[derive(Debug, Clone)]
@@ -91,13 +67,11 @@ impl Touched {
 /// Documents and registrations. Nothing in it has to refer to what exists: it is complete when everything has arrived.
 #[derive(Debug, Clone, Default)]
 pub struct Mesh {
-    services: ByName<Arc<Document<ServiceSpec>>>,
-    /// Of documents.
+    pub(crate) tables: Tables,
+    /// Instances of the documents.
     workloads: ByName<Arc<Instance>>,
     /// Of the registry.
     registered: ByName<Arc<Instance>>,
-    http_routes: ByName<Arc<Document<HttpRouteSpec>>>,
-    policies: ByName<Arc<Document<TrafficPolicySpec>>>,
     index: Index,
 }
 
@@ -115,17 +89,17 @@ impl Mesh {
     /// A Service.
     #[must_use]
     pub fn service(&self, namespace: &str, name: &str) -> Option<&Arc<Document<ServiceSpec>>> {
-        self.services.get(namespace, name)
+        self.tables.services.get(namespace, name)
     }
 
     /// The Services of a namespace.
     pub fn services(&self, namespace: &str) -> impl Iterator<Item = &Arc<Document<ServiceSpec>>> {
-        self.services.namespace(namespace).map(|(_, service)| service)
+        self.tables.services.namespace(namespace).map(|(_, service)| service)
     }
 
     /// All Services.
     pub fn all_services(&self) -> impl Iterator<Item = &Arc<Document<ServiceSpec>>> {
-        self.services.values()
+        self.tables.services.values()
     }
 
     /// A Workload or a registered instance.
@@ -143,13 +117,14 @@ impl Mesh {
         self.workloads.values().chain(self.registered.values().filter(hidden))
     }
 
-    /// The HTTPRoutes that are attached to a Service, by name.
-    pub(crate) fn http_routes(
-        &self,
-        service: &Document<ServiceSpec>,
-    ) -> impl Iterator<Item = &Arc<Document<HttpRouteSpec>>> {
-        let keys = self.index.routes.linked(&service.metadata.namespace, &service.metadata.name);
-        keys.filter_map(|key| self.http_routes.of(&key.name))
+    /// The routes of all kinds that are attached to a Service, by kind and name.
+    pub(crate) fn routes(&self, service: &Document<ServiceSpec>) -> impl Iterator<Item = &Key> {
+        self.index.routes.linked(&service.metadata.namespace, &service.metadata.name)
+    }
+
+    /// The policies of all kinds that are attached to a Service, by kind and name.
+    pub(crate) fn policies(&self, service: &Document<ServiceSpec>) -> impl Iterator<Item = &Key> {
+        self.index.policies.linked(&service.metadata.namespace, &service.metadata.name)
     }
 
     /// The TrafficPolicy of a Service: of several the oldest, then the first by name.
@@ -157,7 +132,52 @@ impl Mesh {
         &self,
         service: &Document<ServiceSpec>,
     ) -> Option<&Arc<Document<TrafficPolicySpec>>> {
-        let names = self.index.policies.linked(&service.metadata.namespace, &service.metadata.name);
-        names.filter_map(|name| self.policies.of(name)).min_by(|a, b| a.age().cmp(&b.age()))
+        let keys = self.policies(service).filter(|key| key.kind == Kind::TrafficPolicy);
+        keys.filter_map(|key| self.tables.policies.of(&key.name)).min_by(|a, b| a.age().cmp(&b.age()))
+    }
+
+    /// The AuthenticationPolicy of a Service: of several the oldest, then the first by name.
+    pub(crate) fn authentication(
+        &self,
+        service: &Document<ServiceSpec>,
+    ) -> Option<&Arc<Document<AuthenticationPolicySpec>>> {
+        let keys = self.policies(service).filter(|key| key.kind == Kind::AuthenticationPolicy);
+        let found = keys.filter_map(|key| self.tables.authentications.of(&key.name));
+        found.min_by(|a, b| a.age().cmp(&b.age()))
+    }
+
+    /// Whether callers of a Service must use mTLS. A mode that is not supported counts as the strictest.
+    pub(crate) fn mtls(&self, service: &Document<ServiceSpec>) -> MtlsMode {
+        match self.authentication(service).map(|policy| policy.spec.mtls.mode) {
+            Some(MtlsMode::Disabled) => MtlsMode::Disabled,
+            _ => MtlsMode::Strict,
+        }
+    }
+
+    /// The port that a backend of `route` means; None when there is none, or no ReferenceGrant lets the route have it.
+    pub(crate) fn backend(&self, route: &Key, backend: &BackendRef) -> Option<(Name, u16)> {
+        let own = &*route.name.namespace;
+        let namespace = backend.namespace.as_deref().unwrap_or(own);
+        let service = self.service(namespace, &backend.name)?;
+        let known = service.spec.ports.iter().any(|port| port.port == backend.port);
+        let allowed = namespace == own || self.granted(route, namespace, &backend.name);
+        (known && allowed).then(|| (service.name(), backend.port))
+    }
+
+    /// Whether a ReferenceGrant of `namespace` lets `route`, which is in another one, lead to a Service.
+    pub(crate) fn granted(&self, route: &Key, namespace: &str, service: &str) -> bool {
+        self.tables.grants.namespace(namespace).any(|(_, grant)| {
+            let from = grant.spec.from.iter().any(|from| {
+                from.group == "gateway.networking.k8s.io"
+                    && from.kind == route.kind.as_str()
+                    && from.namespace == *route.name.namespace
+            });
+            let to = |to: &crate::document::GrantTo| {
+                to.group.is_empty()
+                    && to.kind == Kind::Service.as_str()
+                    && to.name.as_deref().is_none_or(|name| name == service)
+            };
+            from && grant.spec.to.iter().any(to)
+        })
     }
 }

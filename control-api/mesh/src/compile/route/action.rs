@@ -18,10 +18,10 @@ use remora_xds::pb::envoy::r#type::v3::FractionalPercent;
 use remora_xds::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 
 use super::super::{names, parts, retry};
-use super::matches::{self, regex};
-use super::{Candidate, resolve};
+use super::Candidate;
+use super::matches::{self, quoted, regex};
 use crate::document::{
-    Header, HeaderModifier, HttpFilter, HttpMatch, HttpRule, HttpTimeouts, PathModifier, PathModifierType,
+    Header, HeaderModifier, HttpFilter, HttpMatch, HttpRetry, HttpTimeouts, PathModifier, PathModifierType,
     RequestRedirect, Retries, TrafficPolicySpec, UrlRewrite,
 };
 use crate::mesh::Mesh;
@@ -48,8 +48,8 @@ impl Actions<'_> {
         let backend = Backend { cluster: names::cluster(namespace, name, port), weight: 1, filters: &[] };
         Route {
             name: "default".into(),
-            r#match: Some(matches::compile(&HttpMatch::default())),
-            action: Some(Action::Route(self.forward(&[backend], HttpTimeouts::default()))),
+            r#match: Some(matches::http(&HttpMatch::every())),
+            action: Some(Action::Route(self.forward(&[backend], HttpTimeouts::default(), None))),
             ..Route::default()
         }
     }
@@ -57,31 +57,31 @@ impl Actions<'_> {
     /// What a rule does with what one of its matches matches. Two routes when some of its backends do not exist: the Gateway API
     /// wants a 500 for their share.
     pub(super) fn compile(&mut self, candidate: &Candidate<'_>) -> Vec<Route> {
-        let (rule, metadata) = (candidate.rule, &candidate.document.metadata);
-        let modifiers = Modifiers::of(&rule.filters);
+        let name = &candidate.route.name;
+        let modifiers = Modifiers::of(candidate.filters);
         let route = Route {
-            name: format!("{}.{}.{}", metadata.namespace, metadata.name, candidate.number),
-            r#match: Some(matches::compile(&candidate.matched)),
+            name: format!("{}.{}.{}", name.namespace, name.name, candidate.rule),
+            r#match: Some(candidate.matched.clone()),
             request_headers_to_add: modifiers.request_add,
             request_headers_to_remove: modifiers.request_remove,
             response_headers_to_add: modifiers.response_add,
             response_headers_to_remove: modifiers.response_remove,
             ..Route::default()
         };
-        if let Some(redirect) = rule.filters.iter().find_map(|f| f.request_redirect.as_ref()) {
-            let action = Action::Redirect(redirect_to(redirect, &candidate.matched));
+        if let Some(redirect) = candidate.filters.iter().find_map(|f| f.request_redirect.as_ref()) {
+            let action = Action::Redirect(redirect_to(redirect, candidate.prefix));
             return vec![Route { action: Some(action), ..route }];
         }
-        let (backends, missing) = self.split(&metadata.namespace, rule);
+        let (backends, missing) = self.split(candidate);
         let total = backends.iter().map(|b| u64::from(b.weight)).sum::<u64>() + missing;
         let mut routes = Vec::new();
         if missing > 0 || backends.is_empty() {
             routes.push(refusal(&route, missing, total));
         }
         if !backends.is_empty() {
-            let mut action = self.forward(&backends, rule.timeouts);
-            if let Some(rewrite) = rule.filters.iter().find_map(|f| f.url_rewrite.as_ref()) {
-                rewrite_to(&mut action, rewrite, &candidate.matched);
+            let mut action = self.forward(&backends, candidate.timeouts, candidate.retry);
+            if let Some(rewrite) = candidate.filters.iter().find_map(|f| f.url_rewrite.as_ref()) {
+                rewrite_to(&mut action, rewrite, candidate.prefix);
             }
             routes.push(Route { action: Some(Action::Route(action)), ..route });
         }
@@ -89,10 +89,10 @@ impl Actions<'_> {
     }
 
     /// The backends that get requests, and the weight of those that do not exist.
-    fn split<'r>(&mut self, namespace: &str, rule: &'r HttpRule) -> (Vec<Backend<'r>>, u64) {
+    fn split<'r>(&mut self, candidate: &Candidate<'r>) -> (Vec<Backend<'r>>, u64) {
         let (mut found, mut missing) = (Vec::new(), 0);
-        for backend in rule.backend_refs.iter().filter(|b| b.weight > 0) {
-            let Some((name, port)) = resolve(self.mesh, namespace, backend) else {
+        for backend in candidate.backends.iter().filter(|b| b.weight > 0) {
+            let Some((name, port)) = self.mesh.backend(&candidate.route, backend) else {
                 missing += u64::from(backend.weight);
                 continue;
             };
@@ -104,7 +104,12 @@ impl Actions<'_> {
     }
 
     /// To `backends`, by weight.
-    fn forward(&self, backends: &[Backend<'_>], timeouts: HttpTimeouts) -> RouteAction {
+    fn forward(
+        &self,
+        backends: &[Backend<'_>],
+        timeouts: HttpTimeouts,
+        retry: Option<&HttpRetry>,
+    ) -> RouteAction {
         let limits = self.policy.map(|p| p.timeouts).unwrap_or_default();
         let defaults = Retries::default();
         let retries = self.policy.map_or(&defaults, |p| &p.retries);
@@ -113,7 +118,7 @@ impl Actions<'_> {
             cluster_specifier: Some(clusters(backends)),
             timeout: Some(parts::duration(request.0)),
             idle_timeout: limits.idle.map(|t| parts::duration(t.0)),
-            retry_policy: Some(retry::policy(retries, timeouts)),
+            retry_policy: Some(retry::policy(retries, timeouts, retry)),
             ..RouteAction::default()
         }
     }
@@ -204,26 +209,14 @@ fn substitution(pattern: String, text: &str) -> RegexMatchAndSubstitute {
     RegexMatchAndSubstitute { pattern: Some(regex(&pattern)), substitution: text.replace('\\', r"\\") }
 }
 
-/// Characters that mean something in RE2, escaped.
-fn quoted(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_ascii_punctuation() && c != '/' && c != '_' && c != '-' {
-            out.push('\\');
-        }
-        out.push(c);
-    }
-    out
-}
-
 /// A new path. Where a prefix is replaced, `/a` with `/` must make `/b` of `/a/b`, and `/` of `/a`.
-fn new_path(path: &PathModifier, matched: &HttpMatch) -> RegexMatchAndSubstitute {
+fn new_path(path: &PathModifier, prefix: &str) -> RegexMatchAndSubstitute {
     match path.kind {
         PathModifierType::ReplaceFullPath => {
             substitution("^/.*$".into(), path.replace_full_path.as_deref().unwrap_or("/"))
         }
         PathModifierType::ReplacePrefixMatch => {
-            let prefix = matched.path.value.trim_end_matches('/');
+            let prefix = prefix.trim_end_matches('/');
             let new = path.replace_prefix_match.as_deref().unwrap_or("/").trim_end_matches('/');
             if new.is_empty() {
                 substitution(format!("^{}/*", quoted(prefix)), "/")
@@ -236,12 +229,12 @@ fn new_path(path: &PathModifier, matched: &HttpMatch) -> RegexMatchAndSubstitute
     }
 }
 
-fn rewrite_to(action: &mut RouteAction, rewrite: &UrlRewrite, matched: &HttpMatch) {
+fn rewrite_to(action: &mut RouteAction, rewrite: &UrlRewrite, prefix: &str) {
     action.host_rewrite_specifier = rewrite.hostname.clone().map(HostRewriteSpecifier::HostRewriteLiteral);
-    action.regex_rewrite = rewrite.path.as_ref().map(|path| new_path(path, matched));
+    action.regex_rewrite = rewrite.path.as_ref().map(|path| new_path(path, prefix));
 }
 
-fn redirect_to(redirect: &RequestRedirect, matched: &HttpMatch) -> RedirectAction {
+fn redirect_to(redirect: &RequestRedirect, prefix: &str) -> RedirectAction {
     let code = match redirect.status_code {
         301 => RedirectResponseCode::MovedPermanently,
         303 => RedirectResponseCode::SeeOther,
@@ -251,7 +244,7 @@ fn redirect_to(redirect: &RequestRedirect, matched: &HttpMatch) -> RedirectActio
     };
     let path = redirect.path.as_ref().map(|path| match (path.kind, &path.replace_full_path) {
         (PathModifierType::ReplaceFullPath, Some(full)) => PathRewriteSpecifier::PathRedirect(full.clone()),
-        _ => PathRewriteSpecifier::RegexRewrite(new_path(path, matched)),
+        _ => PathRewriteSpecifier::RegexRewrite(new_path(path, prefix)),
     });
     // A port that is left out is the new scheme's.
     let port = redirect.port.map_or_else(
