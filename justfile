@@ -44,6 +44,12 @@ conformance:
 oracle:
     .ci/run oracle
 
+# Envoy and gRPC's own client, driven by the control plane
+xds *ARGS:
+    .ci/run release
+    tests/xds/setup.sh
+    REMORA=target/release/remora tests/xds/run.sh {{ARGS}}
+
 # Real programs through a pair of sidecars; installs packages, so run as root
 acceptance *ARGS:
     .ci/run release

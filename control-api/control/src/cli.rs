@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use remora_proxy::cli::ProxyArgs;
 
-use crate::{bench, check, demo};
+use crate::{bench, check, commands, control, demo, run};
 
 /// A service mesh in one binary
 #[derive(Debug, Parser)]
@@ -16,6 +16,10 @@ use crate::{bench, check, demo};
   remora demo                       two services with their sidecars, live, on this machine
   remora demo --for 20s             the same, ending by itself with a report
   remora proxy -c bootstrap.yaml    the data plane, from a bootstrap in Envoy's v3 schema
+  remora control -f mesh/           the control plane
+  remora run --service orders --port 8080 -- ./orders
+                                    a program with a sidecar, registered while it runs
+  remora apply -f mesh.yaml         mesh documents; also get, diff, delete, status
   remora check -f mesh.yaml         every mistake in mesh documents or bootstraps, with its line
 
 `remora COMMAND --help` has more."
@@ -31,6 +35,20 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Run the data plane
     Proxy(ProxyArgs),
+    /// Run a control plane
+    Control(control::ControlArgs),
+    /// Run one program with a sidecar beside it, registered while it runs
+    Run(run::RunArgs),
+    /// Create or update mesh documents
+    Apply(commands::ApplyArgs),
+    /// Show mesh documents
+    Get(commands::GetArgs),
+    /// Show what apply would change
+    Diff(commands::DiffArgs),
+    /// Remove mesh documents
+    Delete(commands::DeleteArgs),
+    /// Show every connected proxy with its sync state
+    Status(commands::StatusArgs),
     /// Check mesh documents and bootstraps without running anything
     Check(check::CheckArgs),
     /// Measure
@@ -45,6 +63,13 @@ pub fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Demo(args) => demo::run(&args),
         Command::Proxy(args) => remora_proxy::cli::run(&args),
+        Command::Control(args) => control::run(args),
+        Command::Run(args) => run::run(&args),
+        Command::Apply(args) => commands::apply(&args),
+        Command::Get(args) => commands::get(&args),
+        Command::Diff(args) => commands::diff(&args),
+        Command::Delete(args) => commands::delete(&args),
+        Command::Status(args) => commands::status(&args),
         Command::Check(args) => check::run(&args),
         Command::Bench(args) => bench::run(&args),
     }

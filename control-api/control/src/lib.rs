@@ -1,7 +1,21 @@
-//! The commands of `remora`, the one binary that a person runs.
+//! The commands of `remora`, the one binary that a person runs, and the control plane that is one of them.
 
+pub mod audit;
+pub mod board;
 pub mod cli;
+pub mod client;
+pub mod clock;
+pub mod control;
+pub mod document;
+pub mod kinds;
+pub mod publish;
+pub mod registry;
+pub mod rest;
+pub mod store;
 
 mod bench;
 mod check;
+mod commands;
 mod demo;
+mod files;
+mod run;

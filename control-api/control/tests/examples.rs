@@ -68,3 +68,78 @@ fn mistakes_between_files_are_found_with_their_lines() {
     );
     assert!(text.contains("1 mistake(s)"), "{text}");
 }
+
+const SHADOWED: &str = "apiVersion: v1
+kind: Service
+metadata: {name: a}
+spec: {ports: [{name: http, port: 8080}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: r}
+spec:
+  parentRefs: [{kind: Service, name: a}]
+  rules:
+  - matches:
+    - path: {value: /x}
+    backendRefs: [{name: a, port: 8080}]
+  - matches:
+    - path: {value: /x}
+    backendRefs: [{name: a, port: 8080}]
+";
+
+fn checked(text: &str, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("mesh.yaml"), text).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_remora"))
+        .current_dir(folder.path())
+        .args(["check", "-f", "mesh.yaml"])
+        .args(arguments)
+        .output()
+        .unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned(), errors(&output))
+}
+
+#[test]
+fn a_rule_that_no_request_gets_to_is_a_warning_with_both_places() {
+    let (status, out, err) = checked(SHADOWED, &[]);
+    assert_eq!(status, Some(0), "{err}");
+    assert!(out.contains("mesh.yaml: OK, 2 documents"), "{out}");
+    assert!(err.contains("warning: mesh.yaml:16:7: spec.rules[1].matches[0]: no request gets here"), "{err}");
+    assert!(err.contains("mesh.yaml:13:7: this one, of HTTPRoute/default/r"), "{err}");
+    assert_eq!(checked(SHADOWED, &["--strict"]).0, Some(1));
+    assert_eq!(checked(&SHADOWED.replace("kind: HTTPRoute", "kind: Gateway"), &["--strict"]).0, Some(2));
+}
+
+#[test]
+fn tools_get_json_and_sarif() {
+    let (status, out, _) = checked(SHADOWED, &["-o", "json"]);
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(status, Some(0));
+    let finding = &json["findings"][0];
+    assert_eq!((&finding["rule"], &finding["line"]), (&"unreachable-rule".into(), &16.into()));
+    assert_eq!(finding["related"]["line"], 13);
+
+    let wrong = SHADOWED.replace("name: a, port: 8080}]\n  -", "name: b, port: 8080}]\n  -");
+    let (status, out, _) = checked(&wrong, &["-o", "sarif"]);
+    let sarif: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(status, Some(2));
+    assert_eq!(sarif["version"], "2.1.0");
+    let run = &sarif["runs"][0];
+    let result = &run["results"][0];
+    assert_eq!((&result["ruleId"], &result["level"]), (&"reference".into(), &"error".into()));
+    let index = usize::try_from(result["ruleIndex"].as_u64().unwrap()).unwrap();
+    assert_eq!(run["tool"]["driver"]["rules"][index]["id"], "reference");
+    let place = &result["locations"][0]["physicalLocation"];
+    assert_eq!(place["artifactLocation"]["uri"], "mesh.yaml");
+    assert_eq!(place["region"]["startLine"], 14);
+}
+
+#[test]
+fn every_example_of_documents_is_right() {
+    for name in ["demo.yaml", "shop.yaml", "external.yaml"] {
+        let output = check(&[&examples().join(name)]);
+        assert_eq!(output.status.code(), Some(0), "{name}: {}", errors(&output));
+        assert_eq!(errors(&output), "", "{name} has warnings");
+    }
+}

@@ -1,278 +1,110 @@
 //! What must hold between documents, and what their types cannot say.
 
+mod http;
+mod names;
+mod order;
+mod policy;
+mod report;
 mod route;
+mod service;
+mod workload;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use remora_xds::diag::{At, ConfigError, Errors};
-use remora_xds::nearest;
+use remora_xds::diag::At;
 
-use crate::compile::egress;
-use crate::document::{Document, ServiceSpec, TrafficPolicySpec, WorkloadSpec};
-use crate::read::Documents;
+use crate::document::{Document, Metadata};
+use crate::kinds::{AnyDocument, Documents};
+use crate::mesh::Mesh;
 
-/// Retry conditions that mean something for a mesh.
-const RETRY_ON: [&str; 12] = [
-    "5xx",
-    "gateway-error",
-    "reset",
-    "reset-before-request",
-    "connect-failure",
-    "refused-stream",
-    "retriable-4xx",
-    "cancelled",
-    "deadline-exceeded",
-    "resource-exhausted",
-    "internal",
-    "unavailable",
-];
+pub(crate) use order::warnings;
+pub use report::{Finding, Related, Rule, Severity};
 
-/// Every mistake.
-pub(crate) fn check(all: &Documents) -> Vec<ConfigError> {
+use report::Report;
+
+/// Most that one workload weighs.
+pub(crate) const MAX_WEIGHT: u32 = 10_000;
+
+/// Everything in documents that are a mesh of their own: mistakes, and what does nothing.
+pub(crate) fn check(documents: &Documents) -> Vec<Finding> {
+    let mesh = Mesh::from(documents);
+    let all: Vec<_> = documents.iter().collect();
+    let mut list = duplicates(&all);
+    for document in &all {
+        list.extend(findings(&mesh, document));
+    }
+    list.extend(warnings(&mesh));
+    list
+}
+
+/// The mistakes of a document that is, or may become, a part of `mesh`. Those of the rule [`Rule::Reference`] go away by themselves
+/// when what is referred to arrives.
+#[must_use]
+pub fn findings(mesh: &Mesh, document: &AnyDocument) -> Vec<Finding> {
+    match document {
+        AnyDocument::Service(d) => with(d, |report| service::service(d, report)),
+        AnyDocument::Workload(d) => with(d, |report| workload::check(mesh, d, report)),
+        AnyDocument::EndpointSlice(d) => with(d, |report| service::slice(mesh, d, report)),
+        AnyDocument::HttpRoute(d) => with(d, |report| http::http(mesh, d, report)),
+        AnyDocument::GrpcRoute(d) => with(d, |report| http::grpc(mesh, d, report)),
+        AnyDocument::TcpRoute(d) => with(d, |report| route::tcp(mesh, d, report)),
+        AnyDocument::TlsRoute(d) => with(d, |report| route::tls(mesh, d, report)),
+        AnyDocument::ReferenceGrant(d) => with(d, |report| route::grant(d, report)),
+        AnyDocument::TrafficPolicy(d) => with(d, |report| policy::traffic(mesh, d, report)),
+        AnyDocument::AuthenticationPolicy(d) => with(d, |report| policy::authentication(mesh, d, report)),
+    }
+}
+
+fn with<S>(document: &Document<S>, run: impl FnOnce(&mut Report)) -> Vec<Finding> {
+    let mut report = Report::new(&document.source, &document.map);
+    metadata(&document.metadata, &mut report);
+    run(&mut report);
+    report.into_list()
+}
+
+fn metadata(metadata: &Metadata, report: &mut Report) {
+    let root = At::root();
+    let at = root.field("metadata");
+    for (field, value) in [("name", &metadata.name), ("namespace", &metadata.namespace)] {
+        if !names::is_dns_label(value) {
+            let text = format!("{value:?} is no name");
+            report.report(&at.field(field), text).fix("lower-case letters, digits and -, at most 63");
+        }
+    }
+    let labels = at.field("labels");
+    for (label, value) in &metadata.labels {
+        if !names::is_label_value(value) {
+            let text = format!("{value:?} is no value of a label");
+            report.report(&labels.field(label), text).fix("letters, digits, -, _ and ., at most 63");
+        }
+    }
+}
+
+/// Documents of one kind and name.
+fn duplicates(all: &[AnyDocument]) -> Vec<Finding> {
+    let mut seen = BTreeMap::new();
     let mut list = Vec::new();
-    unique("Service", &all.services, &mut list);
-    unique("Workload", &all.workloads, &mut list);
-    unique("HTTPRoute", &all.routes, &mut list);
-    unique("TrafficPolicy", &all.policies, &mut list);
-    for document in &all.services {
-        with(document, &mut list, service);
-    }
-    for document in &all.workloads {
-        with(document, &mut list, |document, errors| workload(all, document, errors));
-    }
-    for document in &all.routes {
-        with(document, &mut list, |document, errors| route::check(all, document, errors));
-    }
-    for document in &all.policies {
-        with(document, &mut list, |document, errors| policy(all, document, errors));
+    for document in all {
+        let key = document.key();
+        let Some(first) = seen.insert(key.clone(), document) else { continue };
+        let mut report = Report::new(document.source(), document.map());
+        let root = At::root();
+        let metadata = root.field("metadata");
+        let other = related(first, "metadata", "the other one");
+        let line = other.position.map_or(0, |at| at.line);
+        let text = format!("there are two documents {key}, the other one at {}:{line}", other.source);
+        report.conflict(&metadata.field("name"), text, other).fix("remove one of the two, or rename it");
+        list.extend(report.into_list());
     }
     list
 }
 
-fn with<S>(document: &Document<S>, list: &mut Vec<ConfigError>, run: impl FnOnce(&Document<S>, &mut Errors)) {
-    let mut errors = Errors::new(document.source.clone(), document.map.clone());
-    run(document, &mut errors);
-    list.extend(errors.into_list());
-}
-
-fn unique<S>(kind: &str, documents: &[Document<S>], list: &mut Vec<ConfigError>) {
-    let mut seen = BTreeMap::new();
-    for document in documents {
-        let (name, namespace) = (&document.metadata.name, &document.metadata.namespace);
-        let mut errors = Errors::new(document.source.clone(), document.map.clone());
-        let root = At::root();
-        let metadata = root.field("metadata");
-        for (field, value) in [("name", name), ("namespace", namespace)] {
-            if !is_dns_label(value) {
-                let text = format!("{value:?} is no name");
-                errors
-                    .report(&metadata.field(field), text)
-                    .fix("lower-case letters, digits and -, at most 63");
-            }
-        }
-        let labels = metadata.field("labels");
-        for (label, value) in &document.metadata.labels {
-            if !is_label_value(value) {
-                let at = labels.field(label);
-                errors
-                    .report(&at, format!("{value:?} is no value of a label"))
-                    .fix("letters, digits, -, _ and ., at most 63");
-            }
-        }
-        if let Some(first) = seen.insert((namespace, name), document) {
-            let line = first.map.position("metadata").map_or(0, |p| p.line);
-            let text = format!("{kind} {namespace}/{name} stands in {}:{line} already", first.source);
-            errors.report(&metadata.field("name"), text).fix("remove one of the two, or rename it");
-        }
-        list.extend(errors.into_list());
-    }
-}
-
-/// As Kubernetes has it. Values become parts of labels in metrics.
-fn is_label_value(value: &str) -> bool {
-    value.len() <= 63 && value.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
-}
-
-/// RFC 1123 label: names become parts of host names and of identities.
-fn is_dns_label(name: &str) -> bool {
-    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    (1..=63).contains(&name.len())
-        && name.bytes().all(inner)
-        && !name.starts_with('-')
-        && !name.ends_with('-')
-}
-
-fn service(document: &Document<ServiceSpec>, errors: &mut Errors) {
-    let root = At::root();
-    let spec = root.field("spec");
-    let list = spec.field("ports");
-    let ports = &document.spec.ports;
-    if ports.is_empty() {
-        errors.report(&list, "must not be empty").fix("ports: [{name: http, port: 8080}]");
-    }
-    let (mut numbers, mut names) = (BTreeSet::new(), BTreeSet::new());
-    for (i, port) in ports.iter().enumerate() {
-        let at = list.index(i);
-        if !numbers.insert(port.port) {
-            errors.report(&at.field("port"), format!("{} occurs twice", port.port));
-        }
-        match &port.name {
-            Some(name) if !names.insert(name) => {
-                errors.report(&at.field("name"), format!("{name:?} occurs twice"));
-            }
-            None if ports.len() > 1 => {
-                errors.report(&at, "needs a name: there are several ports").fix("add name: …");
-            }
-            _ => {}
-        }
-    }
-}
-
-fn workload(all: &Documents, document: &Document<WorkloadSpec>, errors: &mut Errors) {
-    let root = At::root();
-    let spec = root.field("spec");
-    let ports = spec.field("ports");
-    let (mut numbers, mut names) = (BTreeSet::new(), BTreeSet::new());
-    for (i, port) in document.spec.ports.iter().enumerate() {
-        let at = ports.index(i);
-        if !numbers.insert(port.port) {
-            errors.report(&at.field("port"), format!("{} occurs twice", port.port));
-        }
-        if port.name.as_ref().is_some_and(|name| !names.insert(name)) {
-            errors.report(&at.field("name"), "occurs twice");
-        }
-    }
-    if !is_dns_label(&document.spec.service_account) {
-        errors.report(&spec.field("serviceAccount"), "is no name").fix("lower-case letters, digits and -");
-    }
-    let list = spec.field("egress");
-    for (i, item) in document.spec.egress.iter().flatten().enumerate() {
-        let at = list.index(i);
-        let namespace = item.namespace.as_ref().unwrap_or(&document.metadata.namespace);
-        if let Some(found) = need_service(all, namespace, &item.service, &at.field("service"), errors) {
-            need_port(found, item.port, &at.field("port"), errors);
-            if item.port.is_none() && item.local_port.is_some() && found.spec.ports.len() > 1 {
-                let text = format!(
-                    "Service {:?} has several ports, and one number is for one of them",
-                    item.service
-                );
-                errors.report(&at.field("localPort"), text).fix("say which one with port");
-            }
-        }
-    }
-    let mut taken: BTreeMap<u16, String> = BTreeMap::new();
-    for port in &document.spec.ports {
-        taken.insert(port.port, "the program's own".into());
-    }
-    taken.insert(document.spec.inbound_port, "inboundPort".into());
-    for outbound in egress(all, document) {
-        if outbound.local_port < 1024 && !outbound.chosen {
-            let text = format!(
-                "{}:{} would be on 127.0.0.1:{}, where only root may listen",
-                outbound.service.metadata.name, outbound.port.port, outbound.local_port
-            );
-            errors.report(&list, text).fix(format!(
-                "egress: [{{service: {}, port: {}, localPort: …}}]",
-                outbound.service.metadata.name, outbound.port.port
-            ));
-        }
-        let (number, who) =
-            (outbound.local_port, format!("{}:{}", outbound.service.metadata.name, outbound.port.port));
-        if let Some(other) = taken.insert(number, who.clone()) {
-            let text = format!("{who} and {other} would both be on 127.0.0.1:{number}");
-            errors.report(&list, text).fix(format!(
-                "egress: [{{service: {}, port: {}, localPort: …}}]",
-                outbound.service.metadata.name, outbound.port.port
-            ));
-        }
-    }
-}
-
-fn policy(all: &Documents, document: &Document<TrafficPolicySpec>, errors: &mut Errors) {
-    let root = At::root();
-    let spec = root.field("spec");
-    let targets = spec.field("targetRefs");
-    if document.spec.target_refs.is_empty() {
-        errors.report(&targets, "must not be empty").fix("targetRefs: [{kind: Service, name: …}]");
-    }
-    let metadata = &document.metadata;
-    for (i, target) in document.spec.target_refs.iter().enumerate() {
-        let at = targets.index(i);
-        need_kind(target.group.as_deref(), target.kind.as_deref(), &at, errors);
-        need_service(all, &metadata.namespace, &target.name, &at.field("name"), errors);
-        let before = all.policies.iter().take_while(|p| !std::ptr::eq(*p, document));
-        let same = |p: &&Document<TrafficPolicySpec>| {
-            p.metadata.namespace == metadata.namespace
-                && p.spec.target_refs.iter().any(|t| t.name == target.name)
-        };
-        if let Some(other) = { before }.find(same) {
-            let text =
-                format!("Service {:?} has the TrafficPolicy {:?} already", target.name, other.metadata.name);
-            errors.report(&at, text).fix("put everything into one of the two");
-        }
-    }
-    let retries = spec.field("retries");
-    let on = retries.field("on");
-    for (i, condition) in document.spec.retries.on.iter().enumerate() {
-        if !RETRY_ON.contains(&condition.as_str()) {
-            let fix = nearest(condition, RETRY_ON.into_iter()).map_or_else(
-                || format!("known are {}", RETRY_ON.join(", ")),
-                |near| format!("did you mean {near}?"),
-            );
-            errors.report(&on.index(i), format!("{condition:?} is no retry condition")).fix(fix);
-        }
-    }
-    let codes = retries.field("statusCodes");
-    for (i, code) in document.spec.retries.status_codes.iter().enumerate() {
-        if !(400..600).contains(code) {
-            errors.report(&codes.index(i), format!("{code} is no status of a failure")).fix("400 to 599");
-        }
-    }
-    if document.spec.retries.budget.percent.is_some_and(|p| p > 100) {
-        errors.report(&retries.field("budget").field("percent"), "is more than 100");
-    }
-    if document.spec.timeouts.connect.is_some_and(|t| t.0.is_zero()) {
-        errors.report(&spec.field("timeouts").field("connect"), "must be more than 0s");
-    }
-}
-
-/// `group` and `kind` of a reference to a Service.
-fn need_kind(group: Option<&str>, kind: Option<&str>, at: &At<'_>, errors: &mut Errors) {
-    if !matches!(group, None | Some("" | "core")) {
-        errors.report(&at.field("group"), "must be empty: a Service is in the core group").fix("remove it");
-    }
-    if kind.is_some_and(|kind| kind != "Service") {
-        errors
-            .report(&at.field("kind"), format!("{:?} is not supported", kind.unwrap_or_default()))
-            .fix("kind: Service");
-    }
-}
-
-fn need_service<'a>(
-    all: &'a Documents,
-    namespace: &str,
-    name: &str,
-    at: &At<'_>,
-    errors: &mut Errors,
-) -> Option<&'a Document<ServiceSpec>> {
-    let found = all.service(namespace, name);
-    if found.is_none() {
-        let names = all
-            .services
-            .iter()
-            .filter(|s| s.metadata.namespace == namespace)
-            .map(|s| s.metadata.name.as_str());
-        let fix = nearest(name, names).map(|near| format!("did you mean {near}?"));
-        errors.report(at, format!("there is no Service {namespace}/{name}")).fix = fix;
-    }
-    found
-}
-
-fn need_port(service: &Document<ServiceSpec>, port: Option<u16>, at: &At<'_>, errors: &mut Errors) {
-    let ports: Vec<_> = service.spec.ports.iter().map(|p| p.port).collect();
-    if let Some(port) = port.filter(|port| !ports.contains(port)) {
-        let known: Vec<_> = ports.iter().map(ToString::to_string).collect();
-        let text = format!("Service {:?} has no port {port}", service.metadata.name);
-        errors.report(at, text).fix(format!("it has {}", known.join(", ")));
+/// A field of another document.
+fn related(document: &AnyDocument, path: &str, message: &str) -> Related {
+    Related {
+        source: Arc::clone(document.source()),
+        position: document.map().position(path),
+        message: message.to_owned(),
     }
 }

@@ -1,13 +1,15 @@
 //! Resources as the files of a sidecar: a bootstrap, and a file for each kind of resource that it watches.
 
+use std::sync::Arc;
+
 use remora_xds::Schema;
-use remora_xds::any::pack;
 use remora_xds::pb::envoy::config::bootstrap::v3::bootstrap::DynamicResources;
 use remora_xds::pb::envoy::config::bootstrap::v3::{Admin, Bootstrap};
 use remora_xds::pb::envoy::service::discovery::v3::DiscoveryResponse;
 use remora_xds::pb::google::protobuf::Any;
 
 use crate::compile::{Delivery, Resources, address, source};
+use crate::resource::Resource;
 
 /// A file to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +27,7 @@ pub(crate) enum FileKind {
     Routes,
     Clusters,
     Endpoints,
+    Secrets,
 }
 
 impl FileKind {
@@ -34,6 +37,7 @@ impl FileKind {
             Self::Routes => "routes.yaml",
             Self::Clusters => "clusters.yaml",
             Self::Endpoints => "endpoints.yaml",
+            Self::Secrets => "secrets.yaml",
         }
     }
 }
@@ -59,10 +63,14 @@ pub fn files(schema: &Schema, folder: &str, resources: &Resources) -> Vec<File> 
         text: schema.to_yaml(&DiscoveryResponse { resources, ..DiscoveryResponse::default() }),
     };
     vec![
-        response(FileKind::Clusters, resources.clusters.iter().map(pack).collect()),
-        response(FileKind::Endpoints, resources.endpoints.iter().map(pack).collect()),
-        response(FileKind::Routes, resources.routes.iter().map(pack).collect()),
-        response(FileKind::Listeners, resources.listeners.iter().map(pack).collect()),
+        response(FileKind::Clusters, bodies(&resources.clusters)),
+        response(FileKind::Endpoints, bodies(&resources.endpoints)),
+        response(FileKind::Routes, bodies(&resources.routes)),
+        response(FileKind::Listeners, bodies(&resources.listeners)),
         File { name: "bootstrap.yaml", text: schema.to_yaml(&bootstrap) },
     ]
+}
+
+fn bodies(resources: &[Arc<Resource>]) -> Vec<Any> {
+    resources.iter().map(|resource| resource.body.clone()).collect()
 }

@@ -2,8 +2,12 @@
 //!
 //! People write Kubernetes-style documents (`apiVersion`, `kind`, `metadata`, `spec`): Service, Workload, HTTPRoute attached to a
 //! Service (the Gateway API's mesh shape), TrafficPolicy. [`Documents::read`] takes their texts and checks them, each on its own and
-//! all together; every mistake has file, line, field and, where it is known, a fix. [`compile()`] makes of them what one sidecar
-//! needs, and nothing else. [`files()`] writes that down as the bootstrap and the watched files of that sidecar.
+//! all together; every mistake has file, line, field and, where it is known, a fix.
+//!
+//! A [`Mesh`] holds documents and registered instances, indexed. A [`Compiler`] keeps what every Service gives to its callers
+//! ([`ServiceResources`]), compiles after a [`Change`] only what it touched, and puts together what a node gets
+//! ([`NodeResources`]). [`compile()`] does all of that once for one sidecar, and [`files()`] writes the result down as the bootstrap
+//! and the watched files of that sidecar.
 //!
 //! All of it is pure: no I/O, no clock, no async. The same documents give the same resources, to the byte.
 
@@ -13,11 +17,24 @@ mod check;
 mod compile;
 mod de;
 mod files;
+mod kinds;
+mod mesh;
+mod name;
 mod read;
+mod resource;
 mod span;
 
+pub use check::{Finding, Related, Rule, Severity, findings};
 pub use compile::names;
-pub use compile::{Credentials, Delivery, Listening, Resources, Sidecar, UnknownWorkload, compile};
+pub use compile::{
+    BadNode, Callers, Compiler, Credentials, Delivery, Listening, NodeKind, NodeRequest, NodeResources,
+    PortResources, Problem, Profile, Resources, ServiceResources, Sidecar, UnknownWorkload, compile,
+    node_resources, service_resources,
+};
 pub use files::{File, files};
-pub use read::Documents;
+pub use kinds::{AnyDocument, Documents, Kind};
+pub use mesh::{Change, Health, Instance, Mesh, Touched};
+pub use name::{ByName, Key, Name};
+pub use read::split;
+pub use resource::{Resource, ResourceKind};
 pub use span::Span;

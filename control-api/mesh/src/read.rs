@@ -5,33 +5,12 @@ use std::sync::Arc;
 use remora_xds::diag::{ConfigError, Position, SourceMap};
 use remora_xds::nearest;
 use remora_xds::yaml::{self, Entry, Node, Value};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::check;
+use crate::check::{self, Finding, Rule, Severity};
 use crate::de::Input;
-use crate::document::{Document, Envelope, HttpRouteSpec, ServiceSpec, TrafficPolicySpec, WorkloadSpec};
-
-/// All documents of a mesh.
-#[derive(Debug, Clone, Default)]
-pub struct Documents {
-    /// `v1` Service.
-    pub services: Vec<Document<ServiceSpec>>,
-    /// `remora.dev/v1alpha1` Workload.
-    pub workloads: Vec<Document<WorkloadSpec>>,
-    /// `gateway.networking.k8s.io/v1` HTTPRoute.
-    pub routes: Vec<Document<HttpRouteSpec>>,
-    /// `remora.dev/v1alpha1` TrafficPolicy.
-    pub policies: Vec<Document<TrafficPolicySpec>>,
-}
-
-/// `apiVersion` and `kind` of what is known.
-const KINDS: [(&str, &str); 4] = [
-    ("v1", "Service"),
-    ("remora.dev/v1alpha1", "Workload"),
-    ("gateway.networking.k8s.io/v1", "HTTPRoute"),
-    ("remora.dev/v1alpha1", "TrafficPolicy"),
-];
+use crate::document::{Document, EndpointSliceSpec, Envelope, Metadata, SliceEnvelope};
+use crate::kinds::{Documents, Kind};
 
 impl Documents {
     /// Reads texts, each of one document or several between lines of `---`, and checks them together. The first of each pair is
@@ -40,6 +19,36 @@ impl Documents {
     /// # Errors
     /// Every mistake: of a document that cannot be read the first one, of all others everything that is wrong with them.
     pub fn read<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, Vec<ConfigError>> {
+        let (all, findings) = Self::check(texts);
+        let errors: Vec<_> =
+            findings.into_iter().filter(|f| f.severity == Severity::Error).map(|f| f.error).collect();
+        if errors.is_empty() { Ok(all) } else { Err(errors) }
+    }
+
+    /// Reads texts like [`Self::read`], and answers everything that was found in them: also what is no mistake, and does nothing.
+    pub fn check<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> (Self, Vec<Finding>) {
+        match Self::read_alone(texts) {
+            Ok(all) => {
+                let findings = check::check(&all);
+                (all, findings)
+            }
+            // What could not be read would be missed by others.
+            Err(errors) => {
+                let finding =
+                    |error| Finding { severity: Severity::Error, rule: Rule::Syntax, error, related: None };
+                (Self::default(), errors.into_iter().map(finding).collect())
+            }
+        }
+    }
+
+    /// Reads texts like [`Self::read`], without the checks of what documents say together: what they refer to may come from
+    /// elsewhere.
+    ///
+    /// # Errors
+    /// The first mistake of each document that cannot be read.
+    pub fn read_alone<'a>(
+        texts: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Self, Vec<ConfigError>> {
         let (mut all, mut errors) = (Self::default(), Vec::new());
         for (name, text) in texts {
             let source: Arc<str> = name.into();
@@ -49,23 +58,7 @@ impl Documents {
                 }
             }
         }
-        // What could not be read would be missed by others.
-        if errors.is_empty() {
-            errors = check::check(&all);
-        }
         if errors.is_empty() { Ok(all) } else { Err(errors) }
-    }
-
-    /// Number of documents.
-    #[must_use]
-    pub const fn len(&self) -> usize {
-        self.services.len() + self.workloads.len() + self.routes.len() + self.policies.len()
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     fn add(&mut self, source: &Arc<str>, text: &str, skipped: u32) -> Result<(), Vec<ConfigError>> {
@@ -88,23 +81,52 @@ impl Documents {
         let (version, kind) = (scalar(entries, "apiVersion"), scalar(entries, "kind"));
         let at = entries.iter().find(|e| e.key == "kind").map_or(node.at, |e| e.key_at);
         let read = Read { node: &node, source, skipped };
-        match (version, kind) {
-            ("v1", "Service") => self.services.push(read.document()?),
-            ("remora.dev/v1alpha1", "Workload") => self.workloads.push(read.document()?),
-            ("gateway.networking.k8s.io/v1", "HTTPRoute") => self.routes.push(read.document()?),
-            ("remora.dev/v1alpha1", "TrafficPolicy") => self.policies.push(read.document()?),
-            _ => {
-                let said = format!("apiVersion {version:?}, kind {kind:?} is not known");
-                let near = KINDS.iter().find(|(_, name)| nearest(kind, std::iter::once(*name)).is_some());
-                let fix = near.map_or_else(
-                    || format!("known are {}", KINDS.map(|(_, k)| k).join(", ")),
-                    |(version, kind)| format!("did you mean apiVersion: {version}, kind: {kind}?"),
-                );
+        let known = Kind::ALL.into_iter().find(|k| k.as_str() == kind && k.api_versions().contains(&version));
+        match known {
+            Some(Kind::Service) => self.services.push(read.document()?),
+            Some(Kind::Workload) => self.workloads.push(read.document()?),
+            Some(Kind::EndpointSlice) => self.slices.push(read.slice()?),
+            Some(Kind::HttpRoute) => self.http_routes.push(read.document()?),
+            Some(Kind::GrpcRoute) => self.grpc_routes.push(read.document()?),
+            Some(Kind::TcpRoute) => self.tcp_routes.push(read.document()?),
+            Some(Kind::TlsRoute) => self.tls_routes.push(read.document()?),
+            Some(Kind::ReferenceGrant) => self.grants.push(read.document()?),
+            Some(Kind::TrafficPolicy) => self.policies.push(read.document()?),
+            Some(Kind::AuthenticationPolicy) => self.authentications.push(read.document()?),
+            None => {
+                let (said, fix) = unknown(version, kind);
                 return Err(vec![error(at, "kind".into(), said, Some(fix))]);
             }
         }
         Ok(())
     }
+}
+
+/// Kinds that people know from elsewhere, or that are planned, and what to do without them.
+const REFUSED: [(&str, &str); 9] = [
+    ("AuthorizationPolicy", "is not supported yet"),
+    ("RateLimitPolicy", "is not supported yet"),
+    ("FaultPolicy", "is not supported yet"),
+    ("TelemetryPolicy", "is not supported yet"),
+    ("Gateway", "is not supported: routes are attached to Services"),
+    ("GatewayClass", "is not supported: routes are attached to Services"),
+    ("VirtualService", "is not supported: write an HTTPRoute that is attached to a Service"),
+    ("DestinationRule", "is not supported: write a TrafficPolicy"),
+    ("ServiceEntry", "is not supported: a Service has workloads of the mesh"),
+];
+
+/// What is wrong with a kind that is not known, and what somebody may have meant who wrote it.
+fn unknown(version: &str, kind: &str) -> (String, String) {
+    let known = || format!("known are {}", Kind::ALL.map(Kind::as_str).join(", "));
+    if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| *refused == kind) {
+        return (format!("{kind} {why}"), known());
+    }
+    let near = |known: &Kind| nearest(kind, std::iter::once(known.as_str())).is_some();
+    let fix = Kind::ALL
+        .into_iter()
+        .find(near)
+        .map_or_else(known, |near| format!("did you mean apiVersion: {}, kind: {near}?", near.api_version()));
+    (format!("apiVersion {version:?}, kind {kind:?} is not known"), fix)
 }
 
 /// A document of a known kind.
@@ -116,7 +138,17 @@ struct Read<'a> {
 
 impl Read<'_> {
     fn document<S: DeserializeOwned>(&self) -> Result<Document<S>, Vec<ConfigError>> {
-        let envelope = Envelope::<S>::deserialize(Input(self.node)).map_err(|e| {
+        let envelope: Envelope<S> = self.envelope()?;
+        Ok(self.located(envelope.metadata, envelope.spec))
+    }
+
+    fn slice(&self) -> Result<Document<EndpointSliceSpec>, Vec<ConfigError>> {
+        let (metadata, spec) = self.envelope::<SliceEnvelope>()?.into_parts();
+        Ok(self.located(metadata, spec))
+    }
+
+    fn envelope<E: DeserializeOwned>(&self) -> Result<E, Vec<ConfigError>> {
+        E::deserialize(Input(self.node)).map_err(|e| {
             vec![ConfigError {
                 source: Arc::clone(self.source),
                 position: Some(moved(e.at.unwrap_or(self.node.at), self.skipped)),
@@ -124,15 +156,13 @@ impl Read<'_> {
                 message: e.message,
                 fix: e.fix,
             }]
-        })?;
+        })
+    }
+
+    fn located<S>(&self, metadata: Metadata, spec: S) -> Document<S> {
         let mut map = SourceMap::default();
         locate(self.node, String::new(), self.node.at, self.skipped, &mut map);
-        Ok(Document {
-            metadata: envelope.metadata,
-            spec: envelope.spec,
-            source: Arc::clone(self.source),
-            map,
-        })
+        Document { metadata, spec, source: Arc::clone(self.source), map }
     }
 }
 
@@ -169,7 +199,7 @@ fn locate(node: &Node<'_>, path: String, at: Position, skipped: u32, map: &mut S
 
 /// The documents of a text, with the lines before each. A line that begins with `---` parts two documents wherever it stands
 /// (YAML 1.2 §9.1.2), and everything before the first one that has content is comments.
-fn split(text: &str) -> impl Iterator<Item = (u32, &str)> {
+pub fn split(text: &str) -> impl Iterator<Item = (u32, &str)> {
     let (mut parts, mut start, mut first, mut at) = (Vec::new(), 0, 0, 0);
     for (number, line) in text.split_inclusive('\n').enumerate() {
         let marker = line

@@ -1,9 +1,12 @@
 //! Documents in, resources out: golden files, and Envoy's own rules for everything that comes out.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod support;
+
 use proptest::prelude::*;
-use remora_mesh::{Credentials, Delivery, Documents, Listening, Sidecar, compile, files};
+use remora_mesh::{Credentials, Delivery, Documents, Listening, Profile, Sidecar, compile, files};
 use remora_xds::Schema;
+use support::mutilated;
 
 const DEMO: &str = include_str!("../../../deploy/examples/demo.yaml");
 
@@ -11,14 +14,16 @@ fn sidecar(workload: &str) -> Sidecar {
     Sidecar {
         namespace: "default".into(),
         workload: workload.into(),
-        trust_domain: "mesh.test".into(),
-        credentials: Credentials {
-            certificate: "/certs/chain.pem".into(),
-            key: "/certs/key.pem".into(),
-            roots: "/certs/roots.pem".into(),
+        profile: Profile {
+            trust_domain: "mesh.test".into(),
+            credentials: Credentials::Files {
+                certificate: "/certs/chain.pem".into(),
+                key: "/certs/key.pem".into(),
+                roots: "/certs/roots.pem".into(),
+            },
+            delivery: Delivery::Files("/run/mesh".into()),
+            listening: Listening::AsWritten,
         },
-        delivery: Delivery::Files("/run/mesh".into()),
-        listening: Listening::AsWritten,
         admin: ([127, 0, 0, 1], 15_000).into(),
     }
 }
@@ -28,13 +33,10 @@ fn compiled(text: &str, workload: &str) -> String {
     let documents = read(text).unwrap();
     let resources = compile(&documents, &sidecar(workload)).unwrap();
     let schema = Schema::load();
-    for (name, checked) in [
-        ("listeners", resources.listeners.iter().try_for_each(|r| schema.check(r, "listener"))),
-        ("routes", resources.routes.iter().try_for_each(|r| schema.check(r, "routes"))),
-        ("clusters", resources.clusters.iter().try_for_each(|r| schema.check(r, "cluster"))),
-        ("endpoints", resources.endpoints.iter().try_for_each(|r| schema.check(r, "endpoints"))),
-    ] {
-        assert!(checked.is_ok(), "{name}: {checked:?}");
+    let lists = [&resources.listeners, &resources.routes, &resources.clusters, &resources.endpoints];
+    for resource in lists.into_iter().flatten() {
+        let checked = schema.check_any(&resource.body, &resource.name);
+        assert!(checked.is_ok(), "{checked:?}");
     }
     let all = files(&schema, "/run/mesh", &resources);
     all.iter().map(|f| format!("=== {}\n{}", f.name, f.text)).collect()
@@ -47,49 +49,12 @@ fn one_file(text: &str, workload: &str, file: &str) -> String {
     found.unwrap().split_once('\n').unwrap().1.to_owned()
 }
 
-/// The documents of [`every_part_of_a_route`], which are accepted, mutilated: lines doubled, dropped, swapped, and words replaced.
-fn mutilated() -> impl Strategy<Value = String> {
-    let words = [
-        "''", "0", "-1", "65536", "a b", "'\\n'", "stock", "b", "[]", "{}", "null", "'('", "/", "'%'", "5xx",
-        "Exact", "1s",
-    ];
-    let edit = (
-        any::<prop::sample::Index>(),
-        any::<prop::sample::Index>(),
-        0..4_u8,
-        prop::sample::select(words.to_vec()),
-    );
-    let text = format!("{SERVICES}{ROUTE}");
-    prop::collection::vec(edit, 0..4).prop_map(move |edits| {
-        let mut lines: Vec<String> = text.lines().map(ToOwned::to_owned).collect();
-        for (at, other, kind, word) in edits {
-            let (at, other) = (at.index(lines.len()), other.index(lines.len()));
-            match kind {
-                0 => lines.swap(at, other),
-                1 => drop(lines.remove(at)),
-                2 => lines.insert(at, lines[other].clone()),
-                _ => {
-                    // The value behind one of the colons of the line.
-                    let parts: Vec<&str> = lines[at].split(": ").collect();
-                    let which = 1 + other % parts.len().max(1);
-                    let replaced = parts.iter().enumerate().map(|(i, part)| {
-                        let end = part.find([',', '}', ']']).unwrap_or(part.len());
-                        if i == which { format!("{word}{}", &part[end..]) } else { (*part).to_owned() }
-                    });
-                    lines[at] = replaced.collect::<Vec<_>>().join(": ");
-                }
-            }
-        }
-        lines.join("\n") + "\n"
-    })
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// What is accepted compiles, and what comes out keeps to Envoy's rules; what is not says where.
     #[test]
-    fn accepted_documents_compile_to_valid_resources(text in mutilated()) {
+    fn accepted_documents_compile_to_valid_resources(text in mutilated(format!("{SERVICES}{ROUTE}"))) {
         match Documents::read([("mesh.yaml", text.as_str())]) {
             Err(errors) => prop_assert!(!errors.is_empty() && errors.iter().all(|e| e.position.is_some()), "{errors:?}"),
             Ok(documents) => {

@@ -6,20 +6,36 @@
 //!   ([`Schema::check_any`]), and messages as JSON and YAML.
 //! - [`diag`]: configuration errors with file, line, field path and a suggested fix.
 //! - [`any`][mod@any]: packing and unpacking of `google.protobuf.Any`.
+//! - [`Kind`]: the kinds of resources that a stream carries, their order and what refers to what.
+//! - feature `server`: [`Resource`] and [`NodeSnapshot`], [`stream`] (pure state machines of a control plane's streams), and
+//!   [`server`], the gRPC service made of them.
+//! - feature `client`: [`client`], the data plane's side of the protocol.
 //!
 //! Which fields are supported stands in `supported.txt` and, made from it, in `docs/reference/envoy-fields.md`.
 
 pub mod any;
+#[cfg(feature = "client")]
+pub mod client;
 pub mod diag;
+#[cfg(feature = "server")]
+pub mod server;
+#[cfg(feature = "server")]
+pub mod stream;
 pub mod wire;
 pub mod yaml;
 
 mod blob;
+mod canonical;
 mod check;
 mod codec;
 mod duration;
 mod json;
+mod kind;
+#[cfg(feature = "server")]
+mod node_snapshot;
 mod pgv;
+#[cfg(feature = "server")]
+mod resource;
 mod schema;
 mod suggest;
 #[cfg(test)]
@@ -30,5 +46,11 @@ mod yaml_out;
 pub use codec::Parsed;
 /// The Envoy v3 API as Rust types. No type from here passes the data plane's compiler.
 pub use envoy_types::pb;
+pub use kind::{Kind, Named};
+#[cfg(feature = "server")]
+pub use node_snapshot::{NodeSnapshot, Resources};
+#[cfg(feature = "server")]
+pub use resource::Resource;
 pub use schema::Schema;
 pub use suggest::nearest;
+pub use yaml_out::write as write_yaml;

@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 use crate::yaml::{Resolved, resolve};
 
 /// Writes `value` as a YAML document.
-pub(crate) fn write(value: &Value) -> String {
+#[must_use]
+pub fn write(value: &Value) -> String {
     let mut out = String::new();
     match value {
         Value::Object(map) if !map.is_empty() => object(&mut out, map, 0, false),

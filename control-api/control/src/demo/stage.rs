@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use remora_mesh::{Credentials, Delivery, Documents, Listening, Sidecar, compile, files, names};
+use remora_mesh::{Credentials, Delivery, Documents, Listening, Profile, Sidecar, compile, files, names};
 use remora_xds::Schema;
 use tokio::time::Instant;
 
@@ -120,17 +120,20 @@ impl Stage {
         let folder = self.folder_of(name);
         let at = |path: PathBuf| path.display().to_string();
         let pem = |name: String| at(self.folder.path().join(name));
+        let credentials = Credentials::Files {
+            certificate: pem(format!("{name}.chain.pem")),
+            key: pem(format!("{name}.key.pem")),
+            roots: pem("roots.pem".into()),
+        };
         let sidecar = Sidecar {
             namespace: NAMESPACE.into(),
             workload: name.into(),
-            trust_domain: TRUST_DOMAIN.into(),
-            credentials: Credentials {
-                certificate: pem(format!("{name}.chain.pem")),
-                key: pem(format!("{name}.key.pem")),
-                roots: pem("roots.pem".into()),
+            profile: Profile {
+                trust_domain: TRUST_DOMAIN.into(),
+                credentials,
+                delivery: Delivery::Files(at(folder.clone())),
+                listening: Listening::Ephemeral,
             },
-            delivery: Delivery::Files(at(folder.clone())),
-            listening: Listening::Ephemeral,
             admin: SocketAddr::from(([127, 0, 0, 1], 0)),
         };
         let resources = compile(documents, &sidecar)?;

@@ -1,7 +1,8 @@
 //! Clusters and their endpoints.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use remora_xds::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
@@ -10,7 +11,9 @@ use remora_xds::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbPolicy,
 };
 use remora_xds::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster};
-use remora_xds::pb::envoy::config::core::v3::{HttpProtocolOptions as CommonOptions, Metadata};
+use remora_xds::pb::envoy::config::core::v3::{
+    HealthStatus, HttpProtocolOptions as CommonOptions, Locality as PbLocality, Metadata,
+};
 use remora_xds::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use remora_xds::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
@@ -22,11 +25,16 @@ use remora_xds::pb::envoy::extensions::upstreams::http::v3::http_protocol_option
 };
 use remora_xds::pb::envoy::r#type::v3::Percent;
 
-use super::{Mesh, http, names, parts, tls};
+use super::{Scope, http, key_of, names, parts, tls};
 use crate::document::{
-    AppProtocol, Document, LoadBalancing, ServicePort, ServiceSpec, TrafficPolicySpec, WorkloadSpec,
+    AppProtocol, Document, LoadBalancing, Locality, MtlsMode, ServicePort, ServiceSpec, TrafficPolicySpec,
+    WorkloadSpec,
 };
 use crate::files::FileKind;
+use crate::kinds::Kind;
+use crate::mesh::{Health, Member};
+use crate::name::Key;
+use crate::resource::{Resource, ordered::ClusterTail};
 
 /// Hard limits: a bound, not a policy.
 const LIMIT: u32 = 10_000;
@@ -48,17 +56,12 @@ fn protocol(cluster: &mut Cluster, protocol: ProtocolConfig, idle_seconds: u64) 
         .insert("envoy.extensions.upstreams.http.v3.HttpProtocolOptions".into(), parts::pack(&options));
 }
 
-fn services(service: &Document<ServiceSpec>) -> Metadata {
+pub(super) fn service_of(service: &Document<ServiceSpec>) -> ClusterTail {
     let (namespace, name) = names::of(service);
-    let one = parts::nested(parts::object([
-        ("host", parts::text(names::host(namespace, name))),
-        ("name", parts::text(name)),
-        ("namespace", parts::text(namespace)),
-    ]));
-    parts::istio([("services", parts::list(vec![one]))])
+    parts::service(names::host(namespace, name), namespace, name)
 }
 
-fn breakers(policy: Option<&TrafficPolicySpec>) -> CircuitBreakers {
+pub(super) fn breakers(policy: Option<&TrafficPolicySpec>) -> CircuitBreakers {
     let limits = policy.map(|p| p.connections).unwrap_or_default();
     let budget = policy.map(|p| p.retries.budget).unwrap_or_default();
     let limit = |value: Option<u32>| parts::number(value.unwrap_or(LIMIT));
@@ -93,72 +96,150 @@ fn base(name: String, discovery: DiscoveryType, connect: Duration) -> Cluster {
 }
 
 /// The program itself: 300 ms to connect; a kept-alive connection is not used when it is older than 3 s, before most servers close theirs.
-pub(super) fn local(port: u16, speaks: AppProtocol, service: &Document<ServiceSpec>) -> Cluster {
+pub(super) fn local(port: u16, speaks: AppProtocol, service: &Document<ServiceSpec>) -> Arc<Resource> {
     let mut cluster = base(names::local(port), DiscoveryType::Static, Duration::from_millis(300));
     let at = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
-    cluster.load_assignment = Some(assignment(cluster.name.clone(), vec![endpoint(at, None)]));
+    let group = LocalityLbEndpoints { lb_endpoints: vec![endpoint(at)], ..LocalityLbEndpoints::default() };
+    cluster.load_assignment = Some(ClusterLoadAssignment {
+        cluster_name: cluster.name.clone(),
+        endpoints: vec![group],
+        ..ClusterLoadAssignment::default()
+    });
     cluster.lb_policy = LbPolicy::RoundRobin.into();
     cluster.circuit_breakers = Some(breakers(None));
-    cluster.metadata = Some(services(service));
-    match speaks {
-        AppProtocol::Http => protocol(&mut cluster, ProtocolConfig::HttpProtocolOptions(http::http1()), 3),
-        AppProtocol::Http2 | AppProtocol::Grpc => {
-            protocol(&mut cluster, ProtocolConfig::Http2ProtocolOptions(http::http2()), 3);
-        }
-        AppProtocol::Tcp => {}
-    }
-    cluster
+    speak(&mut cluster, speaks, 3);
+    Resource::cluster(&cluster, &service_of(service), vec![key_of(service)])
+}
+
+/// A cluster without endpoints: connections to it are closed.
+pub(super) fn black_hole(service: &Document<ServiceSpec>) -> Arc<Resource> {
+    let mut cluster = base(names::BLACK_HOLE.into(), DiscoveryType::Static, Duration::from_millis(300));
+    cluster.load_assignment = Some(ClusterLoadAssignment {
+        cluster_name: cluster.name.clone(),
+        ..ClusterLoadAssignment::default()
+    });
+    Resource::cluster(&cluster, &ClusterTail::default(), vec![key_of(service)])
+}
+
+/// HTTP as the program or the sidecar before it speaks it.
+fn speak(cluster: &mut Cluster, speaks: AppProtocol, idle_seconds: u64) {
+    let config = match speaks {
+        AppProtocol::Http => ProtocolConfig::HttpProtocolOptions(http::http1()),
+        AppProtocol::Http2 | AppProtocol::Grpc => ProtocolConfig::Http2ProtocolOptions(http::http2()),
+        AppProtocol::Tcp => return,
+    };
+    protocol(cluster, config, idle_seconds);
 }
 
 /// A Service's port: the sidecars of its workloads, over mTLS.
-pub(super) fn outbound(mesh: &Mesh<'_>, service: &Document<ServiceSpec>, port: &ServicePort) -> Cluster {
+pub(super) fn outbound(
+    scope: Scope<'_>,
+    service: &Document<ServiceSpec>,
+    port: &ServicePort,
+) -> Arc<Resource> {
     let (namespace, name) = names::of(service);
-    let policy = mesh.documents.policy(service);
-    let connect = policy.and_then(|p| p.timeouts.connect).map_or(Duration::from_secs(1), |t| t.0);
+    let spec = scope.mesh.policy(service).map(|document| &document.spec);
+    let connect = spec.and_then(|p| p.timeouts.connect).map_or(Duration::from_secs(1), |t| t.0);
     let mut cluster = base(names::cluster(namespace, name, port.port), DiscoveryType::Eds, connect);
     cluster.eds_cluster_config = Some(EdsClusterConfig {
-        eds_config: Some(parts::source(&mesh.sidecar.delivery, FileKind::Endpoints)),
+        eds_config: Some(parts::source(&scope.profile.delivery, FileKind::Endpoints)),
         ..EdsClusterConfig::default()
     });
-    cluster.lb_policy = match policy.map(|p| p.load_balancing).unwrap_or_default() {
+    cluster.lb_policy = match spec.map(|p| p.load_balancing).unwrap_or_default() {
         LoadBalancing::LeastRequest => LbPolicy::LeastRequest,
         LoadBalancing::RoundRobin => LbPolicy::RoundRobin,
         LoadBalancing::Random => LbPolicy::Random,
     }
     .into();
-    cluster.circuit_breakers = Some(breakers(policy));
-    cluster.metadata = Some(services(service));
-    let mut identities: BTreeSet<String> = BTreeSet::new();
-    for (workload, _) in mesh.documents.backing(service, port) {
-        let account = &workload.spec.service_account;
-        identities.insert(names::spiffe(&mesh.sidecar.trust_domain, namespace, account));
+    cluster.circuit_breakers = Some(breakers(spec));
+    match (scope.mesh.mtls(service), port.speaks()) {
+        // The programs themselves.
+        (MtlsMode::Disabled, speaks) => speak(&mut cluster, speaks, 3),
+        (_, speaks) => {
+            let tcp = speaks == AppProtocol::Tcp;
+            let alpn: &[&str] = if tcp { &[] } else { &["h2"] };
+            let (sni, peers) = (names::sni(namespace, name, port.port), identities(scope, service, port));
+            cluster.transport_socket = Some(tls::upstream(scope.profile, peers, sni, alpn));
+            if !tcp {
+                speak(&mut cluster, AppProtocol::Http2, 55);
+            }
+        }
     }
-    // Without workloads nobody may answer for the Service; an empty list would mean everybody.
-    if identities.is_empty() {
-        identities.insert(names::spiffe(&mesh.sidecar.trust_domain, namespace, "-nobody-"));
+    Resource::cluster(&cluster, &service_of(service), documents(scope, service))
+}
+
+/// What the cluster of a Service's port is made of.
+pub(super) fn documents(scope: Scope<'_>, service: &Document<ServiceSpec>) -> Vec<Key> {
+    let traffic = scope.mesh.policy(service).map(|p| Key::new(Kind::TrafficPolicy, p.name()));
+    let authentication =
+        scope.mesh.authentication(service).map(|p| Key::new(Kind::AuthenticationPolicy, p.name()));
+    std::iter::once(key_of(service)).chain(traffic).chain(authentication).collect()
+}
+
+/// Who may answer for a Service's port.
+pub(super) fn identities(
+    scope: Scope<'_>,
+    service: &Document<ServiceSpec>,
+    port: &ServicePort,
+) -> Vec<String> {
+    let identity =
+        |account: &str| names::spiffe(&scope.profile.trust_domain, &service.metadata.namespace, account);
+    let accounts = scope.mesh.accounts(service, port);
+    if accounts.is_empty() {
+        // Without workloads nobody may answer for the Service; an empty list would mean everybody.
+        return vec![identity("-nobody-")];
     }
-    let tcp = port.speaks() == AppProtocol::Tcp;
-    let alpn: &[&str] = if tcp { &[] } else { &["h2"] };
-    let sni = names::sni(namespace, name, port.port);
-    cluster.transport_socket = Some(tls::upstream(mesh.sidecar, identities.into_iter().collect(), sni, alpn));
-    if !tcp {
-        protocol(&mut cluster, ProtocolConfig::Http2ProtocolOptions(http::http2()), 55);
-    }
-    cluster
+    accounts.into_iter().map(identity).collect()
 }
 
 /// The endpoints of a Service's port: inbound listeners of sidecars.
 pub(super) fn endpoints(
-    mesh: &Mesh<'_>,
+    scope: Scope<'_>,
     service: &Document<ServiceSpec>,
     port: &ServicePort,
-) -> ClusterLoadAssignment {
+) -> Arc<Resource> {
     let (namespace, name) = names::of(service);
-    let members = mesh.documents.backing(service, port).map(|(workload, _)| {
-        let at = SocketAddr::new(workload.spec.address, workload.spec.inbound_port);
-        endpoint(at, Some(labels(workload)))
-    });
-    assignment(names::cluster(namespace, name, port.port), members.collect())
+    let mut groups: BTreeMap<Locality, Vec<LbEndpoint>> = BTreeMap::new();
+    for member in scope.mesh.members(service, port).into_values() {
+        let endpoint = lb_endpoint(&member);
+        groups.entry(member.locality).or_default().push(endpoint);
+    }
+    let assignment = ClusterLoadAssignment {
+        cluster_name: names::cluster(namespace, name, port.port),
+        endpoints: groups.into_iter().map(|(locality, members)| group(&locality, members)).collect(),
+        ..ClusterLoadAssignment::default()
+    };
+    Resource::endpoints(&assignment, vec![key_of(service)])
+}
+
+/// The endpoints of a place, which weighs as much as they do together. gRPC libraries leave out a place without a name or a weight.
+fn group(locality: &Locality, lb_endpoints: Vec<LbEndpoint>) -> LocalityLbEndpoints {
+    let weight = |e: &LbEndpoint| e.load_balancing_weight.map_or(1, |weight| weight.value);
+    let weight = lb_endpoints.iter().map(weight).fold(0, u32::saturating_add);
+    LocalityLbEndpoints {
+        locality: Some(PbLocality {
+            region: locality.region.clone(),
+            zone: locality.zone.clone(),
+            sub_zone: locality.sub_zone.clone(),
+        }),
+        lb_endpoints,
+        load_balancing_weight: parts::number(weight),
+        ..LocalityLbEndpoints::default()
+    }
+}
+
+fn lb_endpoint(member: &Member<'_>) -> LbEndpoint {
+    LbEndpoint {
+        metadata: member.workload.map(labels),
+        health_status: match member.health {
+            Health::Ready => HealthStatus::Healthy,
+            Health::Draining => HealthStatus::Draining,
+            Health::Dead => HealthStatus::Unhealthy,
+        }
+        .into(),
+        load_balancing_weight: parts::number(member.weight),
+        ..endpoint(member.at)
+    }
 }
 
 /// `workload;namespace;canonical service;canonical revision;cluster`.
@@ -174,22 +255,12 @@ fn labels(workload: &Document<WorkloadSpec>) -> Metadata {
     parts::istio([("workload", parts::text(text))])
 }
 
-fn endpoint(at: SocketAddr, metadata: Option<Metadata>) -> LbEndpoint {
+fn endpoint(at: SocketAddr) -> LbEndpoint {
     LbEndpoint {
         host_identifier: Some(HostIdentifier::Endpoint(Endpoint {
             address: Some(parts::address(at)),
             ..Endpoint::default()
         })),
-        metadata,
         ..LbEndpoint::default()
     }
-}
-
-fn assignment(cluster_name: String, lb_endpoints: Vec<LbEndpoint>) -> ClusterLoadAssignment {
-    let endpoints = if lb_endpoints.is_empty() {
-        Vec::new()
-    } else {
-        vec![LocalityLbEndpoints { lb_endpoints, ..LocalityLbEndpoints::default() }]
-    };
-    ClusterLoadAssignment { cluster_name, endpoints, ..ClusterLoadAssignment::default() }
 }

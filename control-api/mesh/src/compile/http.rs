@@ -14,10 +14,10 @@ use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager
     HttpConnectionManager, HttpFilter,
 };
 use remora_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
-use remora_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 use remora_xds::pb::google::protobuf::Any;
 
 pub(super) use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
+pub(super) use remora_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 
 use super::parts::{self, flag, number, seconds};
 
@@ -51,17 +51,21 @@ pub(super) fn http1() -> Http1ProtocolOptions {
     Http1ProtocolOptions { accept_http_10: true, enable_trailers: true, ..Http1ProtocolOptions::default() }
 }
 
-/// An HTTP connection manager.
-pub(super) fn connection_manager(name: &str, side: Side, routes: RouteSpecifier) -> Filter {
-    let router = HttpFilter {
+/// The filter that sends requests on.
+pub(super) fn router() -> HttpFilter {
+    HttpFilter {
         name: "envoy.filters.http.router".into(),
         config_type: Some(HttpConfigType::TypedConfig(parts::pack(&Router::default()))),
         ..HttpFilter::default()
-    };
+    }
+}
+
+/// An HTTP connection manager.
+pub(super) fn connection_manager(name: &str, side: Side, routes: RouteSpecifier) -> Filter {
     let manager = HttpConnectionManager {
         codec_type: CodecType::Auto.into(),
         stat_prefix: name.into(),
-        http_filters: vec![router],
+        http_filters: vec![router()],
         common_http_protocol_options: Some(HttpProtocolOptions {
             idle_timeout: seconds(3600),
             max_headers_count: number(200),
@@ -98,11 +102,11 @@ pub(super) fn connection_manager(name: &str, side: Side, routes: RouteSpecifier)
     filter("envoy.filters.network.http_connection_manager", parts::pack(&manager))
 }
 
-/// Opaque bytes to `cluster`.
-pub(super) fn tcp_proxy(name: &str, cluster: String) -> Filter {
+/// Opaque bytes to one or more clusters.
+pub(super) fn tcp_proxy(name: &str, to: ClusterSpecifier) -> Filter {
     let proxy = TcpProxy {
         stat_prefix: name.into(),
-        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster)),
+        cluster_specifier: Some(to),
         idle_timeout: seconds(3600),
         ..TcpProxy::default()
     };

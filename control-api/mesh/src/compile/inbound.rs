@@ -2,22 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use remora_xds::pb::envoy::config::cluster::v3::Cluster;
 use remora_xds::pb::envoy::config::core::v3::TrafficDirection;
-use remora_xds::pb::envoy::config::listener::v3::listener_filter::ConfigType;
-use remora_xds::pb::envoy::config::listener::v3::{FilterChain, FilterChainMatch, Listener, ListenerFilter};
+use remora_xds::pb::envoy::config::listener::v3::{FilterChain, FilterChainMatch, Listener};
 use remora_xds::pb::envoy::config::route::v3::route::Action;
 use remora_xds::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
 use remora_xds::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use remora_xds::pb::envoy::config::route::v3::{
     Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
 };
-use remora_xds::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 
 use super::http::{self, RouteSpecifier, Side};
-use super::{Listening, Mesh, cluster, names, parts, retry, selects, target, tls};
-use crate::document::{AppProtocol, Document, ServiceSpec};
+use super::{Listening, Profile, Scope, cluster, key_of, names, parts, retry, tls};
+use crate::document::{AppProtocol, Document, MtlsMode, ServiceSpec};
+use crate::kinds::Kind;
+use crate::mesh::{Instance, target};
+use crate::name::Key;
+use crate::resource::Resource;
 
 /// A port of the program: what it speaks, and the Services that lead to it.
 struct Port<'a> {
@@ -27,56 +29,61 @@ struct Port<'a> {
 }
 
 /// The listener, unless no Service leads to this workload, and the clusters of the program.
-pub(super) fn compile(mesh: &Mesh<'_>) -> (Option<Listener>, Vec<Cluster>) {
-    let ports = ports(mesh);
+pub(super) fn compile(scope: Scope<'_>, instance: &Instance) -> (Option<Arc<Resource>>, Vec<Arc<Resource>>) {
+    let ports = ports(scope, instance);
     let clusters =
         ports.iter().map(|(number, port)| cluster::local(*number, port.speaks, port.service)).collect();
-    let chains: Vec<_> = ports.into_iter().map(|(number, port)| chain(mesh, number, port)).collect();
+    let mut documents = vec![Key::new(Kind::Workload, instance.workload.name())];
+    let services = scope.mesh.services_of(instance);
+    documents.extend(services.into_iter().map(|service| key_of(service)));
+    let chains: Vec<_> = ports.into_iter().map(|(number, port)| chain(scope.profile, number, port)).collect();
     if chains.is_empty() {
         return (None, clusters);
     }
-    let spec = &mesh.workload.spec;
-    let port = if mesh.sidecar.listening == Listening::Ephemeral { 0 } else { spec.inbound_port };
-    let inspector = ListenerFilter {
-        name: "envoy.filters.listener.tls_inspector".into(),
-        config_type: Some(ConfigType::TypedConfig(parts::pack(&TlsInspector::default()))),
-        ..ListenerFilter::default()
-    };
+    let spec = &instance.workload.spec;
+    let port = if scope.profile.listening == Listening::Ephemeral { 0 } else { spec.inbound_port };
     let listener = Listener {
         name: names::INBOUND.into(),
         address: Some(parts::address(SocketAddr::new(spec.address, port))),
         filter_chains: chains,
-        listener_filters: vec![inspector],
+        listener_filters: vec![parts::tls_inspector()],
         // Only TLS is spoken here, and there the client begins.
         listener_filters_timeout: parts::seconds(10),
         per_connection_buffer_limit_bytes: parts::number(64 * 1024),
         traffic_direction: TrafficDirection::Inbound.into(),
         ..Listener::default()
     };
-    (Some(listener), clusters)
+    (Some(Resource::listener(&listener, documents)), clusters)
 }
 
-fn ports<'a>(mesh: &Mesh<'a>) -> BTreeMap<u16, Port<'a>> {
+fn ports<'a>(scope: Scope<'a>, instance: &Instance) -> BTreeMap<u16, Port<'a>> {
     let mut ports: BTreeMap<u16, Port<'a>> = BTreeMap::new();
-    for service in mesh.documents.services.iter().filter(|s| selects(s, mesh.workload)) {
+    let services = scope.mesh.services_of(instance).into_iter();
+    // Callers of the others go to the program itself.
+    for service in services.filter(|service| scope.mesh.mtls(service) != MtlsMode::Disabled) {
         let (namespace, name) = names::of(service);
+        // A gRPC library names the Service in SNI, and cannot name a port: it means the one that speaks gRPC.
+        let mut plain = Some(names::aliases(namespace, name));
         for port in &service.spec.ports {
-            let Some(number) = target(port, mesh.workload) else { continue };
+            let Some(number) = target(port, &instance.workload) else { continue };
             let known = ports.entry(number).or_insert_with(|| Port {
                 speaks: port.speaks(),
                 service,
                 server_names: Vec::new(),
             });
             known.server_names.push(names::sni(namespace, name, port.port));
+            if matches!(port.speaks(), AppProtocol::Grpc | AppProtocol::Http2) {
+                known.server_names.extend(plain.take().into_iter().flatten());
+            }
         }
     }
     ports
 }
 
-fn chain(mesh: &Mesh<'_>, number: u16, port: Port<'_>) -> FilterChain {
+fn chain(profile: &Profile, number: u16, port: Port<'_>) -> FilterChain {
     let (stat, cluster) = (format!("inbound_{number}"), names::local(number));
     let (filter, alpn): (_, &[&str]) = if port.speaks == AppProtocol::Tcp {
-        (http::tcp_proxy(&stat, cluster), &[])
+        (http::tcp_proxy(&stat, http::ClusterSpecifier::Cluster(cluster)), &[])
     } else {
         let routes = RouteSpecifier::RouteConfig(to_program(number, cluster));
         (http::connection_manager(&stat, Side::Inbound, routes), &["h2", "http/1.1"])
@@ -88,7 +95,7 @@ fn chain(mesh: &Mesh<'_>, number: u16, port: Port<'_>) -> FilterChain {
             ..FilterChainMatch::default()
         }),
         filters: vec![filter],
-        transport_socket: Some(tls::downstream(mesh.sidecar, alpn)),
+        transport_socket: Some(tls::downstream(profile, alpn)),
         transport_socket_connect_timeout: parts::seconds(10),
         ..FilterChain::default()
     }

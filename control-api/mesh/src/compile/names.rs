@@ -8,6 +8,12 @@ pub fn host(namespace: &str, service: &str) -> String {
     format!("{service}.{namespace}.svc.cluster.local")
 }
 
+/// The names of a Service without a port, as gRPC libraries have them after `xds:///`.
+#[must_use]
+pub fn aliases(namespace: &str, service: &str) -> [String; 3] {
+    [format!("{service}.{namespace}"), format!("{service}.{namespace}.svc"), host(namespace, service)]
+}
+
 /// The outbound listener and the route configuration of a Service's port.
 #[must_use]
 pub fn outbound(namespace: &str, service: &str, port: u16) -> String {
@@ -25,6 +31,9 @@ pub fn cluster(namespace: &str, service: &str, port: u16) -> String {
 pub fn local(port: u16) -> String {
     format!("inbound|{port}||")
 }
+
+/// The cluster without endpoints, as Istio calls it.
+pub const BLACK_HOLE: &str = "BlackHoleCluster";
 
 /// The one inbound listener.
 pub const INBOUND: &str = "inbound";
@@ -51,6 +60,24 @@ pub fn app(workload: &Document<WorkloadSpec>) -> &str {
 #[must_use]
 pub fn version(metadata: &Metadata) -> &str {
     metadata.labels.get("version").map_or("latest", String::as_str)
+}
+
+/// A port of a Service that a resource is named after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Target<'a> {
+    pub(super) namespace: &'a str,
+    pub(super) service: &'a str,
+    pub(super) port: u16,
+}
+
+/// What [`outbound`] and [`cluster`] make, read back.
+pub(super) fn parse(name: &str) -> Option<Target<'_>> {
+    let (host, port) = match name.strip_prefix("outbound|").and_then(|rest| rest.split_once("||")) {
+        Some((port, host)) => (host, port),
+        None => name.rsplit_once(':')?,
+    };
+    let (service, namespace) = host.strip_suffix(".svc.cluster.local")?.split_once('.')?;
+    Some(Target { namespace, service, port: port.parse().ok()? })
 }
 
 pub(super) fn of(service: &Document<ServiceSpec>) -> (&str, &str) {

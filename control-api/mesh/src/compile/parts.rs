@@ -11,13 +11,16 @@ use remora_xds::pb::envoy::config::core::v3::{
     Address, AggregatedConfigSource, ApiVersion, ConfigSource, Metadata, Node, PathConfigSource,
     SocketAddress,
 };
+use remora_xds::pb::envoy::config::listener::v3::ListenerFilter;
+use remora_xds::pb::envoy::config::listener::v3::listener_filter::ConfigType;
+use remora_xds::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use remora_xds::pb::google::protobuf::value::Kind;
-use remora_xds::pb::google::protobuf::{
-    BoolValue, Duration as PbDuration, ListValue, Struct, UInt32Value, Value,
-};
+use remora_xds::pb::google::protobuf::{BoolValue, Duration as PbDuration, Struct, UInt32Value, Value};
 
-use super::{Delivery, Mesh, names};
+use super::{Delivery, Profile, names};
+use crate::document::{Document, WorkloadSpec};
 use crate::files::FileKind;
+use crate::resource::ordered;
 
 pub(super) use any::pack;
 
@@ -56,6 +59,15 @@ pub(super) const fn flag(value: bool) -> Option<BoolValue> {
     Some(BoolValue { value })
 }
 
+/// Looks for a server name at the beginning of a connection.
+pub(super) fn tls_inspector() -> ListenerFilter {
+    ListenerFilter {
+        name: "envoy.filters.listener.tls_inspector".into(),
+        config_type: Some(ConfigType::TypedConfig(pack(&TlsInspector::default()))),
+        ..ListenerFilter::default()
+    }
+}
+
 /// Where the sidecar gets resources of this kind.
 pub(crate) fn source(delivery: &Delivery, kind: FileKind) -> ConfigSource {
     let specifier = match delivery {
@@ -80,14 +92,6 @@ pub(super) fn object<const N: usize>(fields: [(&str, Value); N]) -> Struct {
     Struct { fields: fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect() }
 }
 
-pub(super) fn list(values: Vec<Value>) -> Value {
-    Value { kind: Some(Kind::ListValue(ListValue { values })) }
-}
-
-pub(super) fn nested(object: Struct) -> Value {
-    Value { kind: Some(Kind::StructValue(object)) }
-}
-
 /// Filter metadata under `istio`, where Istio's control plane puts what metrics are labelled with.
 pub(super) fn istio<const N: usize>(fields: [(&str, Value); N]) -> Metadata {
     Metadata {
@@ -96,17 +100,33 @@ pub(super) fn istio<const N: usize>(fields: [(&str, Value); N]) -> Metadata {
     }
 }
 
+/// Metadata of a cluster under `istio`: the Service that it stands for.
+pub(super) fn service(host: String, namespace: &str, name: &str) -> ordered::ClusterTail {
+    use ordered::{ClusterTail, Kind, List, Metadata, Struct, Value};
+    let text = |text: String| Value { kind: Some(Kind::Text(text)) };
+    let object = |fields: Vec<(&str, Value)>| Struct {
+        fields: fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+    };
+    let one = object(vec![
+        ("host", text(host)),
+        ("name", text(name.to_owned())),
+        ("namespace", text(namespace.to_owned())),
+    ]);
+    let list = Kind::List(List { values: vec![Value { kind: Some(Kind::Struct(one)) }] });
+    let istio = object(vec![("services", Value { kind: Some(list) })]);
+    ClusterTail {
+        metadata: Some(Metadata { filter_metadata: std::iter::once(("istio".to_owned(), istio)).collect() }),
+    }
+}
+
 /// Who the sidecar says it is, with Istio's keys.
-pub(super) fn node(mesh: &Mesh<'_>) -> Node {
-    let metadata = &mesh.workload.metadata;
-    let (name, namespace, app) = (&metadata.name, &metadata.namespace, names::app(mesh.workload));
+pub(super) fn node(profile: &Profile, workload: &Document<WorkloadSpec>) -> Node {
+    let metadata = &workload.metadata;
+    let (name, namespace, app) = (&metadata.name, &metadata.namespace, names::app(workload));
     let version = names::version(metadata);
-    let principal = names::spiffe(&mesh.sidecar.trust_domain, namespace, &mesh.workload.spec.service_account);
+    let principal = names::spiffe(&profile.trust_domain, namespace, &workload.spec.service_account);
     Node {
-        id: format!(
-            "sidecar~{}~{name}.{namespace}~{namespace}.svc.cluster.local",
-            mesh.workload.spec.address
-        ),
+        id: format!("sidecar~{}~{name}.{namespace}~{namespace}.svc.cluster.local", workload.spec.address),
         cluster: format!("{app}.{namespace}"),
         metadata: Some(object([
             ("WORKLOAD_NAME", text(name)),

@@ -1,6 +1,7 @@
 //! Retry policies.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use remora_xds::pb::envoy::config::route::v3::RetryPolicy;
 use remora_xds::pb::envoy::config::route::v3::retry_policy::retry_host_predicate::ConfigType;
@@ -8,7 +9,7 @@ use remora_xds::pb::envoy::config::route::v3::retry_policy::{RetryBackOff, Retry
 use remora_xds::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
 
 use super::parts;
-use crate::document::{HttpTimeouts, Retries};
+use crate::document::{HttpRetry, HttpTimeouts, Retries};
 
 /// Conditions under which the request was certainly not processed.
 const UNPROCESSED: [&str; 3] = ["connect-failure", "refused-stream", "reset-before-request"];
@@ -16,16 +17,20 @@ const UNPROCESSED: [&str; 3] = ["connect-failure", "refused-stream", "reset-befo
 /// Tries beyond the first.
 const RETRIES: u32 = 2;
 
+/// Least time between tries. The most is ten times that.
+const BACK_OFF: Duration = Duration::from_millis(25);
+
 /// Twice, and only what was not processed.
 pub(super) fn unprocessed() -> RetryPolicy {
-    policy(&Retries::default(), HttpTimeouts::default())
+    policy(&Retries::default(), HttpTimeouts::default(), None)
 }
 
-/// As a TrafficPolicy and the timeouts of a rule say.
-pub(super) fn policy(retries: &Retries, timeouts: HttpTimeouts) -> RetryPolicy {
+/// As a TrafficPolicy and a rule with its timeouts say. What the rule says holds before the policy.
+pub(super) fn policy(retries: &Retries, timeouts: HttpTimeouts, rule: Option<&HttpRetry>) -> RetryPolicy {
+    let codes = rule.map(|r| &r.codes).filter(|codes| !codes.is_empty()).unwrap_or(&retries.status_codes);
     let mut on: BTreeSet<&str> = UNPROCESSED.into_iter().collect();
     on.extend(retries.on.iter().map(String::as_str));
-    if !retries.status_codes.is_empty() {
+    if !codes.is_empty() {
         on.insert("retriable-status-codes");
     }
     let per_try = timeouts.backend_request.or(retries.per_try);
@@ -33,16 +38,18 @@ pub(super) fn policy(retries: &Retries, timeouts: HttpTimeouts) -> RetryPolicy {
         name: "envoy.retry_host_predicates.previous_hosts".into(),
         config_type: Some(ConfigType::TypedConfig(parts::pack(&PreviousHostsPredicate {}))),
     };
+    let attempts = rule.and_then(|r| r.attempts).or(retries.num).unwrap_or(RETRIES);
+    let base = rule.and_then(|r| r.backoff).map_or(BACK_OFF, |b| b.0.max(Duration::from_millis(1)));
     RetryPolicy {
         retry_on: on.into_iter().collect::<Vec<_>>().join(","),
-        num_retries: parts::number(retries.num.unwrap_or(RETRIES)),
+        num_retries: parts::number(attempts),
         per_try_timeout: per_try.filter(|t| !t.0.is_zero()).map(|t| parts::duration(t.0)),
         retry_host_predicate: vec![elsewhere],
         host_selection_retry_max_attempts: 5,
-        retriable_status_codes: retries.status_codes.iter().map(|c| u32::from(*c)).collect(),
+        retriable_status_codes: codes.iter().map(|c| u32::from(*c)).collect(),
         retry_back_off: Some(RetryBackOff {
-            base_interval: Some(parts::duration(std::time::Duration::from_millis(25))),
-            max_interval: Some(parts::duration(std::time::Duration::from_millis(250))),
+            base_interval: Some(parts::duration(base)),
+            max_interval: Some(parts::duration(base.saturating_mul(10))),
         }),
         ..RetryPolicy::default()
     }

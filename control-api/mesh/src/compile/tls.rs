@@ -1,19 +1,22 @@
-//! mTLS between sidecars: TLS 1.3, certificates from files, identities by SPIFFE ID.
+//! mTLS between sidecars: TLS 1.3, certificates from files or secrets, identities by SPIFFE ID.
 
 use remora_xds::pb::envoy::config::core::v3::data_source::Specifier;
 use remora_xds::pb::envoy::config::core::v3::transport_socket::ConfigType;
 use remora_xds::pb::envoy::config::core::v3::{DataSource, TransportSocket};
-use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
+use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::{
+    CombinedCertificateValidationContext, ValidationContextType,
+};
 use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::subject_alt_name_matcher::SanType;
 use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::tls_parameters::TlsProtocol;
 use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SubjectAltNameMatcher,
-    TlsCertificate, TlsParameters, UpstreamTlsContext,
+    CertificateProviderPluginInstance, CertificateValidationContext, CommonTlsContext, DownstreamTlsContext,
+    SdsSecretConfig, SubjectAltNameMatcher, TlsCertificate, TlsParameters, UpstreamTlsContext,
 };
 use remora_xds::pb::envoy::r#type::matcher::v3::StringMatcher;
 use remora_xds::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 
-use super::{Sidecar, parts};
+use super::{Credentials, Profile, parts};
+use crate::files::FileKind;
 
 /// Whose certificate is accepted.
 pub(super) enum Peers {
@@ -27,9 +30,9 @@ fn file(path: &str) -> DataSource {
     DataSource { specifier: Some(Specifier::Filename(path.to_owned())), ..DataSource::default() }
 }
 
-fn common(sidecar: &Sidecar, peers: Peers, alpn: &[&str]) -> CommonTlsContext {
+fn common(profile: &Profile, peers: Peers, alpn: &[&str]) -> CommonTlsContext {
     let patterns = match peers {
-        Peers::Domain => vec![MatchPattern::Prefix(format!("spiffe://{}/", sidecar.trust_domain))],
+        Peers::Domain => vec![MatchPattern::Prefix(format!("spiffe://{}/", profile.trust_domain))],
         Peers::Exactly(names) => names.into_iter().map(MatchPattern::Exact).collect(),
     };
     let names = patterns.into_iter().map(|pattern| SubjectAltNameMatcher {
@@ -37,27 +40,58 @@ fn common(sidecar: &Sidecar, peers: Peers, alpn: &[&str]) -> CommonTlsContext {
         matcher: Some(StringMatcher { match_pattern: Some(pattern), ..StringMatcher::default() }),
         ..SubjectAltNameMatcher::default()
     });
-    let credentials = &sidecar.credentials;
-    CommonTlsContext {
+    let validation = CertificateValidationContext {
+        match_typed_subject_alt_names: names.collect(),
+        ..CertificateValidationContext::default()
+    };
+    let context = CommonTlsContext {
         tls_params: Some(TlsParameters {
             tls_minimum_protocol_version: TlsProtocol::TlSv13.into(),
             tls_maximum_protocol_version: TlsProtocol::TlSv13.into(),
             ..TlsParameters::default()
         }),
-        tls_certificates: vec![TlsCertificate {
-            certificate_chain: Some(file(&credentials.certificate)),
-            private_key: Some(file(&credentials.key)),
-            ..TlsCertificate::default()
-        }],
         alpn_protocols: alpn.iter().map(|p| (*p).to_owned()).collect(),
-        validation_context_type: Some(ValidationContextType::ValidationContext(
-            CertificateValidationContext {
-                trusted_ca: Some(file(&credentials.roots)),
-                match_typed_subject_alt_names: names.collect(),
-                ..CertificateValidationContext::default()
-            },
-        )),
         ..CommonTlsContext::default()
+    };
+    with_credentials(context, validation, profile)
+}
+
+/// Adds where the certificate and the roots come from.
+fn with_credentials(
+    context: CommonTlsContext,
+    validation: CertificateValidationContext,
+    profile: &Profile,
+) -> CommonTlsContext {
+    match &profile.credentials {
+        Credentials::Files { certificate, key, roots } => CommonTlsContext {
+            tls_certificates: vec![TlsCertificate {
+                certificate_chain: Some(file(certificate)),
+                private_key: Some(file(key)),
+                ..TlsCertificate::default()
+            }],
+            validation_context_type: Some(ValidationContextType::ValidationContext(
+                CertificateValidationContext { trusted_ca: Some(file(roots)), ..validation },
+            )),
+            ..context
+        },
+        Credentials::Secrets { certificate, roots } => CommonTlsContext {
+            tls_certificate_sds_secret_configs: vec![secret(profile, certificate)],
+            validation_context_type: Some(ValidationContextType::CombinedValidationContext(
+                CombinedCertificateValidationContext {
+                    default_validation_context: Some(validation),
+                    validation_context_sds_secret_config: Some(secret(profile, roots)),
+                    ..CombinedCertificateValidationContext::default()
+                },
+            )),
+            ..context
+        },
+    }
+}
+
+fn secret(profile: &Profile, name: &str) -> SdsSecretConfig {
+    SdsSecretConfig {
+        name: name.to_owned(),
+        sds_config: Some(parts::source(&profile.delivery, FileKind::Secrets)),
     }
 }
 
@@ -69,9 +103,9 @@ fn transport_socket(config: remora_xds::pb::google::protobuf::Any) -> TransportS
 }
 
 /// In front of a program: the client must show a certificate of the trust domain.
-pub(super) fn downstream(sidecar: &Sidecar, alpn: &[&str]) -> TransportSocket {
+pub(super) fn downstream(profile: &Profile, alpn: &[&str]) -> TransportSocket {
     transport_socket(parts::pack(&DownstreamTlsContext {
-        common_tls_context: Some(common(sidecar, Peers::Domain, alpn)),
+        common_tls_context: Some(common(profile, Peers::Domain, alpn)),
         require_client_certificate: parts::flag(true),
         ..DownstreamTlsContext::default()
     }))
@@ -79,14 +113,40 @@ pub(super) fn downstream(sidecar: &Sidecar, alpn: &[&str]) -> TransportSocket {
 
 /// Towards the sidecars of a Service: one of `identities`, and nobody else.
 pub(super) fn upstream(
-    sidecar: &Sidecar,
+    profile: &Profile,
     identities: Vec<String>,
     sni: String,
     alpn: &[&str],
 ) -> TransportSocket {
     transport_socket(parts::pack(&UpstreamTlsContext {
-        common_tls_context: Some(common(sidecar, Peers::Exactly(identities), alpn)),
+        common_tls_context: Some(common(profile, Peers::Exactly(identities), alpn)),
         sni,
+        ..UpstreamTlsContext::default()
+    }))
+}
+
+/// For gRPC libraries (gRFC A29): certificate and roots from a provider of their bootstrap file.
+pub(super) fn provider(instance: &str, identities: Vec<String>) -> TransportSocket {
+    let from = |certificate: &str| {
+        Some(CertificateProviderPluginInstance {
+            instance_name: instance.to_owned(),
+            certificate_name: certificate.to_owned(),
+        })
+    };
+    let exact =
+        |name| StringMatcher { match_pattern: Some(MatchPattern::Exact(name)), ..StringMatcher::default() };
+    #[expect(deprecated, reason = "the only matcher of names that gRPC libraries look at")]
+    let validation = CertificateValidationContext {
+        ca_certificate_provider_instance: from("ROOTCA"),
+        match_subject_alt_names: identities.into_iter().map(exact).collect(),
+        ..CertificateValidationContext::default()
+    };
+    transport_socket(parts::pack(&UpstreamTlsContext {
+        common_tls_context: Some(CommonTlsContext {
+            tls_certificate_provider_instance: from("default"),
+            validation_context_type: Some(ValidationContextType::ValidationContext(validation)),
+            ..CommonTlsContext::default()
+        }),
         ..UpstreamTlsContext::default()
     }))
 }

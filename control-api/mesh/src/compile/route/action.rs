@@ -1,7 +1,9 @@
 //! What a rule does: forward, redirect, answer, and change headers and paths on the way.
 
+use std::collections::BTreeSet;
+
 use remora_xds::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
-use remora_xds::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
+use remora_xds::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption, RuntimeFractionalPercent};
 use remora_xds::pb::envoy::config::route::v3::redirect_action::{
     PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier,
 };
@@ -12,78 +14,143 @@ use remora_xds::pb::envoy::config::route::v3::{
     DirectResponseAction, RedirectAction, Route, RouteAction, WeightedCluster,
 };
 use remora_xds::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
+use remora_xds::pb::envoy::r#type::v3::FractionalPercent;
+use remora_xds::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 
 use super::super::{names, parts, retry};
-use super::matches::regex;
+use super::Candidate;
+use super::matches::{self, quoted, regex};
 use crate::document::{
-    BackendRef, Header, HeaderModifier, HttpFilter, HttpMatch, HttpRule, HttpTimeouts, PathModifier,
-    PathModifierType, RequestRedirect, Retries, TrafficPolicySpec, UrlRewrite,
+    Header, HeaderModifier, HttpFilter, HttpMatch, HttpRetry, HttpTimeouts, PathModifier, PathModifierType,
+    RequestRedirect, Retries, TrafficPolicySpec, UrlRewrite,
 };
+use crate::mesh::Mesh;
+use crate::name::Name;
 
-/// Fills in what `rule` does with what `matched` matches.
-pub(super) fn compile(
-    route: &mut Route,
-    namespace: &str,
-    rule: &HttpRule,
-    matched: &HttpMatch,
-    policy: Option<&TrafficPolicySpec>,
-) {
-    let modifiers = Modifiers::of(&rule.filters);
-    route.request_headers_to_add = modifiers.request_add;
-    route.request_headers_to_remove = modifiers.request_remove;
-    route.response_headers_to_add = modifiers.response_add;
-    route.response_headers_to_remove = modifiers.response_remove;
-    if let Some(redirect) = rule.filters.iter().find_map(|f| f.request_redirect.as_ref()) {
-        route.action = Some(Action::Redirect(redirect_to(redirect, matched)));
-        return;
-    }
-    // Without anywhere to go the Gateway API wants a 500.
-    if rule.backend_refs.iter().all(|b| b.weight == 0) {
-        route.action = Some(Action::DirectResponse(DirectResponseAction {
-            status: 500,
-            ..DirectResponseAction::default()
-        }));
-        return;
-    }
-    let mut action = forward(namespace, &rule.backend_refs, rule.timeouts, policy);
-    if let Some(rewrite) = rule.filters.iter().find_map(|f| f.url_rewrite.as_ref()) {
-        rewrite_to(&mut action, rewrite, matched);
-    }
-    route.action = Some(Action::Route(action));
+/// Makes routes of rules, and remembers where they lead.
+pub(super) struct Actions<'a> {
+    pub(super) mesh: &'a Mesh,
+    /// The policy of the Service whose callers are routed.
+    pub(super) policy: Option<&'a TrafficPolicySpec>,
+    pub(super) backends: BTreeSet<(Name, u16)>,
 }
 
-/// To `backends`, by weight.
-pub(super) fn forward(
-    namespace: &str,
-    backends: &[BackendRef],
-    timeouts: HttpTimeouts,
-    policy: Option<&TrafficPolicySpec>,
-) -> RouteAction {
-    let limits = policy.map(|p| p.timeouts).unwrap_or_default();
-    let defaults = Retries::default();
-    let retries = policy.map_or(&defaults, |p| &p.retries);
-    let request = timeouts.request.or(limits.request).unwrap_or_default();
-    RouteAction {
-        cluster_specifier: Some(clusters(namespace, backends)),
-        timeout: Some(parts::duration(request.0)),
-        idle_timeout: limits.idle.map(|t| parts::duration(t.0)),
-        retry_policy: Some(retry::policy(retries, timeouts)),
-        ..RouteAction::default()
+/// A backend that requests may go to.
+struct Backend<'a> {
+    cluster: String,
+    weight: u32,
+    filters: &'a [HttpFilter],
+}
+
+impl Actions<'_> {
+    /// Everything to one port: the Service has no routes.
+    pub(super) fn direct(&self, namespace: &str, name: &str, port: u16) -> Route {
+        let backend = Backend { cluster: names::cluster(namespace, name, port), weight: 1, filters: &[] };
+        Route {
+            name: "default".into(),
+            r#match: Some(matches::http(&HttpMatch::every())),
+            action: Some(Action::Route(self.forward(&[backend], HttpTimeouts::default(), None))),
+            ..Route::default()
+        }
+    }
+
+    /// What a rule does with what one of its matches matches. Two routes when some of its backends do not exist: the Gateway API
+    /// wants a 500 for their share.
+    pub(super) fn compile(&mut self, candidate: &Candidate<'_>) -> Vec<Route> {
+        let name = &candidate.route.name;
+        let modifiers = Modifiers::of(candidate.filters);
+        let route = Route {
+            name: format!("{}.{}.{}", name.namespace, name.name, candidate.rule),
+            r#match: Some(candidate.matched.clone()),
+            request_headers_to_add: modifiers.request_add,
+            request_headers_to_remove: modifiers.request_remove,
+            response_headers_to_add: modifiers.response_add,
+            response_headers_to_remove: modifiers.response_remove,
+            ..Route::default()
+        };
+        if let Some(redirect) = candidate.filters.iter().find_map(|f| f.request_redirect.as_ref()) {
+            let action = Action::Redirect(redirect_to(redirect, candidate.prefix));
+            return vec![Route { action: Some(action), ..route }];
+        }
+        let (backends, missing) = self.split(candidate);
+        let total = backends.iter().map(|b| u64::from(b.weight)).sum::<u64>() + missing;
+        let mut routes = Vec::new();
+        if missing > 0 || backends.is_empty() {
+            routes.push(refusal(&route, missing, total));
+        }
+        if !backends.is_empty() {
+            let mut action = self.forward(&backends, candidate.timeouts, candidate.retry);
+            if let Some(rewrite) = candidate.filters.iter().find_map(|f| f.url_rewrite.as_ref()) {
+                rewrite_to(&mut action, rewrite, candidate.prefix);
+            }
+            routes.push(Route { action: Some(Action::Route(action)), ..route });
+        }
+        routes
+    }
+
+    /// The backends that get requests, and the weight of those that do not exist.
+    fn split<'r>(&mut self, candidate: &Candidate<'r>) -> (Vec<Backend<'r>>, u64) {
+        let (mut found, mut missing) = (Vec::new(), 0);
+        for backend in candidate.backends.iter().filter(|b| b.weight > 0) {
+            let Some((name, port)) = self.mesh.backend(&candidate.route, backend) else {
+                missing += u64::from(backend.weight);
+                continue;
+            };
+            let cluster = names::cluster(&name.namespace, &name.name, port);
+            found.push(Backend { cluster, weight: backend.weight, filters: &backend.filters });
+            self.backends.insert((name, port));
+        }
+        (found, missing)
+    }
+
+    /// To `backends`, by weight.
+    fn forward(
+        &self,
+        backends: &[Backend<'_>],
+        timeouts: HttpTimeouts,
+        retry: Option<&HttpRetry>,
+    ) -> RouteAction {
+        let limits = self.policy.map(|p| p.timeouts).unwrap_or_default();
+        let defaults = Retries::default();
+        let retries = self.policy.map_or(&defaults, |p| &p.retries);
+        let request = timeouts.request.or(limits.request).unwrap_or_default();
+        RouteAction {
+            cluster_specifier: Some(clusters(backends)),
+            timeout: Some(parts::duration(request.0)),
+            idle_timeout: limits.idle.map(|t| parts::duration(t.0)),
+            retry_policy: Some(retry::policy(retries, timeouts, retry)),
+            ..RouteAction::default()
+        }
     }
 }
 
-fn clusters(namespace: &str, backends: &[BackendRef]) -> ClusterSpecifier {
-    let name = |b: &BackendRef| names::cluster(b.namespace.as_deref().unwrap_or(namespace), &b.name, b.port);
-    let used: Vec<_> = backends.iter().filter(|b| b.weight > 0).collect();
-    if let [only] = used[..]
+/// 500 for `missing` of `total` requests, or for all of them.
+fn refusal(route: &Route, missing: u64, total: u64) -> Route {
+    let mut matched = route.r#match.clone().unwrap_or_default();
+    if missing < total {
+        let million = missing.saturating_mul(1_000_000) / total;
+        matched.runtime_fraction = Some(RuntimeFractionalPercent {
+            default_value: Some(FractionalPercent {
+                numerator: u32::try_from(million).unwrap_or(1_000_000).max(1),
+                denominator: DenominatorType::Million.into(),
+            }),
+            ..RuntimeFractionalPercent::default()
+        });
+    }
+    let answer = DirectResponseAction { status: 500, ..DirectResponseAction::default() };
+    Route { r#match: Some(matched), action: Some(Action::DirectResponse(answer)), ..route.clone() }
+}
+
+fn clusters(backends: &[Backend<'_>]) -> ClusterSpecifier {
+    if let [only] = backends
         && only.filters.is_empty()
     {
-        return ClusterSpecifier::Cluster(name(only));
+        return ClusterSpecifier::Cluster(only.cluster.clone());
     }
-    let clusters = used.into_iter().map(|backend| {
-        let modifiers = Modifiers::of(&backend.filters);
+    let clusters = backends.iter().map(|backend| {
+        let modifiers = Modifiers::of(backend.filters);
         ClusterWeight {
-            name: name(backend),
+            name: backend.cluster.clone(),
             weight: parts::number(backend.weight),
             request_headers_to_add: modifiers.request_add,
             request_headers_to_remove: modifiers.request_remove,
@@ -142,26 +209,14 @@ fn substitution(pattern: String, text: &str) -> RegexMatchAndSubstitute {
     RegexMatchAndSubstitute { pattern: Some(regex(&pattern)), substitution: text.replace('\\', r"\\") }
 }
 
-/// Characters that mean something in RE2, escaped.
-fn quoted(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_ascii_punctuation() && c != '/' && c != '_' && c != '-' {
-            out.push('\\');
-        }
-        out.push(c);
-    }
-    out
-}
-
 /// A new path. Where a prefix is replaced, `/a` with `/` must make `/b` of `/a/b`, and `/` of `/a`.
-fn new_path(path: &PathModifier, matched: &HttpMatch) -> RegexMatchAndSubstitute {
+fn new_path(path: &PathModifier, prefix: &str) -> RegexMatchAndSubstitute {
     match path.kind {
         PathModifierType::ReplaceFullPath => {
             substitution("^/.*$".into(), path.replace_full_path.as_deref().unwrap_or("/"))
         }
         PathModifierType::ReplacePrefixMatch => {
-            let prefix = matched.path.value.trim_end_matches('/');
+            let prefix = prefix.trim_end_matches('/');
             let new = path.replace_prefix_match.as_deref().unwrap_or("/").trim_end_matches('/');
             if new.is_empty() {
                 substitution(format!("^{}/*", quoted(prefix)), "/")
@@ -174,12 +229,12 @@ fn new_path(path: &PathModifier, matched: &HttpMatch) -> RegexMatchAndSubstitute
     }
 }
 
-fn rewrite_to(action: &mut RouteAction, rewrite: &UrlRewrite, matched: &HttpMatch) {
+fn rewrite_to(action: &mut RouteAction, rewrite: &UrlRewrite, prefix: &str) {
     action.host_rewrite_specifier = rewrite.hostname.clone().map(HostRewriteSpecifier::HostRewriteLiteral);
-    action.regex_rewrite = rewrite.path.as_ref().map(|path| new_path(path, matched));
+    action.regex_rewrite = rewrite.path.as_ref().map(|path| new_path(path, prefix));
 }
 
-fn redirect_to(redirect: &RequestRedirect, matched: &HttpMatch) -> RedirectAction {
+fn redirect_to(redirect: &RequestRedirect, prefix: &str) -> RedirectAction {
     let code = match redirect.status_code {
         301 => RedirectResponseCode::MovedPermanently,
         303 => RedirectResponseCode::SeeOther,
@@ -189,7 +244,7 @@ fn redirect_to(redirect: &RequestRedirect, matched: &HttpMatch) -> RedirectActio
     };
     let path = redirect.path.as_ref().map(|path| match (path.kind, &path.replace_full_path) {
         (PathModifierType::ReplaceFullPath, Some(full)) => PathRewriteSpecifier::PathRedirect(full.clone()),
-        _ => PathRewriteSpecifier::RegexRewrite(new_path(path, matched)),
+        _ => PathRewriteSpecifier::RegexRewrite(new_path(path, prefix)),
     });
     // A port that is left out is the new scheme's.
     let port = redirect.port.map_or_else(

@@ -7,10 +7,12 @@ use remora_xds::pb::envoy::config::route::v3::{HeaderMatcher, QueryParameterMatc
 use remora_xds::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use remora_xds::pb::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher};
 
-use crate::document::{HttpMatch, PathMatch, PathMatchType, ValueMatch, ValueMatchType};
+use crate::document::{
+    GrpcMatch, GrpcMethod, HttpMatch, PathMatch, PathMatchType, ValueMatch, ValueMatchType,
+};
 
-/// A match of a rule.
-pub(super) fn compile(matched: &HttpMatch) -> RouteMatch {
+/// A match of an HTTPRoute.
+pub(super) fn http(matched: &HttpMatch) -> RouteMatch {
     let method = matched.method.as_ref().map(|m| header(":method", MatchPattern::Exact(m.clone())));
     let headers = matched.headers.iter().map(|h| header(&h.name, pattern(h)));
     let query = matched.query_params.iter().map(|q| QueryParameterMatcher {
@@ -23,6 +25,44 @@ pub(super) fn compile(matched: &HttpMatch) -> RouteMatch {
         query_parameters: query.collect(),
         ..RouteMatch::default()
     }
+}
+
+/// A match of a GRPCRoute: the path of a call is `/service/method`.
+pub(super) fn grpc(matched: &GrpcMatch) -> RouteMatch {
+    let nothing = GrpcMethod::default();
+    let method = matched.method.as_ref().unwrap_or(&nothing);
+    let path = match (method.kind, method.service.as_deref(), method.method.as_deref()) {
+        (_, None, None) => PathSpecifier::Prefix("/".into()),
+        (ValueMatchType::Exact, Some(service), None) => PathSpecifier::Prefix(format!("/{service}/")),
+        (ValueMatchType::Exact, Some(service), Some(name)) => {
+            PathSpecifier::Path(format!("/{service}/{name}"))
+        }
+        (ValueMatchType::Exact, None, Some(name)) => {
+            PathSpecifier::SafeRegex(regex(&format!("/[^/]+/{}", quoted(name))))
+        }
+        (ValueMatchType::RegularExpression, service, name) => {
+            let part =
+                |text: Option<&str>| text.map_or_else(|| "[^/]+".to_owned(), |text| format!("(?:{text})"));
+            PathSpecifier::SafeRegex(regex(&format!("/{}/{}", part(service), part(name))))
+        }
+    };
+    RouteMatch {
+        path_specifier: Some(path),
+        headers: matched.headers.iter().map(|h| header(&h.name, pattern(h))).collect(),
+        ..RouteMatch::default()
+    }
+}
+
+/// Characters that mean something in RE2, escaped.
+pub(super) fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_ascii_punctuation() && c != '/' && c != '_' && c != '-' {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out
 }
 
 fn path(path: &PathMatch) -> PathSpecifier {

@@ -1,0 +1,94 @@
+//! Commands that ask a control plane, with kubectl's habits.
+
+mod apply;
+mod delete;
+mod diff;
+mod files;
+mod get;
+mod status;
+mod table;
+
+use std::future::Future;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use crate::client::Server;
+
+pub(crate) use apply::{ApplyArgs, apply};
+pub(crate) use delete::{DeleteArgs, delete};
+pub(crate) use diff::{DiffArgs, diff};
+pub(crate) use get::{GetArgs, get};
+pub(crate) use status::{StatusArgs, status};
+
+/// Where the control plane is.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ServerArgs {
+    /// REST address of the control plane
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "REMORA_SERVER",
+        default_value = "http://127.0.0.1:15014",
+        global = true
+    )]
+    pub(crate) server: String,
+}
+
+impl ServerArgs {
+    pub(crate) fn open(&self) -> anyhow::Result<Server> {
+        Server::at(&self.server)
+    }
+}
+
+/// Whether anything is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum DryRun {
+    /// It is.
+    None,
+    /// The control plane does everything but write.
+    Server,
+}
+
+impl DryRun {
+    /// What comes behind a line about a document.
+    const fn suffix(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::Server => " (server dry run)",
+        }
+    }
+}
+
+/// Runs a command. `failed` is the exit status of an error.
+pub(crate) fn run(name: &str, failed: u8, command: impl Future<Output = anyhow::Result<u8>>) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("remora {name}: {error}");
+            return ExitCode::from(failed);
+        }
+    };
+    match runtime.block_on(command) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            match error.downcast_ref::<crate::client::Refused>() {
+                Some(refused) => eprintln!("{refused}"),
+                None => eprintln!("remora {name}: {error:#}"),
+            }
+            ExitCode::from(failed)
+        }
+    }
+}
+
+/// The query of a request that writes.
+fn query(dry_run: DryRun, force: bool) -> String {
+    let mut query = String::from("?");
+    if dry_run == DryRun::Server {
+        query.push_str("dryRun=All&");
+    }
+    if force {
+        query.push_str("force=true");
+    }
+    query.trim_end_matches(['?', '&']).to_owned()
+}

@@ -1,0 +1,141 @@
+//! A folder of documents: what is in it is in the store, and what leaves it leaves the store.
+//!
+//! Looked at again and again instead of watched: a mounted ConfigMap, NFS and a plain folder change in different ways, and half a second
+//! is soon enough.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+use tracing::{error, info};
+
+use crate::board::Board;
+use crate::clock::rfc3339;
+use crate::document::{Incoming, Record, Text, read};
+use crate::files;
+use crate::registry::Registry;
+use crate::registry::change::{How, Mode, Refused, Verb};
+use crate::store::Key;
+
+/// Between looks.
+const LOOK: Duration = Duration::from_millis(500);
+/// Texts of one file.
+const MAX_FILE: u64 = 16 << 20;
+/// Documents that came from the folder say so.
+const ORIGIN: &str = "remora.dev/origin";
+/// Value of the annotation.
+const FOLDER: &str = "folder";
+
+/// Length and time of each file: what differs is read.
+type Marks = BTreeMap<PathBuf, (u64, Option<SystemTime>)>;
+
+/// Follows the folder for ever.
+pub(super) async fn follow(path: PathBuf, registry: Arc<Registry>, board: Arc<Board>) {
+    registry.filled().await;
+    let mut seen: Option<Marks> = None;
+    let mut ticks = tokio::time::interval(LOOK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let place = path.clone();
+        let looked = tokio::task::spawn_blocking(move || look(&place)).await;
+        let marks = match looked {
+            Ok(Ok(marks)) => marks,
+            Ok(Err(why)) => {
+                report(&board, &path, &[why.to_string()]);
+                continue;
+            }
+            Err(why) => {
+                report(&board, &path, &[why.to_string()]);
+                continue;
+            }
+        };
+        if seen.as_ref() == Some(&marks) {
+            continue;
+        }
+        match take(&registry, &marks).await {
+            Ok(text) => {
+                info!(folder = %path.display(), "{text}");
+                report(&board, &path, &[]);
+                seen = Some(marks);
+            }
+            Err(Wrong::Texts(mistakes)) => {
+                for mistake in &mistakes {
+                    error!(folder = %path.display(), "{mistake}");
+                }
+                report(&board, &path, &mistakes);
+                // The last good documents stay, until the files change again.
+                seen = Some(marks);
+            }
+            // Tried again at the next look.
+            Err(Wrong::Store(why)) => report(&board, &path, &[why]),
+        }
+    }
+}
+
+fn report(board: &Board, path: &Path, mistakes: &[String]) {
+    let state: Value = json!({"folder": path, "mistakes": mistakes, "at": rfc3339(SystemTime::now())});
+    board.set_files(state);
+}
+
+fn look(path: &Path) -> std::io::Result<Marks> {
+    let mut marks = Marks::new();
+    for path in files::list(path, true)? {
+        let metadata = std::fs::metadata(&path)?;
+        marks.insert(path, (metadata.len(), metadata.modified().ok()));
+    }
+    Ok(marks)
+}
+
+enum Wrong {
+    Texts(Vec<String>),
+    Store(String),
+}
+
+async fn take(registry: &Registry, marks: &Marks) -> Result<String, Wrong> {
+    let mut texts = Vec::new();
+    for (path, (length, _)) in marks {
+        let name = path.display().to_string();
+        if *length > MAX_FILE {
+            return Err(Wrong::Texts(vec![format!("{name}: more than {MAX_FILE} bytes")]));
+        }
+        let text = std::fs::read_to_string(path).map_err(|e| Wrong::Texts(vec![format!("{name}: {e}")]))?;
+        texts.push(Text { name, text });
+    }
+    let told = |mistakes: Vec<crate::document::Mistake>| {
+        Wrong::Texts(mistakes.iter().map(ToString::to_string).collect())
+    };
+    let mut documents = read(&texts, "default").map_err(told)?;
+    documents.iter_mut().for_each(mark);
+    let wanted: BTreeSet<&Key> = documents.iter().map(|document| &document.key).collect();
+    let gone: Vec<Key> = registry
+        .documents()
+        .iter()
+        .filter(|record| is_marked(record) && !wanted.contains(&record.key))
+        .map(|record| record.key.clone())
+        .collect();
+    // What refers to something that goes away goes first or changes with it: the folder is taken as a whole.
+    let how = How { mode: Mode::Apply, dry_run: false, force: true };
+    let refused = |refused: Refused| match refused {
+        Refused::Invalid(mistakes) => told(mistakes),
+        other => Wrong::Store(format!("{other:?}")),
+    };
+    let written = registry.write(&documents, how).await.map_err(refused)?;
+    registry.remove(&gone, None, how).await.map_err(refused)?;
+    let changed = written.iter().filter(|outcome| outcome.verb != Verb::Unchanged).count();
+    Ok(format!("{} documents, {changed} of them new or changed, {} removed", documents.len(), gone.len()))
+}
+
+fn mark(document: &mut Incoming) {
+    let Some(Value::Object(metadata)) = document.body.get_mut("metadata") else { return };
+    let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
+    if let Value::Object(annotations) = annotations {
+        annotations.insert(ORIGIN.into(), FOLDER.into());
+    }
+}
+
+fn is_marked(record: &Record) -> bool {
+    record.metadata().get("annotations").and_then(|all| all.get(ORIGIN)) == Some(&FOLDER.into())
+}

@@ -1,0 +1,113 @@
+//! A document as it is kept.
+
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+
+use super::Incoming;
+use crate::clock::rfc3339;
+use crate::store::{Entry, Key, LeaseId, Revision, StoreError};
+
+/// A document of a store.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// Who it is.
+    pub key: Key,
+    /// The write that put it there; `metadata.resourceVersion`.
+    pub revision: Revision,
+    /// The lease that it goes away with.
+    pub lease: Option<LeaseId>,
+    /// Everything but `resourceVersion` and `status`.
+    body: Map<String, Value>,
+}
+
+impl Record {
+    /// What is in a store.
+    ///
+    /// # Errors
+    /// It is no document.
+    pub fn of(entry: &Entry) -> Result<Self, StoreError> {
+        let body: Map<String, Value> = serde_json::from_slice(&entry.value)
+            .map_err(|e| StoreError::Corrupt(format!("{}: {e}", entry.key)))?;
+        if !body.get("metadata").is_some_and(Value::is_object) {
+            return Err(StoreError::Corrupt(format!("{}: no metadata", entry.key)));
+        }
+        Ok(Self { key: entry.key.clone(), revision: entry.revision, lease: entry.lease, body })
+    }
+
+    /// What `incoming` is kept as, in the place of `old`. None: it says what `old` says.
+    #[must_use]
+    pub fn replace(incoming: &Incoming, old: Option<&Self>, now: SystemTime) -> Option<Bytes> {
+        let mut body = incoming.body.clone();
+        let Some(Value::Object(metadata)) = body.get_mut("metadata") else { return None };
+        let kept = |field: &str| old.and_then(|old| old.metadata().get(field)).cloned();
+        let same_spec = old.is_some_and(|old| old.body.get("spec") == incoming.body.get("spec"));
+        let generation = kept("generation").and_then(|v| v.as_u64()).unwrap_or(0) + u64::from(!same_spec);
+        metadata.insert("generation".into(), generation.into());
+        let uid = kept("uid").unwrap_or_else(|| uuid::Uuid::new_v4().to_string().into());
+        metadata.insert("uid".into(), uid);
+        let created = kept("creationTimestamp").unwrap_or_else(|| rfc3339(now).into());
+        metadata.insert("creationTimestamp".into(), created);
+        if old.is_some_and(|old| old.body == body) {
+            return None;
+        }
+        Some(Value::Object(body).to_string().into())
+    }
+
+    /// `metadata`.
+    #[must_use]
+    pub fn metadata(&self) -> &Map<String, Value> {
+        // `of` refuses records without.
+        static NONE: std::sync::LazyLock<Map<String, Value>> = std::sync::LazyLock::new(Map::new);
+        self.body.get("metadata").and_then(Value::as_object).unwrap_or(&NONE)
+    }
+
+    /// `metadata.generation`: the number of different specs so far.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.metadata().get("generation").and_then(Value::as_u64).unwrap_or(0)
+    }
+
+    /// A part of the body, such as `spec`.
+    #[must_use]
+    pub fn get(&self, field: &str) -> Option<&Value> {
+        self.body.get(field)
+    }
+
+    /// As clients get it, with its version and a status.
+    #[must_use]
+    pub fn to_value(&self, status: Option<Value>) -> Value {
+        let mut body = self.body.clone();
+        if let Some(Value::Object(metadata)) = body.get_mut("metadata") {
+            metadata.insert("resourceVersion".into(), self.revision.to_string().into());
+        }
+        if let Some(status) = status {
+            body.insert("status".into(), status);
+        }
+        Value::Object(body)
+    }
+
+    /// As the compiler of documents reads it.
+    #[must_use]
+    pub fn text(&self) -> String {
+        text(&self.body)
+    }
+}
+
+impl Incoming {
+    /// As the compiler of documents reads it.
+    #[must_use]
+    pub fn text(&self) -> String {
+        text(&self.body)
+    }
+}
+
+fn text(body: &Map<String, Value>) -> String {
+    let mut body = body.clone();
+    if let Some(Value::Object(metadata)) = body.get_mut("metadata") {
+        metadata.remove("uid");
+        metadata.remove("generation");
+    }
+    json!(body).to_string()
+}

@@ -1,0 +1,71 @@
+//! Folders of documents.
+
+use std::path::{Path, PathBuf};
+
+/// Files of one folder tree.
+const MOST: usize = 10_000;
+/// Folders in folders.
+const DEPTH: usize = 16;
+
+/// The documents' files at `path`, in order: itself if it is a file, else those that end with .yaml, .yml or .json. Names that begin
+/// with a dot are left out, as are the folders behind them (`..data` of a mounted ConfigMap).
+///
+/// # Errors
+/// It cannot be read, or has too many files.
+pub(crate) fn list(path: &Path, recursive: bool) -> std::io::Result<Vec<PathBuf>> {
+    if !std::fs::metadata(path)?.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut found = Vec::new();
+    walk(path, if recursive { DEPTH } else { 0 }, &mut found)?;
+    found.sort();
+    Ok(found)
+}
+
+fn walk(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if hidden {
+            continue;
+        }
+        // Follows links: files of a ConfigMap are links.
+        if std::fs::metadata(&path)?.is_dir() {
+            if depth > 0 {
+                walk(&path, depth - 1, found)?;
+            }
+        } else if path.extension().is_some_and(|end| end == "yaml" || end == "yml" || end == "json") {
+            found.push(path);
+        }
+        if found.len() > MOST {
+            return Err(std::io::Error::other(format!("there are more than {MOST} files")));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_its_documents_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["b.yaml", "a.yml", "c.json", "note.txt", ".hidden.yaml"] {
+            std::fs::write(at(name), "").unwrap();
+        }
+        std::fs::create_dir(at("sub")).unwrap();
+        std::fs::write(at("sub/d.yaml"), "").unwrap();
+        let names = |recursive| {
+            let list = list(folder.path(), recursive).unwrap();
+            list.iter()
+                .map(|p| p.strip_prefix(folder.path()).unwrap().display().to_string())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(names(false), ["a.yml", "b.yaml", "c.json"]);
+        assert_eq!(names(true), ["a.yml", "b.yaml", "c.json", "sub/d.yaml"]);
+        assert_eq!(list(&at("note.txt"), false).unwrap(), [at("note.txt")], "who names a file means it");
+        assert!(list(&at("none"), false).is_err());
+    }
+}

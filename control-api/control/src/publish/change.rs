@@ -1,0 +1,58 @@
+//! Changes of the registry as changes of a mesh.
+
+use std::sync::Arc;
+
+use remora_mesh::{AnyDocument, Change, Documents, Health, Instance, Key, Kind, Name};
+use serde_json::{Value, json};
+
+use crate::document::Record;
+use crate::registry::instances::{self, REGISTRATION, health};
+use crate::store;
+
+/// What `change` means for a mesh. `Err` says why a document cannot be read; it is then as if there were none.
+pub(super) fn change(
+    key: &store::Key,
+    new: Option<&Record>,
+) -> Result<Change, (Option<Change>, Vec<String>)> {
+    let name = Name::new(&key.namespace, &key.name);
+    if *key.kind == *REGISTRATION {
+        let Some(record) = new else { return Ok(Change::Deregister(name)) };
+        return instance(record).map_err(|why| (Some(Change::Deregister(name)), why));
+    }
+    let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.as_str() == &*key.kind) else {
+        // A kind that this version does not know changes nothing that it compiles.
+        return Err((None, vec![format!("{} is not known here", key.kind)]));
+    };
+    let Some(record) = new else { return Ok(Change::Remove(Key::new(kind, name))) };
+    let read = read(&key.path(), &record.text());
+    read.map(Change::Put).map_err(|why| (Some(Change::Remove(Key::new(kind, name))), why))
+}
+
+fn read(source: &str, text: &str) -> Result<AnyDocument, Vec<String>> {
+    let documents = Documents::read_alone([(source, text)])
+        .map_err(|errors| errors.iter().map(|e| format!("{}: {}", e.path, e.message)).collect::<Vec<_>>())?;
+    documents.iter().next().ok_or_else(|| vec!["it is empty".to_owned()])
+}
+
+fn instance(record: &Record) -> Result<Change, Vec<String>> {
+    let spec = record.get("spec").cloned().unwrap_or_default();
+    let workload = json!({
+        "apiVersion": Kind::Workload.api_version(),
+        "kind": Kind::Workload.as_str(),
+        "metadata": {
+            "name": *record.key.name, "namespace": *record.key.namespace, "labels": record.metadata().get("labels"),
+        },
+        "spec": spec["workload"],
+    });
+    let AnyDocument::Workload(workload) = read(&record.key.path(), &workload.to_string())? else {
+        return Err(vec!["it is no workload".into()]);
+    };
+    let services = spec["services"].as_array().into_iter().flatten();
+    let health = match health(record) {
+        instances::Health::Ready => Health::Ready,
+        instances::Health::Draining => Health::Draining,
+        instances::Health::Dead => Health::Dead,
+    };
+    let services = services.filter_map(Value::as_str).map(str::to_owned).collect();
+    Ok(Change::Register(Arc::new(Instance { workload, health, services })))
+}

@@ -1,0 +1,117 @@
+//! The task that hands changes from the registry to the publisher.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until};
+
+use super::Publisher;
+use super::change::change;
+use crate::document::Record;
+use crate::registry::instances::REGISTRATION;
+use crate::registry::{Position, Registry};
+use crate::store::Key;
+
+/// Changes that come together are compiled together.
+const TOGETHER: Duration = Duration::from_millis(5);
+/// Changes of one step.
+const STEP: usize = 5000;
+/// What documents say together is checked this long after a change of one.
+const CHECK: Duration = Duration::from_millis(200);
+
+/// How far a publisher has followed a registry.
+#[derive(Debug, Default)]
+struct Progress {
+    position: Position,
+    known: BTreeSet<Key>,
+    unreadable: BTreeMap<Key, Vec<String>>,
+    /// Documents changed since they were checked together.
+    unchecked: bool,
+}
+
+impl Progress {
+    /// Hands some changes on. False: there is none.
+    fn step(&mut self, registry: &Registry, publisher: &Publisher) -> bool {
+        let changes = match registry.changes(self.position, STEP) {
+            Ok(changes) => {
+                self.position = changes.last().map_or(self.position, |last| last.position);
+                changes.into_iter().map(|change| (change.key, change.new)).collect()
+            }
+            Err(_) => self.everything(registry),
+        };
+        let mut made = Vec::with_capacity(changes.len());
+        for (key, new) in &changes {
+            self.unchecked |= *key.kind != *REGISTRATION;
+            self.unreadable.remove(key);
+            if new.is_some() {
+                self.known.insert(key.clone())
+            } else {
+                self.known.remove(key)
+            };
+            match change(key, new.as_deref()) {
+                Ok(change) => made.push(change),
+                Err((instead, why)) => {
+                    made.extend(instead);
+                    self.unreadable.insert(key.clone(), why);
+                }
+            }
+        }
+        if !made.is_empty() {
+            publisher.apply(made);
+        }
+        !changes.is_empty()
+    }
+
+    /// It is too far behind: everything there is, and what there is no more.
+    fn everything(&mut self, registry: &Registry) -> Vec<(Key, Option<Arc<Record>>)> {
+        let (position, all) = registry.all();
+        self.position = position;
+        let there: BTreeSet<_> = all.iter().map(|record| record.key.clone()).collect();
+        let gone: Vec<_> = self.known.difference(&there).map(|key| (key.clone(), None)).collect();
+        gone.into_iter().chain(all.into_iter().map(|record| (record.key.clone(), Some(record)))).collect()
+    }
+}
+
+/// Follows `registry` for ever; `ready` is told when everything that it has has been taken.
+pub async fn follow(registry: Arc<Registry>, publisher: Arc<Publisher>, ready: oneshot::Sender<()>) {
+    let mut moves = registry.progress();
+    let mut progress = Progress::default();
+    while progress.step(&registry, &publisher) {}
+    // Whoever waits for it may have gone.
+    let _ = ready.send(());
+    let mut check_at = Some(Instant::now());
+    loop {
+        moves.borrow_and_update();
+        while progress.step(&registry, &publisher) {
+            tokio::task::yield_now().await;
+        }
+        if std::mem::take(&mut progress.unchecked) {
+            check_at.get_or_insert_with(|| Instant::now() + CHECK);
+        }
+        tokio::select! {
+            moved = moves.changed() => {
+                if moved.is_err() {
+                    return;
+                }
+                tokio::time::sleep(TOGETHER).await;
+            }
+            () = sleep_until(check_at.unwrap_or_else(Instant::now)), if check_at.is_some() => {
+                check_at = None;
+                check(&registry, &publisher, progress.unreadable.clone()).await;
+            }
+        }
+    }
+}
+
+/// What is wrong with documents together: their status says so.
+async fn check(registry: &Arc<Registry>, publisher: &Publisher, unreadable: BTreeMap<Key, Vec<String>>) {
+    let registry = Arc::clone(registry);
+    let found = tokio::task::spawn_blocking(move || registry.mistakes()).await.unwrap_or_default();
+    let mut left_out = unreadable;
+    for (key, text) in found {
+        left_out.entry(key).or_default().push(text);
+    }
+    publisher.board.left_out(left_out);
+}

@@ -1,0 +1,187 @@
+//! Documents and registrations -> what every connected node is to have.
+//!
+//! [`Publisher`] keeps a compiler up to date with the registry and gives each node a snapshot. A change puts together the nodes
+//! that it touches, and no others; what nodes have in common is one resource, shared.
+
+mod change;
+mod follow;
+mod node;
+mod share;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use remora_mesh::{Compiler, Mesh, NodeRequest, Profile, Touched};
+use remora_xds::server::{Client, Denied, SnapshotWatch, Snapshots};
+use remora_xds::{Kind, Resource};
+use tokio::time::Instant;
+
+use crate::board::{Board, Proxy, Refusal};
+use crate::clock::rfc3339;
+
+pub use follow::follow;
+
+use node::Node;
+use share::Shared;
+
+/// Names that one node may ask for.
+const WANTED: usize = 10_000;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Publisher {
+    state: Mutex<State>,
+    board: Arc<Board>,
+}
+
+#[derive(Debug)]
+struct State {
+    compiler: Compiler,
+    shared: Shared,
+    /// By what they say of themselves: several streams may be of one node.
+    nodes: HashMap<NodeKey, Node>,
+    streams: HashMap<u64, NodeKey>,
+}
+
+/// Id of a node, and who it is.
+type NodeKey = (String, String);
+
+impl Publisher {
+    /// Without documents.
+    #[must_use]
+    pub fn new(profile: Profile, board: Arc<Board>) -> Self {
+        let state = State {
+            compiler: Compiler::new(Mesh::default(), profile),
+            shared: Shared::default(),
+            nodes: HashMap::new(),
+            streams: HashMap::new(),
+        };
+        Self { state: Mutex::new(state), board }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes changes, and gives new snapshots to the nodes that they touch.
+    pub fn apply(&self, changes: Vec<remora_mesh::Change>) {
+        let began = Instant::now();
+        let mut state = self.state();
+        let state = &mut *state;
+        let touched = state.compiler.apply(changes);
+        for node in state.nodes.values_mut().filter(|node| node.is_touched(&touched)) {
+            node.assemble(&state.compiler, &mut state.shared);
+        }
+        state.shared.forget_unused();
+        self.board.compiled(began.elapsed());
+    }
+}
+
+impl Snapshots for Publisher {
+    fn watch(&self, client: &Client) -> Result<SnapshotWatch, Denied> {
+        let request = NodeRequest::of(&client.node).map_err(|bad| Denied::Unknown(bad.to_string()))?;
+        let workload = request.workload.as_ref().map(|name| format!("{}/{name}", request.namespace));
+        let key = (client.node.id.clone(), format!("{request:?}"));
+        let snapshots = {
+            let mut state = self.state();
+            let state = &mut *state;
+            state.streams.insert(client.stream, key.clone());
+            let node = state.nodes.entry(key).or_insert_with(|| Node::new(request));
+            node.streams += 1;
+            if node.streams == 1 {
+                node.assemble(&state.compiler, &mut state.shared);
+            }
+            node.subscribe()
+        };
+        let proxy = Proxy {
+            node: client.node.id.clone(),
+            workload,
+            address: client.address,
+            variant: client.variant.to_owned(),
+            agent: agent(client),
+            since: rfc3339(SystemTime::now()),
+            ..Proxy::default()
+        };
+        self.board.opened(client.stream, proxy, snapshots.clone());
+        Ok(snapshots)
+    }
+
+    fn wanted(&self, client: &Client, _: Kind, names: &[Arc<str>]) {
+        let mut state = self.state();
+        let state = &mut *state;
+        let Some(node) = state.streams.get(&client.stream).and_then(|key| state.nodes.get_mut(key)) else {
+            return;
+        };
+        let before = node.request.wanted.len();
+        for name in names.iter().take(WANTED.saturating_sub(before)) {
+            node.request.wanted.insert(name.to_string());
+        }
+        if node.request.wanted.len() > before {
+            node.assemble(&state.compiler, &mut state.shared);
+        }
+    }
+
+    fn accepted(&self, client: &Client, resource: &Arc<Resource>) {
+        self.board.accepted(client.stream, resource);
+    }
+
+    fn refused(&self, client: &Client, resource: &Arc<Resource>, detail: &str) {
+        let documents = resource.origin().map(|origin| origin.split(' ').map(str::to_owned).collect());
+        let refusal = Refusal {
+            kind: resource.kind().to_string(),
+            name: resource.name().to_string(),
+            version: resource.version().to_string(),
+            reason: detail.to_owned(),
+            documents: documents.unwrap_or_default(),
+        };
+        tracing::warn!(
+            node = client.node.id,
+            kind = refusal.kind,
+            name = refusal.name,
+            detail,
+            "a proxy refuses a resource"
+        );
+        self.board.refused(client.stream, resource, refusal);
+    }
+
+    fn closed(&self, client: &Client, _: &str) {
+        self.board.closed(client.stream);
+        let mut state = self.state();
+        let Some(key) = state.streams.remove(&client.stream) else { return };
+        let Some(node) = state.nodes.get_mut(&key) else { return };
+        node.streams -= 1;
+        if node.streams == 0 {
+            state.nodes.remove(&key);
+        }
+    }
+}
+
+/// `envoy 1.40.0`, as far as the node says.
+fn agent(client: &Client) -> String {
+    use remora_xds::pb::envoy::config::core::v3::node::UserAgentVersionType as Said;
+    let version = match &client.node.user_agent_version_type {
+        Some(Said::UserAgentVersion(version)) => version.clone(),
+        Some(Said::UserAgentBuildVersion(build)) => build
+            .version
+            .as_ref()
+            .map(|v| format!("{}.{}.{}", v.major_number, v.minor_number, v.patch))
+            .unwrap_or_default(),
+        None => String::new(),
+    };
+    let text = format!("{} {version}", client.node.user_agent_name);
+    text.trim().chars().take(100).collect()
+}
+
+/// Whether anything in `touched` matters to a node.
+fn matters(node: &NodeRequest, resources: &remora_mesh::NodeResources, touched: &Touched) -> bool {
+    let own = node.workload.as_deref().is_some_and(|workload| {
+        touched.workloads.iter().any(|name| *name.name == *workload && *name.namespace == *node.namespace)
+    });
+    let one_of = |names: &std::collections::BTreeSet<remora_mesh::Name>| {
+        names.iter().any(|name| resources.services.contains(name))
+    };
+    let namespace = resources.whole_namespace
+        && touched.namespaces.iter().any(|namespace| **namespace == *node.namespace);
+    own || namespace || one_of(&touched.services) || one_of(&touched.endpoints)
+}

@@ -1,0 +1,284 @@
+//! Changes that people ask for: what is wrong with them, what they would change, and the change itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use remora_mesh::Documents;
+use remora_xds::diag::ConfigError;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Registry;
+use crate::document::{Incoming, Mistake, Record, diff};
+use crate::kinds::{KINDS, Kind};
+use crate::store::{Expect, Key, Put, Revision, StoreError};
+
+/// What happened to a document, or would.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verb {
+    /// There was none.
+    Created,
+    /// It says something else.
+    Configured,
+    /// It says what it said.
+    Unchanged,
+    /// It is no longer there.
+    Deleted,
+}
+
+/// What became of one document.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// Which.
+    pub key: Key,
+    /// What happened.
+    pub verb: Verb,
+    /// A unified diff; empty when it says what it said.
+    pub diff: String,
+    /// What is there now, or would be.
+    pub record: Option<Arc<Record>>,
+}
+
+/// Why a change was refused.
+#[derive(Debug)]
+pub enum Refused {
+    /// Documents are wrong, or would make others wrong.
+    Invalid(Vec<Mistake>),
+    /// Others, which are not a part of the change, would no longer be right.
+    Breaks(Vec<String>),
+    /// Another version is there than the one that should be replaced.
+    Conflict {
+        /// Which document.
+        key: Key,
+        /// The version that was expected.
+        expected: String,
+        /// The version that is there.
+        found: Option<Revision>,
+    },
+    /// There is no such document.
+    NotFound(Key),
+    /// It is there already.
+    Exists(Key),
+    /// The store.
+    Store(StoreError),
+}
+
+impl From<StoreError> for Refused {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Conflict { key, expected, current } => {
+                Self::Conflict { key, expected: expected.to_string(), found: current }
+            }
+            other => Self::Store(other),
+        }
+    }
+}
+
+/// Which of the documents may be there before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// None may (POST).
+    Create,
+    /// Any may or may not (apply).
+    Apply,
+    /// All must (PUT).
+    Replace,
+}
+
+/// How a change is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct How {
+    /// Which documents may be there before.
+    pub mode: Mode,
+    /// Only tell what would happen.
+    pub dry_run: bool,
+    /// Also if other documents are no longer right after it.
+    pub force: bool,
+}
+
+/// How often a document is tried again that somebody else changes at the same time.
+const TRIES: u32 = 5;
+
+impl Registry {
+    /// Writes documents: all of them are right, together with all others, or none is written.
+    ///
+    /// # Errors
+    /// See [`Refused`].
+    pub async fn write(&self, documents: &[Incoming], how: How) -> Result<Vec<Outcome>, Refused> {
+        for document in documents {
+            self.admit(document, how.mode)?;
+        }
+        let others = self.check(documents, &BTreeSet::new())?;
+        if !others.is_empty() && !how.force {
+            return Err(Refused::Breaks(others));
+        }
+        let mut order: Vec<_> = documents.iter().collect();
+        order.sort_by_key(|document| document.kind.order());
+        let (mut outcomes, mut last) = (BTreeMap::new(), 0);
+        for document in order {
+            let outcome = self.put(document, how).await?;
+            last = outcome.record.as_ref().map_or(0, |record| record.revision).max(last);
+            outcomes.insert(document.key.clone(), outcome);
+        }
+        if !how.dry_run {
+            self.seen(last).await;
+        }
+        // In the order of the texts.
+        Ok(documents.iter().filter_map(|document| outcomes.remove(&document.key)).collect())
+    }
+
+    /// Removes documents, those that refer to others first. `expected` is the version that each must have.
+    ///
+    /// # Errors
+    /// See [`Refused`].
+    pub async fn remove(
+        &self,
+        keys: &[Key],
+        expected: Option<Revision>,
+        how: How,
+    ) -> Result<Vec<Outcome>, Refused> {
+        if let Some(missing) = keys.iter().find(|key| self.get(key).is_none()) {
+            return Err(Refused::NotFound(missing.clone()));
+        }
+        if !how.force {
+            let others = self.check(&[], &keys.iter().cloned().collect())?;
+            if !others.is_empty() {
+                return Err(Refused::Breaks(others));
+            }
+        }
+        let mut order: Vec<_> = keys.iter().collect();
+        order.sort_by_key(|key| std::cmp::Reverse(Kind::named(&key.kind).map(Kind::order)));
+        let (mut outcomes, mut last) = (Vec::new(), 0);
+        for key in order {
+            let Some(old) = self.get(key) else { continue };
+            let text = diff(Some(&old.to_value(None)), None, &key.path());
+            if !how.dry_run {
+                last = self.store().delete(key, expected.map_or(Expect::Any, Expect::Revision)).await?;
+            }
+            outcomes.push(Outcome { key: key.clone(), verb: Verb::Deleted, diff: text, record: Some(old) });
+        }
+        if !how.dry_run {
+            self.seen(last).await;
+        }
+        Ok(outcomes)
+    }
+
+    fn admit(&self, document: &Incoming, mode: Mode) -> Result<(), Refused> {
+        let there = self.get(&document.key);
+        match (mode, &there) {
+            (Mode::Create, Some(_)) => return Err(Refused::Exists(document.key.clone())),
+            (Mode::Replace, None) => return Err(Refused::NotFound(document.key.clone())),
+            _ => {}
+        }
+        let found = there.map(|record| record.revision);
+        match &document.resource_version {
+            Some(expected) if Some(expected.as_str()) != found.map(|r| r.to_string()).as_deref() => {
+                Err(Refused::Conflict { key: document.key.clone(), expected: expected.clone(), found })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn put(&self, document: &Incoming, how: How) -> Result<Outcome, Refused> {
+        let key = &document.key;
+        for attempt in 1.. {
+            let old = self.get(key);
+            let before = old.as_ref().map(|old| old.to_value(None));
+            let after = Value::Object(document.body.clone());
+            let diff = diff(before.as_ref(), Some(&after), &key.path());
+            let Some(value) = Record::replace(document, old.as_deref(), SystemTime::now()) else {
+                return Ok(Outcome { key: key.clone(), verb: Verb::Unchanged, diff, record: old });
+            };
+            let verb = if old.is_some() { Verb::Configured } else { Verb::Created };
+            let expect = old.as_ref().map_or(Expect::Absent, |old| Expect::Revision(old.revision));
+            let put = Put { key: key.clone(), value: value.clone(), expect, lease: None };
+            let revision = if how.dry_run {
+                old.as_ref().map_or(0, |old| old.revision)
+            } else {
+                match self.store().put(put).await {
+                    Ok(revision) => revision,
+                    // Somebody was faster: what they wrote is replaced, unless the document says which version it replaces.
+                    Err(StoreError::Conflict { current, .. })
+                        if how.mode == Mode::Apply
+                            && document.resource_version.is_none()
+                            && attempt < TRIES =>
+                    {
+                        self.seen(current.unwrap_or(0)).await;
+                        continue;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            };
+            let entry = crate::store::Entry { key: key.clone(), value, revision, lease: None };
+            let record = Some(Arc::new(Record::of(&entry)?));
+            return Ok(Outcome { key: key.clone(), verb, diff, record });
+        }
+        Err(Refused::Store(StoreError::Busy))
+    }
+
+    /// Checks everything as it will be. Mistakes of `documents` are an error; the answer names the others that are right now, and
+    /// would not be any more.
+    fn check(&self, documents: &[Incoming], removed: &BTreeSet<Key>) -> Result<Vec<String>, Refused> {
+        let new: BTreeMap<&Key, &Incoming> = documents.iter().map(|d| (&d.key, d)).collect();
+        let kept: Vec<_> = self
+            .documents()
+            .into_iter()
+            .filter(|record| !new.contains_key(&record.key) && !removed.contains(&record.key))
+            .collect();
+        let texts = documents.iter().map(|d| (d.key.path(), d.text()));
+        let all = texts.chain(kept.iter().map(|record| (record.key.path(), record.text())));
+        let (mut own, mut others) = (Vec::new(), Vec::new());
+        for error in mistakes(all) {
+            let key = Key::parse(&error.source);
+            match key.as_ref().and_then(|key| new.get(key)) {
+                Some(document) => own.push(document.mistake(&error)),
+                None => others.push(error),
+            }
+        }
+        if !own.is_empty() {
+            return Err(Refused::Invalid(own));
+        }
+        if others.is_empty() {
+            return Ok(Vec::new());
+        }
+        let now: BTreeSet<_> =
+            mistakes(self.documents().iter().map(|record| (record.key.path(), record.text())))
+                .into_iter()
+                .map(|error| error.source)
+                .collect();
+        others.retain(|error| !now.contains(&error.source));
+        let name = |error: &ConfigError| {
+            let key =
+                Key::parse(&error.source).map_or_else(|| error.source.to_string(), |key| key.to_string());
+            format!("{key}: {}: {}", error.path, error.message)
+        };
+        Ok(others.iter().map(name).collect())
+    }
+
+    /// What is wrong with the documents as they are, by document.
+    #[must_use]
+    pub fn mistakes(&self) -> Vec<(Key, String)> {
+        let texts = self.documents().into_iter().map(|record| (record.key.path(), record.text()));
+        let named = |error: ConfigError| {
+            Some((Key::parse(&error.source)?, format!("{}: {}", error.path, error.message)))
+        };
+        mistakes(texts).into_iter().filter_map(named).collect()
+    }
+
+    /// Everything that people wrote.
+    #[must_use]
+    pub fn documents(&self) -> Vec<Arc<Record>> {
+        let (_, mut all) = self.all();
+        all.retain(|record| KINDS.iter().any(|kind| kind.name == &*record.key.kind));
+        all
+    }
+}
+
+/// What is wrong with `texts`, which are named by the paths of their keys.
+pub(super) fn mistakes(texts: impl Iterator<Item = (String, String)>) -> Vec<ConfigError> {
+    let texts: Vec<_> = texts.collect();
+    let read = Documents::read(texts.iter().map(|(name, text)| (name.as_str(), text.as_str())));
+    read.err().unwrap_or_default()
+}

@@ -1,0 +1,76 @@
+//! The REST interface: documents as in the Kubernetes API, registrations, and what the control plane knows.
+//!
+//! The same list of [`routes`] makes the router and the OpenAPI document, so that neither has what the other has not.
+
+mod body;
+mod bulk;
+mod discovery;
+mod documents;
+mod failure;
+mod instances;
+mod openapi;
+mod pages;
+mod routes;
+mod selector;
+mod serve;
+mod watch;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+
+use crate::audit::Audit;
+use crate::board::Board;
+use crate::registry::Registry;
+use crate::registry::instances::Instances;
+
+use failure::Failure;
+
+pub use bulk::{Outcome, Results, Texts};
+pub use serve::serve;
+
+/// What every answer is made of.
+#[derive(Debug, Clone)]
+pub struct App {
+    /// Documents.
+    pub registry: Arc<Registry>,
+    /// Instances.
+    pub instances: Arc<Instances>,
+    /// Proxies, and what they make of the documents.
+    pub board: Arc<Board>,
+    /// Who changed what.
+    pub audit: Arc<Audit>,
+}
+
+/// The router of everything.
+#[must_use]
+pub fn router(app: App) -> Router {
+    let routes = routes::routes();
+    let mut router = Router::new();
+    for route in routes {
+        router = router.route(route.path, route.handler);
+    }
+    router
+        .fallback(failure::no_such_path)
+        .method_not_allowed_fallback(failure::no_such_method)
+        .layer(from_fn(own_pages_only))
+        .with_state(app)
+}
+
+/// Refuses requests that a browser makes for a page of somebody else: everybody's pages reach loopback.
+async fn own_pages_only(request: Request, next: Next) -> Response {
+    let text =
+        |name: HeaderName| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let (origin, host) = (text(header::ORIGIN), text(header::HOST).unwrap_or_default());
+    match origin {
+        Some(origin) if origin.strip_prefix("http://") != Some(host) => {
+            let text = format!("a page of {origin} may not ask here");
+            Failure::new(StatusCode::FORBIDDEN, "Forbidden", text).into_response()
+        }
+        _ => next.run(request).await,
+    }
+}

@@ -1,0 +1,176 @@
+//! `remora run`: one local program with a sidecar beside it, registered while it runs.
+
+mod lease;
+mod program;
+mod sidecar;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use remora_mesh::Span;
+use serde_json::{Map, Value, json};
+
+use crate::client::Server;
+use crate::commands::ServerArgs;
+use crate::registry::instances::Registration;
+
+use lease::Lease;
+use program::Program;
+use sidecar::Sidecar;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  remora run --service orders --port 8080 -- ./orders --listen 127.0.0.1:8080
+  remora run -- curl http://127.0.0.1:9080/          only a caller
+  remora run --service orders --port 8080 --no-sidecar -- ./orders    only registered
+
+The program is registered as an instance of the service, gets a sidecar that takes its configuration from the control plane, and is
+drained on SIGTERM before it is asked to end. Exit status: that of the program (128 and the number when a signal ended it), 125 when it
+could not be started, 2 for wrong arguments.")]
+pub(crate) struct RunArgs {
+    /// Service that the program is an instance of
+    #[arg(long, value_name = "NAME")]
+    service: Option<String>,
+    /// Port of the program on 127.0.0.1
+    #[arg(long, value_name = "PORT", requires = "service")]
+    port: Option<u16>,
+    /// Name of the instance [default: made of the service, this machine and the process]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Namespace
+    #[arg(short, long, default_value = "default")]
+    namespace: String,
+    /// Further labels of the instance
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = label)]
+    label: Vec<(String, String)>,
+    /// Service account: the identity is spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT
+    #[arg(long, value_name = "ACCOUNT", default_value = "default")]
+    service_account: String,
+    /// Address under which others reach the sidecar
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    address: IpAddr,
+    /// Port under which others reach the sidecar [default: a free one]
+    #[arg(long, value_name = "PORT")]
+    inbound_port: Option<u16>,
+    /// Where the sidecar finds the control plane (ADS)
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15010")]
+    control: SocketAddr,
+    /// Only register the program
+    #[arg(long)]
+    no_sidecar: bool,
+    /// How long callers have to notice that it drains, before the program is asked to end
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = time)]
+    drain_time: Duration,
+    #[command(flatten)]
+    server: ServerArgs,
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<String>,
+}
+
+/// As other programs that run programs (env, timeout, docker).
+const CANNOT: u8 = 125;
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write it as name=value")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    Span::parse(text).map(|span| span.0).ok_or_else(|| "write it as 2s or 500ms".into())
+}
+
+pub(crate) fn run(args: &RunArgs) -> ExitCode {
+    crate::commands::run("run", CANNOT, together(args))
+}
+
+async fn together(args: &RunArgs) -> anyhow::Result<u8> {
+    let server = args.server.open()?;
+    let name = args.name.clone().unwrap_or_else(|| instance_name(args));
+    let inbound = match (args.no_sidecar, args.inbound_port, args.port) {
+        (_, Some(port), _) | (true, None, Some(port)) => port,
+        _ => free_port(args.address)?,
+    };
+    let lease = Lease::take(server, &args.namespace, &name, registration(args, inbound)).await?;
+    let done = beside(args, &name, &lease).await;
+    lease.end().await;
+    done
+}
+
+async fn beside(args: &RunArgs, name: &str, lease: &Lease) -> anyhow::Result<u8> {
+    let sidecar = match args.no_sidecar {
+        true => None,
+        false => Some(Sidecar::start(args.control, &args.namespace, name, args.address).await?),
+    };
+    let program = Program::start(&args.command)?;
+    let status = supervise(args.drain_time, program, lease).await;
+    if let Some(sidecar) = sidecar {
+        sidecar.end().await;
+    }
+    status
+}
+
+/// Until the program ends, by itself or because it was asked to.
+async fn supervise(drain: Duration, mut program: Program, lease: &Lease) -> anyhow::Result<u8> {
+    tokio::select! {
+        status = program.ended() => return status,
+        () = program::asked_to_end() => {}
+    }
+    lease.drain().await;
+    let noticed = tokio::time::sleep(drain);
+    tokio::select! {
+        status = program.ended() => return status,
+        () = noticed => {}
+        // Who asks twice means now.
+        () = program::asked_to_end() => {}
+    }
+    program.ask_to_end();
+    program.ended().await
+}
+
+fn registration(args: &RunArgs, inbound: u16) -> Registration {
+    let mut labels: BTreeMap<String, String> = args.label.iter().cloned().collect();
+    if let Some(service) = &args.service {
+        labels.entry("app".into()).or_insert_with(|| service.clone());
+    }
+    let mut workload = Map::new();
+    workload.insert("address".into(), args.address.to_string().into());
+    workload.insert("inboundPort".into(), inbound.into());
+    if let Some(port) = args.port {
+        workload.insert("ports".into(), json!([{"name": "http", "port": port}]));
+    }
+    workload.insert("serviceAccount".into(), Value::String(args.service_account.clone()));
+    Registration { labels, services: args.service.iter().cloned().collect(), workload, ttl_ms: None }
+}
+
+/// `orders-laptop-4711`, as a DNS label.
+fn instance_name(args: &RunArgs) -> String {
+    let program = args.command.first().map(String::as_str).unwrap_or_default();
+    let base = args.service.as_deref().unwrap_or_else(|| program.rsplit('/').next().unwrap_or(program));
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let host = host.split('.').next().unwrap_or_default().to_owned();
+    let short = |text: &str| -> String {
+        let fits = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+        text.chars().map(fits).take(24).collect::<String>().trim_matches('-').to_owned()
+    };
+    let parts = [short(base), short(&host), std::process::id().to_string()];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-")
+}
+
+/// A port that was free a moment ago. The sidecar binds it next; who takes it in between makes it fail loudly.
+fn free_port(address: IpAddr) -> anyhow::Result<u16> {
+    let bound = TcpListener::bind(SocketAddr::new(address, 0)).and_then(|listener| listener.local_addr());
+    match bound {
+        Ok(address) => Ok(address.port()),
+        Err(error) => bail!("--address {address}: {error}"),
+    }
+}
+
+/// A client of the control plane that says how to find it.
+async fn first(server: &Server) -> anyhow::Result<()> {
+    server.call(http::Method::GET, "/readyz", None).await.map(drop).context("is `remora control` running?")
+}

@@ -1,0 +1,217 @@
+//! Documents as proxies get them.
+
+use std::collections::BTreeMap;
+
+use http::Method;
+use remora_xds::Kind;
+use remora_xds::pb::envoy::config::core::v3::Node;
+use remora_xds::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use remora_xds::pb::envoy::config::route::v3::RouteConfiguration;
+use remora_xds::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use remora_xds::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use remora_xds::pb::google::rpc::Status;
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tonic::Streaming;
+use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
+
+use crate::support::{PATIENCE, ROUTE, ROUTES, Rig, SERVICE};
+
+pub(crate) const WORKLOADS: &str = "---
+apiVersion: remora.dev/v1alpha1
+kind: Workload
+metadata: {name: shop-1, labels: {app: shop}}
+spec: {address: 10.0.0.1, ports: [{port: 8080}], egress: []}
+---
+apiVersion: remora.dev/v1alpha1
+kind: Workload
+metadata: {name: caller}
+spec: {address: 10.0.0.9, egress: [{service: shop, localPort: 9080}]}
+";
+pub(crate) const CLUSTER: &str = "outbound|8080||shop.default.svc.cluster.local";
+const ROUTE_CONFIG: &str = "shop.default.svc.cluster.local:8080";
+
+/// A delta client that takes everything, unless it is told not to.
+pub(crate) struct Client {
+    requests: mpsc::Sender<DeltaDiscoveryRequest>,
+    responses: Streaming<DeltaDiscoveryResponse>,
+    pub(crate) has: BTreeMap<(Kind, String), Vec<u8>>,
+    pub(crate) versions: BTreeMap<(Kind, String), String>,
+}
+
+impl Client {
+    pub(crate) async fn connect(rig: &Rig, id: &str) -> Self {
+        let mut stub =
+            AggregatedDiscoveryServiceClient::connect(format!("http://{}", rig.plane.xds)).await.unwrap();
+        let (requests, queue) = mpsc::channel(16);
+        let node = Node { id: id.into(), user_agent_name: "test".into(), ..Node::default() };
+        for (i, kind) in [Kind::Cluster, Kind::Listener].into_iter().enumerate() {
+            let node = (i == 0).then(|| node.clone());
+            let first =
+                DeltaDiscoveryRequest { node, type_url: kind.type_url().into(), ..Default::default() };
+            requests.send(first).await.unwrap();
+        }
+        let responses =
+            stub.delta_aggregated_resources(ReceiverStream::new(queue)).await.unwrap().into_inner();
+        Self { requests, responses, has: BTreeMap::new(), versions: BTreeMap::new() }
+    }
+
+    pub(crate) async fn ask(&self, kind: Kind, name: &str) {
+        let request = DeltaDiscoveryRequest {
+            type_url: kind.type_url().into(),
+            resource_names_subscribe: vec![name.into()],
+            ..Default::default()
+        };
+        self.requests.send(request).await.unwrap();
+    }
+
+    /// Answers one response; `refuse` says what is wrong with it.
+    async fn step(&mut self, refuse: Option<(&str, &str)>) {
+        let response =
+            timeout(PATIENCE, self.responses.message()).await.expect("a response").unwrap().unwrap();
+        let kind = Kind::from_type_url(&response.type_url).unwrap();
+        let refused = refuse.filter(|(name, _)| response.resources.iter().any(|r| r.name == *name));
+        if refused.is_none() {
+            for resource in &response.resources {
+                let body = resource.resource.clone().unwrap().value;
+                self.has.insert((kind, resource.name.clone()), body);
+                self.versions.insert((kind, resource.name.clone()), resource.version.clone());
+            }
+            for name in &response.removed_resources {
+                self.has.remove(&(kind, name.clone()));
+            }
+        }
+        let detail = refused.map(|(name, why)| Status {
+            code: 3,
+            message: format!("{name}: {why}"),
+            details: Vec::new(),
+        });
+        let answer = DeltaDiscoveryRequest {
+            type_url: response.type_url,
+            response_nonce: response.nonce,
+            error_detail: detail,
+            ..Default::default()
+        };
+        self.requests.send(answer).await.unwrap();
+    }
+
+    pub(crate) async fn until(&mut self, holds: impl Fn(&Self) -> bool) {
+        for _ in 0..50 {
+            if holds(self) {
+                return;
+            }
+            self.step(None).await;
+        }
+        panic!("never came; it has {:?}", self.has.keys());
+    }
+
+    fn get<M: prost::Message + Default>(&self, kind: Kind, name: &str) -> Option<M> {
+        let bytes = self.has.get(&(kind, name.to_owned()))?;
+        Some(M::decode(bytes.as_slice()).unwrap())
+    }
+
+    pub(crate) fn endpoints(&self) -> usize {
+        let assignment: Option<ClusterLoadAssignment> = self.get(Kind::ClusterLoadAssignment, CLUSTER);
+        assignment.map_or(0, |a| a.endpoints.iter().map(|locality| locality.lb_endpoints.len()).sum())
+    }
+}
+
+async fn rig() -> Rig {
+    let rig = Rig::start().await;
+    let (status, answer) = rig.apply(&format!("{SERVICE}---\n{ROUTE}{WORKLOADS}"), "").await;
+    assert!(status.is_success(), "{answer}");
+    rig
+}
+
+#[tokio::test]
+async fn a_sidecar_gets_what_its_workload_calls_and_changes_of_it() {
+    let rig = rig().await;
+    let mut client = Client::connect(&rig, "sidecar~10.0.0.9~caller.default~default.svc").await;
+    client.until(|c| c.has.contains_key(&(Kind::Cluster, CLUSTER.into()))).await;
+    client.ask(Kind::ClusterLoadAssignment, CLUSTER).await;
+    client.ask(Kind::RouteConfiguration, ROUTE_CONFIG).await;
+    client
+        .until(|c| c.endpoints() == 1 && c.has.contains_key(&(Kind::RouteConfiguration, ROUTE_CONFIG.into())))
+        .await;
+    rig.until("it is synced", async || {
+        let (_, status) = rig.get("/status").await;
+        let proxy = &status["proxies"][0];
+        proxy["state"] == "Synced"
+            && proxy["workload"] == "default/caller"
+            && proxy["wanted"] == proxy["inForce"]
+    })
+    .await;
+
+    // An instance that registers for the service by name.
+    let one = "/remora/v1/namespaces/default/instances/shop-2";
+    let said = json!({"services": ["shop"], "ttlMs": 60_000, "workload": {"address": "10.0.0.2", "ports": [{"port": 8080}]}});
+    let (status, answer) = rig.send(Method::PUT, one, "application/json", &said.to_string()).await;
+    assert!(status.is_success(), "{answer}");
+    client.until(|c| c.endpoints() == 2).await;
+    rig.send(Method::DELETE, one, "", "").await;
+    client.until(|c| c.endpoints() == 1).await;
+
+    // A route that is edited.
+    let edited = ROUTE.replace("  - backendRefs", "  - timeouts: {request: 7s}\n    backendRefs");
+    assert!(rig.apply(&edited, "").await.0.is_success());
+    client
+        .until(|c| {
+            let routes: RouteConfiguration = c.get(Kind::RouteConfiguration, ROUTE_CONFIG).unwrap();
+            format!("{routes:?}").contains("seconds: 7")
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_refusal_is_a_condition_of_the_document() {
+    let rig = rig().await;
+    let mut client = Client::connect(&rig, "sidecar~10.0.0.9~caller.default~default.svc").await;
+    client.until(|c| c.has.contains_key(&(Kind::Cluster, CLUSTER.into()))).await;
+    client.ask(Kind::RouteConfiguration, ROUTE_CONFIG).await;
+    client.until(|c| c.has.contains_key(&(Kind::RouteConfiguration, ROUTE_CONFIG.into()))).await;
+    let edited = ROUTE.replace("  - backendRefs", "  - timeouts: {request: 7s}\n    backendRefs");
+    assert!(rig.apply(&edited, "").await.0.is_success());
+    let condition = async |kind: &str| {
+        let (_, route) = rig.get(&format!("{ROUTES}/shop")).await;
+        let all = route["status"]["conditions"].as_array().unwrap().clone();
+        all.into_iter().find(|condition| condition["type"] == kind)
+    };
+    // Whichever response brings it.
+    let mut tries = 0;
+    while condition("RefusedBy").await.is_none() {
+        tries += 1;
+        assert!(tries < 200, "no refusal");
+        let step = client.step(Some((ROUTE_CONFIG, "I do not like it")));
+        let _ = timeout(std::time::Duration::from_millis(100), step).await;
+    }
+    let refused = condition("RefusedBy").await.unwrap();
+    let message = refused["message"].as_str().unwrap();
+    assert!(message.contains("caller.default") && message.contains("I do not like it"), "{message}");
+    assert_eq!(condition("Programmed").await.unwrap()["status"], "False");
+    let (_, status) = rig.get("/status").await;
+    assert_eq!(status["proxies"][0]["state"], "Refused");
+
+    // Back again: what it has is what it is to have.
+    assert!(rig.apply(ROUTE, "").await.0.is_success());
+    rig.until("nobody refuses it", async || condition("RefusedBy").await.is_none()).await;
+}
+
+#[tokio::test]
+async fn a_sidecar_waits_for_its_workload() {
+    let rig = Rig::start().await;
+    let mut client = Client::connect(&rig, "sidecar~10.0.0.9~caller.default~default.svc").await;
+    rig.until("it is connected", async || rig.get("/status").await.1["proxies"][0]["state"] == "Waiting")
+        .await;
+    rig.apply(&format!("{SERVICE}{WORKLOADS}"), "").await;
+    client.until(|c| c.has.contains_key(&(Kind::Cluster, CLUSTER.into()))).await;
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_say_who_it_is_is_told() {
+    let rig = Rig::start().await;
+    let mut client = Client::connect(&rig, "somebody").await;
+    let error = timeout(PATIENCE, client.responses.message()).await.unwrap().unwrap_err();
+    assert_eq!(error.code(), tonic::Code::NotFound);
+    assert!(error.message().contains("somebody"), "{error}");
+}

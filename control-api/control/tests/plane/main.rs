@@ -1,0 +1,11 @@
+//! A whole control plane on free ports, asked as people and proxies ask it.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+mod ads;
+#[path = "../common/etcd.rs"]
+mod common;
+mod documents;
+mod instances;
+mod process;
+mod replicas;
+mod support;

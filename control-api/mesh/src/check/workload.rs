@@ -1,0 +1,80 @@
+//! Workloads.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use remora_xds::diag::At;
+
+use super::MAX_WEIGHT;
+use super::names::{is_dns_label, need_port, need_service};
+use super::report::Report;
+use crate::compile::egress;
+use crate::document::{Document, WorkloadSpec};
+use crate::mesh::Mesh;
+
+pub(super) fn check(mesh: &Mesh, document: &Document<WorkloadSpec>, report: &mut Report) {
+    let root = At::root();
+    let spec = root.field("spec");
+    let ports = spec.field("ports");
+    let (mut numbers, mut names) = (BTreeSet::new(), BTreeSet::new());
+    for (i, port) in document.spec.ports.iter().enumerate() {
+        let at = ports.index(i);
+        if !numbers.insert(port.port) {
+            report.report(&at.field("port"), format!("{} occurs twice", port.port));
+        }
+        if port.name.as_ref().is_some_and(|name| !names.insert(name)) {
+            report.report(&at.field("name"), "occurs twice");
+        }
+    }
+    if !(1..=MAX_WEIGHT).contains(&document.spec.weight) {
+        report.report(&spec.field("weight"), format!("must be 1 to {MAX_WEIGHT}"));
+    }
+    if !is_dns_label(&document.spec.service_account) {
+        report.report(&spec.field("serviceAccount"), "is no name").fix("lower-case letters, digits and -");
+    }
+    let list = spec.field("egress");
+    for (i, item) in document.spec.egress.iter().flatten().enumerate() {
+        let at = list.index(i);
+        let namespace = item.namespace.as_ref().unwrap_or(&document.metadata.namespace);
+        if let Some(found) = need_service(mesh, namespace, &item.service, &at.field("service"), report) {
+            need_port(found, item.port, &at.field("port"), report);
+            if item.port.is_none() && item.local_port.is_some() && found.spec.ports.len() > 1 {
+                let text = format!(
+                    "Service {:?} has several ports, and one number is for one of them",
+                    item.service
+                );
+                report.report(&at.field("localPort"), text).fix("say which one with port");
+            }
+        }
+    }
+    loopback(mesh, document, &list, report);
+}
+
+/// Everything on loopback has a port of its own.
+fn loopback(mesh: &Mesh, document: &Document<WorkloadSpec>, list: &At<'_>, report: &mut Report) {
+    let mut taken: BTreeMap<u16, String> = BTreeMap::new();
+    for port in &document.spec.ports {
+        taken.insert(port.port, "the program's own".into());
+    }
+    taken.insert(document.spec.inbound_port, "inboundPort".into());
+    for outbound in egress(mesh, document) {
+        if outbound.local_port < 1024 && !outbound.chosen {
+            let text = format!(
+                "{}:{} would be on 127.0.0.1:{}, where only root may listen",
+                outbound.service.metadata.name, outbound.port.port, outbound.local_port
+            );
+            report.report(list, text).fix(format!(
+                "egress: [{{service: {}, port: {}, localPort: …}}]",
+                outbound.service.metadata.name, outbound.port.port
+            ));
+        }
+        let (number, who) =
+            (outbound.local_port, format!("{}:{}", outbound.service.metadata.name, outbound.port.port));
+        if let Some(other) = taken.insert(number, who.clone()) {
+            let text = format!("{who} and {other} would both be on 127.0.0.1:{number}");
+            report.report(list, text).fix(format!(
+                "egress: [{{service: {}, port: {}, localPort: …}}]",
+                outbound.service.metadata.name, outbound.port.port
+            ));
+        }
+    }
+}

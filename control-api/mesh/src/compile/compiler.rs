@@ -1,0 +1,84 @@
+//! A mesh with everything that was compiled of it.
+
+use super::node::{NodeRequest, NodeResources, UnknownWorkload, node_resources};
+use super::service::{ServiceResources, service_resources};
+use super::{Profile, Scope};
+use crate::mesh::{Change, Mesh, Touched};
+use crate::name::{ByName, Name};
+
+/// Keeps the resources of all Services up to date. A change compiles what it touches, and nothing else; nodes are put together
+/// from what is there.
+#[derive(Debug, Clone)]
+pub struct Compiler {
+    mesh: Mesh,
+    profile: Profile,
+    services: ByName<ServiceResources>,
+}
+
+impl Compiler {
+    /// Compiles all Services of `mesh`.
+    #[must_use]
+    pub fn new(mesh: Mesh, profile: Profile) -> Self {
+        let names: Vec<_> = mesh.all_services().map(|service| service.name()).collect();
+        let mut compiler = Self { mesh, profile, services: ByName::default() };
+        for name in names {
+            compiler.service(name);
+        }
+        compiler
+    }
+
+    /// What it is compiled from.
+    #[must_use]
+    pub const fn mesh(&self) -> &Mesh {
+        &self.mesh
+    }
+
+    /// What a Service gives to its callers.
+    #[must_use]
+    pub fn resources(&self, service: &Name) -> Option<&ServiceResources> {
+        self.services.of(service)
+    }
+
+    /// Makes changes, and compiles what they touch. Nodes that are affected: those of `workloads`, those that use one of
+    /// `services` or `endpoints` ([`NodeResources::services`]), and those that call all of one of `namespaces`
+    /// ([`NodeResources::whole_namespace`]).
+    pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> Touched {
+        let mut touched = Touched::default();
+        for change in changes {
+            touched.merge(self.mesh.apply(change));
+        }
+        for name in &touched.services {
+            self.service(name.clone());
+        }
+        for name in &touched.endpoints {
+            self.endpoints(name);
+        }
+        touched
+    }
+
+    fn service(&mut self, name: Name) {
+        match service_resources(&self.mesh, &self.profile, &name) {
+            Some(resources) => drop(self.services.insert(name, resources)),
+            None => drop(self.services.remove(&name)),
+        }
+    }
+
+    fn endpoints(&mut self, name: &Name) {
+        let scope = Scope { mesh: &self.mesh, profile: &self.profile };
+        let (Some(service), Some(old)) =
+            (self.mesh.service(&name.namespace, &name.name), self.services.of(name))
+        else {
+            return;
+        };
+        let new = old.with_endpoints(scope, service);
+        self.services.insert(name.clone(), new);
+    }
+
+    /// What a node gets.
+    ///
+    /// # Errors
+    /// It is a sidecar, and there is no Workload or registration of its name.
+    pub fn node(&self, request: &NodeRequest) -> Result<NodeResources, UnknownWorkload> {
+        node_resources(&self.mesh, &self.profile, request, &|name| self.services.of(name))
+    }
+}

@@ -1,0 +1,340 @@
+//! What one node gets: its own inbound side, and what the Services that it calls give to callers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use remora_xds::pb::envoy::config::core::v3::Node;
+use remora_xds::pb::google::protobuf::value::Kind as ValueKind;
+
+use super::route::Attached;
+use super::service::{PortResources, ServiceResources};
+use super::{
+    Listening, Outbound, Profile, Scope, egress, every_port, grpc, inbound, key_of, names, outbound,
+};
+use crate::mesh::Mesh;
+use crate::name::{Key, Name};
+use crate::resource::{Resource, ResourceKind};
+
+/// What a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NodeKind {
+    /// Remora beside a program: inbound and outbound.
+    Sidecar,
+    /// Envoy, or Remora, on its own: outbound only, unless it names a Workload.
+    Proxy,
+    /// A gRPC library with `xds:///` targets: what it asks for by name.
+    Grpc,
+}
+
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeRequest {
+    /// What it is.
+    pub kind: NodeKind,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its Workload or registration, in this namespace.
+    pub workload: Option<String>,
+    /// Resources that it asked for by name, besides those that it gets anyway.
+    pub wanted: BTreeSet<String>,
+    /// Of a gRPC client: the certificate provider of its bootstrap file.
+    pub certificate_provider: String,
+}
+
+/// A node that does not say who it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadNode {
+    /// What it said.
+    pub id: String,
+}
+
+impl std::fmt::Display for BadNode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "node id {:?} is not <kind>~<address>~<workload>.<namespace>~<domain>, and its metadata has no NAMESPACE",
+            self.id
+        )
+    }
+}
+
+impl std::error::Error for BadNode {}
+
+/// No Workload has the name of the sidecar.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownWorkload {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl std::fmt::Display for UnknownWorkload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "there is no Workload {}/{}", self.namespace, self.name)
+    }
+}
+
+impl std::error::Error for UnknownWorkload {}
+
+/// What one node gets, by name.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct NodeResources {
+    /// CDS.
+    pub clusters: BTreeMap<Arc<str>, Arc<Resource>>,
+    /// EDS.
+    pub endpoints: BTreeMap<Arc<str>, Arc<Resource>>,
+    /// LDS.
+    pub listeners: BTreeMap<Arc<str>, Arc<Resource>>,
+    /// RDS.
+    pub routes: BTreeMap<Arc<str>, Arc<Resource>>,
+    /// The Services that it uses, also those that a route leads to and that do not exist: when one of them changes, the node's
+    /// resources do.
+    pub services: BTreeSet<Name>,
+    /// It calls all Services of its namespace, those to come included.
+    pub whole_namespace: bool,
+    /// What it should get and cannot.
+    pub problems: Vec<Problem>,
+}
+
+/// Something that a node cannot get.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The document that it comes from.
+    pub document: Key,
+    /// What is wrong.
+    pub message: String,
+}
+
+impl NodeRequest {
+    /// A node of a namespace.
+    #[must_use]
+    pub fn new(kind: NodeKind, namespace: &str) -> Self {
+        Self {
+            kind,
+            namespace: namespace.to_owned(),
+            workload: None,
+            wanted: BTreeSet::new(),
+            certificate_provider: "default".into(),
+        }
+    }
+
+    /// With a Workload.
+    #[must_use]
+    pub fn with_workload(self, workload: String) -> Self {
+        Self { workload: Some(workload), ..self }
+    }
+
+    /// Who a node says it is, by its metadata (`remora.workload` and `remora.namespace`, or Istio's `WORKLOAD_NAME` and `NAMESPACE`) or
+    /// its id (`<kind>~<address>~<workload>.<namespace>~<domain>`, Istio's form). A gRPC library is known by its user agent; it
+    /// belongs to `default` when it does not say otherwise.
+    ///
+    /// # Errors
+    /// It says neither, and is no gRPC library.
+    pub fn of(node: &Node) -> Result<Self, BadNode> {
+        let said = |keys: [&str; 2]| keys.into_iter().find_map(|key| metadata(node, key));
+        let parts: Vec<_> = node.id.split('~').collect();
+        let (kind, place) = match parts[..] {
+            [kind, _, place, _] => (Some(kind), place.rsplit_once('.')),
+            _ => (None, None),
+        };
+        let grpc = node.user_agent_name.starts_with("gRPC")
+            || kind == Some("grpc")
+            || metadata(node, "remora.kind") == Some("grpc");
+        let namespace =
+            said(["remora.namespace", "NAMESPACE"]).or_else(|| place.map(|(_, namespace)| namespace));
+        let Some(namespace) = namespace.or_else(|| grpc.then_some("default")) else {
+            return Err(BadNode { id: node.id.clone() });
+        };
+        let workload =
+            said(["remora.workload", "WORKLOAD_NAME"]).or_else(|| place.map(|(workload, _)| workload));
+        let kind = match kind {
+            _ if grpc => NodeKind::Grpc,
+            Some("sidecar") => NodeKind::Sidecar,
+            _ => NodeKind::Proxy,
+        };
+        let mut request = Self::new(kind, namespace);
+        request.workload = workload.filter(|name| !name.is_empty()).map(ToOwned::to_owned);
+        if let Some(provider) = metadata(node, "remora.certificateProvider") {
+            provider.clone_into(&mut request.certificate_provider);
+        }
+        Ok(request)
+    }
+}
+
+fn metadata<'a>(node: &'a Node, key: &str) -> Option<&'a str> {
+    match &node.metadata.as_ref()?.fields.get(key)?.kind {
+        Some(ValueKind::StringValue(text)) => Some(text),
+        _ => None,
+    }
+}
+
+/// Puts together what a node gets. `services` gives what Services give to callers ([`super::service_resources`], kept somewhere).
+///
+/// # Errors
+/// It is a sidecar, and there is no Workload or registration of its name.
+pub fn node_resources<'s>(
+    mesh: &Mesh,
+    profile: &Profile,
+    request: &NodeRequest,
+    services: &dyn Fn(&Name) -> Option<&'s ServiceResources>,
+) -> Result<NodeResources, UnknownWorkload> {
+    let scope = Scope { mesh, profile };
+    let mut builder =
+        Builder { scope, request, services, found: NodeResources::default(), taken: BTreeMap::new() };
+    if request.kind == NodeKind::Grpc {
+        builder.grpc();
+        return Ok(builder.found);
+    }
+    let named = request.workload.as_ref();
+    let instance = named.and_then(|name| mesh.instance(&request.namespace, name));
+    match (request.kind, instance) {
+        (NodeKind::Sidecar, None) => {
+            let name = named.cloned().unwrap_or_default();
+            return Err(UnknownWorkload { namespace: request.namespace.clone(), name });
+        }
+        (_, Some(instance)) => {
+            let (listener, clusters) = inbound::compile(scope, instance);
+            for resource in listener.into_iter().chain(clusters) {
+                builder.add(&resource);
+            }
+            let spec = &instance.workload.spec;
+            builder.found.whole_namespace = spec.egress.is_none();
+            builder.taken.insert(spec.inbound_port, "inboundPort".into());
+            for port in &spec.ports {
+                builder.taken.insert(port.port, "the program's own".into());
+            }
+            for item in spec.egress.iter().flatten() {
+                let namespace = item.namespace.as_ref().unwrap_or(&request.namespace);
+                builder.found.services.insert(Name::new(namespace, &item.service));
+            }
+            for item in egress(mesh, &instance.workload) {
+                builder.outbound(&item);
+            }
+        }
+        (_, None) => {
+            builder.found.whole_namespace = true;
+            for item in mesh.services(&request.namespace).flat_map(|service| every_port(service)) {
+                builder.outbound(&item);
+            }
+        }
+    }
+    builder.wanted();
+    Ok(builder.found)
+}
+
+/// A node's resources in the making.
+struct Builder<'a, 's> {
+    scope: Scope<'a>,
+    request: &'a NodeRequest,
+    services: &'a dyn Fn(&Name) -> Option<&'s ServiceResources>,
+    found: NodeResources,
+    /// Ports of loopback, and who has them.
+    taken: BTreeMap<u16, String>,
+}
+
+impl<'s> Builder<'_, 's> {
+    fn add(&mut self, resource: &Arc<Resource>) {
+        let map = match resource.kind {
+            ResourceKind::Cluster => &mut self.found.clusters,
+            ResourceKind::ClusterLoadAssignment => &mut self.found.endpoints,
+            ResourceKind::Listener => &mut self.found.listeners,
+            ResourceKind::RouteConfiguration => &mut self.found.routes,
+        };
+        map.insert(Arc::clone(&resource.name), Arc::clone(resource));
+    }
+
+    /// What it takes to call a Service's port, with a listener on loopback.
+    fn outbound(&mut self, item: &Outbound<'_>) {
+        let name = item.service.name();
+        let Some(resources) = self.called(&name, item.port.port) else { return };
+        let listener = Arc::clone(&resources.callers(&self.request.namespace).listener);
+        if self.scope.profile.listening == Listening::AsWritten
+            && let Some(other) = self.taken.insert(item.local_port, format!("{name}:{}", item.port.port))
+        {
+            let message = format!(
+                "port {} would be on 127.0.0.1:{}, where {other} is",
+                item.port.port, item.local_port
+            );
+            self.found.problems.push(Problem { document: key_of(item.service), message });
+            self.taken.insert(item.local_port, other);
+            return;
+        }
+        if item.local_port == item.port.port {
+            self.add(&listener);
+        } else {
+            let attached = Attached::to(self.scope.mesh, item.service, item.port);
+            let routes = attached.of(&self.request.namespace);
+            let own = outbound::listener(self.scope, (item.service, item.port), item.local_port, routes);
+            self.add(&own);
+        }
+    }
+
+    /// Cluster, endpoints and routes of a Service's port, and what these lead to.
+    fn called(&mut self, name: &Name, number: u16) -> Option<&'s PortResources> {
+        let port = self.backend(name, number)?;
+        let callers = port.callers(&self.request.namespace);
+        for resource in callers.routes.iter().chain(&callers.black_hole) {
+            self.add(resource);
+        }
+        for (name, number) in &callers.backends {
+            self.backend(name, *number);
+        }
+        Some(port)
+    }
+
+    /// Cluster and endpoints of a Service's port.
+    fn backend(&mut self, name: &Name, number: u16) -> Option<&'s PortResources> {
+        self.found.services.insert(name.clone());
+        let port = (self.services)(name)?.port(number)?;
+        self.add(&port.cluster);
+        self.add(&port.endpoints);
+        Some(port)
+    }
+
+    /// What was asked for by name. A name that means nothing is no mistake: it may come to mean something.
+    fn wanted(&mut self) {
+        for name in &self.request.wanted {
+            let Some(target) = names::parse(name) else { continue };
+            let service = Name::new(target.namespace, target.service);
+            self.found.services.insert(service);
+            let found = self.scope.mesh.service(target.namespace, target.service);
+            let items = found.into_iter().flat_map(|service| every_port(service));
+            for item in items.filter(|item| item.port.port == target.port) {
+                if !self.found.listeners.contains_key(name.as_str()) {
+                    self.outbound(&item);
+                }
+            }
+        }
+    }
+
+    /// What a gRPC library asked for. It is sent nothing else: it takes no interest.
+    fn grpc(&mut self) {
+        for name in &self.request.wanted {
+            let namespace = self.request.namespace.as_str();
+            let Some(target) = grpc::target(namespace, name) else { continue };
+            // Also when there is no such Service, or not with that port: it may come.
+            self.found.services.insert(Name::new(target.namespace, target.service));
+            let Some((service, port)) = target.find(self.scope.mesh) else { continue };
+            let service_name = service.name();
+            let Some(resources) = self.grpc_backend(&service_name, port.port) else { continue };
+            self.add(&grpc::listener(name, service, port));
+            let callers = resources.callers(namespace);
+            if let Some(routes) = callers.routes.as_deref().and_then(grpc::routes) {
+                self.add(&routes);
+            }
+            for (name, number) in &callers.backends {
+                self.grpc_backend(name, *number);
+            }
+        }
+    }
+
+    fn grpc_backend(&mut self, name: &Name, number: u16) -> Option<&'s PortResources> {
+        let resources = self.backend(name, number)?;
+        let service = self.scope.mesh.service(&name.namespace, &name.name)?;
+        let port = service.spec.ports.iter().find(|port| port.port == number)?;
+        let provider = &self.request.certificate_provider;
+        self.add(&grpc::cluster(self.scope, service, port, provider));
+        Some(resources)
+    }
+}

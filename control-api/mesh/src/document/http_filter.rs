@@ -1,0 +1,164 @@
+//! Filters of HTTPRoute and GRPCRoute.
+
+use serde::Deserialize;
+
+use super::{Unsupported, some_port};
+
+/// `type` of a filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum HttpFilterType {
+    /// Changes headers of the request.
+    RequestHeaderModifier,
+    /// Changes headers of the response.
+    ResponseHeaderModifier,
+    /// Changes host or path of the request.
+    #[serde(rename = "URLRewrite")]
+    UrlRewrite,
+    /// Answers with a redirect.
+    RequestRedirect,
+    /// Not supported yet.
+    RequestMirror,
+    /// Not supported yet.
+    #[serde(rename = "CORS")]
+    Cors,
+    /// Not supported yet.
+    ExternalAuth,
+    /// Not supported: there are no extensions.
+    ExtensionRef,
+}
+
+impl HttpFilterType {
+    /// As documents write it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RequestHeaderModifier => "RequestHeaderModifier",
+            Self::ResponseHeaderModifier => "ResponseHeaderModifier",
+            Self::UrlRewrite => "URLRewrite",
+            Self::RequestRedirect => "RequestRedirect",
+            Self::RequestMirror => "RequestMirror",
+            Self::Cors => "CORS",
+            Self::ExternalAuth => "ExternalAuth",
+            Self::ExtensionRef => "ExtensionRef",
+        }
+    }
+}
+
+/// A filter: the field of its type is set, and no other.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HttpFilter {
+    /// Which.
+    #[serde(rename = "type")]
+    pub kind: HttpFilterType,
+    /// For RequestHeaderModifier.
+    #[serde(default)]
+    pub request_header_modifier: Option<HeaderModifier>,
+    /// For ResponseHeaderModifier.
+    #[serde(default)]
+    pub response_header_modifier: Option<HeaderModifier>,
+    /// For URLRewrite.
+    #[serde(default)]
+    pub url_rewrite: Option<UrlRewrite>,
+    /// For RequestRedirect.
+    #[serde(default)]
+    pub request_redirect: Option<RequestRedirect>,
+    /// For RequestMirror.
+    #[serde(default)]
+    pub request_mirror: Option<Unsupported>,
+    /// For CORS.
+    #[serde(default)]
+    pub cors: Option<Unsupported>,
+    /// For ExternalAuth.
+    #[serde(default)]
+    pub external_auth: Option<Unsupported>,
+    /// For ExtensionRef.
+    #[serde(default)]
+    pub extension_ref: Option<Unsupported>,
+}
+
+/// Changes of headers.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HeaderModifier {
+    /// Replaced, or added.
+    #[serde(default)]
+    pub set: Vec<Header>,
+    /// Added to what is there.
+    #[serde(default)]
+    pub add: Vec<Header>,
+    /// Removed.
+    #[serde(default)]
+    pub remove: Vec<String>,
+}
+
+/// A header.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Header {
+    /// Name.
+    pub name: String,
+    /// Value.
+    pub value: String,
+}
+
+/// A rewrite.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UrlRewrite {
+    /// The new host.
+    #[serde(default)]
+    pub hostname: Option<String>,
+    /// The new path.
+    #[serde(default)]
+    pub path: Option<PathModifier>,
+}
+
+/// How a path is replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum PathModifierType {
+    /// As a whole.
+    ReplaceFullPath,
+    /// The part that the rule's prefix matched.
+    ReplacePrefixMatch,
+}
+
+/// A new path.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PathModifier {
+    /// How.
+    #[serde(rename = "type")]
+    pub kind: PathModifierType,
+    /// For ReplaceFullPath.
+    #[serde(default)]
+    pub replace_full_path: Option<String>,
+    /// For ReplacePrefixMatch.
+    #[serde(default)]
+    pub replace_prefix_match: Option<String>,
+}
+
+/// A redirect.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RequestRedirect {
+    /// `http` or `https`; the request's when it is left out.
+    #[serde(default)]
+    pub scheme: Option<String>,
+    /// The request's when it is left out.
+    #[serde(default)]
+    pub hostname: Option<String>,
+    /// The request's when it is left out.
+    #[serde(default)]
+    pub path: Option<PathModifier>,
+    /// The scheme's, or the request's, when it is left out.
+    #[serde(default, deserialize_with = "some_port")]
+    pub port: Option<u16>,
+    /// 301, 302, 303, 307 or 308.
+    #[serde(default = "found")]
+    pub status_code: u16,
+}
+
+const fn found() -> u16 {
+    302
+}

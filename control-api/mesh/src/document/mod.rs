@@ -1,0 +1,163 @@
+//! The documents as people write them. An unknown field is a mistake, never ignored.
+
+mod backend;
+mod grant;
+mod grpc;
+mod http;
+mod http_filter;
+mod policy;
+mod service;
+mod slice;
+mod tcp;
+mod workload;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use remora_xds::diag::SourceMap;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, IgnoredAny, Unexpected};
+
+use crate::name::Name;
+
+pub use backend::{BackendRef, ParentRef};
+pub use grant::{GrantFrom, GrantTo, ReferenceGrantSpec};
+pub use grpc::{GrpcMatch, GrpcMethod, GrpcRouteSpec, GrpcRule};
+pub use http::{
+    HttpMatch, HttpRetry, HttpRouteSpec, HttpRule, HttpTimeouts, PathMatch, PathMatchType, ValueMatch,
+    ValueMatchType,
+};
+pub use http_filter::{
+    Header, HeaderModifier, HttpFilter, HttpFilterType, PathModifier, PathModifierType, RequestRedirect,
+    UrlRewrite,
+};
+pub use policy::{
+    AuthenticationPolicySpec, Connections, LoadBalancing, Mtls, MtlsMode, Retries, RetryBudget, TargetRef,
+    Timeouts, TrafficPolicySpec,
+};
+pub use service::{AppProtocol, ServicePort, ServiceSpec, TargetPort, Transport};
+pub(crate) use slice::SliceEnvelope;
+pub use slice::{Conditions, EndpointSliceSpec, ObjectRef, SERVICE_NAME, SliceEndpoint, SlicePort};
+pub use tcp::{TcpRouteSpec, TcpRule, TlsRouteSpec};
+pub use workload::{Egress, Locality, WorkloadPort, WorkloadSpec};
+
+/// A document that was read.
+#[derive(Debug, Clone)]
+pub struct Document<S> {
+    /// Who it is.
+    pub metadata: Metadata,
+    /// What it says.
+    pub spec: S,
+    /// Its file.
+    pub source: Arc<str>,
+    /// Where its fields stand in that file.
+    pub map: SourceMap,
+}
+
+impl<S> Document<S> {
+    /// Its namespace and name.
+    #[must_use]
+    pub fn name(&self) -> Name {
+        Name::new(&self.metadata.namespace, &self.metadata.name)
+    }
+
+    /// Of two documents that say different things the older one holds, then the first by namespace and name. A document without a
+    /// time is a file's; it is newer than any that has one.
+    pub(crate) fn age(&self) -> (bool, Option<&str>, &str, &str) {
+        let metadata = &self.metadata;
+        (
+            metadata.creation_timestamp.is_none(),
+            metadata.creation_timestamp.as_deref(),
+            metadata.namespace.as_str(),
+            metadata.name.as_str(),
+        )
+    }
+}
+
+/// `metadata` of Kubernetes, the part that means something here.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Metadata {
+    /// Unique in its kind and namespace.
+    pub name: String,
+    /// Namespace; `default` when it is left out.
+    #[serde(default = "default_name")]
+    pub namespace: String,
+    /// What selectors match. `app` and `version` also become labels of metrics.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Notes of other tools; they mean nothing here.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+    /// RFC 3339. Of two HTTPRoutes that match equally well, the older one holds.
+    #[serde(default)]
+    pub creation_timestamp: Option<String>,
+    /// What Kubernetes keeps with a document and nobody writes; it means nothing here.
+    #[serde(default, rename = "uid")]
+    pub(crate) _uid: Kept,
+    #[serde(default, rename = "resourceVersion")]
+    pub(crate) _resource_version: Kept,
+    #[serde(default, rename = "generation")]
+    pub(crate) _generation: Kept,
+    #[serde(default, rename = "managedFields")]
+    pub(crate) _managed_fields: Kept,
+    #[serde(default, rename = "ownerReferences")]
+    pub(crate) _owner_references: Kept,
+    #[serde(default, rename = "finalizers")]
+    pub(crate) _finalizers: Kept,
+    #[serde(default, rename = "generateName")]
+    pub(crate) _generate_name: Kept,
+}
+
+/// Any value, which is not looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Kept;
+
+impl<'de> Deserialize<'de> for Kept {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        IgnoredAny::deserialize(deserializer).map(|_| Self)
+    }
+}
+
+/// A field of the Gateway API, or one that is planned, which cannot be honoured yet. Whatever it holds is refused by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Unsupported(());
+
+impl<'de> Deserialize<'de> for Unsupported {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        IgnoredAny::deserialize(deserializer).map(|_| Self(()))
+    }
+}
+
+fn default_name() -> String {
+    "default".into()
+}
+
+/// The whole text of a document.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Envelope<S> {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    pub(crate) metadata: Metadata,
+    pub(crate) spec: S,
+    /// What controllers say of a document in Kubernetes.
+    #[serde(default, rename = "status")]
+    _status: Kept,
+}
+
+fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
+    let value = u64::deserialize(deserializer)?;
+    let number = u16::try_from(value).ok().filter(|n| *n > 0);
+    number.ok_or_else(|| Error::invalid_value(Unexpected::Unsigned(value), &"a port from 1 to 65535"))
+}
+
+fn some_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+    port(deserializer).map(Some)
+}
+
+const fn one() -> u32 {
+    1
+}

@@ -1,0 +1,82 @@
+//! Workload.
+
+use std::net::IpAddr;
+
+use serde::Deserialize;
+
+use super::{default_name, one, port, some_port};
+
+/// `remora.dev/v1alpha1` Workload: a process on a machine, with a sidecar beside it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WorkloadSpec {
+    /// Where other sidecars reach this one's.
+    pub address: IpAddr,
+    /// Port of the sidecar's inbound listener.
+    #[serde(default = "default_inbound", deserialize_with = "port")]
+    pub inbound_port: u16,
+    /// Where the program listens, on loopback.
+    #[serde(default)]
+    pub ports: Vec<WorkloadPort>,
+    /// The identity is `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
+    #[serde(default = "default_name")]
+    pub service_account: String,
+    /// Its share of the requests, relative to the others of its Services.
+    #[serde(default = "one")]
+    pub weight: u32,
+    /// Where it runs.
+    #[serde(default)]
+    pub locality: Locality,
+    /// What the program calls. Left out: every port of every Service of the namespace that does not select this workload.
+    #[serde(default)]
+    pub egress: Option<Vec<Egress>>,
+}
+
+/// A place, from large to small.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Locality {
+    /// Region.
+    #[serde(default)]
+    pub region: String,
+    /// Zone of the region.
+    #[serde(default)]
+    pub zone: String,
+    /// Part of the zone.
+    #[serde(default)]
+    pub sub_zone: String,
+}
+
+/// Port of the inbound listener when a Workload names none.
+const fn default_inbound() -> u16 {
+    15_006
+}
+
+/// A port of a workload.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WorkloadPort {
+    /// What `targetPort` may say.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Number.
+    #[serde(deserialize_with = "port")]
+    pub port: u16,
+}
+
+/// A Service that a workload calls, on a port of its own loopback.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Egress {
+    /// Name of the Service.
+    pub service: String,
+    /// Its namespace; the workload's when it is left out.
+    #[serde(default)]
+    pub namespace: Option<String>,
+    /// A port of it; all of them when it is left out.
+    #[serde(default, deserialize_with = "some_port")]
+    pub port: Option<u16>,
+    /// Where the sidecar listens on 127.0.0.1; the Service's own port when it is left out.
+    #[serde(default, deserialize_with = "some_port")]
+    pub local_port: Option<u16>,
+}

@@ -1,0 +1,196 @@
+//! Changes, and what they touch.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::{Change, Instance, Mesh, Touched};
+use crate::document::TargetRef;
+use crate::kinds::{AnyDocument, Kind};
+use crate::name::{Key, Name};
+
+impl Mesh {
+    /// Makes `change`, and answers what has to be compiled again.
+    pub fn apply(&mut self, change: Change) -> Touched {
+        match change {
+            Change::Put(AnyDocument::Workload(workload)) => {
+                let name = workload.name();
+                self.tables.workloads.insert(name.clone(), Arc::clone(&workload));
+                self.replace_instance(&name, Some(Arc::new(Instance::of(workload))), true)
+            }
+            Change::Remove(Key { kind: Kind::Workload, name }) => {
+                self.tables.workloads.remove(&name);
+                self.replace_instance(&name, None, true)
+            }
+            Change::Register(instance) => {
+                self.replace_instance(&instance.workload.name(), Some(instance), false)
+            }
+            Change::Deregister(name) => self.replace_instance(&name, None, false),
+            Change::Put(document) => self.replace(&document.key(), Some(document)),
+            Change::Remove(key) => self.replace(&key, None),
+        }
+    }
+
+    /// The document of `key`.
+    #[must_use]
+    pub fn document(&self, key: &Key) -> Option<AnyDocument> {
+        self.tables.get(key)
+    }
+
+    /// Puts `document` in the place of `key`, or nothing.
+    fn replace(&mut self, key: &Key, document: Option<AnyDocument>) -> Touched {
+        let mut touched = Touched::default();
+        let old = self.document(key);
+        let sliced: BTreeSet<Name> = old.iter().chain(&document).filter_map(service_of_slice).collect();
+        let before = self.accounts_of(&sliced);
+        if let Some(old) = &old {
+            self.reach(old, &mut touched);
+            self.index.document(old, false);
+            self.tables.remove(key);
+        }
+        if let Some(new) = document.clone() {
+            self.index.document(&new, true);
+            self.tables.insert(new.clone());
+            self.reach(&new, &mut touched);
+        }
+        if let (Some(AnyDocument::Service(old)), Some(AnyDocument::Service(new))) = (&old, &document)
+            && old.spec == new.spec
+        {
+            touched.namespaces.clear();
+        }
+        let after = self.accounts_of(&sliced);
+        for service in sliced {
+            touched.endpoints_or_all(service, &before, &after);
+        }
+        touched
+    }
+
+    /// What depends on `document`.
+    fn reach(&self, document: &AnyDocument, touched: &mut Touched) {
+        let name = document.key().name;
+        match document {
+            AnyDocument::Service(service) => {
+                for route in self.index.backends.linked(&name.namespace, &name.name) {
+                    self.parents(route, touched);
+                }
+                touched.workloads.extend(self.behind(service).into_iter().map(|i| i.workload.name()));
+                touched.namespaces.insert(Arc::clone(&name.namespace));
+                touched.services.insert(name);
+            }
+            AnyDocument::HttpRoute(_)
+            | AnyDocument::GrpcRoute(_)
+            | AnyDocument::TcpRoute(_)
+            | AnyDocument::TlsRoute(_) => self.parents(&document.key(), touched),
+            AnyDocument::ReferenceGrant(_) => {
+                let leading_here = self.index.backends.namespace(&name.namespace).flat_map(|(_, keys)| keys);
+                for route in leading_here.filter(|route| route.name.namespace != name.namespace) {
+                    self.parents(route, touched);
+                }
+            }
+            AnyDocument::TrafficPolicy(policy) => targets(&name, &policy.spec.target_refs, touched),
+            AnyDocument::AuthenticationPolicy(policy) => {
+                targets(&name, &policy.spec.target_refs, touched);
+                for target in &policy.spec.target_refs {
+                    let service = self.service(&name.namespace, &target.name);
+                    let behind = service.into_iter().flat_map(|service| self.behind(service));
+                    touched.workloads.extend(behind.map(|instance| instance.workload.name()));
+                }
+            }
+            AnyDocument::EndpointSlice(slice) => {
+                let named = slice.spec.endpoints.iter().filter_map(|e| e.target_ref.as_ref());
+                touched.workloads.extend(named.map(|target| Name::new(&name.namespace, &target.name)));
+            }
+            // `replace_instance` has them.
+            AnyDocument::Workload(_) => {}
+        }
+    }
+
+    /// The Services that a route is attached to.
+    fn parents(&self, route: &Key, touched: &mut Touched) {
+        let Some(document) = self.document(route) else { return };
+        let own = &route.name.namespace;
+        let parents = document.parents().iter();
+        touched.services.extend(parents.map(|p| Name::new(p.namespace.as_deref().unwrap_or(own), &p.name)));
+    }
+
+    /// Puts `instance` in the place of `name`, or nothing, among those of documents or of the registry.
+    fn replace_instance(
+        &mut self,
+        name: &Name,
+        instance: Option<Arc<Instance>>,
+        documented: bool,
+    ) -> Touched {
+        let old = self.instance(&name.namespace, &name.name).cloned();
+        let new = if documented {
+            instance.clone().or_else(|| self.registered.of(name).cloned())
+        } else {
+            self.workloads.of(name).or(instance.as_ref()).cloned()
+        };
+        let both: Vec<_> = old.iter().chain(&new).cloned().collect();
+        let services = both.iter().flat_map(|instance| self.services_of(instance));
+        let services: BTreeSet<Name> = services.map(|service| service.name()).collect();
+        // What is in clusters of an instance is its account. Most changes leave all of that alone.
+        let alike = matches!(&both[..], [a, b] if a.answers_like(b));
+        let before = if alike { BTreeMap::new() } else { self.accounts_of(&services) };
+
+        let table = if documented { &mut self.workloads } else { &mut self.registered };
+        match instance {
+            Some(instance) => drop(table.insert(name.clone(), instance)),
+            None => drop(table.remove(name)),
+        }
+        for (instance, add) in [(&old, false), (&new, true)] {
+            if let Some(instance) = instance {
+                self.index.instance(instance, add);
+            }
+        }
+
+        let after = if alike { BTreeMap::new() } else { self.accounts_of(&services) };
+        let mut touched = Touched::default();
+        let spec = |instance: &Option<Arc<Instance>>| instance.as_ref().map(|i| i.workload.spec.clone());
+        if !alike || spec(&old) != spec(&new) {
+            touched.workloads.insert(name.clone());
+        }
+        for service in services {
+            touched.endpoints_or_all(service, &before, &after);
+        }
+        touched
+    }
+
+    /// The accounts of each of `services`, with the ports that they answer for.
+    fn accounts_of(&self, services: &BTreeSet<Name>) -> Accounts {
+        let found = services.iter().filter_map(|name| self.tables.services.of(name));
+        found
+            .map(|service| {
+                let ports = service.spec.ports.iter();
+                let each = ports.flat_map(|port| {
+                    self.accounts(service, port).into_iter().map(|a| (port.port, a.to_owned()))
+                });
+                (service.name(), each.collect())
+            })
+            .collect()
+    }
+}
+
+type Accounts = BTreeMap<Name, BTreeSet<(u16, String)>>;
+
+impl Touched {
+    /// The endpoints of a Service changed, and everything if others may answer for it than before.
+    fn endpoints_or_all(&mut self, service: Name, before: &Accounts, after: &Accounts) {
+        let changed = before.get(&service) != after.get(&service);
+        if changed {
+            self.services.insert(service);
+        } else if !self.services.contains(&service) {
+            self.endpoints.insert(service);
+        }
+    }
+}
+
+fn targets(policy: &Name, refs: &[TargetRef], touched: &mut Touched) {
+    touched.services.extend(refs.iter().map(|target| Name::new(&policy.namespace, &target.name)));
+}
+
+fn service_of_slice(document: &AnyDocument) -> Option<Name> {
+    match document {
+        AnyDocument::EndpointSlice(slice) => Some(Name::new(&slice.metadata.namespace, slice.service()?)),
+        _ => None,
+    }
+}

@@ -1,0 +1,183 @@
+//! All documents and registrations of a mesh, indexed: who belongs to whom is a look-up, never a search.
+
+mod apply;
+mod index;
+mod instance;
+mod members;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::document::{
+    AuthenticationPolicySpec, BackendRef, Document, MtlsMode, ServiceSpec, TrafficPolicySpec,
+};
+use crate::kinds::{AnyDocument, Documents, Kind, Tables};
+use crate::name::{ByName, Key, Name};
+
+pub use instance::{Health, Instance};
+
+pub(crate) use members::{Member, target};
+
+use index::Index;
+
+/// One step from one state of a mesh to the next.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// A document was written. It replaces the one of the same key.
+    Put(AnyDocument),
+    /// A document was removed.
+    Remove(Key),
+    /// An instance registered, or its health changed. It replaces the one of the same name. A Workload document of this name
+    /// holds before it.
+    Register(Arc<Instance>),
+    /// An instance is gone.
+    Deregister(Name),
+}
+
+/// What has to be compiled again after changes. A Service that is named and no longer there is gone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Services of which everything may have changed, and so the part of every node that uses them.
+    pub services: BTreeSet<Name>,
+    /// Services of which nothing but endpoints changed. None of them is in `services`.
+    pub endpoints: BTreeSet<Name>,
+    /// Workloads whose own part may have changed: the inbound listener, or what they call.
+    pub workloads: BTreeSet<Name>,
+    /// Namespaces in which a Service or a port of one came or went: it matters to nodes that call all of their namespace.
+    pub namespaces: BTreeSet<Arc<str>>,
+}
+
+impl Touched {
+    /// Adds what another change touched.
+    pub fn merge(&mut self, other: Self) {
+        self.services.extend(other.services);
+        self.endpoints.extend(other.endpoints);
+        self.workloads.extend(other.workloads);
+        self.namespaces.extend(other.namespaces);
+        self.endpoints.retain(|name| !self.services.contains(name));
+    }
+
+    /// Whether nothing was.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Documents and registrations. Nothing in it has to refer to what exists: it is complete when everything has arrived.
+#[derive(Debug, Clone, Default)]
+pub struct Mesh {
+    pub(crate) tables: Tables,
+    /// Instances of the documents.
+    workloads: ByName<Arc<Instance>>,
+    /// Of the registry.
+    registered: ByName<Arc<Instance>>,
+    index: Index,
+}
+
+impl From<&Documents> for Mesh {
+    fn from(documents: &Documents) -> Self {
+        let mut mesh = Self::default();
+        for document in documents.iter() {
+            mesh.apply(Change::Put(document));
+        }
+        mesh
+    }
+}
+
+impl Mesh {
+    /// A Service.
+    #[must_use]
+    pub fn service(&self, namespace: &str, name: &str) -> Option<&Arc<Document<ServiceSpec>>> {
+        self.tables.services.get(namespace, name)
+    }
+
+    /// The Services of a namespace.
+    pub fn services(&self, namespace: &str) -> impl Iterator<Item = &Arc<Document<ServiceSpec>>> {
+        self.tables.services.namespace(namespace).map(|(_, service)| service)
+    }
+
+    /// All Services.
+    pub fn all_services(&self) -> impl Iterator<Item = &Arc<Document<ServiceSpec>>> {
+        self.tables.services.values()
+    }
+
+    /// A Workload or a registered instance.
+    #[must_use]
+    pub fn instance(&self, namespace: &str, name: &str) -> Option<&Arc<Instance>> {
+        self.workloads.get(namespace, name).or_else(|| self.registered.get(namespace, name))
+    }
+
+    /// All Workloads and registered instances.
+    pub fn instances(&self) -> impl Iterator<Item = &Arc<Instance>> {
+        let hidden = |i: &&Arc<Instance>| {
+            let metadata = &i.workload.metadata;
+            self.workloads.get(&metadata.namespace, &metadata.name).is_none()
+        };
+        self.workloads.values().chain(self.registered.values().filter(hidden))
+    }
+
+    /// The routes of all kinds that are attached to a Service, by kind and name.
+    pub(crate) fn routes(&self, service: &Document<ServiceSpec>) -> impl Iterator<Item = &Key> {
+        self.index.routes.linked(&service.metadata.namespace, &service.metadata.name)
+    }
+
+    /// The policies of all kinds that are attached to a Service, by kind and name.
+    pub(crate) fn policies(&self, service: &Document<ServiceSpec>) -> impl Iterator<Item = &Key> {
+        self.index.policies.linked(&service.metadata.namespace, &service.metadata.name)
+    }
+
+    /// The TrafficPolicy of a Service: of several the oldest, then the first by name.
+    pub(crate) fn policy(
+        &self,
+        service: &Document<ServiceSpec>,
+    ) -> Option<&Arc<Document<TrafficPolicySpec>>> {
+        let keys = self.policies(service).filter(|key| key.kind == Kind::TrafficPolicy);
+        keys.filter_map(|key| self.tables.policies.of(&key.name)).min_by(|a, b| a.age().cmp(&b.age()))
+    }
+
+    /// The AuthenticationPolicy of a Service: of several the oldest, then the first by name.
+    pub(crate) fn authentication(
+        &self,
+        service: &Document<ServiceSpec>,
+    ) -> Option<&Arc<Document<AuthenticationPolicySpec>>> {
+        let keys = self.policies(service).filter(|key| key.kind == Kind::AuthenticationPolicy);
+        let found = keys.filter_map(|key| self.tables.authentications.of(&key.name));
+        found.min_by(|a, b| a.age().cmp(&b.age()))
+    }
+
+    /// Whether callers of a Service must use mTLS. A mode that is not supported counts as the strictest.
+    pub(crate) fn mtls(&self, service: &Document<ServiceSpec>) -> MtlsMode {
+        match self.authentication(service).map(|policy| policy.spec.mtls.mode) {
+            Some(MtlsMode::Disabled) => MtlsMode::Disabled,
+            _ => MtlsMode::Strict,
+        }
+    }
+
+    /// The port that a backend of `route` means; None when there is none, or no ReferenceGrant lets the route have it.
+    pub(crate) fn backend(&self, route: &Key, backend: &BackendRef) -> Option<(Name, u16)> {
+        let own = &*route.name.namespace;
+        let namespace = backend.namespace.as_deref().unwrap_or(own);
+        let service = self.service(namespace, &backend.name)?;
+        let known = service.spec.ports.iter().any(|port| port.port == backend.port);
+        let allowed = namespace == own || self.granted(route, namespace, &backend.name);
+        (known && allowed).then(|| (service.name(), backend.port))
+    }
+
+    /// Whether a ReferenceGrant of `namespace` lets `route`, which is in another one, lead to a Service.
+    pub(crate) fn granted(&self, route: &Key, namespace: &str, service: &str) -> bool {
+        self.tables.grants.namespace(namespace).any(|(_, grant)| {
+            let from = grant.spec.from.iter().any(|from| {
+                from.group == "gateway.networking.k8s.io"
+                    && from.kind == route.kind.as_str()
+                    && from.namespace == *route.name.namespace
+            });
+            let to = |to: &crate::document::GrantTo| {
+                to.group.is_empty()
+                    && to.kind == Kind::Service.as_str()
+                    && to.name.as_deref().is_none_or(|name| name == service)
+            };
+            from && grant.spec.to.iter().any(to)
+        })
+    }
+}

@@ -1,0 +1,326 @@
+//! Golden files of what each kind of document compiles to, and what is refused by name.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+mod support;
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use remora_mesh::{
+    Change, Compiler, Credentials, Delivery, Documents, Health, Instance, Listening, Mesh, Name, NodeKind,
+    NodeRequest, NodeResources, Profile, Resource,
+};
+use remora_xds::pb::envoy::config::core::v3::Node;
+use remora_xds::{Schema, any};
+use support::mutilated;
+
+const SHOP: &str = include_str!("../../../deploy/examples/shop.yaml");
+const EXTERNAL: &str = include_str!("../../../deploy/examples/external.yaml");
+
+fn profile() -> Profile {
+    Profile {
+        trust_domain: "mesh.test".into(),
+        credentials: Credentials::Files {
+            certificate: "/certs/chain.pem".into(),
+            key: "/certs/key.pem".into(),
+            roots: "/certs/roots.pem".into(),
+        },
+        delivery: Delivery::Ads,
+        listening: Listening::AsWritten,
+    }
+}
+
+fn compiler(text: &str) -> Compiler {
+    let (documents, findings) = Documents::check([("mesh.yaml", text)]);
+    assert!(findings.is_empty(), "{findings:?}");
+    Compiler::new(Mesh::from(&documents), profile())
+}
+
+fn sidecar(compiler: &Compiler, namespace: &str, workload: &str) -> NodeResources {
+    let request = NodeRequest::new(NodeKind::Sidecar, namespace).with_workload(workload.into());
+    let node = compiler.node(&request).unwrap();
+    let schema = Schema::load();
+    let all = node.clusters.values().chain(node.endpoints.values()).chain(node.listeners.values());
+    for resource in all.chain(node.routes.values()) {
+        assert_eq!(schema.check_any(&resource.body, &resource.name), Ok(()), "{}", resource.name);
+    }
+    node
+}
+
+/// Resources as YAML, each with the documents that it was made of.
+fn shown<'a>(resources: impl IntoIterator<Item = &'a Arc<Resource>>) -> String {
+    let schema = Schema::load();
+    let one = |resource: &Arc<Resource>| {
+        let documents: Vec<_> = resource.documents.iter().map(ToString::to_string).collect();
+        format!("# of {}\n{}", documents.join(", "), schema.any_to_yaml(&resource.body))
+    };
+    resources.into_iter().map(one).collect()
+}
+
+#[test]
+fn http_and_grpc_routes() {
+    let node = sidecar(&compiler(SHOP), "shop", "till");
+    insta::assert_snapshot!(shown(node.routes.values()));
+    assert_eq!(node.problems, []);
+}
+
+#[test]
+fn tcp_and_tls_routes() {
+    let compiler = compiler(SHOP);
+    let ledger = compiler.resources(&Name::new("shop", "ledger")).unwrap();
+    insta::assert_snapshot!(shown(ledger.ports.iter().map(|port| &port.producer.listener)));
+}
+
+#[test]
+fn callers_with_routes_of_their_own() {
+    let node = sidecar(&compiler(SHOP), "vault", "archive-1");
+    insta::assert_snapshot!(shown(node.routes.values()));
+    assert!(!node.clusters.contains_key("outbound|8180||orders-next.shop.svc.cluster.local"));
+}
+
+#[test]
+fn endpoint_slices_without_mtls() {
+    let compiler = compiler(EXTERNAL);
+    let weather = compiler.resources(&Name::new("default", "weather")).unwrap();
+    insta::assert_snapshot!(shown([&weather.ports[0].cluster, &weather.ports[0].endpoints]));
+}
+
+#[test]
+fn health_and_places_of_endpoints() {
+    let mut compiler = compiler(SHOP);
+    let mut register = |name: &str, address: &str, health| {
+        let text = format!(
+            "apiVersion: remora.dev/v1alpha1\nkind: Workload\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{address: {address}, serviceAccount: orders, ports: [{{port: 8080}}]}}\n"
+        );
+        let documents = Documents::read_alone([("lease", text.as_str())]).unwrap();
+        let workload = Arc::new(documents.workloads[0].clone());
+        compiler.apply([Change::Register(Arc::new(Instance {
+            workload,
+            health,
+            services: vec!["orders".into()],
+        }))]);
+    };
+    register("draining", "10.0.1.1", Health::Draining);
+    register("dead", "10.0.1.2", Health::Dead);
+    // A new instance at the address of the dead one.
+    register("reborn", "10.0.1.2", Health::Ready);
+    let orders = compiler.resources(&Name::new("shop", "orders")).unwrap();
+    insta::assert_snapshot!(shown([&orders.port(8080).unwrap().endpoints]));
+}
+
+#[test]
+fn what_grpc_libraries_get() {
+    let node = Node { user_agent_name: "gRPC Go".into(), ..Node::default() };
+    let mut request = NodeRequest::of(&node).unwrap();
+    assert_eq!((request.kind, request.namespace.as_str()), (NodeKind::Grpc, "default"));
+    request.wanted = ["orders.shop:9090", "orders.shop", "nobody.shop"].map(Into::into).into();
+    let node = compiler(SHOP).node(&request).unwrap();
+    let listeners: Vec<_> = node.listeners.keys().map(AsRef::as_ref).collect();
+    assert_eq!(listeners, ["orders.shop", "orders.shop:9090"]);
+    let all = node.listeners.values().chain(node.routes.values()).chain(node.clusters.values());
+    for resource in all {
+        assert!(any::type_name(&resource.body.type_url).is_some());
+    }
+    // The schema is of what sidecars take, and has no api_listener: it shows as a listener with a name only.
+    insta::assert_snapshot!(shown(node.listeners.values().chain(node.routes.values())));
+    assert!(node.services.contains(&Name::new("shop", "nobody")), "it may come");
+}
+
+#[test]
+fn a_node_says_who_it_is() {
+    let id = |id: &str| NodeRequest::of(&Node { id: id.into(), ..Node::default() });
+    let sidecar = id("sidecar~10.0.0.1~till.shop~shop.svc.cluster.local").unwrap();
+    assert_eq!((sidecar.kind, sidecar.namespace.as_str()), (NodeKind::Sidecar, "shop"));
+    assert_eq!(sidecar.workload.as_deref(), Some("till"));
+    assert_eq!(id("router~10.0.0.1~.shop~shop.svc").unwrap().workload, None);
+    let error = id("me").unwrap_err().to_string();
+    assert!(error.contains("\"me\""), "{error}");
+}
+
+#[test]
+fn a_proxy_without_a_workload_calls_and_is_not_called() {
+    let node = compiler(SHOP).node(&NodeRequest::new(NodeKind::Proxy, "shop")).unwrap();
+    assert!(!node.listeners.contains_key("inbound"));
+    assert!(node.whole_namespace);
+    assert!(node.listeners.contains_key("orders.shop.svc.cluster.local:8080"));
+}
+
+const REFUSED: &str = "apiVersion: v1
+kind: Service
+metadata: {name: a}
+spec: {type: ExternalName, externalName: a.test, sessionAffinity: ClientIP, ports: [{name: http, port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: b, namespace: other}
+spec: {type: LoadBalancer, ports: [{name: http, port: 80}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: r}
+spec:
+  hostnames: [a.test]
+  parentRefs: [{kind: Service, name: a, sectionName: grpc}]
+  rules:
+  - filters:
+    - {type: RequestMirror, requestMirror: {backendRef: {name: a}}}
+    - {type: CORS, cors: {allowOrigins: ['*']}}
+    - {type: ExtensionRef, extensionRef: {group: x, kind: Y, name: z}}
+    backendRefs: [{name: b, namespace: other, port: 80}]
+    sessionPersistence: {type: Cookie}
+    retry: {codes: [200], backoff: 0s}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: g}
+spec:
+  parentRefs: [{kind: Service, name: a}]
+  rules:
+  - matches: [{method: {}}, {method: {service: a b}}, {method: {type: RegularExpression, method: '('}}]
+    filters: [{type: URLRewrite, urlRewrite: {hostname: x.test}}]
+---
+apiVersion: gateway.networking.k8s.io/v1alpha2
+kind: TCPRoute
+metadata: {name: t}
+spec: {parentRefs: [{kind: Service, name: a}], rules: []}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: TLSRoute
+metadata: {name: l}
+spec: {parentRefs: [{kind: Service, name: a}], hostnames: ['*', 'A.test'], rules: [{backendRefs: [{name: a, port: 80}]}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: ReferenceGrant
+metadata: {name: y}
+spec: {from: [{group: x, kind: Gateway, namespace: n}], to: []}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: e, labels: {kubernetes.io/service-name: a}}
+addressType: FQDN
+ports: [{name: no, port: 1}]
+endpoints: [{addresses: []}, {addresses: ['10.0.0.1'], targetRef: {kind: Node, name: n}}]
+---
+apiVersion: remora.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: p}
+spec: {targetRefs: [{name: a}], outlierDetection: {}, healthChecks: [], circuitBreaker: 1}
+---
+apiVersion: remora.dev/v1alpha1
+kind: AuthenticationPolicy
+metadata: {name: q}
+spec: {targetRefs: [{name: a}], mtls: {mode: Permissive}, jwt: {}}
+";
+
+fn found(text: &str) -> String {
+    let (_, findings) = Documents::check([("mesh.yaml", text)]);
+    findings.iter().map(|finding| format!("[{}] {finding}\n", finding.rule.id())).collect()
+}
+
+#[test]
+fn what_cannot_be_honoured_is_refused_by_name() {
+    insta::assert_snapshot!(found(REFUSED));
+    let kinds =
+        ["AuthorizationPolicy", "RateLimitPolicy", "FaultPolicy", "TelemetryPolicy", "VirtualService", "Pod"];
+    let said: String =
+        kinds.map(|kind| found(&format!("apiVersion: remora.dev/v1alpha1\nkind: {kind}\n"))).concat();
+    insta::assert_snapshot!("kinds_that_are_refused", said);
+}
+
+const DOUBTFUL: &str = "apiVersion: v1
+kind: Service
+metadata: {name: a}
+spec: {selector: {app: a}, ports: [{name: http, port: 80}, {name: db, port: 5432}, {name: grpc, port: 90}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: r}
+spec:
+  parentRefs: [{kind: Service, name: a}]
+  rules:
+  - matches: [{path: {type: RegularExpression, value: '/.*'}}]
+    backendRefs: [{name: a, port: 80}]
+  - matches: [{path: {value: /x}}]
+    backendRefs: [{name: a, port: 80}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: g}
+spec:
+  parentRefs: [{kind: Service, name: a, port: 90}]
+  rules:
+  - matches: [{method: {service: x}}]
+    backendRefs: [{name: a, port: 90}]
+---
+apiVersion: gateway.networking.k8s.io/v1alpha2
+kind: TCPRoute
+metadata: {name: t}
+spec: {parentRefs: [{kind: Service, name: a, port: 5432}], rules: [{backendRefs: [{name: a, port: 5432}]}]}
+---
+apiVersion: gateway.networking.k8s.io/v1alpha2
+kind: TCPRoute
+metadata: {name: u}
+spec: {parentRefs: [{kind: Service, name: a, port: 5432}], rules: [{backendRefs: [{name: a, port: 5432}]}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: e, labels: {kubernetes.io/service-name: a}}
+addressType: IPv4
+ports: [{name: http, port: 80}]
+endpoints: [{addresses: ['10.0.0.1']}]
+---
+apiVersion: remora.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: p}
+spec: {targetRefs: [{name: a}]}
+---
+apiVersion: remora.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: q}
+spec: {targetRefs: [{name: a}]}
+";
+
+#[test]
+fn what_does_nothing_is_told_with_both_places() {
+    insta::assert_snapshot!(found(DOUBTFUL));
+}
+
+#[test]
+fn a_bomb_is_refused_by_name() {
+    let mut text =
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+            .to_owned();
+    for level in 1..12 {
+        let one = format!("*a{}, ", level - 1).repeat(9);
+        text += &format!("  a{level}: &a{level} [{}]\n", one.trim_end_matches(", "));
+    }
+    let said = found(&text);
+    assert!(said.contains("[syntax]") && said.contains("aliases"), "{said}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whether or not documents are right together: those that can be read compile, for everybody, to what Envoy's rules allow. What
+    /// the check accepts is accepted for a reason: no sidecar has problems.
+    #[test]
+    fn mutilated_documents_never_panic(text in mutilated(format!("{SHOP}---\n{EXTERNAL}"))) {
+        let Ok(documents) = Documents::read_alone([("mesh.yaml", text.as_str())]) else { return Ok(()) };
+        let (_, findings) = Documents::check([("mesh.yaml", text.as_str())]);
+        let right = findings.is_empty();
+        let schema = Schema::load();
+        let compiler = Compiler::new(Mesh::from(&documents), profile());
+        for workload in &documents.workloads {
+            let request = NodeRequest::new(NodeKind::Sidecar, &workload.metadata.namespace)
+                .with_workload(workload.metadata.name.clone());
+            let node = compiler.node(&request).unwrap();
+            prop_assert!(!right || node.problems.is_empty(), "{:?}", node.problems);
+            let all = node.clusters.values().chain(node.endpoints.values()).chain(node.listeners.values());
+            for resource in all.chain(node.routes.values()).filter(|_| right) {
+                prop_assert_eq!(schema.check_any(&resource.body, &resource.name), Ok(()), "{}", resource.name);
+            }
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! Connects subscriptions to gRPC and to the data plane, for as long as it runs.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{mpsc, oneshot, watch};
+use tonic::codegen::Service;
+use tonic::codegen::http::Uri;
+use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Endpoint;
+use tonic::{Status, Streaming};
+
+use super::failover::Failover;
+use super::subscriptions::{Answer, Batch, Names, Request, Response, Subscriptions};
+use super::{Variant, Versions};
+use crate::kind::Kind;
+use crate::pb::envoy::config::core::v3::Node;
+use crate::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use crate::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse};
+
+/// A byte stream to a server.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// A connection that is being opened.
+pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn Duplex>>> + Send>>;
+
+/// Opens connections to the servers of a control plane.
+pub trait Connector: Send + Sync + 'static {
+    /// How many servers there are at the moment.
+    fn servers(&self) -> usize;
+    /// Opens a connection to one of them, by a number below [`Self::servers`], with TLS if it is to have TLS, and within its own time limit.
+    fn connect(&self, server: usize) -> Connecting;
+    /// `:authority` of the requests.
+    fn authority(&self) -> &str;
+}
+
+/// How the stream is to be.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Which variant is spoken.
+    pub variant: Variant,
+    /// Who we are.
+    pub node: Node,
+    /// Whether all listeners are wanted, and all clusters.
+    pub roots: Vec<Kind>,
+    /// What is in force from an earlier life.
+    pub held: Vec<(Kind, Versions)>,
+    /// Bytes of the largest response.
+    pub response_bytes: usize,
+    /// A quiet connection is probed after this time…
+    pub keepalive: Duration,
+    /// …and given up when the probe is not answered in this time.
+    pub keepalive_timeout: Duration,
+}
+
+impl Settings {
+    /// Usual bounds: 64 MiB a response, a silent server is noticed after 20 s.
+    #[must_use]
+    pub const fn new(variant: Variant, node: Node, roots: Vec<Kind>) -> Self {
+        Self {
+            variant,
+            node,
+            roots,
+            held: Vec::new(),
+            response_bytes: 64 << 20,
+            keepalive: Duration::from_secs(10),
+            keepalive_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What the data plane is told.
+#[derive(Debug)]
+pub enum Event {
+    /// A server has answered.
+    Connected,
+    /// There is no server, and why.
+    Disconnected(String),
+    /// Resources; nothing else comes before they are answered.
+    Batch(Batch, oneshot::Sender<Answer>),
+}
+
+/// Keeps a stream open until the receiver of events or the sender of `wanted` is gone.
+pub async fn run(
+    settings: Settings,
+    connector: impl Connector,
+    mut wanted: watch::Receiver<Names>,
+    events: mpsc::Sender<Event>,
+) {
+    let mut rng = fastrand::Rng::new();
+    let mut failover = Failover::new(&mut rng);
+    let mut subscriptions =
+        Subscriptions::new(settings.variant, settings.node.clone(), settings.held.iter().cloned());
+    for kind in &settings.roots {
+        subscriptions.want_all(*kind);
+    }
+    let connector: Arc<dyn Connector> = Arc::new(connector);
+    while !events.is_closed() {
+        let server =
+            Server { connector: Arc::clone(&connector), number: failover.server(connector.servers()) };
+        let mut session = Session {
+            settings: &settings,
+            subscriptions: &mut subscriptions,
+            wanted: &mut wanted,
+            events: &events,
+            answered: false,
+        };
+        let reason = session.run(server).await;
+        if session.answered {
+            failover.healthy();
+        }
+        let Err(reason) = reason else { return };
+        let wait = failover.failed(connector.servers(), &mut rng);
+        tracing::debug!(reason, ?wait, "the stream to the control plane ended");
+        if events.send(Event::Disconnected(reason)).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(wait).await;
+    }
+}
+
+struct Session<'s> {
+    settings: &'s Settings,
+    subscriptions: &'s mut Subscriptions,
+    wanted: &'s mut watch::Receiver<Names>,
+    events: &'s mpsc::Sender<Event>,
+    /// Whether the server has sent anything.
+    answered: bool,
+}
+
+impl Session<'_> {
+    /// One stream. Ok: the data plane has ended. Err: why the stream did.
+    async fn run(&mut self, server: Server) -> Result<(), String> {
+        let authority = server.connector.authority().to_owned();
+        let endpoint = Endpoint::from_shared(format!("http://{authority}"))
+            .map_err(|e| e.to_string())?
+            .http2_keep_alive_interval(self.settings.keepalive)
+            .keep_alive_timeout(self.settings.keepalive_timeout)
+            .keep_alive_while_idle(true);
+        let channel = endpoint.connect_with_connector(server).await.map_err(|e| full_text(&e))?;
+        let mut client = AggregatedDiscoveryServiceClient::new(channel)
+            .max_decoding_message_size(self.settings.response_bytes);
+        self.subscriptions.connected();
+        self.take_wants();
+        match self.settings.variant {
+            Variant::Delta => {
+                let (out, requests) = mpsc::channel(1);
+                let opened = client.delta_aggregated_resources(ReceiverStream::new(requests));
+                let pick = |request| match request {
+                    Request::Delta(request) => Some(*request),
+                    Request::Sotw(_) => None,
+                };
+                self.stream(opened, Outbound { out, pick }).await
+            }
+            Variant::Sotw => {
+                let (out, requests) = mpsc::channel(1);
+                let opened = client.stream_aggregated_resources(ReceiverStream::new(requests));
+                let pick = |request| match request {
+                    Request::Sotw(request) => Some(*request),
+                    Request::Delta(_) => None,
+                };
+                self.stream(opened, Outbound { out, pick }).await
+            }
+        }
+    }
+
+    async fn stream<Q, R>(
+        &mut self,
+        opened: impl Future<Output = Result<tonic::Response<Streaming<R>>, Status>>,
+        outbound: Outbound<Q>,
+    ) -> Result<(), String>
+    where
+        R: Into<Response>,
+    {
+        // Some servers answer with headers only when they have read the first request.
+        outbound.send(self.subscriptions.next_request()).await?;
+        let mut responses = opened.await.map_err(|status| text_of(&status))?.into_inner();
+        // Whether there may be a request to send.
+        let mut lively = true;
+        loop {
+            tokio::select! {
+                permit = outbound.out.reserve(), if lively => {
+                    let permit = permit.map_err(|_| "the stream was closed".to_owned())?;
+                    match self.subscriptions.next_request().and_then(outbound.pick) {
+                        Some(request) => permit.send(request),
+                        None => lively = false,
+                    }
+                }
+                response = responses.message() => {
+                    let response = response.map_err(|status| text_of(&status))?;
+                    let response = response.ok_or_else(|| "the server ended the stream".to_owned())?;
+                    if !std::mem::replace(&mut self.answered, true)
+                        && self.events.send(Event::Connected).await.is_err()
+                    {
+                        return Ok(());
+                    }
+                    let batch = self.subscriptions.take(response.into())?;
+                    let (answer, answered) = oneshot::channel();
+                    if self.events.send(Event::Batch(batch, answer)).await.is_err() {
+                        return Ok(());
+                    }
+                    let Ok(answer) = answered.await else { return Ok(()) };
+                    self.subscriptions.settle(answer);
+                    self.take_wants();
+                    lively = true;
+                }
+                changed = self.wanted.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    self.take_wants();
+                    lively = true;
+                }
+            }
+        }
+    }
+
+    fn take_wants(&mut self) {
+        for (kind, names) in &*self.wanted.borrow_and_update() {
+            self.subscriptions.want(*kind, names);
+        }
+    }
+}
+
+struct Outbound<Q> {
+    out: mpsc::Sender<Q>,
+    pick: fn(Request) -> Option<Q>,
+}
+
+impl<Q> Outbound<Q> {
+    async fn send(&self, request: Option<Request>) -> Result<(), String> {
+        if let Some(request) = request.and_then(self.pick) {
+            self.out.send(request).await.map_err(|_| "the stream was closed".to_owned())?;
+        }
+        Ok(())
+    }
+}
+
+impl From<DeltaDiscoveryResponse> for Response {
+    fn from(response: DeltaDiscoveryResponse) -> Self {
+        Self::Delta(Box::new(response))
+    }
+}
+
+impl From<DiscoveryResponse> for Response {
+    fn from(response: DiscoveryResponse) -> Self {
+        Self::Sotw(Box::new(response))
+    }
+}
+
+/// One server, as tonic's channel wants it.
+#[derive(Clone)]
+struct Server {
+    connector: Arc<dyn Connector>,
+    number: usize,
+}
+
+impl Service<Uri> for Server {
+    type Response = TokioIo<Box<dyn Duplex>>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<()>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let connecting = self.connector.connect(self.number);
+        Box::pin(async move { connecting.await.map(TokioIo::new) })
+    }
+}
+
+fn text_of(status: &Status) -> String {
+    let text = if status.message().is_empty() { status.code().description() } else { status.message() };
+    format!("{:?}: {text}", status.code())
+}
+
+/// An error with its causes.
+fn full_text(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

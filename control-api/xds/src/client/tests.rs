@@ -1,0 +1,159 @@
+//! The rules of the protocol from the client's side.
+
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::pb::envoy::config::core::v3::Node;
+use crate::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
+};
+use crate::pb::google::protobuf::Any;
+
+fn client(variant: Variant, held: &[(&str, &str)]) -> Subscriptions {
+    let node = Node { id: "n".into(), ..Node::default() };
+    let held = held.iter().map(|(name, version)| ((*name).into(), (*version).into())).collect();
+    let mut client = Subscriptions::new(variant, node, [(Kind::Cluster, held)]);
+    client.want_all(Kind::Cluster);
+    client.connected();
+    client
+}
+
+fn names(names: &[&str]) -> BTreeSet<Arc<str>> {
+    names.iter().map(|name| Arc::from(*name)).collect()
+}
+
+fn delta(client: &mut Subscriptions) -> Option<DeltaDiscoveryRequest> {
+    client.next_request().map(|request| match request {
+        Request::Delta(request) => *request,
+        Request::Sotw(_) => panic!("the other variant"),
+    })
+}
+
+fn sotw(client: &mut Subscriptions) -> Option<DiscoveryRequest> {
+    client.next_request().map(|request| match request {
+        Request::Sotw(request) => *request,
+        Request::Delta(_) => panic!("the other variant"),
+    })
+}
+
+fn pushed(kind: Kind, nonce: &str, resources: &[(&str, &str)], removed: &[&str]) -> Response {
+    let resource = |(name, version): &(&str, &str)| Resource {
+        name: (*name).into(),
+        version: (*version).into(),
+        resource: Some(Any::default()),
+        ..Resource::default()
+    };
+    Response::Delta(Box::new(DeltaDiscoveryResponse {
+        type_url: kind.type_url().into(),
+        nonce: nonce.into(),
+        resources: resources.iter().map(resource).collect(),
+        removed_resources: removed.iter().map(ToString::to_string).collect(),
+        ..DeltaDiscoveryResponse::default()
+    }))
+}
+
+/// Takes a batch and accepts all of it but for `bad`.
+fn apply(client: &mut Subscriptions, response: Response, bad: &[&str]) -> Batch {
+    let batch = client.take(response).unwrap();
+    let named = batch.resources.iter().map(|r| (r.name.clone().unwrap_or_default(), r.version.clone()));
+    let accepted = named.filter(|(name, _)| !bad.contains(&&**name)).collect();
+    let refused = bad.iter().map(|name| Refused { name: (*name).into(), detail: "is bad".into() }).collect();
+    client.settle(batch.answer(accepted, batch.removed.clone(), refused));
+    batch
+}
+
+#[test]
+fn the_first_request_has_the_node_and_what_is_held() {
+    let mut client = client(Variant::Delta, &[("a", "1")]);
+    client.want(Kind::RouteConfiguration, &names(&["r"]));
+    let first = delta(&mut client).unwrap();
+    assert_eq!(first.node.map(|n| n.id), Some("n".into()));
+    assert_eq!(first.type_url, Kind::Cluster.type_url());
+    assert!(first.resource_names_subscribe.is_empty(), "the wildcard");
+    assert_eq!(first.initial_resource_versions, [("a".to_owned(), "1".to_owned())].into());
+    let second = delta(&mut client).unwrap();
+    assert_eq!((second.node, second.resource_names_subscribe), (None, vec!["r".to_owned()]));
+    assert_eq!(delta(&mut client), None);
+}
+
+#[test]
+fn good_and_bad_resources_are_answered_together_and_named() {
+    let mut client = client(Variant::Delta, &[]);
+    delta(&mut client);
+    let batch = apply(&mut client, pushed(Kind::Cluster, "n1", &[("a", "1"), ("b", "1")], &[]), &["b"]);
+    assert!(batch.first);
+    let nack = delta(&mut client).unwrap();
+    assert_eq!(nack.response_nonce, "n1");
+    let error = nack.error_detail.unwrap();
+    assert_eq!((error.message.as_str(), error.details.len()), ("Cluster b: is bad", 1));
+    let detail: ResourceError = any::unpack(&error.details[0]).unwrap();
+    assert_eq!(detail.resource_name.unwrap().name, "b");
+    let second = apply(&mut client, pushed(Kind::Cluster, "n2", &[], &["a"]), &[]);
+    assert!(!second.first);
+    let ack = delta(&mut client).unwrap();
+    assert_eq!((ack.response_nonce.as_str(), ack.error_detail), ("n2", None));
+    assert_eq!(delta(&mut client), None);
+}
+
+#[test]
+fn a_new_stream_says_what_is_in_force() {
+    let mut client = client(Variant::Delta, &[]);
+    delta(&mut client);
+    apply(&mut client, pushed(Kind::Cluster, "n1", &[("a", "1"), ("b", "2"), ("c", "3")], &[]), &["b"]);
+    delta(&mut client);
+    apply(&mut client, pushed(Kind::Cluster, "n2", &[], &["c"]), &[]);
+    // The answer was not sent: on a new stream nobody waits for it.
+    client.connected();
+    let first = delta(&mut client).unwrap();
+    assert_eq!(first.initial_resource_versions, [("a".to_owned(), "1".to_owned())].into());
+    assert_eq!(first.response_nonce, "");
+    assert_eq!(delta(&mut client), None);
+}
+
+#[test]
+fn names_come_and_go_and_what_is_not_wanted_is_forgotten() {
+    let mut client = client(Variant::Delta, &[]);
+    delta(&mut client);
+    client.want(Kind::ClusterLoadAssignment, &names(&["a", "b"]));
+    assert_eq!(delta(&mut client).unwrap().resource_names_subscribe, ["a", "b"]);
+    apply(&mut client, pushed(Kind::ClusterLoadAssignment, "n1", &[("a", "1"), ("b", "1")], &[]), &[]);
+    client.want(Kind::ClusterLoadAssignment, &names(&["b", "c"]));
+    let request = delta(&mut client).unwrap();
+    assert_eq!(request.resource_names_subscribe, ["c"]);
+    assert_eq!(request.resource_names_unsubscribe, ["a"]);
+    assert_eq!(request.response_nonce, "n1", "one request answers and subscribes");
+    client.connected();
+    delta(&mut client);
+    let again = delta(&mut client).unwrap();
+    assert_eq!(again.initial_resource_versions, [("b".to_owned(), "1".to_owned())].into());
+}
+
+#[test]
+fn the_other_variant_repeats_names_and_keeps_the_version_that_it_has() {
+    let mut client = client(Variant::Sotw, &[]);
+    sotw(&mut client);
+    let response = |version: &str, nonce: &str| {
+        Response::Sotw(Box::new(DiscoveryResponse {
+            version_info: version.into(),
+            nonce: nonce.into(),
+            type_url: Kind::Cluster.type_url().into(),
+            ..DiscoveryResponse::default()
+        }))
+    };
+    let batch = apply(&mut client, response("v1", "n1"), &[]);
+    assert!(batch.complete);
+    let ack = sotw(&mut client).unwrap();
+    assert_eq!((ack.version_info.as_str(), ack.response_nonce.as_str()), ("v1", "n1"));
+    apply(&mut client, response("v2", "n2"), &["a"]);
+    let nack = sotw(&mut client).unwrap();
+    assert_eq!((nack.version_info.as_str(), nack.response_nonce.as_str()), ("v1", "n2"));
+    assert!(nack.error_detail.is_some());
+}
+
+#[test]
+fn what_was_not_asked_for_ends_the_stream() {
+    let mut client = client(Variant::Delta, &[]);
+    delta(&mut client);
+    let unasked = client.take(pushed(Kind::Listener, "n1", &[], &[])).unwrap_err();
+    assert!(unasked.contains("v3.Listener"), "{unasked}");
+}
