@@ -36,6 +36,7 @@ macro_rules! wire {
 wire! {
     pb::config::bootstrap::v3::Bootstrap,
     pb::service::discovery::v3::DiscoveryResponse,
+    pb::service::discovery::v3::ResourceError,
     pb::config::listener::v3::Listener,
     pb::config::route::v3::RouteConfiguration,
     pb::config::cluster::v3::Cluster,

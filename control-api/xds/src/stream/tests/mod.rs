@@ -82,6 +82,6 @@ fn told(stream: &mut impl Stream) -> Vec<String> {
 /// Longer than [`Limits::absent_wait`].
 const A_WHILE: Duration = Duration::from_millis(60);
 
-fn decode<M: Named>(resource: &crate::pb::google::protobuf::Any) -> M {
+fn decode<M: crate::wire::Wire>(resource: &crate::pb::google::protobuf::Any) -> M {
     crate::any::unpack(resource).unwrap()
 }
