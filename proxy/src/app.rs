@@ -1,5 +1,7 @@
 //! Wiring: bootstrap, workers, listeners, admin, and the loop that applies changes until the process is told to end.
 
+mod control_plane;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,10 +15,12 @@ use remora_xds::pb::envoy::config::bootstrap::v3::Bootstrap;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use self::control_plane::ControlPlane;
+pub use self::control_plane::ControlPlaneStatus;
 use crate::admin::view::AdminView;
 use crate::admin::{Admin, DrainListeners, LevelControl, OpenAnswers, Pages};
 use crate::bootstrap::{self, Settings};
-use crate::config::manager::Manager;
+use crate::config::manager::{Changes, Dump, Manager};
 use crate::config::snapshot::Snapshot;
 use crate::config::source::file::FileWatcher;
 use crate::config::spec::{Direction, ListenerSpec};
@@ -59,6 +63,8 @@ pub struct Options {
     pub admin_address_path: Option<PathBuf>,
     /// How long connections may take to finish after SIGTERM.
     pub drain_time: Duration,
+    /// Where the last good configuration of the control plane is kept; None keeps it nowhere.
+    pub state_dir: Option<PathBuf>,
 }
 
 /// A parsed and compiled bootstrap.
@@ -102,7 +108,9 @@ pub struct Shared {
     /// Bound addresses by listener.
     pub bound: ArcSwap<BTreeMap<Arc<str>, Vec<SocketAddr>>>,
     /// Resources in force, for `/config_dump`.
-    pub dump: ArcSwap<Vec<(String, String, remora_xds::pb::google::protobuf::Any)>>,
+    pub dump: Arc<Dump>,
+    /// State of the stream to the control plane.
+    pub control_plane: ArcSwap<ControlPlaneStatus>,
     /// What the bootstrap says about this process.
     pub settings: Settings,
     /// Start of the process.
@@ -114,6 +122,7 @@ pub struct Shared {
 struct App {
     shared: Arc<Shared>,
     manager: Manager,
+    control_plane: Option<ControlPlane>,
     workers: Vec<mpsc::Sender<Command>>,
     threads: Vec<std::thread::JoinHandle<()>>,
     watcher: FileWatcher,
@@ -144,15 +153,19 @@ pub async fn run(
     let logs =
         LogWriter::start().map_err(|e| StartError::Resource("access log writer".into(), e.to_string()))?;
     read_files(&mut manager, &registry, true)?;
+    let last_good = control_plane::last_good(&manager, options.state_dir.as_ref());
+    let from_disk = control_plane::restore(&mut manager, last_good.as_ref());
     let shared = Arc::new(Shared {
         config: Arc::new(ArcSwap::from_pointee(manager.snapshot())),
         registry,
         bound: ArcSwap::default(),
-        dump: ArcSwap::default(),
+        dump: Arc::clone(manager.dump()),
+        control_plane: ArcSwap::from_pointee(control_plane::status(&manager, from_disk)),
         settings,
         started,
         options: options.clone(),
     });
+    shared.registry.control.config_from_disk(from_disk);
     let (ask, requests) = mpsc::channel(16);
     let (updates, dns_updates) = mpsc::channel(64);
     let (driver, dns) =
@@ -172,9 +185,11 @@ pub async fn run(
         levels,
     };
     let answers = start_admin(Arc::new(admin), &shared).await?;
+    let control_plane = ControlPlane::start(&manager, &shared.config, last_good);
     let mut app = App {
         shared,
         manager,
+        control_plane,
         workers,
         threads,
         watcher,
@@ -303,9 +318,6 @@ impl App {
         let snapshot = self.manager.snapshot();
         self.shared.registry.control.config_published(snapshot.version, SystemTime::now());
         self.shared.config.store(Arc::new(snapshot));
-        let dump =
-            self.manager.resources().map(|(kind, name, any)| (kind.to_owned(), name.to_owned(), any.clone()));
-        self.shared.dump.store(Arc::new(dump.collect()));
         self.tell(|| Command::Changed).await;
     }
 
@@ -314,18 +326,26 @@ impl App {
         let deadline = Instant::now() + WARM_UP;
         let mut quit = self.drain.watch();
         while !self.manager.is_warm() {
+            let alarm = self.alarm();
             tokio::select! {
+                event = control_plane::next_event(&mut self.control_plane) => self.control_plane_said(event).await,
+                () = at(alarm) => self.alarm_rang().await,
                 () = tokio::time::sleep_until(deadline) => {
                     tracing::warn!("some clusters have no endpoints yet; listening without them");
                     return;
                 }
-                Some(update) = self.dns_updates.recv() => {
-                    self.manager.apply_dns(&update);
-                    self.publish().await;
-                }
+                Some(update) = self.dns_updates.recv() => self.dns_answered(&update).await,
                 () = self.watcher.changed() => self.files_changed().await,
                 () = quit.reached(Phase::Draining) => return,
             }
+        }
+    }
+
+    async fn dns_answered(&mut self, update: &DnsUpdate) {
+        if self.manager.apply_dns(update) {
+            let snapshot = Changes { snapshot: true, ..Changes::default() };
+            // Routes of the control plane may have waited for these endpoints.
+            self.follow_promoted(snapshot).await;
         }
     }
 
@@ -387,14 +407,13 @@ impl App {
     async fn serve(mut self) {
         let mut quit = self.drain.watch();
         loop {
+            let alarm = self.alarm();
             tokio::select! {
                 () = quit.reached(Phase::Draining) => break,
+                event = control_plane::next_event(&mut self.control_plane) => self.control_plane_said(event).await,
+                () = at(alarm) => self.alarm_rang().await,
                 () = self.watcher.changed() => self.files_changed().await,
-                Some(update) = self.dns_updates.recv() => {
-                    if self.manager.apply_dns(&update) {
-                        self.publish().await;
-                    }
-                }
+                Some(update) = self.dns_updates.recv() => self.dns_answered(&update).await,
                 Some(request) = self.requests.recv() => self.drain_listeners(request).await,
             }
         }
@@ -446,6 +465,14 @@ impl App {
             }
         }
         self.logs.shutdown(Duration::from_secs(1));
+    }
+}
+
+/// At that time; never without one.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -39,6 +39,9 @@ pub struct ProxyArgs {
     /// How long connections may take to finish after SIGTERM, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 45)]
     pub drain_time_s: u64,
+    /// Keep the last good configuration of the control plane in this folder, and start from it while the control plane is down
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
     /// Log level: error, warn, info, debug, trace, or a filter such as remora_proxy::http=debug
     #[arg(short = 'l', long, value_name = "LEVEL", default_value = "info", env = "REMORA_LOG")]
     pub log_level: String,
@@ -72,6 +75,7 @@ pub fn run(args: &ProxyArgs) -> ExitCode {
         concurrency: args.concurrency,
         admin_address_path: args.admin_address_path.clone(),
         drain_time: Duration::from_secs(args.drain_time_s),
+        state_dir: args.state_dir.clone(),
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

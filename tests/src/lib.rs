@@ -19,6 +19,7 @@
 pub mod certs;
 pub mod client;
 pub mod config;
+pub mod control_plane;
 pub mod flood;
 pub mod frame;
 pub mod hpack;

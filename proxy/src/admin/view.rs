@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use remora_xds::Schema;
+use remora_xds::{Kind, Schema};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -34,15 +34,15 @@ impl AdminSource for AdminView {
     fn config_dump(&self) -> Vec<Value> {
         let schema = Schema::load();
         let version = self.shared.config.load().version.to_string();
-        let section = |dump: &str, list: &str, field: &str, kind: &str| {
-            let dumped = self.shared.dump.load();
+        let section = |dump: &str, list: &str, field: &str, kind: Kind| {
+            let dumped = self.shared.dump.of(kind);
             let items: Vec<Value> = dumped
                 .iter()
-                .filter(|(url, ..)| url.ends_with(kind))
-                .map(|(_, name, any)| {
-                    let resource = schema.any_to_redacted_json(any);
-                    if kind.ends_with(".Listener") {
-                        json!({"name": name, "active_state": {"version_info": version, field: resource}})
+                .map(|(name, dumped)| {
+                    let resource = schema.any_to_redacted_json(&dumped.any);
+                    let version = dumped.version.as_deref().unwrap_or(&version);
+                    if kind == Kind::Listener {
+                        json!({"name": &**name, "active_state": {"version_info": version, field: resource}})
                     } else {
                         json!({"version_info": version, field: resource})
                     }
@@ -50,17 +50,23 @@ impl AdminSource for AdminView {
                 .collect();
             json!({"@type": format!("type.googleapis.com/envoy.admin.v3.{dump}"), list: items})
         };
-        vec![
-            section("ClustersConfigDump", "dynamic_active_clusters", "cluster", ".Cluster"),
-            section("ListenersConfigDump", "dynamic_listeners", "listener", ".Listener"),
-            section("RoutesConfigDump", "dynamic_route_configs", "route_config", ".RouteConfiguration"),
-            section(
-                "EndpointsConfigDump",
-                "dynamic_endpoint_configs",
-                "endpoint_config",
-                ".ClusterLoadAssignment",
-            ),
-        ]
+        let endpoints = ("dynamic_endpoint_configs", "endpoint_config");
+        let mut sections = vec![
+            section("ClustersConfigDump", "dynamic_active_clusters", "cluster", Kind::Cluster),
+            section("ListenersConfigDump", "dynamic_listeners", "listener", Kind::Listener),
+            section("RoutesConfigDump", "dynamic_route_configs", "route_config", Kind::RouteConfiguration),
+            section("EndpointsConfigDump", endpoints.0, endpoints.1, Kind::ClusterLoadAssignment),
+        ];
+        let control_plane = self.shared.control_plane.load();
+        if let Some(cluster) = &control_plane.cluster {
+            sections.push(json!({"control_plane": {
+                "cluster": &**cluster,
+                "connected": control_plane.connected,
+                "from_disk": control_plane.from_disk,
+                "error": control_plane.error,
+            }}));
+        }
+        sections
     }
 
     fn clusters(&self) -> Vec<ClusterStatus> {

@@ -4,6 +4,13 @@
 //! gives it its running state (an edited cluster keeps pools, breakers and endpoints) and drops nothing on a mistake:
 //! a bad file is refused whole and the last good state serves on.
 
+mod ads;
+mod batch;
+mod dump;
+#[cfg(test)]
+mod tests;
+mod warming;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -12,22 +19,16 @@ use std::sync::Arc;
 use foldhash::HashMap;
 use remora_xds::diag::{At, ConfigError, Errors, SourceMap};
 use remora_xds::pb::envoy::config::bootstrap::v3::Bootstrap;
-use remora_xds::pb::envoy::config::cluster::v3::Cluster as PbCluster;
-use remora_xds::pb::envoy::config::core::v3::ConfigSource as PbConfigSource;
 use remora_xds::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
-use remora_xds::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
-use remora_xds::pb::envoy::config::listener::v3::Listener as PbListener;
-use remora_xds::pb::envoy::config::route::v3::RouteConfiguration;
 use remora_xds::pb::envoy::service::discovery::v3::DiscoveryResponse;
-use remora_xds::pb::google::protobuf::Any;
-use remora_xds::{Schema, any};
+use remora_xds::{Kind, Schema, any};
 
+use self::ads::Dynamic;
+use self::batch::Batch;
 use super::compile::Scope;
-use super::compile::cluster::{compile_cluster, compile_load_assignment};
-use super::compile::listener::compile_listener;
-use super::compile::route::compile_route_table;
-use super::names::Names;
+use super::names::{ClusterId, Names};
 use super::snapshot::Snapshot;
+use super::source::ads::{AdsSpec, compile_ads_config};
 use super::spec::{ConfigSource, HttpSpec, ListenerSpec, NetworkFilter, RouteSource};
 use crate::route::RouteTable;
 use crate::telemetry::metrics::{Registry, ResourceKind};
@@ -35,11 +36,35 @@ use crate::upstream::cluster::{Cluster, ClusterSpec, Discovery, EdsSource};
 use crate::upstream::dns::{DnsSpec, DnsUpdate};
 use crate::upstream::endpoint::Assignment;
 
+pub use self::ads::Applied;
+pub use self::dump::{Dump, Dumped};
+
 /// Where a resource came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Origin {
     Static,
     File(PathBuf),
+    Ads,
+}
+
+/// What a change touched, and so what has to follow it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Anything that the snapshot shows.
+    pub snapshot: bool,
+    /// Listeners: sockets follow.
+    pub listeners: bool,
+    /// Clusters: DNS and files follow.
+    pub clusters: bool,
+}
+
+impl Changes {
+    /// Both.
+    pub fn add(&mut self, other: Self) {
+        self.snapshot |= other.snapshot;
+        self.listeners |= other.listeners;
+        self.clusters |= other.clusters;
+    }
 }
 
 /// A resource in force.
@@ -61,21 +86,19 @@ pub struct Manager {
     clusters: Set<Cluster>,
     route_tables: Set<RouteTable>,
     assignments: Set<Assignment>,
+    /// Clusters by the ClusterLoadAssignment that they take their endpoints from.
+    eds_users: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
+    /// The clusters in force by number, as snapshots share them.
+    cluster_list: Arc<Vec<Option<Arc<Cluster>>>>,
+    /// Their numbers by name; None after a name came or went.
+    cluster_ids: Option<Arc<HashMap<Arc<str>, ClusterId>>>,
     /// Files of `lds_config` and `cds_config`.
     roots: BTreeSet<PathBuf>,
     seen: BTreeMap<PathBuf, u64>,
-    resources: BTreeMap<(String, String), Any>,
+    dump: Arc<Dump>,
+    ads: Option<AdsSpec>,
+    dynamic: Dynamic,
     version: u64,
-}
-
-/// A batch of resources that compiled.
-#[derive(Default)]
-struct Batch {
-    listeners: Vec<(u64, ListenerSpec)>,
-    clusters: Vec<(u64, ClusterSpec)>,
-    route_tables: Vec<(u64, RouteTable)>,
-    assignments: Vec<(u64, Arc<str>, Assignment)>,
-    raw: Vec<(String, String, Any)>,
 }
 
 impl Manager {
@@ -95,28 +118,62 @@ impl Manager {
         // Clusters first: routes of listeners may ask whether they exist.
         let clusters = statics.field("clusters");
         for (i, cluster) in resources.clusters.iter().enumerate() {
-            batch.cluster(cluster, &clusters.index(i), &mut scope);
+            batch.cluster(cluster, &Arc::new(any::pack(cluster)), &clusters.index(i), &mut scope);
         }
         let listeners = statics.field("listeners");
         for (i, listener) in resources.listeners.iter().enumerate() {
-            batch.listener(listener, &listeners.index(i), &mut scope);
+            batch.listener(listener, &Arc::new(any::pack(listener)), &listeners.index(i), &mut scope);
         }
-        if let Some(dynamic) = &bootstrap.dynamic_resources {
-            let at = root.field("dynamic_resources");
-            for (name, source) in [("lds_config", &dynamic.lds_config), ("cds_config", &dynamic.cds_config)] {
-                manager.roots.extend(root_file(source.as_ref(), &at.field(name), scope.errors));
-            }
-        }
+        manager.read_dynamic(bootstrap, &batch, &mut errors);
         batch.check_unique(&mut errors, &statics);
-        batch.refuse_ads(&mut errors, &root);
-        if manager.roots.is_empty() {
-            batch.check_clusters(&manager.names, &mut errors, &statics);
+        if manager.ads.is_none() {
+            batch.refuse_ads(&mut errors, &root);
+        }
+        if manager.roots.is_empty() && manager.dynamic.roots.is_empty() {
+            batch.check_clusters(&manager.names, |_| false, &mut errors, &statics);
         }
         if !errors.is_empty() {
             return Err(errors.into_list());
         }
         manager.install(batch, &Origin::Static);
         Ok(manager)
+    }
+
+    /// `dynamic_resources`: files and the ADS stream.
+    fn read_dynamic(&mut self, bootstrap: &Bootstrap, batch: &Batch, errors: &mut Errors) {
+        let Some(dynamic) = &bootstrap.dynamic_resources else { return };
+        let at = At::root();
+        let at = at.field("dynamic_resources");
+        if let Some(config) = &dynamic.ads_config {
+            let statics: Vec<_> = batch.clusters.iter().map(|(_, cluster)| &*cluster.name).collect();
+            self.ads = compile_ads_config(config, bootstrap.node.as_ref(), &statics, &at, errors);
+        }
+        let sources = [
+            ("cds_config", Kind::Cluster, &dynamic.cds_config),
+            ("lds_config", Kind::Listener, &dynamic.lds_config),
+        ];
+        for (name, kind, source) in sources {
+            let at = at.field(name);
+            match source.as_ref().map(|source| &source.config_source_specifier) {
+                None => {}
+                Some(Some(ConfigSourceSpecifier::PathConfigSource(path))) => {
+                    self.roots.insert(PathBuf::from(&path.path));
+                }
+                Some(Some(ConfigSourceSpecifier::Ads(_))) if dynamic.ads_config.is_some() => {
+                    self.dynamic.roots.push(kind);
+                }
+                Some(Some(ConfigSourceSpecifier::Ads(_))) => {
+                    errors
+                        .report(&at.field("ads"), "there is no dynamic_resources.ads_config")
+                        .fix("say there which cluster is the control plane");
+                }
+                Some(_) => {
+                    errors
+                        .report(&at, "is no source that is supported here")
+                        .fix("use ads: {} or path_config_source");
+                }
+            }
+        }
     }
 
     /// Files whose contents are wanted now: those of the bootstrap, and those that accepted resources name.
@@ -182,11 +239,13 @@ impl Manager {
         let root = At::root();
         let list = root.field("resources");
         let mut scope = Scope { errors: &mut errors, names: &mut self.names };
-        for (i, resource) in parsed.message.resources.iter().enumerate() {
-            batch.any(resource, &list.index(i), &mut scope);
+        for (i, resource) in parsed.message.resources.into_iter().enumerate() {
+            batch.any(&Arc::new(resource), &list.index(i), &mut scope);
         }
         batch.check_unique(&mut errors, &list);
-        batch.refuse_ads(&mut errors, &list);
+        if self.ads.is_none() {
+            batch.refuse_ads(&mut errors, &list);
+        }
         if !errors.is_empty() {
             return Err(errors.into_list());
         }
@@ -200,6 +259,8 @@ impl Manager {
     pub fn apply_dns(&mut self, update: &DnsUpdate) -> bool {
         let Some(held) = self.clusters.get_mut(&update.cluster) else { return false };
         held.value = Arc::new(held.value.with_assignment(&update.assignment));
+        let value = Arc::clone(&held.value);
+        self.show(&update.cluster, Some(value));
         true
     }
 
@@ -251,13 +312,15 @@ impl Manager {
             (RouteSource::Rds(_), Some(rds)) => self.route_tables.contains_key(&rds.name),
             _ => true,
         };
-        self.clusters.values().all(|held| held.value.is_warm())
+        self.dynamic.is_warm()
+            && self.clusters.values().all(|held| held.value.is_warm())
             && self.listeners.values().all(|held| http_specs(&held.value).all(|http| routes(http)))
     }
 
-    /// The resources in force, for `/config_dump`: (type URL, name, resource).
-    pub fn resources(&self) -> impl Iterator<Item = (&str, &str, &Any)> {
-        self.resources.iter().map(|((kind, name), any)| (kind.as_str(), name.as_str(), any))
+    /// The resources in force, for `/config_dump`: always the newest.
+    #[must_use]
+    pub const fn dump(&self) -> &Arc<Dump> {
+        &self.dump
     }
 
     /// Everything in force, as one immutable snapshot with the next version number.
@@ -274,21 +337,19 @@ impl Manager {
                 route_tables[id.index()] = Some(Arc::clone(&held.value));
             }
         }
-        let mut clusters = vec![None; self.names.clusters.len()];
-        let mut cluster_ids = HashMap::default();
-        for (name, held) in &self.clusters {
-            if let Some(id) = self.names.clusters.get(name) {
-                clusters[id.index()] = Some(Arc::clone(&held.value));
-                cluster_ids.insert(Arc::clone(name), id);
-            }
-        }
+        let Self { names, clusters, cluster_ids, .. } = self;
+        let ids = cluster_ids.get_or_insert_with(|| {
+            let id = |name: &Arc<str>| Some((Arc::clone(name), names.clusters.get(name)?));
+            Arc::new(clusters.keys().filter_map(id).collect())
+        });
+        let cluster_ids = Arc::clone(ids);
         Snapshot {
             version: self.version,
             listeners,
             chains,
             route_tables,
-            clusters: Arc::new(clusters),
-            cluster_ids: Arc::new(cluster_ids),
+            clusters: Arc::clone(&self.cluster_list),
+            cluster_ids,
         }
     }
 
@@ -296,50 +357,128 @@ impl Manager {
     /// long as something may refer to them.
     fn remove_missing(&mut self, batch: &Batch, origin: &Origin) {
         let listeners: BTreeSet<_> = batch.listeners.iter().map(|(_, l)| &*l.name).collect();
-        self.listeners.retain(|name, held| held.origin != *origin || listeners.contains(&**name));
+        let dump = &self.dump;
+        self.listeners.retain(|name, held| {
+            let stays = held.origin != *origin || listeners.contains(&**name);
+            if !stays {
+                dump.remove(Kind::Listener, name);
+            }
+            stays
+        });
         let clusters: BTreeSet<_> = batch.clusters.iter().map(|(_, c)| &*c.name).collect();
-        self.clusters.retain(|name, held| held.origin != *origin || clusters.contains(&**name));
+        let gone = |(name, held): (&Arc<str>, &Held<Cluster>)| {
+            (held.origin == *origin && !clusters.contains(&**name)).then(|| Arc::clone(name))
+        };
+        let gone: Vec<_> = self.clusters.iter().filter_map(gone).collect();
+        for name in gone {
+            self.remove_cluster(&name);
+        }
     }
 
+    /// Brings all of `batch` into force at once.
     fn install(&mut self, batch: Batch, origin: &Origin) {
         for (kind, name, any) in batch.raw {
-            self.resources.insert((kind, name), any);
+            self.dump.put(kind, name, Dumped { any, version: None });
         }
         for (hash, name, assignment) in batch.assignments {
-            put(&mut self.assignments, &name, origin, hash, || assignment);
+            self.put_assignment(hash, &name, assignment, origin);
         }
         for (hash, spec) in batch.clusters {
-            let spec = Arc::new(spec);
-            let name = Arc::clone(&spec.name);
-            self.names.clusters.intern(&name);
-            let old = self.clusters.get(&name).map(|held| Arc::clone(&held.value));
-            put(&mut self.clusters, &name, origin, hash, || match old {
-                Some(old) => old.with_spec(spec),
-                None => Cluster::new(spec),
-            });
+            self.put_cluster(hash, spec, origin);
         }
         for (hash, table) in batch.route_tables {
-            self.names.route_tables.intern(&table.name);
-            let name = Arc::clone(&table.name);
-            put(&mut self.route_tables, &name, origin, hash, || table);
+            self.put_table(Held { origin: origin.clone(), hash, value: Arc::new(table) });
         }
         for (hash, spec) in batch.listeners {
-            let name = Arc::clone(&spec.name);
-            put(&mut self.listeners, &name, origin, hash, || spec);
+            self.put_listener(Held { origin: origin.clone(), hash, value: Arc::new(spec) });
         }
-        self.attach_assignments();
     }
 
-    /// Gives EDS clusters their endpoints. A cluster that has the same ones already keeps its pointer.
-    fn attach_assignments(&mut self) {
-        for held in self.clusters.values_mut() {
-            let Discovery::Eds(eds) = &held.value.spec().discovery else { continue };
-            let Some(assignment) = self.assignments.get(&eds.service_name) else { continue };
+    fn put_listener(&mut self, held: Held<ListenerSpec>) {
+        let name = Arc::clone(&held.value.name);
+        put(&mut self.listeners, &name, held);
+    }
+
+    fn put_table(&mut self, held: Held<RouteTable>) {
+        let name = Arc::clone(&held.value.name);
+        self.names.route_tables.intern(&name);
+        put(&mut self.route_tables, &name, held);
+    }
+
+    fn put_assignment(&mut self, hash: u64, name: &Arc<str>, assignment: Assignment, origin: &Origin) {
+        put(&mut self.assignments, name, Held { origin: origin.clone(), hash, value: Arc::new(assignment) });
+        let users: Vec<_> = self.eds_users.get(name).into_iter().flatten().cloned().collect();
+        for cluster in users {
+            self.attach(&cluster);
+        }
+    }
+
+    fn put_cluster(&mut self, hash: u64, spec: ClusterSpec, origin: &Origin) {
+        let spec = Arc::new(spec);
+        let name = Arc::clone(&spec.name);
+        let old = self.clusters.get(&name);
+        if old.is_some_and(|old| old.hash == hash && old.origin == *origin) {
+            return;
+        }
+        let value =
+            old.map_or_else(|| Cluster::new(Arc::clone(&spec)), |old| old.value.with_spec(Arc::clone(&spec)));
+        self.unlink(&name);
+        if let Discovery::Eds(eds) = &spec.discovery {
+            self.eds_users.entry(Arc::clone(&eds.service_name)).or_default().insert(Arc::clone(&name));
+        }
+        self.clusters
+            .insert(Arc::clone(&name), Held { origin: origin.clone(), hash, value: Arc::new(value) });
+        self.attach(&name);
+    }
+
+    fn remove_cluster(&mut self, name: &Arc<str>) {
+        self.unlink(name);
+        self.clusters.remove(name);
+        self.dump.remove(Kind::Cluster, name);
+        self.show(name, None);
+    }
+
+    /// The cluster no longer takes endpoints from its assignment.
+    fn unlink(&mut self, name: &str) {
+        let Some(Discovery::Eds(eds)) = self.clusters.get(name).map(|old| &old.value.spec().discovery) else {
+            return;
+        };
+        if let Some(users) = self.eds_users.get_mut(&eds.service_name) {
+            users.remove(name);
+            if users.is_empty() {
+                let service = Arc::clone(&eds.service_name);
+                self.eds_users.remove(&service);
+            }
+        }
+    }
+
+    /// Gives a cluster its endpoints, if it is an EDS cluster, and shows it. One that has the same ones already keeps its
+    /// pointer.
+    fn attach(&mut self, name: &Arc<str>) {
+        let Some(held) = self.clusters.get_mut(name) else { return };
+        if let Discovery::Eds(eds) = &held.value.spec().discovery
+            && let Some(assignment) = self.assignments.get(&eds.service_name)
+        {
             let next = held.value.with_assignment(&assignment.value);
             if !(held.value.is_warm() && same_endpoints(&held.value, &next)) {
                 held.value = Arc::new(next);
             }
         }
+        let value = Arc::clone(&held.value);
+        self.show(name, Some(value));
+    }
+
+    /// What the next snapshot shows under the name of a cluster.
+    fn show(&mut self, name: &str, cluster: Option<Arc<Cluster>>) {
+        let index = self.names.clusters.intern(name).index();
+        let list = Arc::make_mut(&mut self.cluster_list);
+        if list.len() <= index {
+            list.resize(index + 1, None);
+        }
+        if list[index].is_some() != cluster.is_some() {
+            self.cluster_ids = None;
+        }
+        list[index] = cluster;
     }
 }
 
@@ -352,11 +491,12 @@ fn same_endpoints(a: &Cluster, b: &Cluster) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
 }
 
-fn put<T>(set: &mut Set<T>, name: &Arc<str>, origin: &Origin, hash: u64, make: impl FnOnce() -> T) {
+/// An equal resource keeps its pointer.
+fn put<T>(set: &mut Set<T>, name: &Arc<str>, new: Held<T>) {
     match set.get_mut(name) {
-        Some(held) if held.hash == hash => held.origin = origin.clone(),
+        Some(old) if old.hash == new.hash => old.origin = new.origin,
         _ => {
-            set.insert(Arc::clone(name), Held { origin: origin.clone(), hash, value: Arc::new(make()) });
+            set.insert(Arc::clone(name), new);
         }
     }
 }
@@ -372,119 +512,4 @@ fn http_specs(listener: &ListenerSpec) -> impl Iterator<Item = &Arc<HttpSpec>> {
         NetworkFilter::Http(http) => Some(http),
         NetworkFilter::Tcp(_) => None,
     })
-}
-
-fn root_file(source: Option<&PbConfigSource>, at: &At<'_>, errors: &mut Errors) -> Option<PathBuf> {
-    match source?.config_source_specifier.as_ref() {
-        Some(ConfigSourceSpecifier::PathConfigSource(path)) => Some(PathBuf::from(&path.path)),
-        _ => {
-            errors
-                .report(at, "only path_config_source is supported here")
-                .fix("name a file with path_config_source.path");
-            None
-        }
-    }
-}
-
-impl Batch {
-    fn any(&mut self, resource: &Any, at: &At<'_>, scope: &mut Scope<'_>) {
-        if any::is::<PbCluster>(resource) {
-            if let Ok(pb) = any::unpack(resource) {
-                self.cluster(&pb, at, scope);
-            }
-        } else if any::is::<PbListener>(resource) {
-            if let Ok(pb) = any::unpack(resource) {
-                self.listener(&pb, at, scope);
-            }
-        } else if any::is::<RouteConfiguration>(resource) {
-            if let Ok(pb) = any::unpack::<RouteConfiguration>(resource) {
-                let table = compile_route_table(&pb, at, scope);
-                self.keep(&pb, &pb.name);
-                self.route_tables.push((hash_of(&resource.value), table));
-            }
-        } else if any::is::<ClusterLoadAssignment>(resource) {
-            if let Ok(pb) = any::unpack::<ClusterLoadAssignment>(resource) {
-                let assignment = compile_load_assignment(&pb, at, scope);
-                self.keep(&pb, &pb.cluster_name);
-                self.assignments.push((
-                    hash_of(&resource.value),
-                    pb.cluster_name.as_str().into(),
-                    assignment,
-                ));
-            }
-        } else {
-            let text = format!("{} is no resource that a file may hold", resource.type_url);
-            scope
-                .errors
-                .report(at, text)
-                .fix("use Listener, Cluster, RouteConfiguration or ClusterLoadAssignment");
-        }
-    }
-
-    fn cluster(&mut self, pb: &PbCluster, at: &At<'_>, scope: &mut Scope<'_>) {
-        if let Some(spec) = compile_cluster(pb, at, scope) {
-            self.keep(pb, &pb.name);
-            self.clusters.push((hash_of(&any::pack(pb).value), spec));
-        }
-    }
-
-    fn listener(&mut self, pb: &PbListener, at: &At<'_>, scope: &mut Scope<'_>) {
-        if let Some(spec) = compile_listener(pb, at, scope) {
-            self.keep(pb, &spec.name);
-            self.listeners.push((hash_of(&any::pack(pb).value), spec));
-        }
-    }
-
-    fn keep<M: prost::Message + prost::Name>(&mut self, message: &M, name: &str) {
-        self.raw.push((any::type_url::<M>(), name.to_owned(), any::pack(message)));
-    }
-
-    fn check_unique(&self, errors: &mut Errors, at: &At<'_>) {
-        let mut seen = BTreeSet::new();
-        for (kind, name, _) in &self.raw {
-            if !seen.insert((kind, name)) {
-                errors
-                    .report(at, format!("{name:?} stands here twice"))
-                    .fix("give each resource a name of its own");
-            }
-        }
-    }
-
-    /// There is no ADS stream to subscribe on: a listener or cluster would wait for ever.
-    fn refuse_ads(&self, errors: &mut Errors, at: &At<'_>) {
-        let by_ads =
-            |http: &Arc<HttpSpec>| http.rds.as_ref().is_some_and(|rds| rds.source == ConfigSource::Ads);
-        let listeners =
-            self.listeners.iter().filter(|(_, l)| http_specs(l).any(by_ads)).map(|(_, l)| &l.name);
-        let eds =
-            |c: &ClusterSpec| matches!(&c.discovery, Discovery::Eds(eds) if eds.source == EdsSource::Ads);
-        let clusters = self.clusters.iter().filter(|(_, c)| eds(c)).map(|(_, c)| &c.name);
-        for name in listeners.chain(clusters) {
-            let text = format!("{name:?} takes its configuration from ADS, which is not supported yet");
-            errors.report(at, text).fix("use path_config_source");
-        }
-    }
-
-    /// Inline routes must name clusters that exist (Envoy `validate_clusters`).
-    fn check_clusters(&self, names: &Names, errors: &mut Errors, at: &At<'_>) {
-        let known: BTreeSet<_> = self.clusters.iter().map(|(_, c)| &*c.name).collect();
-        for (_, listener) in &self.listeners {
-            for http in http_specs(listener) {
-                let RouteSource::Inline(table) = &http.routes else { continue };
-                if table.rules.validate_clusters == Some(false) {
-                    continue;
-                }
-                for used in &table.clusters {
-                    let name = names.clusters.name(used.id).map_or("", |n| n);
-                    if !known.contains(name) {
-                        let text = format!(
-                            "listener {:?} routes to cluster {name:?}, which does not exist ({})",
-                            listener.name, used.path
-                        );
-                        errors.report(at, text).fix("define the cluster, or set validate_clusters: false");
-                    }
-                }
-            }
-        }
-    }
 }

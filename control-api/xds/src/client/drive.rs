@@ -9,6 +9,7 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tonic::codegen::Service;
 use tonic::codegen::http::Uri;
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
@@ -22,6 +23,9 @@ use crate::kind::Kind;
 use crate::pb::envoy::config::core::v3::Node;
 use crate::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use crate::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse};
+
+/// A server that has nothing to say is healthy when its stream lasts this long.
+const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 
 /// A byte stream to a server.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -60,7 +64,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Usual bounds: 64 MiB a response, a silent server is noticed after 20 s.
+    /// Usual bounds: 64 MiB a response, a silent server is noticed after 30 s.
     #[must_use]
     pub const fn new(variant: Variant, node: Node, roots: Vec<Kind>) -> Self {
         Self {
@@ -69,7 +73,7 @@ impl Settings {
             roots,
             held: Vec::new(),
             response_bytes: 64 << 20,
-            keepalive: Duration::from_secs(10),
+            keepalive: Duration::from_secs(20),
             keepalive_timeout: Duration::from_secs(10),
         }
     }
@@ -78,7 +82,7 @@ impl Settings {
 /// What the data plane is told.
 #[derive(Debug)]
 pub enum Event {
-    /// A server has answered.
+    /// A server has accepted the stream.
     Connected,
     /// There is no server, and why.
     Disconnected(String),
@@ -111,8 +115,9 @@ pub async fn run(
             events: &events,
             answered: false,
         };
+        let began = Instant::now();
         let reason = session.run(server).await;
-        if session.answered {
+        if session.answered || began.elapsed() >= HEALTHY_AFTER {
             failover.healthy();
         }
         let Err(reason) = reason else { return };
@@ -178,9 +183,8 @@ impl Session<'_> {
     where
         R: Into<Response>,
     {
-        // Some servers answer with headers only when they have read the first request.
-        outbound.send(self.subscriptions.next_request()).await?;
-        let mut responses = opened.await.map_err(|status| text_of(&status))?.into_inner();
+        let mut opened = std::pin::pin!(opened);
+        let mut responses = None;
         // Whether there may be a request to send.
         let mut lively = true;
         loop {
@@ -192,22 +196,14 @@ impl Session<'_> {
                         None => lively = false,
                     }
                 }
-                response = responses.message() => {
-                    let response = response.map_err(|status| text_of(&status))?;
-                    let response = response.ok_or_else(|| "the server ended the stream".to_owned())?;
-                    if !std::mem::replace(&mut self.answered, true)
-                        && self.events.send(Event::Connected).await.is_err()
-                    {
+                received = receive(opened.as_mut(), &mut responses) => {
+                    let going_on = match received? {
+                        None => self.events.send(Event::Connected).await.is_ok(),
+                        Some(response) => self.received(response.into()).await?,
+                    };
+                    if !going_on {
                         return Ok(());
                     }
-                    let batch = self.subscriptions.take(response.into())?;
-                    let (answer, answered) = oneshot::channel();
-                    if self.events.send(Event::Batch(batch, answer)).await.is_err() {
-                        return Ok(());
-                    }
-                    let Ok(answer) = answered.await else { return Ok(()) };
-                    self.subscriptions.settle(answer);
-                    self.take_wants();
                     lively = true;
                 }
                 changed = self.wanted.changed() => {
@@ -219,6 +215,20 @@ impl Session<'_> {
                 }
             }
         }
+    }
+
+    /// Hands a response to the data plane, and takes its answer. False: the data plane has ended.
+    async fn received(&mut self, response: Response) -> Result<bool, String> {
+        self.answered = true;
+        let batch = self.subscriptions.take(response)?;
+        let (answer, answered) = oneshot::channel();
+        if self.events.send(Event::Batch(batch, answer)).await.is_err() {
+            return Ok(false);
+        }
+        let Ok(answer) = answered.await else { return Ok(false) };
+        self.subscriptions.settle(answer);
+        self.take_wants();
+        Ok(true)
     }
 
     fn take_wants(&mut self) {
@@ -233,13 +243,18 @@ struct Outbound<Q> {
     pick: fn(Request) -> Option<Q>,
 }
 
-impl<Q> Outbound<Q> {
-    async fn send(&self, request: Option<Request>) -> Result<(), String> {
-        if let Some(request) = request.and_then(self.pick) {
-            self.out.send(request).await.map_err(|_| "the stream was closed".to_owned())?;
-        }
-        Ok(())
-    }
+/// The next response; None when the stream is open. A server may open it only when it has something to say, and meanwhile
+/// requests have to go on.
+async fn receive<R>(
+    opened: Pin<&mut impl Future<Output = Result<tonic::Response<Streaming<R>>, Status>>>,
+    responses: &mut Option<Streaming<R>>,
+) -> Result<Option<R>, String> {
+    let Some(responses) = responses else {
+        *responses = Some(opened.await.map_err(|status| text_of(&status))?.into_inner());
+        return Ok(None);
+    };
+    let response = responses.message().await.map_err(|status| text_of(&status))?;
+    response.map(Some).ok_or_else(|| "the server ended the stream".to_owned())
 }
 
 impl From<DeltaDiscoveryResponse> for Response {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use notify::{Config, EventKind, PollWatcher, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// Several events come for one change; they are waited out for this long.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -17,6 +18,8 @@ pub struct FileWatcher {
     watcher: AnyWatcher,
     directories: BTreeSet<PathBuf>,
     events: mpsc::Receiver<()>,
+    /// When a change that was seen has settled.
+    settled: Option<Instant>,
 }
 
 enum AnyWatcher {
@@ -55,7 +58,7 @@ impl FileWatcher {
                 AnyWatcher::Poll(PollWatcher::new(move |e| told(&poll_tell, e), config)?)
             }
         };
-        Ok(Self { watcher, directories: BTreeSet::new(), events })
+        Ok(Self { watcher, directories: BTreeSet::new(), events, settled: None })
     }
 
     /// Watches the directories of `files` and `directories`, and no others.
@@ -74,12 +77,14 @@ impl FileWatcher {
         self.directories = wanted;
     }
 
-    /// Waits until something changed and has settled.
+    /// Waits until something changed and has settled. Nothing is lost when it is not waited for to the end.
     pub async fn changed(&mut self) {
-        if self.events.recv().await.is_none() {
+        if self.settled.is_none() && self.events.recv().await.is_none() {
             std::future::pending::<()>().await;
         }
-        tokio::time::sleep(SETTLE).await;
+        let settled = *self.settled.get_or_insert_with(|| Instant::now() + SETTLE);
+        tokio::time::sleep_until(settled).await;
+        self.settled = None;
         while self.events.try_recv().is_ok() {}
     }
 }

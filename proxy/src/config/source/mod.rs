@@ -1,3 +1,5 @@
 //! Where resources come from. Nothing else knows.
 
+pub mod ads;
+pub mod disk;
 pub mod file;

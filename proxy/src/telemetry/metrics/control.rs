@@ -36,6 +36,7 @@ pub struct ControlMetrics {
     version: AtomicU64,
     updated: AtomicU64,
     connected: AtomicU64,
+    from_disk: AtomicU64,
 }
 
 impl ControlMetrics {
@@ -54,6 +55,11 @@ impl ControlMetrics {
         self.version.store(version, Ordering::Relaxed);
         let seconds = at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
         self.updated.store(seconds, Ordering::Relaxed);
+    }
+
+    /// Whether what is served came from disk, and no control plane has confirmed it.
+    pub fn config_from_disk(&self, from_disk: bool) {
+        self.from_disk.store(u64::from(from_disk), Ordering::Relaxed);
     }
 
     /// Whether the control plane is connected.
@@ -75,6 +81,11 @@ impl Collect for ControlMetrics {
             ("remora_config_version", "Number of the snapshot in use.", &self.version),
             ("remora_config_last_update_timestamp_seconds", "When it was published.", &self.updated),
             ("remora_control_plane_connected", "1 while the control plane is connected.", &self.connected),
+            (
+                "remora_config_from_disk",
+                "1 while the last good configuration of an earlier process serves.",
+                &self.from_disk,
+            ),
         ] {
             let value = value.load(Ordering::Relaxed) as f64;
             out.push(gauges(name, help, std::iter::once((Vec::new(), value))));

@@ -1,0 +1,249 @@
+//! The control plane's part of the wiring: the stream, what is to be done for each response, and the last good state on disk.
+
+use std::future::pending;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use remora_xds::Kind;
+use remora_xds::client::{self, Event, Names, Refused, Settings};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::App;
+use crate::config::manager::{Applied, Changes, Manager};
+use crate::config::snapshot::Snapshot;
+use crate::config::source::ads::ClusterConnector;
+use crate::config::source::disk::LastGood;
+use crate::telemetry::metrics::ResourceKind;
+
+/// Changes are collected for this long before they are written to disk.
+const SAVE_AFTER: Duration = Duration::from_secs(1);
+
+/// What the admin page says about the control plane.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ControlPlaneStatus {
+    /// Name of its cluster; None when the bootstrap has no `ads_config`.
+    pub cluster: Option<Arc<str>>,
+    /// Whether it is connected.
+    pub connected: bool,
+    /// Whether what is served came from disk, and no control plane has confirmed it.
+    pub from_disk: bool,
+    /// Why it is not connected.
+    pub error: Option<String>,
+}
+
+/// The stream, and the file.
+pub(super) struct ControlPlane {
+    events: mpsc::Receiver<Event>,
+    wanted: watch::Sender<Names>,
+    last_good: Option<LastGood>,
+    save_at: Option<Instant>,
+    saving: Option<JoinHandle<()>>,
+}
+
+/// Takes over what an earlier process left on disk. True: there was something.
+pub(super) fn restore(manager: &mut Manager, last_good: Option<&LastGood>) -> bool {
+    let Some(last_good) = last_good else { return false };
+    let file = last_good.path();
+    let batches = match last_good.load() {
+        Ok(Some(batches)) => batches,
+        Ok(None) => return false,
+        Err(error) => {
+            tracing::warn!(file = %file.display(), %error, "the last good configuration is not usable");
+            return false;
+        }
+    };
+    let mut resources = 0;
+    for batch in batches.iter().filter(|batch| !batch.resources.is_empty()) {
+        let applied = manager.apply_ads(batch, Instant::now());
+        resources += applied.accepted.len();
+        log_refused(batch.kind, &applied.refused);
+    }
+    if resources > 0 {
+        tracing::warn!(
+            file = %file.display(),
+            resources,
+            "serving the last good configuration from disk until the control plane answers"
+        );
+    }
+    resources > 0
+}
+
+/// The file of this node in `folder`, if there is a control plane at all.
+pub(super) fn last_good(manager: &Manager, folder: Option<&PathBuf>) -> Option<LastGood> {
+    let node = &manager.ads()?.node;
+    Some(LastGood::new(folder?.clone(), node.id.as_str().into()))
+}
+
+impl ControlPlane {
+    /// Opens the stream, if the bootstrap names a control plane.
+    pub(super) fn start(
+        manager: &Manager,
+        config: &Arc<ArcSwap<Snapshot>>,
+        last_good: Option<LastGood>,
+    ) -> Option<Self> {
+        let spec = manager.ads()?.clone();
+        let mut settings = Settings::new(spec.variant, spec.node.clone(), manager.ads_roots().to_vec());
+        settings.held = manager.ads_versions();
+        let (send, events) = mpsc::channel(1);
+        let (wanted, wants) = watch::channel(manager.ads_wanted());
+        let connector = ClusterConnector::new(Arc::clone(config), spec);
+        tokio::spawn(client::run(settings, connector, wants, send));
+        Some(Self { events, wanted, last_good, save_at: None, saving: None })
+    }
+
+    /// When something is to be written to disk.
+    pub(super) const fn save_at(&self) -> Option<Instant> {
+        self.save_at
+    }
+
+    /// Writes to disk what is due.
+    fn save(&mut self, manager: &Manager, now: Instant) {
+        let Some(last_good) = self.last_good.as_ref().filter(|_| self.save_at.is_some_and(|at| at <= now))
+        else {
+            return;
+        };
+        if self.saving.as_ref().is_some_and(|saving| !saving.is_finished()) {
+            self.save_at = Some(now + SAVE_AFTER);
+            return;
+        }
+        self.save_at = None;
+        let (last_good, resources) = (last_good.clone(), manager.dump().from_control_plane());
+        self.saving = Some(tokio::task::spawn_blocking(move || {
+            if let Err(error) = last_good.save(&resources) {
+                let file = last_good.path();
+                tracing::error!(file = %file.display(), %error, "cannot save the last good configuration");
+            }
+        }));
+    }
+}
+
+/// The next event; never, without a control plane.
+pub(super) async fn next_event(control_plane: &mut Option<ControlPlane>) -> Event {
+    match control_plane {
+        Some(control_plane) => match control_plane.events.recv().await {
+            Some(event) => event,
+            None => pending().await,
+        },
+        None => pending().await,
+    }
+}
+
+impl App {
+    pub(super) async fn control_plane_said(&mut self, event: Event) {
+        let update = match event {
+            Event::Connected => return self.set_connected(true, None),
+            Event::Disconnected(reason) => return self.set_connected(false, Some(reason)),
+            Event::Batch(update, answer) => (update, answer),
+        };
+        let (update, answer) = update;
+        let Applied { accepted, removed, mut refused, changes } =
+            self.manager.apply_ads(&update, Instant::now());
+        refused.extend(self.follow(changes).await);
+        let control = &self.shared.registry.control;
+        control.config_accepted(metric_of(update.kind), accepted.len() as u64);
+        control.config_rejected(metric_of(update.kind), refused.len() as u64);
+        log_refused(update.kind, &refused);
+        if let Some(control_plane) = &mut self.control_plane {
+            // Before the answer: one request carries both.
+            if changes.listeners || changes.clusters {
+                let wanted = self.manager.ads_wanted();
+                control_plane.wanted.send_if_modified(|old| {
+                    let modified = *old != wanted;
+                    *old = wanted;
+                    modified
+                });
+            }
+            if control_plane.last_good.is_some() && !(accepted.is_empty() && removed.is_empty()) {
+                control_plane.save_at.get_or_insert(Instant::now() + SAVE_AFTER);
+            }
+        }
+        // A stream that is gone needs no answer.
+        let _ = answer.send(update.answer(accepted, removed, refused));
+    }
+
+    /// Something waited long enough, or is to be saved.
+    pub(super) async fn alarm_rang(&mut self) {
+        let now = Instant::now();
+        self.follow_promoted(Changes::default()).await;
+        if let Some(control_plane) = &mut self.control_plane {
+            control_plane.save(&self.manager, now);
+        }
+    }
+
+    /// What has to follow `changes`, and what now need not wait any longer.
+    pub(super) async fn follow_promoted(&mut self, mut changes: Changes) {
+        changes.add(self.manager.promote(Instant::now()));
+        log_refused(Kind::Listener, &self.follow(changes).await);
+    }
+
+    /// When [`Self::alarm_rang`] is to be called.
+    pub(super) fn alarm(&self) -> Option<Instant> {
+        let save = self.control_plane.as_ref().and_then(ControlPlane::save_at);
+        [self.manager.deadline(), save].into_iter().flatten().min()
+    }
+
+    /// Everything that has to follow a change. Gives listeners whose sockets cannot be had.
+    async fn follow(&mut self, changes: Changes) -> Vec<Refused> {
+        if changes.clusters || changes.listeners {
+            self.watch();
+        }
+        if changes.snapshot {
+            self.publish().await;
+        }
+        if changes.listeners
+            && self.listening
+            && let Err((name, error)) = self.sync_listeners().await
+        {
+            return vec![Refused { name, detail: format!("cannot listen: {error}") }];
+        }
+        Vec::new()
+    }
+
+    fn set_connected(&self, connected: bool, error: Option<String>) {
+        let old = self.shared.control_plane.load_full();
+        self.shared.registry.control.control_plane_connected(connected);
+        if connected {
+            tracing::info!("the control plane is connected");
+            self.shared.registry.control.config_from_disk(false);
+        } else if old.connected || old.error.is_none() {
+            // Once, not for every attempt.
+            tracing::warn!(
+                reason = error,
+                "the control plane is not connected; the last good configuration serves"
+            );
+        }
+        let from_disk = old.from_disk && !connected;
+        let cluster = old.cluster.clone();
+        self.shared.control_plane.store(Arc::new(ControlPlaneStatus {
+            cluster,
+            connected,
+            from_disk,
+            error,
+        }));
+    }
+}
+
+pub(super) fn status(manager: &Manager, from_disk: bool) -> ControlPlaneStatus {
+    let cluster = manager.ads().map(|spec| Arc::clone(&spec.cluster));
+    ControlPlaneStatus { cluster, from_disk, ..ControlPlaneStatus::default() }
+}
+
+fn log_refused(kind: Kind, refused: &[Refused]) {
+    for Refused { name, detail } in refused {
+        tracing::error!(%kind, name = &**name, detail, "refused; the last good one stays");
+    }
+}
+
+const fn metric_of(kind: Kind) -> ResourceKind {
+    match kind {
+        Kind::Secret => ResourceKind::Secret,
+        Kind::Cluster => ResourceKind::Cluster,
+        Kind::ClusterLoadAssignment => ResourceKind::Endpoint,
+        Kind::Listener => ResourceKind::Listener,
+        Kind::RouteConfiguration => ResourceKind::Route,
+    }
+}

@@ -1,0 +1,50 @@
+//! The resources in force as they came, for `/config_dump` and for the disk.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use remora_xds::Kind;
+use remora_xds::pb::google::protobuf::Any;
+
+/// A resource as it came.
+#[derive(Debug, Clone)]
+pub struct Dumped {
+    /// The resource.
+    pub any: Arc<Any>,
+    /// Its version, when it came from a control plane.
+    pub version: Option<Arc<str>>,
+}
+
+/// See the module. Shared with the admin page, so that nothing is copied before somebody looks.
+#[derive(Debug, Default)]
+pub struct Dump(Mutex<BTreeMap<(Kind, Arc<str>), Dumped>>);
+
+impl Dump {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(Kind, Arc<str>), Dumped>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn put(&self, kind: Kind, name: Arc<str>, resource: Dumped) {
+        self.lock().insert((kind, name), resource);
+    }
+
+    pub(super) fn remove(&self, kind: Kind, name: &Arc<str>) {
+        self.lock().remove(&(kind, Arc::clone(name)));
+    }
+
+    /// The resources of one kind by name.
+    #[must_use]
+    pub fn of(&self, kind: Kind) -> Vec<(Arc<str>, Dumped)> {
+        let all = self.lock();
+        let own = all.iter().filter(|((k, _), _)| *k == kind);
+        own.map(|((_, name), resource)| (Arc::clone(name), resource.clone())).collect()
+    }
+
+    /// Everything that came from a control plane.
+    #[must_use]
+    pub fn from_control_plane(&self) -> Vec<(Kind, Arc<str>, Dumped)> {
+        let all = self.lock();
+        let dynamic = all.iter().filter(|(_, resource)| resource.version.is_some());
+        dynamic.map(|((kind, name), resource)| (*kind, Arc::clone(name), resource.clone())).collect()
+    }
+}

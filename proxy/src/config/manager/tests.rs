@@ -1,0 +1,162 @@
+use std::time::Duration;
+
+use remora_xds::client::{Batch as Update, Incoming};
+use remora_xds::pb::envoy::config::bootstrap::v3::Bootstrap;
+use remora_xds::{Named, any};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::warming::INIT_TIMEOUT;
+use super::*;
+
+/// A manager with a control plane.
+fn manager() -> Manager {
+    let ads = json!({ "resource_api_version": "V3", "ads": {} });
+    let text = json!({
+        "node": { "id": "n" },
+        "static_resources": { "clusters": [{ "name": "control", "type": "STATIC", "load_assignment": {
+            "cluster_name": "control", "endpoints": [{ "lb_endpoints": [endpoint(1)] }],
+        }}]},
+        "dynamic_resources": {
+            "ads_config": {
+                "api_type": "DELTA_GRPC",
+                "transport_api_version": "V3",
+                "grpc_services": [{ "envoy_grpc": { "cluster_name": "control" } }],
+            },
+            "cds_config": ads,
+            "lds_config": ads,
+        },
+    });
+    let parsed = Schema::load().parse::<Bootstrap>(&text.to_string(), "boot").unwrap();
+    Manager::new(&parsed.message, "boot", parsed.map).unwrap()
+}
+
+fn endpoint(port: u16) -> Value {
+    json!({ "endpoint": { "address": { "socket_address": { "address": "127.0.0.1", "port_value": port } } } })
+}
+
+fn incoming<M: Named>(schema: &Schema, value: &Value) -> Incoming {
+    let message = schema.parse::<M>(&value.to_string(), "test").unwrap().message;
+    let any = any::pack(&message);
+    Incoming { name: Some(message.resource_name().into()), version: "1".into(), any }
+}
+
+fn eds_cluster(schema: &Schema, name: &str) -> Incoming {
+    let source = json!({ "eds_config": { "resource_api_version": "V3", "ads": {} } });
+    let value = json!({ "name": name, "type": "EDS", "eds_cluster_config": source });
+    incoming::<remora_xds::pb::envoy::config::cluster::v3::Cluster>(schema, &value)
+}
+
+fn assignment(schema: &Schema, name: &str, ports: std::ops::Range<u16>) -> Incoming {
+    let endpoints: Vec<_> = ports.map(endpoint).collect();
+    let value = json!({ "cluster_name": name, "endpoints": [{ "lb_endpoints": endpoints }] });
+    incoming::<remora_xds::pb::envoy::config::endpoint::v3::ClusterLoadAssignment>(schema, &value)
+}
+
+fn table(schema: &Schema, name: &str, cluster: &str) -> Incoming {
+    let route = json!({ "match": { "prefix": "/" }, "route": { "cluster": cluster } });
+    let host = json!({ "name": "all", "domains": ["*"], "routes": [route] });
+    let value = json!({ "name": name, "virtual_hosts": [host] });
+    incoming::<remora_xds::pb::envoy::config::route::v3::RouteConfiguration>(schema, &value)
+}
+
+fn apply(manager: &mut Manager, kind: Kind, resources: Vec<Incoming>) -> Applied {
+    let applied = manager.apply_ads(&Update::restored(kind, resources), Instant::now());
+    assert_eq!(applied.refused, []);
+    applied
+}
+
+/// A change costs what it touches: everything else is shared with the snapshot before.
+#[tokio::test]
+async fn a_change_of_one_endpoint_touches_one_cluster() {
+    const CLUSTERS: usize = 5000;
+    let schema = Schema::load();
+    let mut manager = manager();
+    let name = |n: usize| format!("cluster-{n}");
+    let clusters: Vec<_> = (0..CLUSTERS).map(|n| eds_cluster(&schema, &name(n))).collect();
+    let endpoints: Vec<_> = (0..CLUSTERS).map(|n| assignment(&schema, &name(n), 1..11)).collect();
+    let began = Instant::now();
+    apply(&mut manager, Kind::Cluster, clusters.clone());
+    apply(&mut manager, Kind::ClusterLoadAssignment, endpoints);
+    let old = manager.snapshot();
+    println!("{CLUSTERS} clusters with 10 endpoints each: {:?}", began.elapsed());
+
+    let changed = assignment(&schema, &name(7), 1..12);
+    let began = Instant::now();
+    let applied = apply(&mut manager, Kind::ClusterLoadAssignment, vec![changed]);
+    let new = manager.snapshot();
+    println!("one endpoint: {:?}", began.elapsed());
+    assert_eq!(applied.changes, Changes { snapshot: true, ..Changes::default() });
+    assert!(Arc::ptr_eq(&old.cluster_ids, &new.cluster_ids));
+    let differs = |n: &usize| {
+        !Arc::ptr_eq(old.cluster_by_name(&name(*n)).unwrap(), new.cluster_by_name(&name(*n)).unwrap())
+    };
+    assert_eq!((0..CLUSTERS).filter(differs).collect::<Vec<_>>(), [7]);
+
+    // The same clusters once more, as a control plane that was restarted may send them: nothing happens.
+    let same = apply(&mut manager, Kind::Cluster, clusters);
+    assert_eq!((same.accepted.len(), same.changes), (CLUSTERS, Changes::default()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn routes_wait_for_the_endpoints_of_their_clusters_but_not_for_ever() {
+    let schema = Schema::load();
+    let mut manager = manager();
+    apply(&mut manager, Kind::RouteConfiguration, vec![table(&schema, "r", "a")]);
+    assert!(manager.route_tables.is_empty());
+    apply(&mut manager, Kind::Cluster, vec![eds_cluster(&schema, "a")]);
+    assert!(manager.route_tables.is_empty(), "it has no endpoints yet");
+    let names = BTreeSet::from(["a".into()]);
+    assert_eq!(manager.ads_wanted().get(&Kind::ClusterLoadAssignment), Some(&names));
+    // Nobody asks for these routes any more: no listener names them.
+    assert!(manager.dynamic.warming.tables.is_empty());
+
+    let arrived = Held { origin: Origin::Static, hash: 1, value: table_of(&mut manager, &schema) };
+    manager.arrive_table(arrived, Instant::now());
+    assert_eq!(manager.deadline(), Some(Instant::now() + INIT_TIMEOUT));
+    tokio::time::advance(INIT_TIMEOUT).await;
+    assert!(manager.promote(Instant::now()).snapshot);
+    assert!(manager.route_tables.contains_key("r"));
+    assert_eq!(manager.deadline(), None);
+}
+
+fn table_of(manager: &mut Manager, schema: &Schema) -> Arc<RouteTable> {
+    let mut errors = Errors::new("test", SourceMap::default());
+    let mut batch = Batch::default();
+    let mut scope = Scope { errors: &mut errors, names: &mut manager.names };
+    batch.any(&Arc::new(table(schema, "r", "a").any), &At::root(), &mut scope);
+    Arc::new(batch.route_tables.remove(0).1)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removed_cluster_stays_while_routes_name_it() {
+    let schema = Schema::load();
+    let mut manager = manager();
+    let has = |manager: &mut Manager, name: &str| manager.snapshot().cluster_by_name(name).is_some();
+    apply(&mut manager, Kind::Cluster, vec![eds_cluster(&schema, "a"), eds_cluster(&schema, "b")]);
+    let held = Held { origin: Origin::Static, hash: 1, value: table_of(&mut manager, &schema) };
+    manager.put_table(held);
+    for name in ["a", "b"] {
+        manager.retire_cluster(&name.into(), Instant::now());
+    }
+    manager.promote(Instant::now());
+    assert!(has(&mut manager, "a") && !has(&mut manager, "b"));
+    // It comes back before it is gone.
+    apply(&mut manager, Kind::Cluster, vec![eds_cluster(&schema, "a")]);
+    tokio::time::advance(INIT_TIMEOUT + Duration::from_secs(1)).await;
+    manager.promote(Instant::now());
+    assert!(has(&mut manager, "a"));
+    manager.retire_cluster(&"a".into(), Instant::now());
+    tokio::time::advance(INIT_TIMEOUT).await;
+    manager.promote(Instant::now());
+    assert!(!has(&mut manager, "a"), "not for ever");
+}
+
+#[tokio::test]
+async fn a_resource_of_the_bootstrap_is_not_replaced() {
+    let schema = Schema::load();
+    let mut manager = manager();
+    let update = Update::restored(Kind::Cluster, vec![eds_cluster(&schema, "control")]);
+    let applied = manager.apply_ads(&update, Instant::now());
+    assert_eq!(applied.refused[0].detail, "has the name of a resource of the bootstrap");
+}

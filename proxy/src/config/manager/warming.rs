@@ -1,0 +1,183 @@
+//! Make before break: what refers to something that is not there yet waits for it, and what is still referred to leaves later.
+//! Both for a bounded time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use remora_xds::Kind;
+use tokio::time::Instant;
+
+use super::{Changes, Held, Manager, http_specs};
+use crate::config::names::ClusterId;
+use crate::config::spec::{ListenerSpec, NetworkFilter, RouteSource};
+use crate::route::RouteTable;
+
+/// The longest wait (Envoy `initial_fetch_timeout`).
+pub(super) const INIT_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// What is on its way in or out.
+#[derive(Debug, Default)]
+pub(super) struct Warming {
+    /// Route tables that name a cluster without endpoints. The old table serves.
+    pub(super) tables: BTreeMap<Arc<str>, Waiting<RouteTable>>,
+    /// Listeners without their routes. The old listener serves.
+    pub(super) listeners: BTreeMap<Arc<str>, Waiting<ListenerSpec>>,
+    /// Clusters that were removed while routes in force name them, and when they go at the latest.
+    pub(super) leaving: BTreeMap<Arc<str>, Instant>,
+}
+
+/// Something that waits to come into force.
+#[derive(Debug)]
+pub(super) struct Waiting<T> {
+    pub(super) held: Held<T>,
+    /// When it comes into force as it is.
+    pub(super) until: Instant,
+}
+
+impl Warming {
+    /// When something happens at the latest.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let tables = self.tables.values().map(|w| w.until);
+        let listeners = self.listeners.values().map(|w| w.until);
+        tables.chain(listeners).chain(self.leaving.values().copied()).min()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.tables.is_empty() && self.listeners.is_empty() && self.leaving.is_empty()
+    }
+}
+
+impl Manager {
+    /// When [`Self::promote`] has something to do at the latest.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.dynamic.warming.deadline()
+    }
+
+    /// Brings into force what need not wait any longer, and takes out what is no longer used.
+    pub fn promote(&mut self, now: Instant) -> Changes {
+        let mut changes = Changes::default();
+        if self.dynamic.warming.is_empty() {
+            return changes;
+        }
+        let tables = &self.dynamic.warming.tables;
+        let ready = |(name, w): (&Arc<str>, &Waiting<RouteTable>)| {
+            (w.until <= now || self.table_is_ready(&w.held.value)).then(|| Arc::clone(name))
+        };
+        let ready: Vec<_> = tables.iter().filter_map(ready).collect();
+        for name in ready {
+            if let Some(waiting) = self.dynamic.warming.tables.remove(&name) {
+                self.put_table(waiting.held);
+                changes.snapshot = true;
+            }
+        }
+        let listeners = &self.dynamic.warming.listeners;
+        let ready = |(name, w): (&Arc<str>, &Waiting<ListenerSpec>)| {
+            (w.until <= now || self.listener_is_ready(&w.held.value)).then(|| Arc::clone(name))
+        };
+        let ready: Vec<_> = listeners.iter().filter_map(ready).collect();
+        for name in ready {
+            if let Some(waiting) = self.dynamic.warming.listeners.remove(&name) {
+                self.put_listener(waiting.held);
+                changes.add(Changes { snapshot: true, listeners: true, clusters: false });
+            }
+        }
+        changes.add(self.release(now));
+        changes
+    }
+
+    /// Removes clusters that are leaving and that nothing names any more.
+    fn release(&mut self, now: Instant) -> Changes {
+        if self.dynamic.warming.leaving.is_empty() {
+            return Changes::default();
+        }
+        let used = self.used_clusters();
+        let leaves = |(name, until): (&Arc<str>, &Instant)| {
+            let named = self.names.clusters.get(name).is_some_and(|id| used.contains(&id.index()));
+            (*until <= now || !named).then(|| Arc::clone(name))
+        };
+        let gone: Vec<_> = self.dynamic.warming.leaving.iter().filter_map(leaves).collect();
+        for name in &gone {
+            self.dynamic.warming.leaving.remove(name);
+            self.remove_cluster(name);
+        }
+        let any = !gone.is_empty();
+        Changes { snapshot: any, listeners: false, clusters: any }
+    }
+
+    /// Takes out a cluster, at once or when nothing names it any more.
+    pub(super) fn retire_cluster(&mut self, name: &Arc<str>, now: Instant) {
+        if self.clusters.contains_key(name) {
+            self.dump.remove(Kind::Cluster, name);
+            self.dynamic.warming.leaving.insert(Arc::clone(name), now + INIT_TIMEOUT);
+        }
+    }
+
+    /// Takes a table in, at once or when its clusters have endpoints.
+    pub(super) fn arrive_table(&mut self, held: Held<RouteTable>, now: Instant) -> Changes {
+        let name = Arc::clone(&held.value.name);
+        self.dynamic.warming.tables.remove(&name);
+        if self.table_is_ready(&held.value) {
+            self.put_table(held);
+            return Changes { snapshot: true, ..Changes::default() };
+        }
+        self.dynamic.warming.tables.insert(name, Waiting { held, until: now + INIT_TIMEOUT });
+        Changes::default()
+    }
+
+    /// Takes a listener in, at once or when its routes are there.
+    pub(super) fn arrive_listener(&mut self, held: Held<ListenerSpec>, now: Instant) -> Changes {
+        let name = Arc::clone(&held.value.name);
+        self.dynamic.warming.listeners.remove(&name);
+        if self.listener_is_ready(&held.value) {
+            self.put_listener(held);
+            return Changes { snapshot: true, listeners: true, clusters: false };
+        }
+        self.dynamic.warming.listeners.insert(name, Waiting { held, until: now + INIT_TIMEOUT });
+        Changes::default()
+    }
+
+    fn cluster_is_warm(&self, id: ClusterId) -> bool {
+        self.cluster_list.get(id.index()).and_then(Option::as_ref).is_some_and(|cluster| cluster.is_warm())
+    }
+
+    fn table_is_ready(&self, table: &RouteTable) -> bool {
+        table.clusters.iter().all(|used| self.cluster_is_warm(used.id))
+    }
+
+    fn listener_is_ready(&self, listener: &ListenerSpec) -> bool {
+        listener.chains.iter().all(|chain| match &chain.filter {
+            NetworkFilter::Http(http) => match (&http.routes, &http.rds) {
+                (RouteSource::Inline(table), _) => self.table_is_ready(table),
+                (RouteSource::Rds(_), rds) => {
+                    rds.as_ref().is_none_or(|rds| self.route_tables.contains_key(&rds.name))
+                }
+            },
+            NetworkFilter::Tcp(tcp) => tcp.clusters.iter().all(|(id, _)| self.cluster_is_warm(*id)),
+        })
+    }
+
+    /// Numbers of the clusters that routes and listeners name, in force or about to be.
+    fn used_clusters(&self) -> BTreeSet<usize> {
+        let mut used = BTreeSet::new();
+        let waiting = self.dynamic.warming.tables.values().map(|w| &w.held.value);
+        for table in self.route_tables.values().map(|held| &held.value).chain(waiting) {
+            used.extend(table.clusters.iter().map(|used| used.id.index()));
+        }
+        let waiting = self.dynamic.warming.listeners.values().map(|w| &w.held.value);
+        for listener in self.listeners.values().map(|held| &held.value).chain(waiting) {
+            for http in http_specs(listener) {
+                if let RouteSource::Inline(table) = &http.routes {
+                    used.extend(table.clusters.iter().map(|used| used.id.index()));
+                }
+            }
+            for chain in &listener.chains {
+                if let NetworkFilter::Tcp(tcp) = &chain.filter {
+                    used.extend(tcp.clusters.iter().map(|(id, _)| id.index()));
+                }
+            }
+        }
+        used
+    }
+}

@@ -1,0 +1,136 @@
+//! The control plane: which cluster it is, and connections to it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use remora_xds::client::{Connecting, Connector, Duplex, Variant};
+use remora_xds::diag::{At, Errors};
+use remora_xds::pb::envoy::config::core::v3::api_config_source::ApiType;
+use remora_xds::pb::envoy::config::core::v3::grpc_service::TargetSpecifier;
+use remora_xds::pb::envoy::config::core::v3::{ApiConfigSource, ApiVersion, Node};
+
+use crate::config::snapshot::Snapshot;
+use crate::tls::client::{AlpnOffer, Target};
+use crate::upstream::cluster::Cluster;
+use crate::upstream::connect;
+
+/// `dynamic_resources.ads_config`.
+#[derive(Debug, Clone)]
+pub struct AdsSpec {
+    /// `api_type`.
+    pub variant: Variant,
+    /// `grpc_services[0].envoy_grpc.cluster_name`: a static cluster. Its endpoints are the servers.
+    pub cluster: Arc<str>,
+    /// `grpc_services[0].envoy_grpc.authority`, or the name of the cluster.
+    pub authority: Arc<str>,
+    /// `node`, with the name of this program.
+    pub node: Node,
+}
+
+/// Compiles `ads_config`. `clusters` are the static ones. None when it has mistakes, which are in `errors`.
+pub fn compile_ads_config(
+    pb: &ApiConfigSource,
+    node: Option<&Node>,
+    clusters: &[&str],
+    at: &At<'_>,
+    errors: &mut Errors,
+) -> Option<AdsSpec> {
+    let before = errors.len();
+    let at = at.field("ads_config");
+    let variant = match ApiType::try_from(pb.api_type) {
+        Ok(ApiType::DeltaGrpc) => Variant::Delta,
+        Ok(ApiType::Grpc) => Variant::Sotw,
+        _ => {
+            errors.report(&at.field("api_type"), "is not supported").fix("DELTA_GRPC or GRPC");
+            return None;
+        }
+    };
+    if !matches!(ApiVersion::try_from(pb.transport_api_version), Ok(ApiVersion::Auto | ApiVersion::V3)) {
+        errors.report(&at.field("transport_api_version"), "is not supported").fix("V3");
+    }
+    let services = at.field("grpc_services");
+    let [service] = pb.grpc_services.as_slice() else {
+        errors
+            .report(&services, format!("has {} entries", pb.grpc_services.len()))
+            .fix("name one cluster; each of its endpoints is tried");
+        return None;
+    };
+    let at = services.index(0);
+    let Some(TargetSpecifier::EnvoyGrpc(grpc)) = &service.target_specifier else {
+        errors.report(&at, "names no cluster").fix("envoy_grpc: {cluster_name: …}");
+        return None;
+    };
+    let at = at.field("envoy_grpc");
+    let name = grpc.cluster_name.as_str();
+    if !clusters.contains(&name) {
+        errors
+            .report(&at.field("cluster_name"), format!("{name:?} is not among static_resources.clusters"))
+            .fix("define it there, with the address of the control plane");
+    }
+    let node = node.filter(|node| !node.id.is_empty());
+    if node.is_none() {
+        errors.report(&At::root().field("node"), "has no id").fix("a control plane has to know who asks");
+    }
+    if errors.len() > before {
+        return None;
+    }
+    let authority = if grpc.authority.is_empty() { name } else { &grpc.authority };
+    let mut node = node.cloned().unwrap_or_default();
+    node.user_agent_name = "remora".into();
+    Some(AdsSpec { variant, cluster: name.into(), authority: authority.into(), node })
+}
+
+/// Opens connections to the endpoints of a static cluster, as the newest snapshot has them: found by DNS, with rotated
+/// certificates.
+#[derive(Debug)]
+pub struct ClusterConnector {
+    config: Arc<ArcSwap<Snapshot>>,
+    spec: AdsSpec,
+}
+
+impl ClusterConnector {
+    /// Connects to the cluster of `spec`.
+    #[must_use]
+    pub const fn new(config: Arc<ArcSwap<Snapshot>>, spec: AdsSpec) -> Self {
+        Self { config, spec }
+    }
+
+    fn cluster(&self) -> Option<Arc<Cluster>> {
+        self.config.load().cluster_by_name(&self.spec.cluster).cloned()
+    }
+}
+
+impl Connector for ClusterConnector {
+    fn servers(&self) -> usize {
+        self.cluster().map_or(0, |cluster| cluster.endpoints().len())
+    }
+
+    fn connect(&self, server: usize) -> Connecting {
+        let cluster = self.cluster();
+        Box::pin(async move {
+            let cluster = cluster.ok_or_else(|| io::Error::other("the cluster is gone"))?;
+            let endpoints = cluster.endpoints().endpoints();
+            let endpoint = server.checked_rem(endpoints.len()).and_then(|n| endpoints.get(n)).cloned();
+            let endpoint = endpoint.ok_or_else(|| io::Error::other("the cluster has no endpoints"))?;
+            let opened = open(&cluster, endpoint.spec.address, endpoint.spec.hostname.as_deref());
+            tokio::time::timeout(cluster.spec().connect.timeout, opened)
+                .await
+                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        })
+    }
+
+    fn authority(&self) -> &str {
+        &self.spec.authority
+    }
+}
+
+async fn open(cluster: &Cluster, address: SocketAddr, host: Option<&str>) -> io::Result<Box<dyn Duplex>> {
+    let spec = cluster.spec();
+    let tcp = connect::connect(address, &spec.connect).await.map_err(io::Error::other)?;
+    let Some(tls) = &spec.tls else { return Ok(Box::new(tcp)) };
+    let target = Target { host, ..Target::new(address, AlpnOffer::Http2) };
+    let (stream, _) = tls.connect(tcp, target).await.map_err(io::Error::other)?;
+    Ok(Box::new(stream))
+}
