@@ -158,7 +158,7 @@ impl App {
                 });
             }
             if control_plane.last_good.is_some() && !(accepted.is_empty() && removed.is_empty()) {
-                control_plane.save_at.get_or_insert(Instant::now() + SAVE_AFTER);
+                control_plane.save_at.get_or_insert_with(|| Instant::now() + SAVE_AFTER);
             }
         }
         // A stream that is gone needs no answer.

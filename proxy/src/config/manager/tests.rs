@@ -35,7 +35,7 @@ fn endpoint(port: u16) -> Value {
     json!({ "endpoint": { "address": { "socket_address": { "address": "127.0.0.1", "port_value": port } } } })
 }
 
-fn incoming<M: Named>(schema: &Schema, value: &Value) -> Incoming {
+fn incoming<M: Named + remora_xds::wire::Wire>(schema: &Schema, value: &Value) -> Incoming {
     let message = schema.parse::<M>(&value.to_string(), "test").unwrap().message;
     let any = any::pack(&message);
     Incoming { name: Some(message.resource_name().into()), version: "1".into(), any }
