@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 
@@ -63,8 +63,7 @@ pub fn router(app: App) -> Router {
 
 /// Refuses requests that a browser makes for a page of somebody else: everybody's pages reach loopback.
 async fn own_pages_only(request: Request, next: Next) -> Response {
-    let text =
-        |name: HeaderName| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let text = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
     let (origin, host) = (text(header::ORIGIN), text(header::HOST).unwrap_or_default());
     match origin {
         Some(origin) if origin.strip_prefix("http://") != Some(host) => {
