@@ -17,7 +17,8 @@ use remora_xds::pb::envoy::service::discovery::v3::{
     Resource as PbResource,
 };
 use remora_xds::server::{AdsService, Client, Denied, Settings, SnapshotWatch, Snapshots};
-use remora_xds::{Kind, Named, NodeSnapshot, Resource, Schema};
+use remora_xds::wire::Wire;
+use remora_xds::{Kind, NodeSnapshot, Resource, Schema};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -306,7 +307,7 @@ impl AggregatedDiscoveryService for Raw {
 /// # Panics
 /// When it describes none.
 #[must_use]
-pub fn message<M: Named>(value: &Value) -> M {
+pub fn message<M: Wire>(value: &Value) -> M {
     match Schema::load().parse::<M>(&value.to_string(), "test") {
         Ok(parsed) => parsed.message,
         Err(errors) => panic!("{}", errors[0]),

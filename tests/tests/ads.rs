@@ -312,8 +312,9 @@ async fn a_wrong_order_opens_no_gap() {
         Http1Upstream::answering(Answer::ok("new")).await,
     );
     let mut plane = RawControlPlane::start().await;
+    let address = [plane.address];
     let (proxy, mut stream) =
-        tokio::join!(start(&[plane.address], "DELTA_GRPC"), async { serve_raw(&mut plane, &old).await });
+        tokio::join!(start(&address, "DELTA_GRPC"), async { serve_raw(&mut plane, &old).await });
     let traffic = Traffic::start(&proxy).await;
     traffic.flows(10).await;
     stream.push(Kind::RouteConfiguration, vec![wire(&routes("later", 2))]).await;
@@ -339,8 +340,9 @@ async fn a_wrong_order_opens_no_gap() {
 async fn garbage_is_refused_and_the_rest_goes_on() {
     let origin = Http1Upstream::answering(Answer::ok("origin")).await;
     let mut plane = RawControlPlane::start().await;
+    let address = [plane.address];
     let (proxy, mut stream) =
-        tokio::join!(start(&[plane.address], "DELTA_GRPC"), async { serve_raw(&mut plane, &origin).await });
+        tokio::join!(start(&address, "DELTA_GRPC"), async { serve_raw(&mut plane, &origin).await });
     let traffic = Traffic::start(&proxy).await;
     let raw = |name: &str, value: &[u8]| PbResource {
         name: name.into(),

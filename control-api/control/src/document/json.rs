@@ -29,7 +29,8 @@ fn scalar(scalar: &Scalar<'_>) -> Value {
         Resolved::Float(number) => number.into(),
         Resolved::Str(text) => return text.into(),
     };
-    if meant.to_string() == *scalar.text { meant } else { scalar.text.as_ref().into() }
+    let same = meant.to_string().as_str() == &*scalar.text;
+    if same { meant } else { scalar.text.as_ref().into() }
 }
 
 #[cfg(test)]

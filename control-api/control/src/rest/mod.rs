@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::{HeaderName, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 
@@ -47,7 +47,6 @@ pub struct App {
 }
 
 /// The router of everything.
-#[must_use]
 pub fn router(app: App) -> Router {
     let routes = routes::routes();
     let mut router = Router::new();
@@ -63,13 +62,19 @@ pub fn router(app: App) -> Router {
 
 /// Refuses requests that a browser makes for a page of somebody else: everybody's pages reach loopback.
 async fn own_pages_only(request: Request, next: Next) -> Response {
-    let text = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
-    let (origin, host) = (text(header::ORIGIN), text(header::HOST).unwrap_or_default());
-    match origin {
-        Some(origin) if origin.strip_prefix("http://") != Some(host) => {
+    match foreign_page(request.headers()) {
+        Some(origin) => {
             let text = format!("a page of {origin} may not ask here");
             Failure::new(StatusCode::FORBIDDEN, "Forbidden", text).into_response()
         }
-        _ => next.run(request).await,
+        None => next.run(request).await,
     }
+}
+
+/// The origin of a request that is not of the host it asks.
+fn foreign_page(headers: &HeaderMap) -> Option<String> {
+    let origin = headers.get(header::ORIGIN)?.as_bytes();
+    let host = headers.get(header::HOST).map(HeaderValue::as_bytes).unwrap_or_default();
+    let own = origin.strip_prefix(b"http://").is_some_and(|origin| origin == host);
+    (!own).then(|| String::from_utf8_lossy(origin).into_owned())
 }
