@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use remora_tests::client::http1::Http1Client;
 use remora_tests::config::{Listener, cluster, direct, merge, route_config, to_cluster};
@@ -22,6 +22,7 @@ use remora_xds::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Reso
 use remora_xds::pb::google::protobuf::Any;
 use remora_xds::{Kind, Resource};
 use serde_json::json;
+use tokio::time::Instant;
 
 fn ingress() -> Resource {
     lds(Listener::http("ingress").manager(rds_by_ads("routes")))
