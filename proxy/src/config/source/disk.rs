@@ -147,12 +147,13 @@ mod tests {
         let own = LastGood::new(folder.path().to_path_buf(), "n".into());
         own.save(&[cluster("a")]).unwrap();
         let good = fs::read(own.path()).unwrap();
-        // The header of gzip has bytes that say nothing: time, flags, operating system.
-        for at in 10..good.len() {
+        let content = format!("{:?}", own.load().unwrap());
+        for at in 0..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 0x40;
             fs::write(own.path(), bad).unwrap();
-            assert!(own.load().is_err(), "byte {at}");
+            // Some bits of gzip say nothing (time, operating system, padding): with them changed, it is still the same.
+            assert!(own.load().map_or(true, |loaded| format!("{loaded:?}") == content), "byte {at}");
             fs::write(own.path(), &good[..at]).unwrap();
             assert!(own.load().is_err(), "cut at {at}");
         }
