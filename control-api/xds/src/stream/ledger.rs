@@ -446,8 +446,12 @@ impl Ledger {
         }
         own.newest.clone_from(&nonce);
         own.owed = false;
-        own.in_flight =
-            Some(InFlight { nonce: nonce.clone(), since: now, sent: changed.clone(), introduces });
+        let mut sent = changed.clone();
+        if self.variant == Variant::Sotw && kind.is_complete() {
+            sent.extend(self.of(kind).refused_before(&changed));
+        }
+        let own = self.at(kind);
+        own.in_flight = Some(InFlight { nonce: nonce.clone(), since: now, sent, introduces });
         // A client builds a changed cluster anew, and the new one waits for endpoints (envoyproxy/envoy#13009).
         let endpoints = self.at(Kind::ClusterLoadAssignment);
         for name in updated_endpoints {

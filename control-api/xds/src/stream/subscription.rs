@@ -89,6 +89,16 @@ impl Subscription {
         self.held.get(resource.name()).is_none_or(|held| held.version().is_none())
     }
 
+    /// What the client refused once and a complete response repeats, besides what `changed`: its answer is to these, too.
+    pub(super) fn refused_before(&self, changed: &[Arc<Resource>]) -> Vec<Arc<Resource>> {
+        let repeated = |name: &Arc<str>| match self.held.get(name) {
+            Some(Held::Sent(resource)) => Some(Arc::clone(resource)),
+            _ => None,
+        };
+        let unchanged = |resource: &Arc<Resource>| changed.iter().all(|c| c.name() != resource.name());
+        self.refused.keys().filter_map(repeated).filter(unchanged).collect()
+    }
+
     /// The client has nothing under `name` any more, and knows it.
     pub(super) fn forget(&mut self, name: &Arc<str>) {
         if self.names.contains(name) {

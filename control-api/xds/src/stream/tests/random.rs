@@ -202,3 +202,24 @@ proptest! {
         run::<SotwStream>(steps);
     }
 }
+
+/// A complete response repeats what the client refused before. When it takes it this time, nothing is held back any more.
+#[test]
+fn a_second_acceptance_ends_a_refusal() {
+    run::<SotwStream>(vec![
+        Step::Listener(1, Some(0)),
+        Step::Request,
+        Step::Publish,
+        Step::Send(1),
+        Step::Request,
+        Step::Receive(None),
+        Step::Send(1),
+        Step::Receive(Some(1)),
+        Step::Cluster(2, Some(0)),
+        Step::Publish,
+        Step::Listener(0, Some(0)),
+        Step::Request,
+        Step::Send(1),
+        Step::Cluster(2, None),
+    ]);
+}
