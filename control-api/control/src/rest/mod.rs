@@ -1,6 +1,6 @@
 //! The REST interface: documents as in the Kubernetes API, registrations, and what the control plane knows.
 //!
-//! The same list of [`routes`] makes the router and the OpenAPI document, so that neither has what the other has not.
+//! The same list of `routes` makes the router and the OpenAPI document, so that neither has what the other has not.
 
 mod body;
 mod bulk;

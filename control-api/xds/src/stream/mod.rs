@@ -1,7 +1,7 @@
 //! The server's side of an xDS stream, as pure state machines: requests, snapshots and the time go in, responses come out.
 //!
 //! [`DeltaStream`] and [`SotwStream`] speak the two variants of the protocol; what they have in common (who has what, what comes
-//! before what) is one [ledger]. A stream sends the difference between what its client has and what the newest snapshot says:
+//! before what) is one ledger. A stream sends the difference between what its client has and what the newest snapshot says:
 //! bursts coalesce by themselves, and a slow client costs no queue.
 //!
 //! - One response of a kind is in flight at a time. An ACK or NACK settles it; a version that was refused is not sent again
