@@ -1,4 +1,4 @@
-//! Protobuf bytes of the API's messages.
+//! The API's messages out of their protobuf bytes.
 //!
 //! Decoding is generic code, and generic code is compiled where it is used: with the optimisation of the data plane, for
 //! messages that are read once. The messages named here are compiled in this crate, for size.
@@ -14,9 +14,6 @@ pub trait Wire: Message + Name + Default {
     /// # Errors
     /// They are no such message.
     fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError>;
-
-    /// Its bytes.
-    fn to_bytes(&self) -> Vec<u8>;
 }
 
 macro_rules! wire {
@@ -24,10 +21,6 @@ macro_rules! wire {
         impl Wire for $message {
             fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
                 <Self as Message>::decode(bytes)
-            }
-
-            fn to_bytes(&self) -> Vec<u8> {
-                self.encode_to_vec()
             }
         }
     )* };
