@@ -14,6 +14,7 @@ from concurrent import futures
 import grpc
 import grpc.experimental
 
+from program import programs
 from world import free_port, wait_for, world
 
 SERVICES = """
@@ -108,6 +109,25 @@ def envoy_pair(variant):
                 f"control plane killed 3 times: {asked} requests, none failed, nothing was configured anew")
 
 
+def envoy_examples():
+    """Envoys in the places of all workloads of the examples: every kind of document, and nothing that Envoy refuses."""
+    examples = pathlib.Path(__file__).parents[2] / "deploy/examples"
+    stranger = "---\napiVersion: remora.dev/v1alpha1\nkind: Workload\nmetadata: {name: caller}\nspec: {address: 127.0.0.1}\n"
+    with world("--ephemeral-ports") as w:
+        for name in ("shop", "external"):
+            w.apply((examples / f"{name}.yaml").read_text().replace("address: 10.", "address: 127."))
+        w.apply(stranger)
+        taken = []
+        for place in ("till.shop", "orders-1.shop", "ledger-1.shop", "archive-1.vault", "caller.default"):
+            name, _ = w.envoy(f"sidecar~127.0.0.1~{place}~{place.split('.')[1]}.svc", "DELTA_GRPC")
+            try:
+                taken.append(w.synced(f"~{place}~")["wanted"])
+            except Exception:
+                print(f"--- {name}\n{w.log(name)}")
+                raise
+        return f"{sum(taken)} resources for {len(taken)} workloads, every one taken"
+
+
 def restarts(w, local, admin):
     """Kills the control plane under traffic. The number of requests; that one fails is an error, as is a change of configuration."""
     names = "cluster_manager.cluster_(added|modified|removed)|listener_manager.listener_(added|modified|removed|in_place_updated)"
@@ -195,20 +215,22 @@ def client(target):
 
 
 CHECKS = [
-    ("envoy-delta", envoy_pair, "DELTA_GRPC"),
-    ("envoy-sotw", envoy_pair, "GRPC"),
-    ("grpcio", grpc_client, [sys.executable, "-B", __file__, "--client"]),
-    ("grpc-js", grpc_client, ["node", pathlib.Path(__file__).with_name("client.js")]),
+    ("envoy-delta", envoy_pair, ("DELTA_GRPC",)),
+    ("envoy-sotw", envoy_pair, ("GRPC",)),
+    ("envoy-examples", envoy_examples, ()),
+    ("grpcio", grpc_client, ([sys.executable, "-B", __file__, "--client"],)),
+    ("run", programs, ()),
+    ("grpc-js", grpc_client, (["node", pathlib.Path(__file__).with_name("client.js")],)),
 ]
 
 
 def main(wanted):
     passed = failed = 0
-    for name, function, argument in CHECKS:
+    for name, function, arguments in CHECKS:
         if wanted and not any(w in name for w in wanted):
             continue
         try:
-            print(f"ok      {name}: {function(argument)}", flush=True)
+            print(f"ok      {name}: {function(*arguments)}", flush=True)
             passed += 1
         except Exception as e:  # noqa: BLE001 - a check fails by raising, whatever it raises
             print(f"FAILED  {name}: {type(e).__name__}: {e}", flush=True)

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -34,7 +35,9 @@ def wait_for(what, condition, seconds=30):
 
 
 class World:
-    def __init__(self):
+    def __init__(self, *options):
+        """`options` are for the control plane."""
+        self.options = options
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="remora-xds-"))
         self.processes = []
         self.servers = []
@@ -59,6 +62,14 @@ class World:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        self.processes.remove(process)
+
+    def kill(self, process):
+        """kill -9 of a process and its children, as when a machine is lost."""
+        children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for pid in (process.pid, *map(int, children)):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
         self.processes.remove(process)
 
     def close(self):
@@ -88,6 +99,7 @@ class World:
         self.plane = self.start(
             "control", os.environ["REMORA"], "control", "--data", self.dir / "data", "--listen-xds", xds,
             "--listen-rest", "127.0.0.1:0", "--address-path", addresses, "--identity-files", self.dir,
+            *self.options,
         )
         bound = wait_for("the control plane", lambda: addresses.exists() and json.loads(addresses.read_text()))
         self.xds, self.rest = bound["xds"], f"http://{bound['rest']}"
@@ -177,8 +189,8 @@ class World:
 
 
 @contextlib.contextmanager
-def world():
-    w = World()
+def world(*options):
+    w = World(*options)
     try:
         yield w
     finally:

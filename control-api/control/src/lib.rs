@@ -19,3 +19,4 @@ mod commands;
 mod demo;
 mod files;
 mod run;
+mod sidecar;

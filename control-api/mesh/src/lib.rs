@@ -6,8 +6,7 @@
 //!
 //! A [`Mesh`] holds documents and registered instances, indexed. A [`Compiler`] keeps what every Service gives to its callers
 //! ([`ServiceResources`]), compiles after a [`Change`] only what it touched, and puts together what a node gets
-//! ([`NodeResources`]). [`compile()`] does all of that once for one sidecar, and [`files()`] writes the result down as the bootstrap
-//! and the watched files of that sidecar.
+//! ([`NodeResources`]).
 //!
 //! All of it is pure: no I/O, no clock, no async. The same documents give the same resources, to the byte.
 
@@ -16,7 +15,6 @@ pub mod document;
 mod check;
 mod compile;
 mod de;
-mod files;
 mod kinds;
 mod mesh;
 mod name;
@@ -27,11 +25,9 @@ mod span;
 pub use check::{Finding, Related, Rule, Severity, findings};
 pub use compile::names;
 pub use compile::{
-    BadNode, Callers, Compiler, Credentials, Delivery, Listening, NodeKind, NodeRequest, NodeResources,
-    PortResources, Problem, Profile, Resources, ServiceResources, Sidecar, UnknownWorkload, compile,
-    node_resources, service_resources,
+    BadNode, Callers, Compiler, Credentials, Listening, NodeKind, NodeRequest, NodeResources, PortResources,
+    Problem, Profile, ServiceResources, UnknownWorkload, node_resources, service_resources,
 };
-pub use files::{File, files};
 pub use kinds::{AnyDocument, Documents, Kind};
 pub use mesh::{Change, Health, Instance, Mesh, Touched};
 pub use name::{ByName, Key, Name};

@@ -1,51 +1,50 @@
 //! Documents in, resources out: golden files, and Envoy's own rules for everything that comes out.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
-mod support;
+mod support {
+    pub(crate) mod mutilated;
+    pub(crate) mod profile;
+}
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use proptest::prelude::*;
-use remora_mesh::{Credentials, Delivery, Documents, Listening, Profile, Sidecar, compile, files};
+use remora_mesh::{Compiler, Documents, Mesh, NodeKind, NodeRequest, Resource};
 use remora_xds::Schema;
-use support::mutilated;
+use support::mutilated::mutilated;
+use support::profile::profile;
 
 const DEMO: &str = include_str!("../../../deploy/examples/demo.yaml");
 
-fn sidecar(workload: &str) -> Sidecar {
-    Sidecar {
-        namespace: "default".into(),
-        workload: workload.into(),
-        profile: Profile {
-            trust_domain: "mesh.test".into(),
-            credentials: Credentials::Files {
-                certificate: "/certs/chain.pem".into(),
-                key: "/certs/key.pem".into(),
-                roots: "/certs/roots.pem".into(),
-            },
-            delivery: Delivery::Files("/run/mesh".into()),
-            listening: Listening::AsWritten,
-        },
-        admin: ([127, 0, 0, 1], 15_000).into(),
-    }
-}
-
-/// All files of a sidecar as one text, after Envoy's rules were checked.
+/// All resources of a sidecar as one text, after Envoy's rules were checked.
 fn compiled(text: &str, workload: &str) -> String {
-    let documents = read(text).unwrap();
-    let resources = compile(&documents, &sidecar(workload)).unwrap();
+    let compiler = Compiler::new(Mesh::from(&read(text).unwrap()), profile());
+    let request = NodeRequest::new(NodeKind::Sidecar, "default").with_workload(workload.into());
+    let node = compiler.node(&request).unwrap();
     let schema = Schema::load();
-    let lists = [&resources.listeners, &resources.routes, &resources.clusters, &resources.endpoints];
-    for resource in lists.into_iter().flatten() {
-        let checked = schema.check_any(&resource.body, &resource.name);
-        assert!(checked.is_ok(), "{checked:?}");
-    }
-    let all = files(&schema, "/run/mesh", &resources);
-    all.iter().map(|f| format!("=== {}\n{}", f.name, f.text)).collect()
+    let shown = |(kind, resources): (&str, BTreeMap<Arc<str>, Arc<Resource>>)| {
+        let mut text = format!("=== {kind}\n");
+        for resource in resources.values() {
+            assert_eq!(schema.check_any(&resource.body, &resource.name), Ok(()), "{}", resource.name);
+            text.push_str("---\n");
+            text.push_str(&schema.any_to_yaml(&resource.body));
+        }
+        text
+    };
+    let all = [
+        ("clusters", node.clusters),
+        ("endpoints", node.endpoints),
+        ("routes", node.routes),
+        ("listeners", node.listeners),
+    ];
+    all.map(shown).concat()
 }
 
-/// The part of [`compiled`] that is in one file.
-fn one_file(text: &str, workload: &str, file: &str) -> String {
+/// The part of [`compiled`] that is of one kind.
+fn of_kind(text: &str, workload: &str, kind: &str) -> String {
     let all = compiled(text, workload);
-    let found = all.split("=== ").find(|part| part.starts_with(file));
+    let found = all.split("=== ").find(|part| part.starts_with(kind));
     found.unwrap().split_once('\n').unwrap().1.to_owned()
 }
 
@@ -92,7 +91,7 @@ fn an_edit_of_the_split_changes_the_routes_and_nothing_else() {
     let edited = DEMO.replace("weight: 90", "weight: 50").replace("weight: 10", "weight: 50");
     let (before, after) = (compiled(DEMO, "shop-1"), compiled(&edited, "shop-1"));
     for (before, after) in before.split("=== ").zip(after.split("=== ")) {
-        assert_eq!(before == after, !before.starts_with("routes.yaml"), "{before}");
+        assert_eq!(before == after, !before.starts_with("routes"), "{before}");
     }
     for workload in ["visitors", "stock-1", "stock-2"] {
         assert_eq!(compiled(DEMO, workload), compiled(&edited, workload), "{workload}");
@@ -123,19 +122,19 @@ spec: {address: 10.0.0.2, inboundPort: 16006, serviceAccount: b, ports: [{port: 
 
 #[test]
 fn http_grpc_and_tcp_ports_of_one_program() {
-    insta::assert_snapshot!(one_file(SERVICES, "a-1", "listeners.yaml"));
+    insta::assert_snapshot!(of_kind(SERVICES, "a-1", "listeners"));
 }
 
 #[test]
 fn callers_of_http_grpc_and_tcp() {
-    insta::assert_snapshot!(one_file(SERVICES, "b-1", "clusters.yaml"));
+    insta::assert_snapshot!(of_kind(SERVICES, "b-1", "clusters"));
 }
 
 #[test]
 fn every_part_of_a_route() {
     let text = format!("{SERVICES}{ROUTE}");
-    insta::assert_snapshot!("every_part_of_a_route", one_file(&text, "a-1", "routes.yaml"));
-    insta::assert_snapshot!("a_traffic_policy", one_file(&text, "a-1", "clusters.yaml"));
+    insta::assert_snapshot!("every_part_of_a_route", of_kind(&text, "a-1", "routes"));
+    insta::assert_snapshot!("a_traffic_policy", of_kind(&text, "a-1", "clusters"));
 }
 
 const ROUTE: &str = "---
@@ -173,7 +172,7 @@ kind: TrafficPolicy
 metadata: {name: p}
 spec:
   targetRefs: [{name: b}]
-  retries: {on: [5xx], statusCodes: [429], num: 4, perTry: 1s, budget: {percent: 30, minConcurrency: 1}}
+  retries: {retryOn: [5xx], statusCodes: [429], num: 4, perTry: 1s, budget: {percent: 30, minConcurrency: 1}}
   timeouts: {request: 9s, idle: 1m, connect: 250ms}
   connections: {maxConnections: 7, maxPendingRequests: 8, maxRequests: 9}
   loadBalancing: RoundRobin
@@ -235,7 +234,7 @@ kind: TrafficPolicy
 metadata: {name: p}
 spec:
   targetRefs: [{name: b}]
-  retries: {on: [conect-failure], statusCodes: [200], budget: {percent: 101}}
+  retries: {retryOn: [conect-failure], statusCodes: [200], budget: {percent: 101}}
 ---
 apiVersion: remora.dev/v1alpha1
 kind: TrafficPolicy
@@ -265,7 +264,7 @@ fn a_route_that_nothing_was_said_of_is_the_newest_and_the_longest_prefix_holds()
         route("c-long", "", "/x/y"),
     ]
     .concat();
-    let routes = one_file(&text, "a-1", "routes.yaml");
+    let routes = of_kind(&text, "a-1", "routes");
     let at = |name: &str| routes.find(&format!("default.{name}.0")).unwrap();
     assert!(at("c-long") < at("b-old") && at("b-old") < at("a-new"), "{routes}");
 }

@@ -1,28 +1,20 @@
 //! Compiling step by step gives what compiling afresh gives, resource by resource; and a step costs what it touches.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod support {
+    pub(crate) mod profile;
+}
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use proptest::prelude::*;
 use remora_mesh::{
-    AnyDocument, Change, Compiler, Credentials, Delivery, Documents, Health, Instance, Key, Kind, Listening,
-    Mesh, Name, NodeKind, NodeRequest, NodeResources, Profile,
+    AnyDocument, Change, Compiler, Documents, Health, Instance, Key, Kind, Mesh, Name, NodeKind, NodeRequest,
+    NodeResources,
 };
 use remora_xds::Schema;
-
-fn profile() -> Profile {
-    Profile {
-        trust_domain: "mesh.test".into(),
-        credentials: Credentials::Files {
-            certificate: "/certs/chain.pem".into(),
-            key: "/certs/key.pem".into(),
-            roots: "/certs/roots.pem".into(),
-        },
-        delivery: Delivery::Ads,
-        listening: Listening::AsWritten,
-    }
-}
+use support::profile::profile;
 
 /// One document, whether or not what it refers to exists.
 fn document(text: &str) -> AnyDocument {

@@ -1,35 +1,25 @@
 //! Golden files of what each kind of document compiles to, and what is refused by name.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
-mod support;
+mod support {
+    pub(crate) mod mutilated;
+    pub(crate) mod profile;
+}
 
 use std::sync::Arc;
 
 use proptest::prelude::*;
 
 use remora_mesh::{
-    Change, Compiler, Credentials, Delivery, Documents, Health, Instance, Listening, Mesh, Name, NodeKind,
-    NodeRequest, NodeResources, Profile, Resource,
+    Change, Compiler, Documents, Health, Instance, Mesh, Name, NodeKind, NodeRequest, NodeResources, Resource,
 };
 use remora_xds::pb::envoy::config::core::v3::Node;
 use remora_xds::{Schema, any};
-use support::mutilated;
+use support::mutilated::mutilated;
+use support::profile::profile;
 
 const SHOP: &str = include_str!("../../../deploy/examples/shop.yaml");
 const EXTERNAL: &str = include_str!("../../../deploy/examples/external.yaml");
-
-fn profile() -> Profile {
-    Profile {
-        trust_domain: "mesh.test".into(),
-        credentials: Credentials::Files {
-            certificate: "/certs/chain.pem".into(),
-            key: "/certs/key.pem".into(),
-            roots: "/certs/roots.pem".into(),
-        },
-        delivery: Delivery::Ads,
-        listening: Listening::AsWritten,
-    }
-}
 
 fn compiler(text: &str) -> Compiler {
     let (documents, findings) = Documents::check([("mesh.yaml", text)]);

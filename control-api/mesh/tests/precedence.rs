@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use remora_mesh::{Compiler, Credentials, Delivery, Documents, Listening, Mesh, Name, Profile};
+use remora_mesh::{Compiler, Credentials, Documents, Listening, Mesh, Name, Profile};
 use remora_xds::any;
 use remora_xds::pb::envoy::config::route::v3::RouteConfiguration;
 use remora_xds::pb::envoy::config::route::v3::route::Action;
@@ -13,7 +13,6 @@ fn profile() -> Profile {
     Profile {
         trust_domain: "mesh.test".into(),
         credentials: Credentials::Secrets { certificate: "default".into(), roots: "ROOTCA".into() },
-        delivery: Delivery::Ads,
         listening: Listening::AsWritten,
     }
 }

@@ -1,16 +1,18 @@
 //! `remora apply`.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
 use http::Method;
 
 use super::files::FileArgs;
-use super::{DryRun, ServerArgs, query, run};
+use super::{DryRun, ServerArgs, query, run, wait};
 use crate::kinds::Kind;
 use crate::registry::change::Verb;
 use crate::rest::{Outcome, Results};
+use crate::run::time;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -18,9 +20,11 @@ use crate::rest::{Outcome, Results};
   remora apply -f deploy/ -R -n shop
   cat route.yaml | remora apply -f -
   remora apply -f mesh.yaml --dry-run=server
+  remora apply -f mesh.yaml --wait       ends when the proxies have it, or with the words of one that refuses it
 
 All documents are checked together, and with those that are there; when one is wrong, none is written, and every mistake is named with
-its line. Exit status: 0 when everything was applied, 1 when it was refused or could not be, 2 for wrong arguments.")]
+its line. Exit status: 0 when everything was applied (and is in force, with --wait), 1 when it was refused or could not be, 2 for wrong
+arguments.")]
 pub(crate) struct ApplyArgs {
     #[command(flatten)]
     files: FileArgs,
@@ -33,6 +37,12 @@ pub(crate) struct ApplyArgs {
     /// Also if other documents are no longer right after it
     #[arg(long)]
     force: bool,
+    /// Wait until every connected proxy that uses the documents has them
+    #[arg(long, conflicts_with = "dry_run")]
+    wait: bool,
+    /// How long --wait waits, such as 30s or 2m
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time)]
+    timeout: Duration,
     #[command(flatten)]
     server: ServerArgs,
 }
@@ -41,13 +51,18 @@ pub(crate) fn apply(args: &ApplyArgs) -> ExitCode {
     run("apply", 1, async {
         let body = args.files.body(&args.namespace)?;
         let path = format!("/remora/v1/apply{}", query(args.dry_run, args.force));
-        let answer = args.server.open()?.call(Method::POST, &path, Some(&body)).await?;
+        let server = args.server.open()?;
+        let answer = server.call(Method::POST, &path, Some(&body)).await?;
         let results: Results =
             serde_json::from_value(answer).context("the control plane answers something else")?;
         if results.results.is_empty() {
             bail!("there are no documents in these files");
         }
         tell(&results, args.dry_run);
+        if args.wait {
+            let took = wait::in_force(&server, &results.results, args.timeout).await?;
+            println!("in force after {} ms", took.as_millis());
+        }
         Ok(0)
     })
 }
@@ -59,7 +74,7 @@ pub(super) fn tell(results: &Results, dry_run: DryRun) {
     }
 }
 
-fn named(outcome: &Outcome) -> String {
+pub(super) fn named(outcome: &Outcome) -> String {
     let kind = Kind::named(&outcome.kind).map_or_else(|| outcome.kind.clone(), Kind::qualified);
     format!("{kind}/{}", outcome.name)
 }

@@ -237,7 +237,7 @@ fn cell(column: &str, spec: &Value) -> String {
     }
 }
 
-fn condition(item: &Value, kind: &str, field: &str) -> String {
+pub(super) fn condition(item: &Value, kind: &str, field: &str) -> String {
     let conditions = item["status"]["conditions"].as_array().into_iter().flatten();
     { conditions }.find(|c| c["type"] == kind).map(|c| text(&c[field])).unwrap_or_default()
 }

@@ -7,6 +7,7 @@ mod files;
 mod get;
 mod status;
 mod table;
+mod wait;
 
 use std::future::Future;
 use std::process::ExitCode;

@@ -87,6 +87,9 @@ fn show(answer: &Value, proxies: &[Proxy]) {
     let head = ["PROXY", "STATE", "RESOURCES", "VARIANT", "AGENT", "CONNECTED"];
     print!("{}", coloured(&table(&head, &rows)));
     for proxy in proxies {
+        for problem in &proxy.problems {
+            println!("\n{} cannot be sent a part of {problem}", proxy.node);
+        }
         for refusal in &proxy.refusals {
             println!("\n{} refuses {} {}: {}", proxy.node, refusal.kind, refusal.name, refusal.reason);
             if !refusal.documents.is_empty() {

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use remora_mesh::Listening;
 use tracing_subscriber::EnvFilter;
 
 pub use plane::{Options, Plane, StartError};
@@ -44,9 +45,12 @@ pub(crate) struct ControlArgs {
     /// Trust domain of all identities
     #[arg(long, value_name = "NAME", default_value = "cluster.local")]
     trust_domain: String,
-    /// Folder in which proxies find chain.pem, key.pem and roots.pem; without it they are told to ask for the secrets default and ROOTCA
-    #[arg(long, value_name = "FOLDER")]
-    identity_files: Option<String>,
+    /// Folder, on the machine of each proxy, with its certificate: chain.pem, key.pem and roots.pem
+    #[arg(long, value_name = "FOLDER", default_value = "/etc/remora/identity")]
+    identity_files: String,
+    /// Proxies listen on any free ports, whatever the documents say: /listeners of their admin page tells which (for tests)
+    #[arg(long)]
+    ephemeral_ports: bool,
     /// Log level: error, warn, info, debug, trace, or a filter such as remora_control=debug
     #[arg(short = 'l', long, value_name = "LEVEL", default_value = "info", env = "REMORA_LOG")]
     log_level: String,
@@ -79,6 +83,7 @@ pub(crate) fn run(args: ControlArgs) -> ExitCode {
             folder: args.folder,
             trust_domain: args.trust_domain,
             identity_files: args.identity_files,
+            listening: if args.ephemeral_ports { Listening::Ephemeral } else { Listening::AsWritten },
         };
         let plane = match Plane::start(options).await {
             Ok(plane) => plane,

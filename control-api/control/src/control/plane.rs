@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use remora_mesh::{Credentials, Delivery, Listening, Profile};
+use remora_mesh::{Credentials, Listening, Profile};
 use remora_xds::server::{AdsService, Settings};
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -36,8 +36,10 @@ pub struct Options {
     pub folder: Option<PathBuf>,
     /// Of all identities.
     pub trust_domain: String,
-    /// Where proxies find chain.pem, key.pem and roots.pem.
-    pub identity_files: Option<String>,
+    /// Where proxies find chain.pem, key.pem and roots.pem. A relative path begins at the working directory of each proxy.
+    pub identity_files: String,
+    /// On which ports proxies listen.
+    pub listening: Listening,
 }
 
 /// Why a control plane does not start.
@@ -124,22 +126,15 @@ impl Plane {
 }
 
 fn profile(options: &Options) -> Profile {
-    let credentials = match &options.identity_files {
-        Some(folder) => {
-            let file = |name: &str| format!("{}/{name}", folder.trim_end_matches('/'));
-            Credentials::Files {
-                certificate: file("chain.pem"),
-                key: file("key.pem"),
-                roots: file("roots.pem"),
-            }
-        }
-        None => Credentials::Secrets { certificate: "default".into(), roots: "ROOTCA".into() },
-    };
+    let file = |name: &str| format!("{}/{name}", options.identity_files.trim_end_matches('/'));
     Profile {
         trust_domain: options.trust_domain.clone(),
-        credentials,
-        delivery: Delivery::Ads,
-        listening: Listening::AsWritten,
+        credentials: Credentials::Files {
+            certificate: file("chain.pem"),
+            key: file("key.pem"),
+            roots: file("roots.pem"),
+        },
+        listening: options.listening,
     }
 }
 

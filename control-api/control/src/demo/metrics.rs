@@ -97,11 +97,6 @@ impl View {
     }
 }
 
-/// The value of a metric without labels.
-pub(super) fn plain(page: &str, name: &str) -> Option<f64> {
-    page.lines().filter_map(parse).find(|s| s.name == name).map(|s| s.value)
-}
-
 /// A line of the text format (prometheus.io `instrumenting/exposition_formats`).
 fn parse(line: &str) -> Option<Sample<'_>> {
     if line.starts_with('#') {
@@ -151,7 +146,6 @@ remora_requests_total{reporter="source",source_app="shop",destination_workload="
 remora_requests_total{reporter="source",source_app="shop",destination_workload="stock-2",response_code="503"} 1
 remora_upstream_retries_total{cluster="outbound|80||x"} 3
 remora_upstream_retries_total{cluster="inbound|80||"} 5
-remora_config_version 4
 "#;
         let other = r#"remora_requests_total{reporter="destination",source_workload="shop",destination_workload="stock-2",response_code="200",connection_security_policy="mutual_tls"} 9
 remora_requests_total{reporter="destination",source_workload="shop",destination_workload="stock-2",response_code="503",connection_security_policy="none"} 4
@@ -164,8 +158,6 @@ remora_requests_total{reporter="destination",source_workload="shop",destination_
         assert_eq!(view.edges.get(&edge), Some(&counts));
         assert_eq!((view.retries, view.refused), (3, 0));
         assert_eq!(view.towards("stock"), counts);
-        assert_eq!(plain(caller, "remora_config_version"), Some(4.0));
-        assert_eq!(plain(caller, "remora_other"), None);
     }
 
     #[test]

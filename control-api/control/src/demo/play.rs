@@ -115,7 +115,7 @@ async fn run(
                     Ok(done) => done,
                     Err(error) => return Course { lost: Some(format!("{error:#}")), ..course },
                 };
-                note = format!("the route was edited to {now}/{}: every sidecar had it after {} ms", 100 - now, took.as_millis());
+                note = format!("the route was edited to {now}/{}: `remora apply` ended when every sidecar had it, after {} ms", 100 - now, took.as_millis());
                 screen.note(&note);
                 course.edits.push(took);
                 edit_at += EDIT_EVERY;

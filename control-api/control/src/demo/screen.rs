@@ -85,6 +85,7 @@ impl Screen {
         if let Ok(address) = stage.outbound("visitors", "shop") {
             let _ = writeln!(out, "\n  try it        curl http://{address}/");
         }
+        let _ = writeln!(out, "  ask           remora status --server {}", stage.server());
         let _ = writeln!(out, "  look at       {}", self.faint("the admin page of each sidecar"));
         for sidecar in &stage.sidecars {
             let _ = writeln!(out, "    {:<10}  http://{}/", sidecar.name, sidecar.admin);

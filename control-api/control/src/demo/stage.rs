@@ -1,37 +1,37 @@
-//! Everything that runs: programs, sidecars, and the files that connect them. This is the control plane of the demo: it compiles the
-//! documents for every sidecar and renames the files that changed.
+//! Everything that runs: a control plane, programs, and a sidecar beside each, which takes its configuration from the control plane.
+
+mod documents;
+mod files;
 
 use std::collections::BTreeMap;
-use std::fs::{OpenOptions, Permissions};
-use std::io::Write;
+use std::fs::Permissions;
 use std::net::SocketAddr;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
-use remora_mesh::{Credentials, Delivery, Documents, Listening, Profile, Sidecar, compile, files, names};
-use remora_xds::Schema;
+use anyhow::{Context, bail};
+use remora_mesh::{Listening, names};
+use tokio::process::Command;
 use tokio::time::Instant;
 
 use super::apps::App;
-use super::authority::Authority;
-use super::metrics::{self, View};
+use super::metrics::View;
 use super::sidecar::Process;
+use crate::control;
 
-const DOCUMENTS: &str = include_str!("../../../../deploy/examples/demo.yaml");
+use documents::Documents;
+
+pub(super) use documents::{FIRST_SPLIT, SECOND_SPLIT};
+
 const TRUST_DOMAIN: &str = "demo.remora";
-const NAMESPACE: &str = "default";
-
-/// Share of v1 in the documents.
-pub(super) const FIRST_SPLIT: u32 = 90;
-/// Share of v1 after the edit.
-pub(super) const SECOND_SPLIT: u32 = 50;
+pub(super) const NAMESPACE: &str = "default";
 
 pub(super) struct Stage {
     folder: tempfile::TempDir,
-    schema: Schema,
-    text: String,
+    documents: Documents,
+    plane: control::Plane,
     /// Kept: a program ends with its handle.
     apps: BTreeMap<&'static str, App>,
     pub(super) sidecars: Vec<Process>,
@@ -54,134 +54,71 @@ impl Stage {
             ("stock-1", App::stock("v1", false).await?),
             ("stock-2", App::stock("v2", true).await?),
         ]);
-        let mut stage =
-            Self { folder, schema: Schema::load(), text: DOCUMENTS.to_owned(), apps, sidecars: Vec::new() };
-        stage.issue_certificates()?;
-        // First every sidecar for itself, to learn its ports; then all know each other.
-        let documents = stage.documents()?;
-        for name in WORKLOADS {
-            let mut alone = documents.clone();
-            alone.workloads.retain(|w| w.metadata.name == name);
-            std::fs::create_dir(stage.folder_of(name))?;
-            stage.publish(&alone, name)?;
+        let mut documents = Documents::read()?;
+        for (name, app) in &apps {
+            documents.set_program_port(name, app.address.port())?;
         }
-        for name in WORKLOADS {
-            let process = Process::start(name, &stage.folder_of(name)).await?;
-            stage.sidecars.push(process);
-        }
-        for (name, app) in &stage.apps {
-            if name.starts_with("shop") {
-                app.calls(stage.outbound(name, "stock")?);
+        files::issue_certificates(folder.path(), &documents)?;
+        let plane = control::Plane::start(options(folder.path())).await?;
+        let mut stage = Self { folder, documents, plane, apps, sidecars: Vec::new() };
+        stage.apply(&stage.documents.text()).await?;
+        stage.start_sidecars().await?;
+        // Now that they listen, all can know where.
+        for sidecar in &stage.sidecars {
+            if let Some(address) = sidecar.listeners.get(names::INBOUND) {
+                stage.documents.set_inbound_port(&sidecar.name, address.port())?;
             }
         }
-        stage.spread().await?;
+        stage.apply(&stage.documents.text()).await?;
+        for (name, app) in stage.apps.iter().filter(|(name, _)| name.starts_with("shop")) {
+            app.calls(stage.outbound(name, "stock")?);
+        }
         Ok(stage)
     }
 
-    fn folder_of(&self, workload: &str) -> PathBuf {
-        self.folder.path().join(workload)
-    }
-
-    fn issue_certificates(&self) -> anyhow::Result<()> {
-        let authority = Authority::new()?;
-        let folder = self.folder.path();
-        private_file(&folder.join("roots.pem"), &authority.roots)?;
-        for workload in self.documents()?.workloads {
-            let account = &workload.spec.service_account;
-            let identity = authority.issue(&names::spiffe(TRUST_DOMAIN, NAMESPACE, account))?;
-            let name = &workload.metadata.name;
-            private_file(&folder.join(format!("{name}.chain.pem")), &identity.chain)?;
-            private_file(&folder.join(format!("{name}.key.pem")), &identity.key)?;
+    async fn start_sidecars(&mut self) -> anyhow::Result<()> {
+        for name in WORKLOADS {
+            let folder = self.folder.path().join(name);
+            let labels = self.documents.labels(name)?;
+            self.sidecars.push(Process::start(self.plane.xds, name, &labels, &folder).await?);
         }
         Ok(())
     }
 
-    /// The documents with the ports that things really have.
-    fn documents(&self) -> anyhow::Result<Documents> {
-        let read = Documents::read([("demo.yaml", self.text.as_str())]);
-        let mut documents = read.map_err(|errors| {
-            anyhow!(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
-        })?;
-        for workload in &mut documents.workloads {
-            let name = workload.metadata.name.as_str();
-            if let (Some(app), Some(port)) = (self.apps.get(name), workload.spec.ports.first_mut()) {
-                port.port = app.address.port();
-            }
-            let sidecar = self.sidecars.iter().find(|s| s.name == name);
-            if let Some(address) = sidecar.and_then(|s| s.listeners.get(names::INBOUND)) {
-                workload.spec.inbound_port = address.port();
-            }
-        }
-        Ok(documents)
+    /// The control plane, for `remora --server`.
+    pub(super) fn server(&self) -> String {
+        format!("http://{}", self.plane.rest)
     }
 
-    /// Writes the files of one sidecar that differ from what is there. True: some did.
-    fn publish(&self, documents: &Documents, name: &str) -> anyhow::Result<bool> {
-        let folder = self.folder_of(name);
-        let at = |path: PathBuf| path.display().to_string();
-        let pem = |name: String| at(self.folder.path().join(name));
-        let credentials = Credentials::Files {
-            certificate: pem(format!("{name}.chain.pem")),
-            key: pem(format!("{name}.key.pem")),
-            roots: pem("roots.pem".into()),
-        };
-        let sidecar = Sidecar {
-            namespace: NAMESPACE.into(),
-            workload: name.into(),
-            profile: Profile {
-                trust_domain: TRUST_DOMAIN.into(),
-                credentials,
-                delivery: Delivery::Files(at(folder.clone())),
-                listening: Listening::Ephemeral,
-            },
-            admin: SocketAddr::from(([127, 0, 0, 1], 0)),
-        };
-        let resources = compile(documents, &sidecar)?;
-        let mut changed = false;
-        for file in files(&self.schema, &at(folder.clone()), &resources) {
-            let path = folder.join(file.name);
-            if std::fs::read_to_string(&path).is_ok_and(|old| old == file.text) {
-                continue;
-            }
-            // Whoever reads meets the old text or the new one, never half of it.
-            let fresh = folder.join(format!(".{}.new", file.name));
-            private_file(&fresh, &file.text)?;
-            std::fs::rename(&fresh, &path)?;
-            changed = true;
-        }
-        Ok(changed)
-    }
-
-    /// Compiles the documents for every sidecar and waits until those that it changes something for have it.
-    async fn spread(&self) -> anyhow::Result<Duration> {
-        let documents = self.documents()?;
+    /// `remora apply --wait`, as a person would do it.
+    async fn apply(&self, text: &str) -> anyhow::Result<Duration> {
+        let file: PathBuf = self.folder.path().join("mesh.yaml");
+        files::private(&file, text)?;
         let began = Instant::now();
-        let mut waiting = Vec::new();
-        for sidecar in &self.sidecars {
-            let before = version(sidecar).await?;
-            if self.publish(&documents, &sidecar.name)? {
-                waiting.push((sidecar, before));
-            }
-        }
-        for (sidecar, before) in waiting {
-            while version(sidecar).await? <= before {
-                if began.elapsed() > Duration::from_secs(20) {
-                    anyhow::bail!(
-                        "{} did not take its new configuration:\n{}",
-                        sidecar.name,
-                        sidecar.last_words()
-                    );
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
+        let done = Command::new(std::env::current_exe().context("where is this program?")?)
+            .args(["apply", "--wait", "--timeout", "20s", "--server", &self.server(), "-f"])
+            .arg(&file)
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .context("cannot start remora apply")?;
+        if !done.status.success() {
+            bail!("remora apply: {}{}", String::from_utf8_lossy(&done.stderr).trim(), self.last_words());
         }
         Ok(began.elapsed())
     }
 
-    /// Edits the route in the documents: this share of v1, the rest for v2. Answers how long the sidecars took to have it.
+    fn last_words(&self) -> String {
+        let said = self.sidecars.iter().map(|sidecar| (&sidecar.name, sidecar.last_words()));
+        said.filter(|(_, words)| !words.is_empty())
+            .map(|(name, words)| format!("\n{name}: {words}"))
+            .collect()
+    }
+
+    /// Edits the route: this share of v1, the rest for v2. How long it took until every sidecar had it, `remora apply` included.
     pub(super) async fn split(&mut self, v1: u32) -> anyhow::Result<Duration> {
-        self.text = with_split(&self.text, v1);
-        self.spread().await
+        self.documents.set_split(v1)?;
+        self.apply(&self.documents.route()?).await
     }
 
     /// Where the sidecar of `workload` listens for calls to `service`.
@@ -217,54 +154,26 @@ impl Stage {
             sidecar.ask_to_end();
         }
         for sidecar in self.sidecars {
-            sidecar.wait().await;
+            sidecar.end().await;
         }
+        drop(self.plane);
         if let Err(error) = self.folder.close() {
             eprintln!("remora demo: the temporary folder stays: {error}");
         }
     }
 }
 
-async fn version(sidecar: &Process) -> anyhow::Result<f64> {
-    let page = sidecar.admin_page("/stats/prometheus").await?;
-    metrics::plain(&page, "remora_config_version").context("no remora_config_version in the metrics")
-}
-
-fn private_file(path: &Path, text: &str) -> std::io::Result<()> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)?
-        .write_all(text.as_bytes())
-}
-
-/// The documents with other weights.
-fn with_split(text: &str, v1: u32) -> String {
-    let weight = |line: &str| {
-        let (name, rest) = line.split_once(", port: 8080, weight: ")?;
-        let share = if name.ends_with("stock-v1") { v1 } else { 100 - v1 };
-        Some(format!(
-            "{name}, port: 8080, weight: {share}{}",
-            rest.trim_start_matches(|c: char| c.is_ascii_digit())
-        ))
-    };
-    let lines = text.split_inclusive('\n');
-    lines.map(|line| weight(line).unwrap_or_else(|| line.to_owned())).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_documents_say_the_first_split_and_an_edit_changes_two_lines() {
-        assert_eq!(with_split(DOCUMENTS, FIRST_SPLIT), DOCUMENTS);
-        let edited = with_split(DOCUMENTS, SECOND_SPLIT);
-        let changed: Vec<_> =
-            DOCUMENTS.lines().zip(edited.lines()).filter(|(a, b)| a != b).map(|(_, b)| b).collect();
-        assert_eq!(changed.len(), 2, "{changed:?}");
-        assert!(changed.iter().all(|line| line.contains("weight: 50")), "{changed:?}");
+/// A control plane on free ports, for sidecars on free ports, each with its certificate in its working directory.
+fn options(folder: &Path) -> control::Options {
+    let free = SocketAddr::from(([127, 0, 0, 1], 0));
+    control::Options {
+        data: folder.join("control"),
+        store: None,
+        listen_xds: free,
+        listen_rest: free,
+        folder: None,
+        trust_domain: TRUST_DOMAIN.into(),
+        identity_files: ".".into(),
+        listening: Listening::Ephemeral,
     }
 }

@@ -12,7 +12,7 @@ use super::change::change;
 use crate::document::Record;
 use crate::registry::instances::REGISTRATION;
 use crate::registry::{Position, Registry};
-use crate::store::Key;
+use crate::store::{Key, Revision};
 
 /// Changes that come together are compiled together.
 const TOGETHER: Duration = Duration::from_millis(5);
@@ -20,6 +20,9 @@ const TOGETHER: Duration = Duration::from_millis(5);
 const STEP: usize = 5000;
 /// What documents say together is checked this long after a change of one.
 const CHECK: Duration = Duration::from_millis(200);
+
+/// Keys, and what is there now.
+type Changed = Vec<(Key, Option<Arc<Record>>)>;
 
 /// How far a publisher has followed a registry.
 #[derive(Debug, Default)]
@@ -34,10 +37,13 @@ struct Progress {
 impl Progress {
     /// Hands some changes on. False: there is none.
     fn step(&mut self, registry: &Registry, publisher: &Publisher) -> bool {
-        let changes = match registry.changes(self.position, STEP) {
+        let (revision, changes) = match registry.changes(self.position, STEP) {
             Ok(changes) => {
                 self.position = changes.last().map_or(self.position, |last| last.position);
-                changes.into_iter().map(|change| (change.key, change.new)).collect()
+                // More of the last write may follow a full step.
+                let more = u64::from(changes.len() == STEP);
+                let revision = changes.last().map_or(0, |last| last.revision.saturating_sub(more));
+                (revision, changes.into_iter().map(|change| (change.key, change.new)).collect())
             }
             Err(_) => self.everything(registry),
         };
@@ -61,16 +67,18 @@ impl Progress {
         if !made.is_empty() {
             publisher.apply(made);
         }
+        publisher.board.followed(revision);
         !changes.is_empty()
     }
 
     /// It is too far behind: everything there is, and what there is no more.
-    fn everything(&mut self, registry: &Registry) -> Vec<(Key, Option<Arc<Record>>)> {
-        let (position, all) = registry.all();
+    fn everything(&mut self, registry: &Registry) -> (Revision, Changed) {
+        let (position, revision, all) = registry.all();
         self.position = position;
         let there: BTreeSet<_> = all.iter().map(|record| record.key.clone()).collect();
         let gone: Vec<_> = self.known.difference(&there).map(|key| (key.clone(), None)).collect();
-        gone.into_iter().chain(all.into_iter().map(|record| (record.key.clone(), Some(record)))).collect()
+        let there = all.into_iter().map(|record| (record.key.clone(), Some(record)));
+        (revision, gone.into_iter().chain(there).collect())
     }
 }
 

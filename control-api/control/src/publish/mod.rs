@@ -70,8 +70,9 @@ impl Publisher {
         let mut state = self.state();
         let state = &mut *state;
         let touched = state.compiler.apply(changes);
-        for node in state.nodes.values_mut().filter(|node| node.is_touched(&touched)) {
+        for ((id, _), node) in state.nodes.iter_mut().filter(|(_, node)| node.is_touched(&touched)) {
             node.assemble(&state.compiler, &mut state.shared);
+            self.board.set_problems(id, node.problems());
         }
         state.shared.forget_unused();
         self.board.compiled(began.elapsed());
@@ -91,6 +92,7 @@ impl Snapshots for Publisher {
             node.streams += 1;
             if node.streams == 1 {
                 node.assemble(&state.compiler, &mut state.shared);
+                self.board.set_problems(&client.node.id, node.problems());
             }
             node.subscribe()
         };
@@ -119,6 +121,7 @@ impl Snapshots for Publisher {
         }
         if node.request.wanted.len() > before {
             node.assemble(&state.compiler, &mut state.shared);
+            self.board.set_problems(&client.node.id, node.problems());
         }
     }
 
@@ -153,6 +156,7 @@ impl Snapshots for Publisher {
         node.streams -= 1;
         if node.streams == 0 {
             state.nodes.remove(&key);
+            self.board.set_problems(&client.node.id, &[]);
         }
     }
 }

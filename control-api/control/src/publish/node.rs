@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use remora_mesh::{Compiler, NodeRequest, NodeResources, Touched};
+use remora_mesh::{Compiler, NodeRequest, NodeResources, Problem, Touched};
 use remora_xds::server::SnapshotWatch;
 use remora_xds::{Kind, NodeSnapshot, Resources};
 use tokio::sync::watch;
@@ -25,6 +25,11 @@ pub(super) struct Node {
 impl Node {
     pub(super) fn new(request: NodeRequest) -> Self {
         Self { request, streams: 0, resources: None, snapshots: watch::Sender::new(None) }
+    }
+
+    /// What it should have and cannot be sent.
+    pub(super) fn problems(&self) -> &[Problem] {
+        self.resources.as_ref().map_or(&[], |resources| &resources.problems)
     }
 
     pub(super) fn subscribe(&self) -> SnapshotWatch {

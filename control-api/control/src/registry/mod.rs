@@ -91,10 +91,10 @@ impl Registry {
         self.read(State::revision)
     }
 
-    /// Everything there is now, and the position from which [`Self::changes`] goes on.
+    /// Everything there is now, the position from which [`Self::changes`] goes on, and the newest write among it.
     #[must_use]
-    pub fn all(&self) -> (Position, Vec<Arc<Record>>) {
-        self.read(|state| (state.position(), state.list(&Scope::All)))
+    pub fn all(&self) -> (Position, Revision, Vec<Arc<Record>>) {
+        self.read(|state| (state.position(), state.revision(), state.list(&Scope::All)))
     }
 
     /// The position after the write `revision`.

@@ -11,6 +11,7 @@ use super::body::{Asked, Caller, Utf8, json};
 use super::failure::Failure;
 use super::selector::Selector;
 use super::watch;
+use crate::board::Standing;
 use crate::document::{Incoming, Record, Text, read};
 use crate::kinds::Kind;
 use crate::registry::change::{How, Mode, Outcome, Verb};
@@ -81,8 +82,8 @@ impl Query {
 }
 
 /// What clients get of a document.
-pub(super) fn shown(app: &App, record: &Record) -> Value {
-    record.to_value(Some(app.board.status(record)))
+pub(super) fn shown(standing: &Standing, record: &Record) -> Value {
+    record.to_value(Some(standing.of(record)))
 }
 
 /// `GET …/{plural}`, and `?watch=1`.
@@ -113,8 +114,9 @@ pub(super) async fn list(
         return Ok(watch::start(app, asked));
     }
     let (revision, records) = app.registry.list(&scope);
-    let items: Vec<_> =
-        records.iter().filter(|record| selector.matches(record)).map(|record| shown(&app, record)).collect();
+    let standing = app.board.standing();
+    let chosen = records.iter().filter(|record| selector.matches(record));
+    let items: Vec<_> = chosen.map(|record| shown(&standing, record)).collect();
     let list = json!({
         "apiVersion": kind.api_version(), "kind": format!("{}List", kind.name),
         "metadata": {"resourceVersion": revision.to_string()}, "items": items,
@@ -126,7 +128,7 @@ pub(super) async fn list(
 pub(super) async fn get(State(app): State<App>, Path(parts): Path<Parts>) -> Result<Response, Failure> {
     let key = parts.key()?;
     let record = app.registry.get(&key).ok_or_else(|| Failure::not_found(&key))?;
-    Ok(json(StatusCode::OK, &shown(&app, &record)))
+    Ok(json(StatusCode::OK, &shown(&app.board.standing(), &record)))
 }
 
 /// `POST …/{plural}`.
@@ -216,7 +218,7 @@ async fn write(
         return Err(Failure::not_found(&document.key));
     };
     let code = if *verb == Verb::Created { StatusCode::CREATED } else { StatusCode::OK };
-    Ok(json(code, &shown(app, record)))
+    Ok(json(code, &shown(&app.board.standing(), record)))
 }
 
 /// The one document of a body, which must be the one of the path.

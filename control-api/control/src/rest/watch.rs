@@ -15,6 +15,7 @@ use super::App;
 use super::documents::shown;
 use super::failure::Failure;
 use super::selector::Selector;
+use crate::board::Standing;
 use crate::kinds::Kind;
 use crate::registry::{Change, Position};
 use crate::store::{Revision, Scope};
@@ -71,8 +72,11 @@ impl Watch {
             let Ok(changes) = self.app.registry.changes(position, 1000) else {
                 return self.line("ERROR", Failure::gone().status()).await;
             };
-            for change in &changes {
-                self.tell(change).await?;
+            if !changes.is_empty() {
+                let standing = self.app.board.standing();
+                for change in &changes {
+                    self.tell(change, &standing).await?;
+                }
             }
             if let Some(last) = changes.last() {
                 position = last.position;
@@ -93,11 +97,12 @@ impl Watch {
     /// What there is, if that is asked for, and the position after it.
     async fn begin(&self) -> Result<Option<Position>, Left> {
         let Some(revision) = self.asked.from else {
-            let (position, all) = self.app.registry.all();
+            let (position, _, all) = self.app.registry.all();
+            let standing = self.app.board.standing();
             for record in
                 all.iter().filter(|r| self.asked.scope.contains(&r.key) && self.asked.selector.matches(r))
             {
-                self.line("ADDED", shown(&self.app, record)).await?;
+                self.line("ADDED", shown(&standing, record)).await?;
             }
             return Ok(Some(position));
         };
@@ -110,7 +115,7 @@ impl Watch {
         }
     }
 
-    async fn tell(&self, change: &Change) -> Result<(), Left> {
+    async fn tell(&self, change: &Change, standing: &Standing) -> Result<(), Left> {
         if !self.asked.scope.contains(&change.key) {
             return Ok(());
         }
@@ -119,8 +124,8 @@ impl Watch {
         let new = change.new.as_deref().filter(|record| self.asked.selector.matches(record));
         match (old, new) {
             (None, None) => Ok(()),
-            (None, Some(new)) => self.line("ADDED", shown(&self.app, new)).await,
-            (Some(_), Some(new)) => self.line("MODIFIED", shown(&self.app, new)).await,
+            (None, Some(new)) => self.line("ADDED", shown(standing, new)).await,
+            (Some(_), Some(new)) => self.line("MODIFIED", shown(standing, new)).await,
             (Some(old), None) => {
                 let mut object = old.to_value(None);
                 object["metadata"]["resourceVersion"] = change.revision.to_string().into();

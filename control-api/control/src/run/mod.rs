@@ -2,10 +2,10 @@
 
 mod lease;
 mod program;
-mod sidecar;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,15 +17,15 @@ use serde_json::{Map, Value, json};
 use crate::client::Server;
 use crate::commands::ServerArgs;
 use crate::registry::instances::Registration;
+use crate::sidecar::{self, Sidecar};
 
 use lease::Lease;
 use program::Program;
-use sidecar::Sidecar;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   remora run --service orders --port 8080 -- ./orders --listen 127.0.0.1:8080
-  remora run -- curl http://127.0.0.1:9080/          only a caller
+  remora run --egress stock=9080 -- curl http://127.0.0.1:9080/    only a caller, of one service
   remora run --service orders --port 8080 --no-sidecar -- ./orders    only registered
 
 The program is registered as an instance of the service, gets a sidecar that takes its configuration from the control plane, and is
@@ -47,6 +47,9 @@ pub(crate) struct RunArgs {
     /// Further labels of the instance
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = label)]
     label: Vec<(String, String)>,
+    /// Service that the program calls, and where it finds it on 127.0.0.1 [default: all of the namespace, on their own ports]
+    #[arg(short, long, value_name = "SERVICE[.NAMESPACE]=PORT", value_parser = egress)]
+    egress: Vec<Egress>,
     /// Service account: the identity is spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT
     #[arg(long, value_name = "ACCOUNT", default_value = "default")]
     service_account: String,
@@ -74,13 +77,35 @@ pub(crate) struct RunArgs {
 
 /// As other programs that run programs (env, timeout, docker).
 const CANNOT: u8 = 125;
+/// How long the sidecar may finish what it has, after the program.
+const SIDECAR_DRAINS_IN: Duration = Duration::from_secs(10);
 
 fn label(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("write it as name=value")?;
     Ok((name.to_owned(), value.to_owned()))
 }
 
-fn time(text: &str) -> Result<Duration, String> {
+/// A Service on a port of loopback.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Egress {
+    service: String,
+    namespace: Option<String>,
+    local_port: u16,
+}
+
+fn egress(text: &str) -> Result<Egress, String> {
+    let wrong = || "write it as stock=9080 or stock.shop=9080".to_owned();
+    let (name, port) = text.split_once('=').ok_or_else(wrong)?;
+    let local_port = port.parse().ok().filter(|port| *port > 0).ok_or_else(wrong)?;
+    let (service, namespace) = match name.split_once('.') {
+        Some((service, namespace)) => (service, Some(namespace.to_owned())),
+        None => (name, None),
+    };
+    Ok(Egress { service: service.to_owned(), namespace, local_port })
+}
+
+/// A time as people write it, for arguments.
+pub(crate) fn time(text: &str) -> Result<Duration, String> {
     Span::parse(text).map(|span| span.0).ok_or_else(|| "write it as 2s or 500ms".into())
 }
 
@@ -95,16 +120,19 @@ async fn together(args: &RunArgs) -> anyhow::Result<u8> {
         (_, Some(port), _) | (true, None, Some(port)) => port,
         _ => free_port(args.address)?,
     };
-    let lease = Lease::take(server, &args.namespace, &name, registration(args, inbound)).await?;
-    let done = beside(args, &name, &lease).await;
+    let said = registration(args, inbound);
+    let labels = said.labels.clone();
+    let lease = Lease::take(server, &args.namespace, &name, said).await?;
+    let done = beside(args, &name, &labels, &lease).await;
     lease.end().await;
     done
 }
 
-async fn beside(args: &RunArgs, name: &str, lease: &Lease) -> anyhow::Result<u8> {
+async fn beside(args: &RunArgs, name: &str, labels: &Labels, lease: &Lease) -> anyhow::Result<u8> {
+    let folder = tempfile::Builder::new().prefix("remora-run-").tempdir().context("no temporary folder")?;
     let sidecar = match args.no_sidecar {
         true => None,
-        false => Some(Sidecar::start(args.control, &args.namespace, name, args.address).await?),
+        false => Some(Sidecar::start(options(args, name, labels, folder.path())).await?),
     };
     let program = Program::start(&args.command)?;
     let status = supervise(args.drain_time, program, lease).await;
@@ -112,6 +140,25 @@ async fn beside(args: &RunArgs, name: &str, lease: &Lease) -> anyhow::Result<u8>
         sidecar.end().await;
     }
     status
+}
+
+fn options<'a>(
+    args: &'a RunArgs,
+    name: &'a str,
+    labels: &'a Labels,
+    folder: &'a Path,
+) -> sidecar::Options<'a> {
+    sidecar::Options {
+        control: args.control,
+        namespace: &args.namespace,
+        workload: name,
+        labels,
+        address: args.address,
+        folder,
+        directory: Path::new("."),
+        log: None,
+        drain: SIDECAR_DRAINS_IN,
+    }
 }
 
 /// Until the program ends, by itself or because it was asked to.
@@ -132,8 +179,10 @@ async fn supervise(drain: Duration, mut program: Program, lease: &Lease) -> anyh
     program.ended().await
 }
 
+type Labels = BTreeMap<String, String>;
+
 fn registration(args: &RunArgs, inbound: u16) -> Registration {
-    let mut labels: BTreeMap<String, String> = args.label.iter().cloned().collect();
+    let mut labels: Labels = args.label.iter().cloned().collect();
     if let Some(service) = &args.service {
         labels.entry("app".into()).or_insert_with(|| service.clone());
     }
@@ -142,6 +191,11 @@ fn registration(args: &RunArgs, inbound: u16) -> Registration {
     workload.insert("inboundPort".into(), inbound.into());
     if let Some(port) = args.port {
         workload.insert("ports".into(), json!([{"name": "http", "port": port}]));
+    }
+    if !args.egress.is_empty() {
+        let item =
+            |e: &Egress| json!({"service": e.service, "namespace": e.namespace, "localPort": e.local_port});
+        workload.insert("egress".into(), args.egress.iter().map(item).collect());
     }
     workload.insert("serviceAccount".into(), Value::String(args.service_account.clone()));
     Registration { labels, services: args.service.iter().cloned().collect(), workload, ttl_ms: None }

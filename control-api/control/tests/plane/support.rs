@@ -10,6 +10,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use remora_control::control::{Options, Plane};
+use remora_mesh::Listening;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -37,7 +38,8 @@ pub(crate) fn options(data: &Path) -> Options {
         listen_rest: any,
         folder: None,
         trust_domain: "test".into(),
-        identity_files: Some("/identity".into()),
+        identity_files: "/identity".into(),
+        listening: Listening::AsWritten,
     }
 }
 

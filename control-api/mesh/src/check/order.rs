@@ -103,29 +103,37 @@ fn ignored_routes(
         };
         names.into_iter().map(|name| Key::new(kind, name)).collect()
     };
+    let tcp = port.speaks() == AppProtocol::Tcp;
+    // A route for all ports does what it can: it is no mistake that one of them is of another protocol.
+    let useful = |document: &AnyDocument| {
+        let others = service.spec.ports.iter().filter(|p| (p.speaks() == AppProtocol::Tcp) != tcp);
+        let parents = document.parents().iter().filter(|parent| parent.name == service.metadata.name);
+        others.into_iter().any(|p| parents.clone().any(|parent| parent.covers(p)))
+    };
     let at = format!("port {} of {}", port.port, service.name());
-    let mut ignore = |keys: Vec<Key>, why: &str| {
-        for document in keys.iter().filter_map(|key| mesh.document(key)) {
+    let mut ignore = |keys: Vec<Key>, why: &str, protocol: bool| {
+        let documents = keys.iter().filter_map(|key| mesh.document(key));
+        for document in documents.filter(|document| !protocol || !useful(document)) {
             let text = format!("does nothing on {at}: {why}");
             list.push(warning(&document, "spec.parentRefs".into(), Rule::IgnoredRoute, text));
         }
     };
-    if port.speaks() == AppProtocol::Tcp {
+    if tcp {
         let why = "its protocol is not HTTP (appProtocol, or the beginning of its name, says it)";
-        ignore(keys(Kind::HttpRoute), why);
-        ignore(keys(Kind::GrpcRoute), why);
+        ignore(keys(Kind::HttpRoute), why, true);
+        ignore(keys(Kind::GrpcRoute), why, true);
         if !routes.tls.is_empty() {
-            ignore(keys(Kind::TcpRoute), "TLSRoutes hold before TCPRoutes");
+            ignore(keys(Kind::TcpRoute), "TLSRoutes hold before TCPRoutes", false);
         } else if let Some(oldest) = routes.tcp.iter().min_by(|a, b| a.age().cmp(&b.age())) {
             let others = keys(Kind::TcpRoute).into_iter().filter(|key| key.name != oldest.name());
-            ignore(others.collect(), &format!("TCPRoute {} is older", oldest.name()));
+            ignore(others.collect(), &format!("TCPRoute {} is older", oldest.name()), false);
         }
     } else {
         let why = "its protocol is HTTP";
-        ignore(keys(Kind::TcpRoute), why);
-        ignore(keys(Kind::TlsRoute), why);
+        ignore(keys(Kind::TcpRoute), why, true);
+        ignore(keys(Kind::TlsRoute), why, true);
         if !routes.grpc.is_empty() {
-            ignore(keys(Kind::HttpRoute), "GRPCRoutes hold before HTTPRoutes");
+            ignore(keys(Kind::HttpRoute), "GRPCRoutes hold before HTTPRoutes", false);
         }
     }
 }

@@ -46,14 +46,14 @@ pub(super) fn traffic(mesh: &Mesh, document: &Arc<Document<TrafficPolicySpec>>, 
         }
     }
     let retries = spec.field("retries");
-    let on = retries.field("on");
-    for (i, condition) in document.spec.retries.on.iter().enumerate() {
+    let retry_on = retries.field("retryOn");
+    for (i, condition) in document.spec.retries.retry_on.iter().enumerate() {
         if !RETRY_ON.contains(&condition.as_str()) {
             let fix = nearest(condition, RETRY_ON.into_iter()).map_or_else(
                 || format!("known are {}", RETRY_ON.join(", ")),
                 |near| format!("did you mean {near}?"),
             );
-            report.report(&on.index(i), format!("{condition:?} is no retry condition")).fix(fix);
+            report.report(&retry_on.index(i), format!("{condition:?} is no retry condition")).fix(fix);
         }
     }
     let codes = retries.field("statusCodes");

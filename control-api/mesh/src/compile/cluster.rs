@@ -30,7 +30,6 @@ use crate::document::{
     AppProtocol, Document, LoadBalancing, Locality, MtlsMode, ServicePort, ServiceSpec, TrafficPolicySpec,
     WorkloadSpec,
 };
-use crate::files::FileKind;
 use crate::kinds::Kind;
 use crate::mesh::{Health, Member};
 use crate::name::Key;
@@ -141,10 +140,8 @@ pub(super) fn outbound(
     let spec = scope.mesh.policy(service).map(|document| &document.spec);
     let connect = spec.and_then(|p| p.timeouts.connect).map_or(Duration::from_secs(1), |t| t.0);
     let mut cluster = base(names::cluster(namespace, name, port.port), DiscoveryType::Eds, connect);
-    cluster.eds_cluster_config = Some(EdsClusterConfig {
-        eds_config: Some(parts::source(&scope.profile.delivery, FileKind::Endpoints)),
-        ..EdsClusterConfig::default()
-    });
+    cluster.eds_cluster_config =
+        Some(EdsClusterConfig { eds_config: Some(parts::ads()), ..EdsClusterConfig::default() });
     cluster.lb_policy = match spec.map(|p| p.load_balancing).unwrap_or_default() {
         LoadBalancing::LeastRequest => LbPolicy::LeastRequest,
         LoadBalancing::RoundRobin => LbPolicy::RoundRobin,

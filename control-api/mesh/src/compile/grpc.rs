@@ -17,9 +17,8 @@ use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager
     HttpConnectionManager, Rds,
 };
 
-use super::{Delivery, Scope, cluster, http, key_of, names, parts, tls};
+use super::{Scope, cluster, http, key_of, names, parts, tls};
 use crate::document::{AppProtocol, Document, MtlsMode, ServicePort, ServiceSpec};
-use crate::files::FileKind;
 use crate::mesh::Mesh;
 use crate::resource::Resource;
 
@@ -60,7 +59,7 @@ impl Target<'_> {
 pub(super) fn listener(name: &str, service: &Document<ServiceSpec>, port: &ServicePort) -> Arc<Resource> {
     let (namespace, service_name) = names::of(service);
     let rds = Rds {
-        config_source: Some(parts::source(&Delivery::Ads, FileKind::Routes)),
+        config_source: Some(parts::ads()),
         route_config_name: names::outbound(namespace, service_name, port.port),
     };
     let manager = HttpConnectionManager {
@@ -90,7 +89,7 @@ pub(super) fn cluster(
         name: names::cluster(namespace, name, port.port),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
         eds_cluster_config: Some(EdsClusterConfig {
-            eds_config: Some(parts::source(&Delivery::Ads, FileKind::Endpoints)),
+            eds_config: Some(parts::ads()),
             ..EdsClusterConfig::default()
         }),
         lb_policy: LbPolicy::RoundRobin.into(),

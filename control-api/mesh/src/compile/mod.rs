@@ -13,7 +13,6 @@ mod parts;
 mod retry;
 pub(crate) mod route;
 mod service;
-mod sidecar;
 mod tcp;
 mod tls;
 
@@ -25,9 +24,6 @@ use crate::name::Key;
 pub use compiler::Compiler;
 pub use node::{BadNode, NodeKind, NodeRequest, NodeResources, Problem, UnknownWorkload, node_resources};
 pub use service::{Callers, PortResources, ServiceResources, service_resources};
-pub use sidecar::{Resources, Sidecar, compile};
-
-pub(crate) use parts::{address, source};
 
 /// What is the same for all nodes that share resources.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,8 +32,6 @@ pub struct Profile {
     pub trust_domain: String,
     /// A node's certificate, and whom it trusts.
     pub credentials: Credentials,
-    /// How nodes get their resources.
-    pub delivery: Delivery,
     /// On which ports they listen.
     pub listening: Listening,
 }
@@ -61,15 +55,6 @@ pub enum Credentials {
         /// Name of the secret with the certificates of the authorities; Istio's is `ROOTCA`.
         roots: String,
     },
-}
-
-/// How a node gets resources.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Delivery {
-    /// From watched files in this folder; see [`crate::files()`].
-    Files(String),
-    /// From an ADS stream.
-    Ads,
 }
 
 /// On which ports a node listens.

@@ -11,7 +11,6 @@ use super::http::{self, RouteSpecifier, Side};
 use super::route::Routes;
 use super::{Listening, Scope, key_of, names, parts, tcp};
 use crate::document::{AppProtocol, Document, ServicePort, ServiceSpec};
-use crate::files::FileKind;
 use crate::resource::Resource;
 
 /// The listener for calls to a Service's port.
@@ -29,10 +28,7 @@ pub(super) fn listener(
         let own = names::cluster(namespace, service_name, port.port);
         (tcp::chains(scope.mesh, routes, &name, own), !routes.tls.is_empty())
     } else {
-        let rds = Rds {
-            config_source: Some(parts::source(&scope.profile.delivery, FileKind::Routes)),
-            route_config_name: name.clone(),
-        };
+        let rds = Rds { config_source: Some(parts::ads()), route_config_name: name.clone() };
         let filter = http::connection_manager(&name, Side::Outbound, RouteSpecifier::Rds(rds));
         (vec![FilterChain { filters: vec![filter], ..FilterChain::default() }], false)
     };

@@ -8,8 +8,7 @@ use remora_xds::pb::envoy::config::core::v3::address::Address as AddressKind;
 use remora_xds::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use remora_xds::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use remora_xds::pb::envoy::config::core::v3::{
-    Address, AggregatedConfigSource, ApiVersion, ConfigSource, Metadata, Node, PathConfigSource,
-    SocketAddress,
+    Address, AggregatedConfigSource, ApiVersion, ConfigSource, Metadata, SocketAddress,
 };
 use remora_xds::pb::envoy::config::listener::v3::ListenerFilter;
 use remora_xds::pb::envoy::config::listener::v3::listener_filter::ConfigType;
@@ -17,9 +16,6 @@ use remora_xds::pb::envoy::extensions::filters::listener::tls_inspector::v3::Tls
 use remora_xds::pb::google::protobuf::value::Kind;
 use remora_xds::pb::google::protobuf::{BoolValue, Duration as PbDuration, Struct, UInt32Value, Value};
 
-use super::{Delivery, Profile, names};
-use crate::document::{Document, WorkloadSpec};
-use crate::files::FileKind;
 use crate::resource::ordered;
 
 pub(super) use any::pack;
@@ -68,18 +64,11 @@ pub(super) fn tls_inspector() -> ListenerFilter {
     }
 }
 
-/// Where the sidecar gets resources of this kind.
-pub(crate) fn source(delivery: &Delivery, kind: FileKind) -> ConfigSource {
-    let specifier = match delivery {
-        Delivery::Ads => ConfigSourceSpecifier::Ads(AggregatedConfigSource {}),
-        Delivery::Files(folder) => ConfigSourceSpecifier::PathConfigSource(PathConfigSource {
-            path: format!("{folder}/{}", kind.name()),
-            ..PathConfigSource::default()
-        }),
-    };
+/// The stream that a node gets all its resources from.
+pub(crate) fn ads() -> ConfigSource {
     ConfigSource {
         resource_api_version: ApiVersion::V3.into(),
-        config_source_specifier: Some(specifier),
+        config_source_specifier: Some(ConfigSourceSpecifier::Ads(AggregatedConfigSource {})),
         ..ConfigSource::default()
     }
 }
@@ -116,27 +105,5 @@ pub(super) fn service(host: String, namespace: &str, name: &str) -> ordered::Clu
     let istio = object(vec![("services", Value { kind: Some(list) })]);
     ClusterTail {
         metadata: Some(Metadata { filter_metadata: std::iter::once(("istio".to_owned(), istio)).collect() }),
-    }
-}
-
-/// Who the sidecar says it is, with Istio's keys.
-pub(super) fn node(profile: &Profile, workload: &Document<WorkloadSpec>) -> Node {
-    let metadata = &workload.metadata;
-    let (name, namespace, app) = (&metadata.name, &metadata.namespace, names::app(workload));
-    let version = names::version(metadata);
-    let principal = names::spiffe(&profile.trust_domain, namespace, &workload.spec.service_account);
-    Node {
-        id: format!("sidecar~{}~{name}.{namespace}~{namespace}.svc.cluster.local", workload.spec.address),
-        cluster: format!("{app}.{namespace}"),
-        metadata: Some(object([
-            ("WORKLOAD_NAME", text(name)),
-            ("NAMESPACE", text(namespace)),
-            ("PRINCIPAL", text(principal)),
-            ("APP", text(app)),
-            ("VERSION", text(version)),
-            ("CANONICAL_SERVICE", text(app)),
-            ("CANONICAL_REVISION", text(version)),
-        ])),
-        ..Node::default()
     }
 }

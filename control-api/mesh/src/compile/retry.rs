@@ -29,7 +29,7 @@ pub(super) fn unprocessed() -> RetryPolicy {
 pub(super) fn policy(retries: &Retries, timeouts: HttpTimeouts, rule: Option<&HttpRetry>) -> RetryPolicy {
     let codes = rule.map(|r| &r.codes).filter(|codes| !codes.is_empty()).unwrap_or(&retries.status_codes);
     let mut on: BTreeSet<&str> = UNPROCESSED.into_iter().collect();
-    on.extend(retries.on.iter().map(String::as_str));
+    on.extend(retries.retry_on.iter().map(String::as_str));
     if !codes.is_empty() {
         on.insert("retriable-status-codes");
     }

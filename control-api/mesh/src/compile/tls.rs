@@ -16,7 +16,6 @@ use remora_xds::pb::envoy::r#type::matcher::v3::StringMatcher;
 use remora_xds::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 
 use super::{Credentials, Profile, parts};
-use crate::files::FileKind;
 
 /// Whose certificate is accepted.
 pub(super) enum Peers {
@@ -75,11 +74,11 @@ fn with_credentials(
             ..context
         },
         Credentials::Secrets { certificate, roots } => CommonTlsContext {
-            tls_certificate_sds_secret_configs: vec![secret(profile, certificate)],
+            tls_certificate_sds_secret_configs: vec![secret(certificate)],
             validation_context_type: Some(ValidationContextType::CombinedValidationContext(
                 CombinedCertificateValidationContext {
                     default_validation_context: Some(validation),
-                    validation_context_sds_secret_config: Some(secret(profile, roots)),
+                    validation_context_sds_secret_config: Some(secret(roots)),
                     ..CombinedCertificateValidationContext::default()
                 },
             )),
@@ -88,11 +87,8 @@ fn with_credentials(
     }
 }
 
-fn secret(profile: &Profile, name: &str) -> SdsSecretConfig {
-    SdsSecretConfig {
-        name: name.to_owned(),
-        sds_config: Some(parts::source(&profile.delivery, FileKind::Secrets)),
-    }
+fn secret(name: &str) -> SdsSecretConfig {
+    SdsSecretConfig { name: name.to_owned(), sds_config: Some(parts::ads()) }
 }
 
 fn transport_socket(config: remora_xds::pb::google::protobuf::Any) -> TransportSocket {

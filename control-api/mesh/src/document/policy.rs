@@ -54,7 +54,7 @@ pub struct TargetRef {
 pub struct Retries {
     /// Envoy's conditions (`5xx`, `reset`, …), besides those that are always safe: the request was not processed.
     #[serde(default)]
-    pub on: Vec<String>,
+    pub retry_on: Vec<String>,
     /// Statuses that are tried again.
     #[serde(default)]
     pub status_codes: Vec<u16>,

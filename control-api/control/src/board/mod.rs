@@ -1,26 +1,28 @@
 //! What proxies make of the documents: who is connected, who has what, who refuses what and why.
 
-use std::collections::{BTreeMap, HashMap};
+mod standing;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::SystemTime;
 
+use remora_mesh::Problem;
 use remora_xds::server::SnapshotWatch;
-use remora_xds::{Kind, Resource};
+use remora_xds::{Kind, NodeSnapshot, Resource};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::clock::rfc3339;
-use crate::document::Record;
-use crate::store::Key;
+use crate::store::{Key, Revision};
+
+pub use standing::Standing;
 
 /// Refusals of one proxy that are kept.
 const REFUSALS: usize = 200;
 /// Bytes of a reason that are kept.
 const REASON: usize = 2000;
-/// Proxies that a condition names.
-const NAMED: usize = 10;
 
 /// A resource that a proxy refuses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +65,9 @@ pub struct Proxy {
     pub wanted: usize,
     /// What it refuses.
     pub refusals: Vec<Refusal>,
+    /// What it should have and cannot be sent.
+    #[serde(default)]
+    pub problems: Vec<String>,
 }
 
 type Id = (Kind, Arc<str>);
@@ -80,18 +85,33 @@ struct Stream {
     /// Versions in force.
     has: HashMap<Id, Arc<str>>,
     refused: BTreeMap<Id, Refusal>,
+    /// The snapshot that it was seen to have whole.
+    complete: Option<Arc<NodeSnapshot>>,
 }
 
 impl Stream {
+    /// What it is to have.
+    fn snapshot(&self) -> Arc<NodeSnapshot> {
+        self.snapshots.borrow().clone().unwrap_or_default()
+    }
+
+    fn lacks(&self, resource: &Resource) -> bool {
+        self.has.get(&id(resource)) != Some(resource.version())
+    }
+
+    /// The refusal of a resource that it is to have, in this version.
+    fn refusal(&self, resource: &Resource) -> Option<&Refusal> {
+        self.refused.get(&id(resource)).filter(|refusal| *refusal.version == **resource.version())
+    }
+
     /// The proxy as it is now.
     fn now(&self) -> Proxy {
         let mut proxy = self.proxy.clone();
-        let known = self.snapshots.borrow().clone();
-        let waits = known.is_none();
-        let snapshot = known.unwrap_or_default();
+        let waits = self.snapshots.borrow().is_none();
+        let snapshot = self.snapshot();
         proxy.wanted = snapshot.len();
-        proxy.in_force = snapshot.iter().filter(|r| self.has.get(&id(r)) == Some(r.version())).count();
-        proxy.refusals = self.refusals().cloned().collect();
+        proxy.in_force = snapshot.iter().filter(|resource| !self.lacks(resource)).count();
+        proxy.refusals = snapshot.iter().filter_map(|resource| self.refusal(resource)).cloned().collect();
         let state = match (&proxy.refusals[..], proxy.in_force < proxy.wanted) {
             _ if waits => "Waiting",
             ([], false) => "Synced",
@@ -102,13 +122,25 @@ impl Stream {
         proxy
     }
 
-    /// What it refuses of that which it is to have.
-    fn refusals(&self) -> impl Iterator<Item = &Refusal> {
-        let snapshot = self.snapshots.borrow().clone().unwrap_or_default();
-        let current = move |((kind, name), refusal): &(&Id, &Refusal)| {
-            snapshot.get(*kind, name).is_some_and(|resource| **resource.version() == *refusal.version)
-        };
-        self.refused.iter().filter(current).map(|(_, refusal)| refusal)
+    /// Tells what it lacks and what it refuses.
+    fn tell(&mut self, standing: &mut Standing) {
+        let snapshot = self.snapshot();
+        if self.complete.as_ref().is_some_and(|complete| Arc::ptr_eq(complete, &snapshot)) {
+            return;
+        }
+        let mut lacking = BTreeSet::new();
+        let mut complete = true;
+        for resource in snapshot.iter().filter(|resource| self.lacks(resource)) {
+            complete = false;
+            match self.refusal(resource) {
+                Some(refusal) => standing.refusal(&self.proxy.node, refusal),
+                None => lacking.extend(resource.origin().into_iter().flat_map(|origin| origin.split(' '))),
+            }
+        }
+        for document in lacking {
+            standing.lacking(&self.proxy.node, document);
+        }
+        self.complete = complete.then_some(snapshot);
     }
 }
 
@@ -118,6 +150,10 @@ pub struct Board {
     streams: Mutex<BTreeMap<u64, Stream>>,
     /// Documents that are left out, and why.
     left_out: RwLock<BTreeMap<Key, Vec<String>>>,
+    /// What nodes should have and cannot be sent, by their ids.
+    problems: RwLock<BTreeMap<String, Vec<Problem>>>,
+    /// The newest write that is in the snapshots.
+    followed: AtomicU64,
     files: RwLock<Value>,
     accepted: AtomicU64,
     refused: AtomicU64,
@@ -132,7 +168,7 @@ impl Board {
 
     /// A proxy has opened a stream; `snapshots` is what it is to have.
     pub fn opened(&self, stream: u64, proxy: Proxy, snapshots: SnapshotWatch) {
-        let new = Stream { proxy, snapshots, has: HashMap::new(), refused: BTreeMap::new() };
+        let new = Stream { proxy, snapshots, has: HashMap::new(), refused: BTreeMap::new(), complete: None };
         self.streams().insert(stream, new);
     }
 
@@ -149,7 +185,7 @@ impl Board {
         stream.refused.remove(&id);
         stream.has.insert(id, Arc::clone(resource.version()));
         // Of what has gone nobody tells.
-        let snapshot = stream.snapshots.borrow().clone().unwrap_or_default();
+        let snapshot = stream.snapshot();
         if stream.has.len() > 2 * snapshot.len() + 100 {
             stream.has.retain(|(kind, name), _| snapshot.get(*kind, name).is_some());
         }
@@ -171,6 +207,20 @@ impl Board {
     /// Documents that are left out because they are not right together with the others, and why.
     pub fn left_out(&self, documents: BTreeMap<Key, Vec<String>>) {
         *self.left_out.write().unwrap_or_else(PoisonError::into_inner) = documents;
+    }
+
+    /// What a node should have and cannot be sent; nothing when it has gone.
+    pub fn set_problems(&self, node: &str, problems: &[Problem]) {
+        let mut all = self.problems.write().unwrap_or_else(PoisonError::into_inner);
+        match problems {
+            [] => drop(all.remove(node)),
+            some => drop(all.insert(node.to_owned(), some.to_vec())),
+        }
+    }
+
+    /// Every write up to `revision` is in the snapshots.
+    pub fn followed(&self, revision: Revision) {
+        self.followed.fetch_max(revision, Ordering::Release);
     }
 
     /// What the folder of documents says of itself.
@@ -195,61 +245,32 @@ impl Board {
     #[must_use]
     pub fn proxies(&self) -> Vec<Proxy> {
         let mut all: Vec<_> = self.streams().values().map(Stream::now).collect();
+        let problems = self.problems.read().unwrap_or_else(PoisonError::into_inner);
+        for proxy in &mut all {
+            let own = problems.get(&proxy.node).into_iter().flatten();
+            proxy.problems =
+                own.map(|problem| format!("{}: {}", problem.document, problem.message)).collect();
+        }
         all.sort_by(|a, b| (&a.node, &a.since).cmp(&(&b.node, &b.since)));
         all
     }
 
-    /// `status` of a document: whether it is right (Accepted), whether proxies have it (Programmed), and who does not want it
-    /// (RefusedBy).
+    /// What proxies make of the documents now. Made once for many documents.
     #[must_use]
-    pub fn status(&self, record: &Record) -> Value {
-        let left_out = self.left_out.read().unwrap_or_else(PoisonError::into_inner).get(&record.key).cloned();
-        let path = record.key.path();
-        let mut refusals = Vec::new();
-        for stream in self.streams().values() {
-            let own = stream.refusals().filter(|refusal| refusal.documents.contains(&path));
-            refusals.extend(own.map(|refusal| (stream.proxy.node.clone(), refusal.clone())));
+    pub fn standing(&self) -> Standing {
+        let mut standing = Standing::new(
+            self.followed.load(Ordering::Acquire),
+            self.left_out.read().unwrap_or_else(PoisonError::into_inner).clone(),
+        );
+        for stream in self.streams().values_mut() {
+            stream.tell(&mut standing);
         }
-        let generation = record.generation();
-        let since = record
-            .metadata()
-            .get("creationTimestamp")
-            .cloned()
-            .unwrap_or_else(|| rfc3339(SystemTime::now()).into());
-        let condition = |kind: &str, holds: bool, reason: &str, message: String| {
-            json!({
-                "type": kind, "status": if holds { "True" } else { "False" }, "reason": reason, "message": message,
-                "observedGeneration": generation, "lastTransitionTime": since,
-            })
-        };
-        let accepted = match &left_out {
-            None => condition("Accepted", true, "Accepted", String::new()),
-            Some(why) => condition("Accepted", false, "Invalid", why.join("\n")),
-        };
-        let programmed = if left_out.is_some() {
-            condition("Programmed", false, "NotAccepted", String::new())
-        } else if refusals.is_empty() {
-            condition("Programmed", true, "Programmed", String::new())
-        } else {
-            condition(
-                "Programmed",
-                false,
-                "Refused",
-                format!("{} proxies refuse a part of it", refusals.len()),
-            )
-        };
-        let mut conditions = vec![accepted, programmed];
-        if !refusals.is_empty() {
-            let line = |(node, refusal): &(String, Refusal)| {
-                format!("{node}: {} {}: {}", refusal.kind, refusal.name, refusal.reason)
-            };
-            let mut lines: Vec<_> = refusals.iter().take(NAMED).map(line).collect();
-            if refusals.len() > NAMED {
-                lines.push(format!("and {} more", refusals.len() - NAMED));
+        for (node, problems) in self.problems.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            for problem in problems {
+                standing.problem(node, problem);
             }
-            conditions.push(condition("RefusedBy", true, "Refused", lines.join("\n")));
         }
-        json!({ "conditions": conditions })
+        standing
     }
 
     /// Name, help, type and value of each metric.
@@ -291,88 +312,5 @@ impl Board {
                 count(&self.compile_micros) / 1e6,
             ),
         ]
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use remora_xds::NodeSnapshot;
-    use remora_xds::pb::envoy::config::route::v3::RouteConfiguration;
-
-    use super::*;
-    use crate::store::Entry;
-
-    fn route() -> Record {
-        let value = r#"{"metadata":{"generation":3}}"#;
-        Record::of(&Entry {
-            key: Key::new("HTTPRoute", "default", "a"),
-            value: value.into(),
-            revision: 1,
-            lease: None,
-        })
-        .unwrap()
-    }
-
-    fn conditions(board: &Board) -> Vec<(String, String)> {
-        let status = board.status(&route());
-        let list = status["conditions"].as_array().unwrap().iter();
-        list.map(|c| {
-            (
-                format!("{}={}", c["type"].as_str().unwrap(), c["status"].as_str().unwrap()),
-                c["message"].as_str().unwrap().to_owned(),
-            )
-        })
-        .collect()
-    }
-
-    #[test]
-    fn a_refusal_is_told_to_the_author_until_the_proxy_takes_the_resource() {
-        let board = Board::default();
-        let resource = |name: &str| {
-            Arc::new(Resource::new(&RouteConfiguration {
-                name: name.into(),
-                ..RouteConfiguration::default()
-            }))
-        };
-        let (route_r, other) = (resource("r"), resource("s"));
-        let snapshot: NodeSnapshot = [Arc::clone(&route_r)].into_iter().collect();
-        let snapshots = tokio::sync::watch::Sender::new(Some(Arc::new(snapshot)));
-        board.opened(1, Proxy { node: "sidecar~a".into(), ..Proxy::default() }, snapshots.subscribe());
-        assert_eq!(board.proxies()[0].state, "Syncing");
-        let refusal = Refusal {
-            kind: "RouteConfiguration".into(),
-            name: "r".into(),
-            version: route_r.version().to_string(),
-            reason: "no such cluster".into(),
-            documents: vec!["HTTPRoute/default/a".into()],
-        };
-        board.refused(1, &route_r, refusal.clone());
-        assert_eq!(board.proxies()[0].state, "Refused");
-        let told = conditions(&board);
-        assert_eq!(told[1].0, "Programmed=False");
-        assert_eq!(
-            told[2],
-            ("RefusedBy=True".into(), "sidecar~a: RouteConfiguration r: no such cluster".into())
-        );
-
-        board.accepted(1, &route_r);
-        assert_eq!((board.proxies()[0].state.as_str(), board.proxies()[0].in_force), ("Synced", 1));
-        assert_eq!(conditions(&board).len(), 2);
-
-        // What it refuses and is to have no longer is nobody's trouble.
-        board.refused(1, &route_r, refusal);
-        snapshots.send_replace(Some(Arc::new([other].into_iter().collect())));
-        assert_eq!(board.proxies()[0].state, "Syncing");
-        assert_eq!(conditions(&board).len(), 2);
-        board.closed(1);
-        assert!(board.proxies().is_empty());
-    }
-
-    #[test]
-    fn a_document_that_is_left_out_says_why() {
-        let board = Board::default();
-        board.left_out(BTreeMap::from([(route().key, vec!["there is no Service".into()])]));
-        assert_eq!(conditions(&board)[0], ("Accepted=False".into(), "there is no Service".into()));
-        assert_eq!(conditions(&board)[1].0, "Programmed=False");
     }
 }

@@ -1,4 +1,4 @@
-//! What several tests need.
+//! Texts that are nearly right.
 
 use proptest::prelude::*;
 

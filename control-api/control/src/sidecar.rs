@@ -1,0 +1,169 @@
+//! A sidecar beside a local program: a process of its own, from the same binary, configured over ADS.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep};
+
+use crate::client::Server;
+
+/// How long it may take to get its configuration, on a slow machine.
+const STARTS_IN: Duration = Duration::from_secs(60);
+/// How much longer than its drain time it may take to end.
+const GRACE: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(20);
+
+/// Which sidecar.
+#[derive(Debug)]
+pub(crate) struct Options<'a> {
+    /// The control plane (ADS).
+    pub(crate) control: SocketAddr,
+    pub(crate) namespace: &'a str,
+    /// Its Workload or registration.
+    pub(crate) workload: &'a str,
+    /// Labels of the workload, for the metrics.
+    pub(crate) labels: &'a BTreeMap<String, String>,
+    /// Under which others reach it.
+    pub(crate) address: IpAddr,
+    /// For its own files.
+    pub(crate) folder: &'a Path,
+    /// Where relative paths begin, those of its certificates.
+    pub(crate) directory: &'a Path,
+    /// Instead of the standard error of this process.
+    pub(crate) log: Option<File>,
+    /// How long it may finish what it has.
+    pub(crate) drain: Duration,
+}
+
+/// A sidecar that runs, and ends with this value.
+pub(crate) struct Sidecar {
+    /// Its admin page.
+    pub(crate) admin: SocketAddr,
+    child: Child,
+    ends_in: Duration,
+}
+
+impl Sidecar {
+    /// Starts it and waits until it is ready.
+    ///
+    /// # Errors
+    /// It ends, or has no configuration in time.
+    pub(crate) async fn start(options: Options<'_>) -> anyhow::Result<Self> {
+        let (config, address) = (options.folder.join("bootstrap.yaml"), options.folder.join("admin"));
+        std::fs::write(&config, remora_xds::write_yaml(&bootstrap(&options)))?;
+        let child = Command::new(std::env::current_exe().context("where is this program?")?)
+            .arg("proxy")
+            .arg("-c")
+            .arg(&config)
+            .arg("--admin-address-path")
+            .arg(&address)
+            .arg("--drain-time-s")
+            .arg(options.drain.as_secs().to_string())
+            .args(["--concurrency", "1", "--log-level", "warn"])
+            .current_dir(options.directory)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(options.log.map_or_else(Stdio::inherit, Stdio::from))
+            // Ctrl-C is for whoever started it, and ends it in order.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .context("cannot start the sidecar")?;
+        let admin = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut sidecar = Self { admin, child, ends_in: options.drain + GRACE };
+        sidecar.ready(&address).await?;
+        Ok(sidecar)
+    }
+
+    async fn ready(&mut self, address: &Path) -> anyhow::Result<()> {
+        let deadline = Instant::now() + STARTS_IN;
+        loop {
+            if let Some(status) = self.ended() {
+                bail!("the sidecar ended with {status}");
+            }
+            if let Ok(text) = std::fs::read_to_string(address)
+                && let (Ok(admin), Ok(server)) = (text.parse(), Server::at(&text))
+                && let Ok(answer) = server.ask(http::Method::GET, "/ready", None).await
+                && answer.status.is_success()
+            {
+                self.admin = admin;
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let seconds = STARTS_IN.as_secs();
+                bail!("the sidecar has no configuration after {seconds} s; `remora status` may say why");
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    /// Its exit status, when it has one already.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// Asks it to end; [`Self::end`] waits for that.
+    pub(crate) fn ask_to_end(&self) {
+        let pid = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        if let Some(pid) = pid {
+            // It may have ended by itself.
+            let _ = kill_process(pid, Signal::TERM);
+        }
+    }
+
+    /// Lets it finish what it has.
+    pub(crate) async fn end(mut self) {
+        self.ask_to_end();
+        if tokio::time::timeout(self.ends_in, self.child.wait()).await.is_err() {
+            let _ = self.child.kill().await;
+        }
+    }
+}
+
+fn bootstrap(options: &Options<'_>) -> Value {
+    let Options { control, namespace, workload, labels, address, .. } = options;
+    let label = |name: &str, otherwise: &str| labels.get(name).map_or(otherwise, String::as_str).to_owned();
+    // With Istio's keys.
+    let metadata = json!({
+        "WORKLOAD_NAME": workload, "NAMESPACE": namespace,
+        "APP": label("app", workload), "CANONICAL_SERVICE": label("app", workload),
+        "VERSION": label("version", "latest"), "CANONICAL_REVISION": label("version", "latest"),
+    });
+    let socket = |address: SocketAddr| json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}});
+    let http2 = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    json!({
+        "node": {
+            "id": format!("sidecar~{address}~{workload}.{namespace}~{namespace}.svc"),
+            "cluster": format!("{}.{namespace}", label("app", workload)), "metadata": metadata,
+        },
+        "admin": {"address": socket(SocketAddr::from(([127, 0, 0, 1], 0)))},
+        "dynamic_resources": {
+            "ads_config": {
+                "api_type": "DELTA_GRPC", "transport_api_version": "V3",
+                "grpc_services": [{"envoy_grpc": {"cluster_name": "remora-control"}}],
+            },
+            "lds_config": {"ads": {}, "resource_api_version": "V3"},
+            "cds_config": {"ads": {}, "resource_api_version": "V3"},
+        },
+        "static_resources": {"clusters": [{
+            "name": "remora-control", "type": "STATIC", "connect_timeout": "2s",
+            "typed_extension_protocol_options": {
+                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                    "@type": http2, "explicit_http_config": {"http2_protocol_options": {}},
+                },
+            },
+            "load_assignment": {
+                "cluster_name": "remora-control",
+                "endpoints": [{"lb_endpoints": [{"endpoint": {"address": socket(*control)}}]}],
+            },
+        }]},
+    })
+}
