@@ -215,3 +215,55 @@ async fn a_node_that_does_not_say_who_it_is_is_told() {
     assert_eq!(error.code(), tonic::Code::NotFound);
     assert!(error.message().contains("somebody"), "{error}");
 }
+
+#[tokio::test]
+async fn apply_waits_until_proxies_have_it_or_tells_what_they_say() {
+    let rig = rig().await;
+    let mut client = Client::connect(&rig, "sidecar~10.0.0.9~caller.default~default.svc").await;
+    client.until(|c| c.has.contains_key(&(Kind::Cluster, CLUSTER.into()))).await;
+    client.ask(Kind::ClusterLoadAssignment, CLUSTER).await;
+    client.ask(Kind::RouteConfiguration, ROUTE_CONFIG).await;
+    client
+        .until(|c| c.endpoints() == 1 && c.has.contains_key(&(Kind::RouteConfiguration, ROUTE_CONFIG.into())))
+        .await;
+    let file = rig.folder.path().join("route.yaml");
+    let apply = |seconds: u32, timeout: &str| {
+        let rule = format!("  - timeouts: {{request: {seconds}s}}\n    backendRefs");
+        std::fs::write(&file, ROUTE.replace("  - backendRefs", &rule)).unwrap();
+        tokio::process::Command::new(env!("CARGO_BIN_EXE_remora"))
+            .args([
+                "apply",
+                "--wait",
+                "--timeout",
+                timeout,
+                "--server",
+                &format!("http://{}", rig.plane.rest),
+            ])
+            .arg("-f")
+            .arg(&file)
+            .output()
+    };
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+
+    let late = apply(5, "100ms").await.unwrap();
+    assert_eq!(late.status.code(), Some(1));
+    assert!(said(&late.stderr).contains("on its way to sidecar~10.0.0.9~caller.default"), "{late:?}");
+
+    let (done, ()) = tokio::join!(apply(6, "20s"), async {
+        client
+            .until(|c| {
+                let routes: RouteConfiguration = c.get(Kind::RouteConfiguration, ROUTE_CONFIG).unwrap();
+                format!("{routes:?}").contains("seconds: 6")
+            })
+            .await;
+    });
+    let done = done.unwrap();
+    assert_eq!(done.status.code(), Some(0), "{done:?}");
+    assert!(said(&done.stdout).contains("in force after"), "{done:?}");
+
+    let refuse = async { client.step(Some((ROUTE_CONFIG, "I do not like it"))).await };
+    let (refused, ()) = tokio::join!(apply(7, "20s"), refuse);
+    let refused = refused.unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(said(&refused.stderr).contains("I do not like it"), "{refused:?}");
+}
