@@ -82,14 +82,16 @@ impl Client {
                 self.has.remove(&(kind, name.clone()));
             }
         }
-        let detail = refused.map(|(name, why)| Status {
-            code: 3,
-            message: format!("{name}: {why}"),
-            details: Vec::new(),
-        });
+        let why = refused.map(|(name, why)| format!("{name}: {why}"));
+        self.answer(kind, &response.nonce, why.as_deref()).await;
+    }
+
+    /// Takes a response, or refuses it.
+    pub(crate) async fn answer(&self, kind: Kind, nonce: &str, why: Option<&str>) {
+        let detail = why.map(|why| Status { code: 3, message: why.to_owned(), details: Vec::new() });
         let answer = DeltaDiscoveryRequest {
-            type_url: response.type_url,
-            response_nonce: response.nonce,
+            type_url: kind.type_url().into(),
+            response_nonce: nonce.to_owned(),
             error_detail: detail,
             ..Default::default()
         };

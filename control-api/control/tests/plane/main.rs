@@ -5,6 +5,7 @@ mod ads;
 #[path = "../common/etcd.rs"]
 mod common;
 mod documents;
+mod hostile;
 mod instances;
 mod process;
 mod replicas;
