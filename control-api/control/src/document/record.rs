@@ -103,6 +103,15 @@ impl Incoming {
     }
 }
 
+impl Incoming {
+    /// Bytes that it takes in a store, with some for what a server adds.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        const ADDED: usize = 256;
+        self.text().len() + ADDED
+    }
+}
+
 fn text(body: &Map<String, Value>) -> String {
     let mut body = body.clone();
     if let Some(Value::Object(metadata)) = body.get_mut("metadata") {

@@ -1,18 +1,16 @@
-//! Changes that people ask for: what is wrong with them, what they would change, and the change itself.
+//! Changes that people ask for, and what is wrong with them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use remora_mesh::Documents;
 use remora_xds::diag::ConfigError;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::Registry;
-use crate::document::{Incoming, Mistake, Record, diff};
-use crate::kinds::{KINDS, Kind};
-use crate::store::{Expect, Key, Put, Revision, StoreError};
+use crate::document::{Incoming, Mistake, Record};
+use crate::kinds::KINDS;
+use crate::store::{Key, Revision, StoreError};
 
 /// What happened to a document, or would.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,74 +96,8 @@ pub struct How {
     pub force: bool,
 }
 
-/// How often a document is tried again that somebody else changes at the same time.
-const TRIES: u32 = 5;
-
 impl Registry {
-    /// Writes documents: all of them are right, together with all others, or none is written.
-    ///
-    /// # Errors
-    /// See [`Refused`].
-    pub async fn write(&self, documents: &[Incoming], how: How) -> Result<Vec<Outcome>, Refused> {
-        for document in documents {
-            self.admit(document, how.mode)?;
-        }
-        let others = self.check(documents, &BTreeSet::new())?;
-        if !others.is_empty() && !how.force {
-            return Err(Refused::Breaks(others));
-        }
-        let mut order: Vec<_> = documents.iter().collect();
-        order.sort_by_key(|document| document.kind.order());
-        let (mut outcomes, mut last) = (BTreeMap::new(), 0);
-        for document in order {
-            let outcome = self.put(document, how).await?;
-            last = outcome.record.as_ref().map_or(0, |record| record.revision).max(last);
-            outcomes.insert(document.key.clone(), outcome);
-        }
-        if !how.dry_run {
-            self.seen(last).await;
-        }
-        // In the order of the texts.
-        Ok(documents.iter().filter_map(|document| outcomes.remove(&document.key)).collect())
-    }
-
-    /// Removes documents, those that refer to others first. `expected` is the version that each must have.
-    ///
-    /// # Errors
-    /// See [`Refused`].
-    pub async fn remove(
-        &self,
-        keys: &[Key],
-        expected: Option<Revision>,
-        how: How,
-    ) -> Result<Vec<Outcome>, Refused> {
-        if let Some(missing) = keys.iter().find(|key| self.get(key).is_none()) {
-            return Err(Refused::NotFound(missing.clone()));
-        }
-        if !how.force {
-            let others = self.check(&[], &keys.iter().cloned().collect())?;
-            if !others.is_empty() {
-                return Err(Refused::Breaks(others));
-            }
-        }
-        let mut order: Vec<_> = keys.iter().collect();
-        order.sort_by_key(|key| std::cmp::Reverse(Kind::named(&key.kind).map(Kind::order)));
-        let (mut outcomes, mut last) = (Vec::new(), 0);
-        for key in order {
-            let Some(old) = self.get(key) else { continue };
-            let text = diff(Some(&old.to_value(None)), None, &key.path());
-            if !how.dry_run {
-                last = self.store().delete(key, expected.map_or(Expect::Any, Expect::Revision)).await?;
-            }
-            outcomes.push(Outcome { key: key.clone(), verb: Verb::Deleted, diff: text, record: Some(old) });
-        }
-        if !how.dry_run {
-            self.seen(last).await;
-        }
-        Ok(outcomes)
-    }
-
-    fn admit(&self, document: &Incoming, mode: Mode) -> Result<(), Refused> {
+    pub(super) fn admit(&self, document: &Incoming, mode: Mode) -> Result<(), Refused> {
         let there = self.get(&document.key);
         match (mode, &there) {
             (Mode::Create, Some(_)) => return Err(Refused::Exists(document.key.clone())),
@@ -181,46 +113,13 @@ impl Registry {
         }
     }
 
-    async fn put(&self, document: &Incoming, how: How) -> Result<Outcome, Refused> {
-        let key = &document.key;
-        for attempt in 1.. {
-            let old = self.get(key);
-            let before = old.as_ref().map(|old| old.to_value(None));
-            let after = Value::Object(document.body.clone());
-            let diff = diff(before.as_ref(), Some(&after), &key.path());
-            let Some(value) = Record::replace(document, old.as_deref(), SystemTime::now()) else {
-                return Ok(Outcome { key: key.clone(), verb: Verb::Unchanged, diff, record: old });
-            };
-            let verb = if old.is_some() { Verb::Configured } else { Verb::Created };
-            let expect = old.as_ref().map_or(Expect::Absent, |old| Expect::Revision(old.revision));
-            let put = Put { key: key.clone(), value: value.clone(), expect, lease: None };
-            let revision = if how.dry_run {
-                old.as_ref().map_or(0, |old| old.revision)
-            } else {
-                match self.store().put(put).await {
-                    Ok(revision) => revision,
-                    // Somebody was faster: what they wrote is replaced, unless the document says which version it replaces.
-                    Err(StoreError::Conflict { current, .. })
-                        if how.mode == Mode::Apply
-                            && document.resource_version.is_none()
-                            && attempt < TRIES =>
-                    {
-                        self.seen(current.unwrap_or(0)).await;
-                        continue;
-                    }
-                    Err(error) => return Err(error.into()),
-                }
-            };
-            let entry = crate::store::Entry { key: key.clone(), value, revision, lease: None };
-            let record = Some(Arc::new(Record::of(&entry)?));
-            return Ok(Outcome { key: key.clone(), verb, diff, record });
-        }
-        Err(Refused::Store(StoreError::Busy))
-    }
-
     /// Checks everything as it will be. Mistakes of `documents` are an error; the answer names the others that are right now, and
     /// would not be any more.
-    fn check(&self, documents: &[Incoming], removed: &BTreeSet<Key>) -> Result<Vec<String>, Refused> {
+    pub(super) fn check(
+        &self,
+        documents: &[Incoming],
+        removed: &BTreeSet<Key>,
+    ) -> Result<Vec<String>, Refused> {
         let new: BTreeMap<&Key, &Incoming> = documents.iter().map(|d| (&d.key, d)).collect();
         let kept: Vec<_> = self
             .documents()

@@ -6,6 +6,7 @@ pub mod instances;
 
 mod follow;
 mod state;
+mod transaction;
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Many documents at once: checked together, written in an order in which each finds what it refers to.
+//! Many documents at once: checked together, and written together.
 
 use axum::extract::State;
 use axum::http::StatusCode;

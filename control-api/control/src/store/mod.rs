@@ -20,8 +20,10 @@ pub use key::{Key, Scope};
 /// Number of a write; 0 before the first.
 pub type Revision = u64;
 
-/// Largest value, in bytes: etcd refuses requests above 1.5 MiB.
+/// Largest value, in bytes, and most bytes of the values of a transaction: etcd refuses requests above 1.5 MiB.
 pub const MAX_VALUE: usize = 1 << 20;
+/// Most writes of a transaction: etcd's `--max-txn-ops`.
+pub const MAX_WRITES: usize = 128;
 
 /// A lease of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -117,6 +119,55 @@ pub struct Put {
     pub lease: Option<LeaseId>,
 }
 
+/// A part of a transaction.
+#[derive(Debug, Clone)]
+pub enum Write {
+    /// Puts a value.
+    Put(Put),
+    /// Removes a key. One that is not there is a [`StoreError::Conflict`].
+    Delete {
+        /// Where.
+        key: Key,
+        /// The condition.
+        expect: Expect,
+    },
+}
+
+impl Write {
+    /// Where it writes.
+    #[must_use]
+    pub const fn key(&self) -> &Key {
+        match self {
+            Self::Put(put) => &put.key,
+            Self::Delete { key, .. } => key,
+        }
+    }
+
+    /// Its condition.
+    #[must_use]
+    pub const fn expect(&self) -> Expect {
+        match self {
+            Self::Put(put) => put.expect,
+            Self::Delete { expect, .. } => *expect,
+        }
+    }
+
+    /// Whether it may happen where `current` is the revision of what is there.
+    const fn may(&self, current: Option<Revision>) -> bool {
+        match (self.expect(), current) {
+            (Expect::Any, None) => matches!(self, Self::Put(_)),
+            (Expect::Any, Some(_)) | (Expect::Absent, None) => true,
+            (Expect::Absent, Some(_)) | (Expect::Revision(_), None) => false,
+            (Expect::Revision(expected), Some(current)) => expected == current,
+        }
+    }
+
+    /// It may not.
+    fn conflict(&self, current: Option<Revision>) -> StoreError {
+        StoreError::Conflict { key: self.key().clone(), expected: self.expect(), current }
+    }
+}
+
 /// Why a store did not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
@@ -183,11 +234,19 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Everything in `scope`.
     async fn list(&self, scope: &Scope) -> Result<Listing, StoreError>;
 
+    /// Makes all of these writes when the conditions of all hold, or else none. The answer is the revision of each. At most
+    /// [`MAX_WRITES`], and no key twice.
+    async fn transact(&self, writes: Vec<Write>) -> Result<Vec<Revision>, StoreError>;
+
     /// Puts a value when its condition holds, and answers the revision of this write.
-    async fn put(&self, put: Put) -> Result<Revision, StoreError>;
+    async fn put(&self, put: Put) -> Result<Revision, StoreError> {
+        one(self.transact(vec![Write::Put(put)]).await)
+    }
 
     /// Removes a key when the condition holds. A key that is not there is a [`StoreError::Conflict`].
-    async fn delete(&self, key: &Key, expect: Expect) -> Result<Revision, StoreError>;
+    async fn delete(&self, key: &Key, expect: Expect) -> Result<Revision, StoreError> {
+        one(self.transact(vec![Write::Delete { key: key.clone(), expect }]).await)
+    }
 
     /// Every change after revision `after`, in order.
     async fn watch(&self, after: Revision) -> Result<Box<dyn Watch>, StoreError>;
@@ -203,6 +262,11 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 
     /// What this is, for people: `redb ./remora-data/remora.redb`.
     fn describe(&self) -> String;
+}
+
+/// The revision of a transaction of one write.
+fn one(done: Result<Vec<Revision>, StoreError>) -> Result<Revision, StoreError> {
+    done.map(|revisions| revisions.first().copied().unwrap_or_default())
 }
 
 /// A sequence of changes.

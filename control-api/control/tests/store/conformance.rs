@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use remora_control::store::{Event, Expect, Key, LeaseId, MAX_VALUE, Put, Scope, Store, StoreError, Watch};
+use remora_control::store::{
+    Event, Expect, Key, LeaseId, MAX_VALUE, MAX_WRITES, Put, Scope, Store, StoreError, Watch, Write,
+};
 use tokio::time::{Instant, timeout};
 
 /// Longest that anything here takes on a slow machine.
@@ -23,6 +25,7 @@ pub(crate) trait Rig {
 /// Everything.
 pub(crate) async fn run(rig: &impl Rig) {
     writes_are_compared_and_swapped(rig.fresh().await).await;
+    a_transaction_is_made_whole_or_not_at_all(rig.fresh().await).await;
     a_counter_that_many_increment_loses_nothing(rig.fresh().await).await;
     a_listing_has_its_scope_in_order(rig.fresh().await).await;
     a_watch_goes_on_from_a_listing(rig.fresh().await).await;
@@ -101,6 +104,44 @@ async fn writes_are_compared_and_swapped(store: Arc<dyn Store>) {
     assert_eq!(store.get(&key("a")).await.unwrap(), None);
     store.put(put(key("a"), "3", Expect::Absent, None)).await.unwrap();
     store.delete(&key("a"), Expect::Any).await.unwrap();
+}
+
+async fn a_transaction_is_made_whole_or_not_at_all(store: Arc<dyn Store>) {
+    let kept = write(&store, "kept", "1").await;
+    let change = |name: &str, value: &str, expect| Write::Put(put(key(name), value, expect, None));
+    let delete = |name: &str, expect| Write::Delete { key: key(name), expect };
+    let mut watch = store.watch(store.list(&Scope::All).await.unwrap().revision).await.unwrap();
+
+    let before = store.list(&Scope::All).await.unwrap().entries;
+    for last in [
+        change("kept", "2", Expect::Absent),
+        change("kept", "2", Expect::Revision(kept + 1)),
+        delete("kept", Expect::Revision(kept + 1)),
+    ] {
+        let done = store.transact(vec![change("a", "1", Expect::Absent), last]).await;
+        assert!(matches!(&done, Err(StoreError::Conflict { key: at, .. }) if *at == key("kept")), "{done:?}");
+        is_conflict(done, Some(kept));
+    }
+    is_conflict(store.transact(vec![change("a", "1", Expect::Any), delete("b", Expect::Any)]).await, None);
+    let large = "x".repeat(MAX_VALUE + 1);
+    let done = store.transact(vec![change("a", "1", Expect::Any), change("b", &large, Expect::Any)]).await;
+    assert!(matches!(done, Err(StoreError::TooLarge { .. })), "{done:?}");
+    let leased = Write::Put(put(key("b"), "1", Expect::Any, Some(LeaseId(987_654))));
+    let done = store.transact(vec![change("a", "1", Expect::Any), leased]).await;
+    assert!(matches!(done, Err(StoreError::NoLease(_))), "{done:?}");
+    assert_eq!(store.list(&Scope::All).await.unwrap().entries, before, "nothing of all that was written");
+
+    let many: Vec<_> =
+        (0..MAX_WRITES - 1).map(|i| change(&format!("n{i:03}"), "1", Expect::Absent)).collect();
+    let all = [many, vec![delete("kept", Expect::Revision(kept))]].concat();
+    let revisions = store.transact(all).await.unwrap();
+    assert_eq!(revisions.len(), MAX_WRITES);
+    let events = take(&mut watch, MAX_WRITES).await;
+    assert_eq!(events.iter().map(Event::revision).collect::<Vec<_>>(), revisions);
+    assert_eq!(told(&events)[MAX_WRITES - 1], pair("kept", None));
+    let entry = store.get(&key("n007")).await.unwrap().unwrap();
+    assert_eq!(entry.revision, revisions[7]);
+    store.put(put(key("n007"), "2", Expect::Revision(revisions[7]), None)).await.unwrap();
 }
 
 async fn a_counter_that_many_increment_loses_nothing(store: Arc<dyn Store>) {

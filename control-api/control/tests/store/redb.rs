@@ -13,7 +13,7 @@ use remora_control::store::{Expect, Put, Scope, Store, StoreError};
 
 use crate::conformance::{self, Rig, key, write};
 
-const FEW: Options = Options { history: 20 };
+const FEW: Options = Options { history: 150 };
 
 struct Files {
     folder: tempfile::TempDir,

@@ -15,11 +15,11 @@ use self::call::Caller;
 use self::wire::{
     Compare, CompareResult, CompareTarget, CompareTo, DeleteRangeRequest, EventType, KeyValue,
     LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveResponse, LeaseRequest, LeaseRevokeResponse,
-    Operation, Outcome, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse,
-    WatchCreateRequest, WatchEvent, WatchRequest, WatchResponse,
+    Operation, Outcome, PutRequest, RangeRequest, RangeResponse, RequestOp, ResponseOp, TxnRequest,
+    TxnResponse, WatchCreateRequest, WatchEvent, WatchRequest, WatchResponse,
 };
 use super::{
-    Entry, Event, Expect, Key, LeaseId, Listing, MAX_VALUE, Put, Revision, Scope, Store, StoreError, Watch,
+    Entry, Event, Expect, Key, LeaseId, Listing, MAX_VALUE, Revision, Scope, Store, StoreError, Watch, Write,
 };
 
 /// Entries of one page of a listing.
@@ -81,37 +81,44 @@ impl EtcdStore {
         })
     }
 
-    /// `write` when the condition holds; else what is there.
-    async fn transact(&self, key: &Key, expected: Expect, write: Operation) -> Result<Revision, StoreError> {
-        let path = self.path(key);
-        let compare = match (expected, &write) {
+    /// What must hold, and what is then done.
+    fn operation(&self, write: &Write) -> (Option<Compare>, Operation) {
+        let key = self.path(write.key());
+        let compare = match (write.expect(), write) {
             // A key that is not there cannot be deleted.
-            (Expect::Any, Operation::DeleteRange(_)) => vec![Compare {
+            (Expect::Any, Write::Delete { .. }) => Some(Compare {
                 result: CompareResult::Greater.into(),
                 target: CompareTarget::Version.into(),
-                key: path.clone(),
+                key: key.clone(),
                 to: Some(CompareTo::Version(0)),
-            }],
-            (Expect::Any, _) => Vec::new(),
-            (Expect::Absent, _) => vec![put_by(path.clone(), 0)],
-            (Expect::Revision(revision), _) => vec![put_by(path.clone(), revision)],
+            }),
+            (Expect::Any, Write::Put(_)) => None,
+            (Expect::Absent, _) => Some(put_by(key.clone(), 0)),
+            (Expect::Revision(revision), _) => Some(put_by(key.clone(), revision)),
         };
-        let range = Operation::Range(RangeRequest { key: path, ..RangeRequest::default() });
-        let request = TxnRequest {
-            compare,
-            success: vec![RequestOp { request: Some(write) }],
-            failure: vec![RequestOp { request: Some(range) }],
+        let operation = match write {
+            Write::Put(put) => Operation::Put(PutRequest {
+                key,
+                value: put.value.clone(),
+                lease: put.lease.map_or(0, |lease| lease.0.cast_signed()),
+            }),
+            Write::Delete { .. } => Operation::DeleteRange(DeleteRangeRequest { key }),
         };
-        let answer: TxnResponse = self.caller.unary(KV_TXN, request).await?;
-        if answer.succeeded {
-            return Ok(answer.header.map_or(0, |header| unsigned(header.revision)));
-        }
-        let current = answer.responses.into_iter().find_map(|op| match op.response {
-            Some(Outcome::Range(range)) => range.kvs.first().map(|kv| unsigned(kv.mod_revision)),
-            None => None,
-        });
-        Err(StoreError::Conflict { key: key.clone(), expected, current })
+        (compare, operation)
     }
+}
+
+/// The first write that may not happen where `found` is what etcd found at the keys of all.
+fn first_conflict(writes: &[Write], found: Vec<ResponseOp>) -> StoreError {
+    let mut currents = found.into_iter().map(|op| match op.response {
+        Some(Outcome::Range(range)) => range.kvs.first().map(|kv| unsigned(kv.mod_revision)),
+        None => None,
+    });
+    let conflict = writes.iter().find_map(|write| {
+        let current = currents.next().flatten();
+        (!write.may(current)).then(|| write.conflict(current))
+    });
+    conflict.unwrap_or_else(|| StoreError::Unavailable("etcd refused a write and says no reason".into()))
 }
 
 /// `key` was put by this write.
@@ -180,25 +187,37 @@ impl Store for EtcdStore {
         }
     }
 
-    async fn put(&self, put: Put) -> Result<Revision, StoreError> {
-        if put.value.len() > MAX_VALUE {
+    async fn transact(&self, writes: Vec<Write>) -> Result<Vec<Revision>, StoreError> {
+        let puts = writes.iter().filter_map(|write| match write {
+            Write::Put(put) => Some(put),
+            Write::Delete { .. } => None,
+        });
+        if let Some(put) = puts.clone().find(|put| put.value.len() > MAX_VALUE) {
             return Err(StoreError::TooLarge { bytes: put.value.len() });
         }
-        let request = PutRequest {
-            key: self.path(&put.key),
-            value: put.value,
-            lease: put.lease.map_or(0, |lease| lease.0.cast_signed()),
+        let lease = puts.clone().find_map(|put| put.lease);
+        let (compare, operations): (Vec<_>, Vec<_>) =
+            writes.iter().map(|write| self.operation(write)).unzip();
+        let look = |write| {
+            Operation::Range(RangeRequest { key: self.path(Write::key(write)), ..RangeRequest::default() })
         };
-        let done = self.transact(&put.key, put.expect, Operation::Put(request)).await;
-        match (done, put.lease) {
-            (Err(StoreError::NoLease(_)), Some(lease)) => Err(StoreError::NoLease(lease)),
-            (done, _) => done,
+        let requests = |operations: Vec<Operation>| {
+            operations.into_iter().map(|request| RequestOp { request: Some(request) }).collect()
+        };
+        let request = TxnRequest {
+            compare: compare.into_iter().flatten().collect(),
+            success: requests(operations),
+            failure: requests(writes.iter().map(look).collect()),
+        };
+        let answer: TxnResponse = match (self.caller.unary(KV_TXN, request).await, lease) {
+            (Err(StoreError::NoLease(_)), Some(lease)) => return Err(StoreError::NoLease(lease)),
+            (answer, _) => answer?,
+        };
+        if !answer.succeeded {
+            return Err(first_conflict(&writes, answer.responses));
         }
-    }
-
-    async fn delete(&self, key: &Key, expect: Expect) -> Result<Revision, StoreError> {
-        let request = DeleteRangeRequest { key: self.path(key) };
-        self.transact(key, expect, Operation::DeleteRange(request)).await
+        let revision = answer.header.map_or(0, |header| unsigned(header.revision));
+        Ok(vec![revision; writes.len()])
     }
 
     async fn watch(&self, after: Revision) -> Result<Box<dyn Watch>, StoreError> {

@@ -13,9 +13,7 @@ use redb::{
 };
 
 use super::Opener;
-use crate::store::{
-    Entry, Event, Expect, Key, LeaseId, Listing, MAX_VALUE, Put, Revision, Scope, StoreError,
-};
+use crate::store::{Entry, Event, Key, LeaseId, Listing, MAX_VALUE, Put, Revision, Scope, StoreError, Write};
 
 /// Of the tables below.
 const SCHEMA: u64 = 1;
@@ -31,11 +29,11 @@ const LEASES: TableDefinition<'_, u64, u64> = TableDefinition::new("leases");
 /// Lease -> paths of its keys.
 const LEASED: MultimapTableDefinition<'_, u64, &str> = MultimapTableDefinition::new("leased");
 
-/// A write that waits.
+/// What waits to be done.
 #[derive(Debug, Clone)]
-pub(super) enum Write {
-    Put(Put),
-    Delete { key: Key, expect: Expect },
+pub(super) enum Work {
+    /// All of these or none.
+    Transact(Vec<Write>),
     Grant(Duration),
     Revoke(LeaseId),
 }
@@ -138,27 +136,27 @@ impl File {
         Ok(events)
     }
 
-    /// Applies writes in one transaction. The answer to each is its revision, or the id of the lease that it made. They are all
-    /// durable when this returns. `Err`: none was applied.
+    /// Does what waits in one commit. The answer to each is its last revision, or the id of the lease that it made. They are all
+    /// durable when this returns. `Err`: none was done.
     pub(super) fn write(
         &self,
-        writes: &[Write],
+        work: &[Work],
     ) -> Result<(Vec<Result<u64, StoreError>>, Revision), StoreError> {
-        let done = self.try_write(writes);
+        let done = self.try_write(work);
         if let Err(StoreError::Full(_) | StoreError::Unavailable(_) | StoreError::Corrupt(_)) = &done {
             self.close();
         }
         done
     }
 
-    fn try_write(&self, writes: &[Write]) -> Result<(Vec<Result<u64, StoreError>>, Revision), StoreError> {
+    fn try_write(&self, work: &[Work]) -> Result<(Vec<Result<u64, StoreError>>, Revision), StoreError> {
         let transaction = self.database()?.begin_write()?;
         let (answers, before, after) = {
             let mut tables = Tables::open(&transaction)?;
             let before = tables.revision;
-            let mut answers = Vec::with_capacity(writes.len());
-            for write in writes {
-                let done = tables.apply(write);
+            let mut answers = Vec::with_capacity(work.len());
+            for item in work {
+                let done = tables.apply(item);
                 if let Err(StoreError::Full(_) | StoreError::Unavailable(_) | StoreError::Corrupt(_)) = &done
                 {
                     return Err(done.err().unwrap_or(StoreError::Busy));
@@ -225,24 +223,28 @@ impl<'t> Tables<'t> {
         })
     }
 
-    fn apply(&mut self, write: &Write) -> Result<u64, StoreError> {
-        match write {
-            Write::Put(put) => self.put(put),
-            Write::Delete { key, expect } => {
-                self.check(key, *expect)?;
-                self.remove(&key.path())?.ok_or_else(|| StoreError::Conflict {
-                    key: key.clone(),
-                    expected: *expect,
-                    current: None,
-                })
+    fn apply(&mut self, work: &Work) -> Result<u64, StoreError> {
+        match work {
+            Work::Transact(writes) => {
+                // Nothing is written before everything is known to be right.
+                for write in writes {
+                    self.admit(write)?;
+                }
+                for write in writes {
+                    match write {
+                        Write::Put(put) => self.put(put)?,
+                        Write::Delete { key, .. } => self.remove(&key.path())?,
+                    }
+                }
+                Ok(self.revision)
             }
-            Write::Grant(ttl) => {
+            Work::Grant(ttl) => {
                 let id = number(&self.meta, "lease")? + 1;
                 self.meta.insert("lease", id)?;
                 self.leases.insert(id, u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX))?;
                 Ok(id)
             }
-            Write::Revoke(lease) => {
+            Work::Revoke(lease) => {
                 self.leases.remove(lease.0)?.ok_or(StoreError::NoLease(*lease))?;
                 let paths: Result<Vec<_>, _> =
                     self.leased.get(lease.0)?.map(|path| path.map(|path| path.value().to_owned())).collect();
@@ -260,26 +262,22 @@ impl<'t> Tables<'t> {
         Ok(found.map(|row| (row.value().0, row.value().1)))
     }
 
-    fn check(&self, key: &Key, expected: Expect) -> Result<(), StoreError> {
-        let current = self.current(&key.path())?.map(|(revision, _)| revision);
-        let holds = match expected {
-            Expect::Any => true,
-            Expect::Absent => current.is_none(),
-            Expect::Revision(revision) => current == Some(revision),
-        };
-        if holds { Ok(()) } else { Err(StoreError::Conflict { key: key.clone(), expected, current }) }
+    fn admit(&self, write: &Write) -> Result<(), StoreError> {
+        if let Write::Put(put) = write {
+            if put.value.len() > MAX_VALUE {
+                return Err(StoreError::TooLarge { bytes: put.value.len() });
+            }
+            if let Some(lease) = put.lease
+                && self.leases.get(lease.0)?.is_none()
+            {
+                return Err(StoreError::NoLease(lease));
+            }
+        }
+        let current = self.current(&write.key().path())?.map(|(revision, _)| revision);
+        if write.may(current) { Ok(()) } else { Err(write.conflict(current)) }
     }
 
-    fn put(&mut self, put: &Put) -> Result<u64, StoreError> {
-        if put.value.len() > MAX_VALUE {
-            return Err(StoreError::TooLarge { bytes: put.value.len() });
-        }
-        self.check(&put.key, put.expect)?;
-        if let Some(lease) = put.lease
-            && self.leases.get(lease.0)?.is_none()
-        {
-            return Err(StoreError::NoLease(lease));
-        }
+    fn put(&mut self, put: &Put) -> Result<(), StoreError> {
         let path = put.key.path();
         if let Some((_, lease)) = self.current(&path)?.filter(|(_, lease)| *lease != 0) {
             self.leased.remove(lease, path.as_str())?;
@@ -291,18 +289,18 @@ impl<'t> Tables<'t> {
         self.revision += 1;
         self.entries.insert(path.as_str(), (self.revision, lease, put.value.as_ref()))?;
         self.history.insert(self.revision, (path.as_str(), lease, Some(put.value.as_ref())))?;
-        Ok(self.revision)
+        Ok(())
     }
 
-    fn remove(&mut self, path: &str) -> Result<Option<u64>, StoreError> {
-        let Some((_, lease)) = self.current(path)? else { return Ok(None) };
+    fn remove(&mut self, path: &str) -> Result<(), StoreError> {
+        let Some((_, lease)) = self.current(path)? else { return Ok(()) };
         self.entries.remove(path)?;
         if lease != 0 {
             self.leased.remove(lease, path)?;
         }
         self.revision += 1;
         self.history.insert(self.revision, (path, 0, None))?;
-        Ok(Some(self.revision))
+        Ok(())
     }
 
     /// Forgets old changes, and writes down where everything is.

@@ -15,9 +15,9 @@ use ::redb::{Database, DatabaseError};
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use self::file::{File, Write};
+use self::file::{File, Work};
 use self::writer::{Command, Writer};
-use super::{Entry, Event, Expect, Key, LeaseId, Listing, Put, Revision, Scope, Store, StoreError, Watch};
+use super::{Entry, Event, Key, LeaseId, Listing, Revision, Scope, Store, StoreError, Watch, Write};
 
 /// Writes that may wait for the task.
 const QUEUE: usize = 1024;
@@ -80,9 +80,9 @@ impl RedbStore {
         })
     }
 
-    async fn write(&self, write: Write) -> Result<u64, StoreError> {
+    async fn work(&self, work: Work) -> Result<u64, StoreError> {
         let (answer, wait) = oneshot::channel();
-        self.command(Command::Write(write, answer))?;
+        self.command(Command::Do(work, answer))?;
         wait.await.unwrap_or_else(|_| Err(ended()))
     }
 
@@ -119,12 +119,11 @@ impl Store for RedbStore {
         self.read(move |file| file.list(&scope)).await
     }
 
-    async fn put(&self, put: Put) -> Result<Revision, StoreError> {
-        self.write(Write::Put(put)).await
-    }
-
-    async fn delete(&self, key: &Key, expect: Expect) -> Result<Revision, StoreError> {
-        self.write(Write::Delete { key: key.clone(), expect }).await
+    async fn transact(&self, writes: Vec<Write>) -> Result<Vec<Revision>, StoreError> {
+        // Each write has a revision of its own.
+        let count = writes.len() as u64;
+        let last = self.work(Work::Transact(writes)).await?;
+        Ok((last + 1 - count..=last).collect())
     }
 
     async fn watch(&self, after: Revision) -> Result<Box<dyn Watch>, StoreError> {
@@ -134,7 +133,7 @@ impl Store for RedbStore {
     }
 
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
-        self.write(Write::Grant(ttl)).await.map(LeaseId)
+        self.work(Work::Grant(ttl)).await.map(LeaseId)
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
@@ -144,7 +143,7 @@ impl Store for RedbStore {
     }
 
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.write(Write::Revoke(lease)).await.map(drop)
+        self.work(Work::Revoke(lease)).await.map(drop)
     }
 
     fn describe(&self) -> String {

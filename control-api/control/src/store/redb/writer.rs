@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::blocking;
-use super::file::{File, Write};
+use super::file::{File, Work};
 use crate::store::lease::Leases;
 use crate::store::{LeaseId, Revision, StoreError};
 
@@ -19,7 +19,7 @@ const RETRY: Duration = Duration::from_secs(1);
 type Answer = oneshot::Sender<Result<u64, StoreError>>;
 
 pub(super) enum Command {
-    Write(Write, Answer),
+    Do(Work, Answer),
     KeepAlive(LeaseId, oneshot::Sender<Result<(), StoreError>>),
 }
 
@@ -61,11 +61,11 @@ impl Writer {
     }
 
     async fn serve(&mut self, batch: Vec<Command>) {
-        let (mut writes, mut answers) = (Vec::new(), Vec::new());
+        let (mut work, mut answers) = (Vec::new(), Vec::new());
         for command in batch {
             match command {
-                Command::Write(write, answer) => {
-                    writes.push(write);
+                Command::Do(item, answer) => {
+                    work.push(item);
                     answers.push(answer);
                 }
                 Command::KeepAlive(lease, answer) => {
@@ -75,34 +75,34 @@ impl Writer {
                 }
             }
         }
-        if writes.is_empty() {
+        if work.is_empty() {
             return;
         }
-        let results = self.commit(writes).await;
+        let results = self.commit(work).await;
         for (answer, result) in answers.into_iter().zip(results) {
             let _ = answer.send(result);
         }
     }
 
-    async fn commit(&mut self, writes: Vec<Write>) -> Vec<Result<u64, StoreError>> {
-        let writes = Arc::new(writes);
-        let shared = Arc::clone(&writes);
+    async fn commit(&mut self, work: Vec<Work>) -> Vec<Result<u64, StoreError>> {
+        let work = Arc::new(work);
+        let shared = Arc::clone(&work);
         match blocking(&self.file, move |file| file.write(&shared)).await {
             Ok((results, revision)) => {
-                self.follow(&writes, &results);
+                self.follow(&work, &results);
                 self.tell.send_if_modified(|latest| std::mem::replace(latest, revision) != revision);
                 results
             }
-            Err(error) => vec![Err(error); writes.len()],
+            Err(error) => vec![Err(error); work.len()],
         }
     }
 
-    /// Leases that came and went with these writes.
-    fn follow(&mut self, writes: &[Write], results: &[Result<u64, StoreError>]) {
-        for (write, result) in writes.iter().zip(results) {
-            match (write, result) {
-                (Write::Grant(ttl), Ok(id)) => self.leases.grant(LeaseId(*id), *ttl, Instant::now()),
-                (Write::Revoke(lease), Ok(_)) => drop(self.leases.revoke(lease)),
+    /// Leases that came and went with it.
+    fn follow(&mut self, work: &[Work], results: &[Result<u64, StoreError>]) {
+        for (item, result) in work.iter().zip(results) {
+            match (item, result) {
+                (Work::Grant(ttl), Ok(id)) => self.leases.grant(LeaseId(*id), *ttl, Instant::now()),
+                (Work::Revoke(lease), Ok(_)) => drop(self.leases.revoke(lease)),
                 _ => {}
             }
         }
@@ -110,7 +110,7 @@ impl Writer {
 
     async fn expire(&mut self) {
         let over = self.leases.expire(Instant::now());
-        let results = self.commit(over.iter().map(|lease| Write::Revoke(*lease)).collect()).await;
+        let results = self.commit(over.iter().map(|lease| Work::Revoke(*lease)).collect()).await;
         for (lease, result) in over.into_iter().zip(results) {
             if let Err(StoreError::Full(_) | StoreError::Unavailable(_) | StoreError::Corrupt(_)) = result {
                 self.leases.grant(lease, RETRY, Instant::now());

@@ -1,0 +1,169 @@
+//! Changes that people ask for, made: documents that come together are written together.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde_json::Value;
+
+use super::Registry;
+use super::change::{How, Mode, Outcome, Refused, Verb};
+use crate::document::{Incoming, Record, diff};
+use crate::kinds::Kind;
+use crate::store::{Entry, Expect, Key, MAX_VALUE, MAX_WRITES, Put, Revision, StoreError, Write};
+
+/// How often documents are tried again that somebody else changes at the same time.
+const TRIES: u32 = 5;
+
+/// A document on its way to the store.
+struct Prepared {
+    outcome: Outcome,
+    /// None: it says what it said.
+    put: Option<Put>,
+}
+
+impl Registry {
+    /// Writes documents: all of them are right, together with all others, or none is written. They are in one transaction of the store,
+    /// as far as it takes that many ([`MAX_WRITES`], [`MAX_VALUE`] bytes); more are in several, what is referred to first.
+    ///
+    /// # Errors
+    /// See [`Refused`].
+    pub async fn write(&self, documents: &[Incoming], how: How) -> Result<Vec<Outcome>, Refused> {
+        for document in documents {
+            self.admit(document, how.mode)?;
+        }
+        let others = self.check(documents, &BTreeSet::new())?;
+        if !others.is_empty() && !how.force {
+            return Err(Refused::Breaks(others));
+        }
+        let mut order: Vec<_> = documents.iter().collect();
+        order.sort_by_key(|document| document.kind.order());
+        let mut outcomes = Vec::with_capacity(order.len());
+        for together in transactions(&order) {
+            outcomes.extend(self.put(together, how).await?);
+        }
+        if !how.dry_run {
+            let revisions = outcomes.iter().filter_map(|outcome| outcome.record.as_ref());
+            self.seen(revisions.map(|record| record.revision).max().unwrap_or(0)).await;
+        }
+        // In the order of the texts.
+        let place = |outcome: &Outcome| documents.iter().position(|document| document.key == outcome.key);
+        outcomes.sort_by_cached_key(place);
+        Ok(outcomes)
+    }
+
+    /// Removes documents, together as [`Self::write`] writes them, those that refer to others first. `expected` is the version that
+    /// each must have.
+    ///
+    /// # Errors
+    /// See [`Refused`].
+    pub async fn remove(
+        &self,
+        keys: &[Key],
+        expected: Option<Revision>,
+        how: How,
+    ) -> Result<Vec<Outcome>, Refused> {
+        if let Some(missing) = keys.iter().find(|key| self.get(key).is_none()) {
+            return Err(Refused::NotFound(missing.clone()));
+        }
+        let distinct: BTreeSet<Key> = keys.iter().cloned().collect();
+        if !how.force {
+            let others = self.check(&[], &distinct)?;
+            if !others.is_empty() {
+                return Err(Refused::Breaks(others));
+            }
+        }
+        let mut order: Vec<_> = distinct.into_iter().collect();
+        order.sort_by_key(|key| std::cmp::Reverse(Kind::named(&key.kind).map(Kind::order)));
+        let mut outcomes = Vec::with_capacity(order.len());
+        for key in &order {
+            let Some(old) = self.get(key) else { continue };
+            let diff = diff(Some(&old.to_value(None)), None, &key.path());
+            outcomes.push(Outcome { key: key.clone(), verb: Verb::Deleted, diff, record: Some(old) });
+        }
+        if how.dry_run {
+            return Ok(outcomes);
+        }
+        let expect = expected.map_or(Expect::Any, Expect::Revision);
+        let mut last = 0;
+        for keys in order.chunks(MAX_WRITES) {
+            let writes = keys.iter().map(|key| Write::Delete { key: key.clone(), expect }).collect();
+            last = self.store().transact(writes).await?.into_iter().max().unwrap_or(last);
+        }
+        self.seen(last).await;
+        Ok(outcomes)
+    }
+
+    /// Writes documents in one transaction.
+    async fn put(&self, documents: &[&Incoming], how: How) -> Result<Vec<Outcome>, Refused> {
+        for attempt in 1.. {
+            let mut prepared: Vec<_> = documents.iter().map(|document| self.prepare(document)).collect();
+            let writes: Vec<_> = prepared.iter().filter_map(|p| p.put.clone()).map(Write::Put).collect();
+            if writes.is_empty() {
+                return Ok(prepared.into_iter().map(|p| p.outcome).collect());
+            }
+            let revisions = if how.dry_run {
+                // Those that are there.
+                let changed = prepared.iter().filter(|p| p.put.is_some());
+                changed.map(|p| p.outcome.record.as_ref().map_or(0, |old| old.revision)).collect()
+            } else {
+                match self.store().transact(writes).await {
+                    Ok(revisions) => revisions,
+                    // Somebody was faster: what they wrote is replaced, unless the document says which version it replaces.
+                    Err(StoreError::Conflict { key, current, .. })
+                        if how.mode == Mode::Apply
+                            && attempt < TRIES
+                            && documents.iter().any(|d| d.key == key && d.resource_version.is_none()) =>
+                    {
+                        self.seen(current.unwrap_or(0)).await;
+                        continue;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            };
+            let written = prepared.iter_mut().filter_map(|p| Some((&mut p.outcome, p.put.take()?)));
+            for ((outcome, put), revision) in written.zip(revisions) {
+                let entry = Entry { key: put.key, value: put.value, revision, lease: None };
+                outcome.record = Some(Arc::new(Record::of(&entry)?));
+            }
+            return Ok(prepared.into_iter().map(|p| p.outcome).collect());
+        }
+        Err(Refused::Store(StoreError::Busy))
+    }
+
+    /// What writing a document would do; `record` of the outcome is what is there.
+    fn prepare(&self, document: &Incoming) -> Prepared {
+        let key = document.key.clone();
+        let old = self.get(&key);
+        let before = old.as_ref().map(|old| old.to_value(None));
+        let after = Value::Object(document.body.clone());
+        let diff = diff(before.as_ref(), Some(&after), &key.path());
+        let value = Record::replace(document, old.as_deref(), SystemTime::now());
+        let verb = match (&value, &old) {
+            (None, _) => Verb::Unchanged,
+            (Some(_), Some(_)) => Verb::Configured,
+            (Some(_), None) => Verb::Created,
+        };
+        let expect = old.as_ref().map_or(Expect::Absent, |old| Expect::Revision(old.revision));
+        let put = value.map(|value| Put { key: key.clone(), value, expect, lease: None });
+        Prepared { outcome: Outcome { key, verb, diff, record: old }, put }
+    }
+}
+
+/// Documents by transaction.
+fn transactions<'a, 'd>(documents: &'a [&'d Incoming]) -> Vec<&'a [&'d Incoming]> {
+    let (mut found, mut rest) = (Vec::new(), documents);
+    while !rest.is_empty() {
+        let mut bytes = 0;
+        let fits = |document: &&&Incoming| {
+            bytes += document.size();
+            bytes <= MAX_VALUE
+        };
+        // One that is too large alone is refused by the store.
+        let count = rest.iter().take(MAX_WRITES).take_while(fits).count().max(1);
+        let (together, later) = rest.split_at(count);
+        found.push(together);
+        rest = later;
+    }
+    found
+}
