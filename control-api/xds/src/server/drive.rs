@@ -29,8 +29,8 @@ pub(super) async fn run<M, S>(
         shared.snapshots.closed(&client, &reason);
     }
     if let Ended::Refused(status) = ended {
-        // A client that is gone need not be told.
-        let _ = out.send(Err(status)).await;
+        // A client that is gone need not be told, and one that does not read is not waited for.
+        let _ = timeout(shared.settings.keepalive_timeout, out.send(Err(status))).await;
     }
 }
 

@@ -1,6 +1,7 @@
 //! Which resources of a refused response are the bad ones. The protocol has no field for it: Remora's own client sends a
 //! `ResourceError` for each; of Envoy and gRPC all that there is to go by is that the text names them.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::any;
@@ -8,23 +9,37 @@ use crate::pb::envoy::service::discovery::v3::ResourceError;
 use crate::pb::google::rpc::Status;
 use crate::resource::Resource;
 
+/// Bytes of a reason that are looked at and kept: a client may send megabytes, and each resource gets a reason.
+const REASON_BYTES: usize = 4096;
+
 /// What the client says of each resource in `sent`; None for those that it does not blame. When it blames none by name, all
 /// of them are suspects.
-pub(super) fn blame(error: &Status, sent: &[Arc<Resource>]) -> Vec<Option<String>> {
-    let named: Vec<ResourceError> = error.details.iter().filter_map(|d| any::unpack(d).ok()).collect();
+pub(super) fn blame(error: &Status, sent: &[Arc<Resource>]) -> Vec<Option<Arc<str>>> {
+    let message = reason(&error.message);
+    let named: HashMap<String, Arc<str>> = { error.details.iter() }
+        .take(sent.len())
+        .filter_map(|detail| any::unpack::<ResourceError>(detail).ok())
+        .filter_map(|e| {
+            let why = e.error_detail.map_or_else(|| Arc::clone(&message), |detail| reason(&detail.message));
+            Some((e.resource_name?.name, why))
+        })
+        .collect();
     let of = |resource: &Resource| {
         if named.is_empty() {
-            return mentions(&error.message, resource.name()).then(|| error.message.clone());
+            return mentions(&message, resource.name()).then(|| Arc::clone(&message));
         }
-        let own =
-            named.iter().find(|e| e.resource_name.as_ref().is_some_and(|n| *n.name == **resource.name()));
-        own.map(|e| e.error_detail.as_ref().unwrap_or(error).message.clone())
+        named.get(&**resource.name()).cloned()
     };
     let blamed: Vec<_> = sent.iter().map(|resource| of(resource)).collect();
     if blamed.iter().any(Option::is_some) {
         return blamed;
     }
-    sent.iter().map(|_| Some(error.message.clone())).collect()
+    sent.iter().map(|_| Some(Arc::clone(&message))).collect()
+}
+
+/// The beginning of a text.
+fn reason(text: &str) -> Arc<str> {
+    text[..text.floor_char_boundary(REASON_BYTES)].into()
 }
 
 /// Whether `text` has `name` as a word of its own.
@@ -77,6 +92,23 @@ mod tests {
             error_detail: Some(text("no endpoints in a")),
         };
         let error = Status { details: vec![any::pack(&detail)], ..text("a and b") };
-        assert_eq!(blame(&error, &sent), [None, Some("no endpoints in a".to_owned())]);
+        assert_eq!(blame(&error, &sent), [None, Some("no endpoints in a".into())]);
+    }
+
+    #[test]
+    fn a_reason_is_cut_and_shared() {
+        let names: Vec<String> = (0..1000).map(|i| format!("n{i}")).collect();
+        let sent = sent(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        let blamed = blame(&text(&"ö".repeat(2 << 20)), &sent);
+        let reasons: Vec<_> = blamed.into_iter().flatten().collect();
+        assert_eq!(reasons.len(), 1000);
+        assert!(reasons.iter().all(|r| r.len() == REASON_BYTES && Arc::ptr_eq(r, &reasons[0])));
+        // Only as many details as there are resources can mean something.
+        let detail = any::pack(&ResourceError {
+            resource_name: Some(ResourceName { name: "n1".into(), ..ResourceName::default() }),
+            error_detail: None,
+        });
+        let error = Status { details: vec![detail; 100_000], ..text("x") };
+        assert_eq!(blame(&error, &sent).into_iter().flatten().count(), 1);
     }
 }

@@ -100,7 +100,7 @@ pub enum Event {
     /// The client has this resource: it acknowledged it, or had it when it connected.
     Accepted(Arc<Resource>),
     /// The client refused this resource, and why.
-    Refused(Arc<Resource>, String),
+    Refused(Arc<Resource>, Arc<str>),
     /// The client asks for names that its snapshot does not have.
     Wanted(Kind, Vec<Arc<str>>),
     /// An answer to a response that is no longer in flight; ignored.
