@@ -6,9 +6,11 @@
 
 mod ads;
 mod batch;
+mod clusters;
 mod dump;
 #[cfg(test)]
 mod tests;
+mod wants;
 mod warming;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,11 +31,10 @@ use super::compile::Scope;
 use super::names::{ClusterId, Names};
 use super::snapshot::Snapshot;
 use super::source::ads::{AdsSpec, compile_ads_config};
-use super::spec::{ConfigSource, HttpSpec, ListenerSpec, NetworkFilter, RouteSource};
+use super::spec::{HttpSpec, ListenerSpec, NetworkFilter, RouteSource};
 use crate::route::RouteTable;
 use crate::telemetry::metrics::{Registry, ResourceKind};
-use crate::upstream::cluster::{Cluster, ClusterSpec, Discovery, EdsSource};
-use crate::upstream::dns::{DnsSpec, DnsUpdate};
+use crate::upstream::cluster::Cluster;
 use crate::upstream::endpoint::Assignment;
 
 pub use self::ads::Applied;
@@ -176,50 +177,6 @@ impl Manager {
         }
     }
 
-    /// Files whose contents are wanted now: those of the bootstrap, and those that accepted resources name.
-    #[must_use]
-    pub fn files(&self) -> BTreeSet<PathBuf> {
-        let mut files = self.roots.clone();
-        for held in self.listeners.values() {
-            files.extend(http_specs(&held.value).filter_map(|http| {
-                match http.rds.as_ref().map(|rds| &rds.source) {
-                    Some(ConfigSource::Path { path, .. }) => Some(path.to_path_buf()),
-                    _ => None,
-                }
-            }));
-        }
-        for held in self.clusters.values() {
-            if let Discovery::Eds(eds) = &held.value.spec().discovery
-                && let EdsSource::File { path, .. } = &eds.source
-            {
-                files.insert(PathBuf::from(&**path));
-            }
-        }
-        files
-    }
-
-    /// Directories to watch besides those of the files (`watched_directory`).
-    #[must_use]
-    pub fn directories(&self) -> BTreeSet<PathBuf> {
-        let mut directories = BTreeSet::new();
-        for held in self.listeners.values() {
-            directories.extend(http_specs(&held.value).filter_map(|http| {
-                match http.rds.as_ref().map(|rds| &rds.source) {
-                    Some(ConfigSource::Path { watched: Some(watched), .. }) => Some(watched.to_path_buf()),
-                    _ => None,
-                }
-            }));
-        }
-        for held in self.clusters.values() {
-            if let Discovery::Eds(eds) = &held.value.spec().discovery
-                && let EdsSource::File { watched_directory: Some(watched), .. } = &eds.source
-            {
-                directories.insert(PathBuf::from(&**watched));
-            }
-        }
-        directories
-    }
-
     /// Takes over the contents of a watched file. False: nothing changed.
     ///
     /// # Errors
@@ -255,15 +212,6 @@ impl Manager {
         Ok(true)
     }
 
-    /// Takes over what DNS answered for a cluster. False: the cluster is gone.
-    pub fn apply_dns(&mut self, update: &DnsUpdate) -> bool {
-        let Some(held) = self.clusters.get_mut(&update.cluster) else { return false };
-        held.value = Arc::new(held.value.with_assignment(&update.assignment));
-        let value = Arc::clone(&held.value);
-        self.show(&update.cluster, Some(value));
-        true
-    }
-
     /// Counts the resources that `path` has brought into force.
     pub fn count_accepted(&self, path: &Path, registry: &Registry) {
         let origin = Origin::File(path.to_path_buf());
@@ -276,33 +224,6 @@ impl Manager {
         for (kind, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
             registry.control.config_accepted(kind, count);
         }
-    }
-
-    /// What a file is expected to hold, by who names it.
-    #[must_use]
-    pub fn kind_of(&self, path: &Path) -> ResourceKind {
-        let names_it = |http: &Arc<HttpSpec>| {
-            http.rds.as_ref().is_some_and(
-                |rds| matches!(&rds.source, ConfigSource::Path { path: named, .. } if **named == *path),
-            )
-        };
-        if self.listeners.values().any(|held| http_specs(&held.value).any(names_it)) {
-            ResourceKind::Route
-        } else if self.roots.contains(path) {
-            ResourceKind::Cluster
-        } else {
-            ResourceKind::Endpoint
-        }
-    }
-
-    /// Clusters whose endpoints are names.
-    #[must_use]
-    pub fn dns(&self) -> Vec<(Arc<str>, Arc<DnsSpec>)> {
-        let named = |(name, held): (&Arc<str>, &Held<Cluster>)| match &held.value.spec().discovery {
-            Discovery::Dns(spec) => Some((Arc::clone(name), Arc::clone(spec))),
-            _ => None,
-        };
-        self.clusters.iter().filter_map(named).collect()
     }
 
     /// Whether every cluster knows its endpoints and every route configuration is there.
@@ -404,91 +325,10 @@ impl Manager {
         self.names.route_tables.intern(&name);
         put(&mut self.route_tables, &name, held);
     }
-
-    fn put_assignment(&mut self, hash: u64, name: &Arc<str>, assignment: Assignment, origin: &Origin) {
-        put(&mut self.assignments, name, Held { origin: origin.clone(), hash, value: Arc::new(assignment) });
-        let users: Vec<_> = self.eds_users.get(name).into_iter().flatten().cloned().collect();
-        for cluster in users {
-            self.attach(&cluster);
-        }
-    }
-
-    fn put_cluster(&mut self, hash: u64, spec: ClusterSpec, origin: &Origin) {
-        let spec = Arc::new(spec);
-        let name = Arc::clone(&spec.name);
-        let old = self.clusters.get(&name);
-        if old.is_some_and(|old| old.hash == hash && old.origin == *origin) {
-            return;
-        }
-        let value =
-            old.map_or_else(|| Cluster::new(Arc::clone(&spec)), |old| old.value.with_spec(Arc::clone(&spec)));
-        self.unlink(&name);
-        if let Discovery::Eds(eds) = &spec.discovery {
-            self.eds_users.entry(Arc::clone(&eds.service_name)).or_default().insert(Arc::clone(&name));
-        }
-        self.clusters
-            .insert(Arc::clone(&name), Held { origin: origin.clone(), hash, value: Arc::new(value) });
-        self.attach(&name);
-    }
-
-    fn remove_cluster(&mut self, name: &Arc<str>) {
-        self.unlink(name);
-        self.clusters.remove(name);
-        self.dump.remove(Kind::Cluster, name);
-        self.show(name, None);
-    }
-
-    /// The cluster no longer takes endpoints from its assignment.
-    fn unlink(&mut self, name: &str) {
-        let Some(Discovery::Eds(eds)) = self.clusters.get(name).map(|old| &old.value.spec().discovery) else {
-            return;
-        };
-        if let Some(users) = self.eds_users.get_mut(&eds.service_name) {
-            users.remove(name);
-            if users.is_empty() {
-                let service = Arc::clone(&eds.service_name);
-                self.eds_users.remove(&service);
-            }
-        }
-    }
-
-    /// Gives a cluster its endpoints, if it is an EDS cluster, and shows it. One that has the same ones already keeps its
-    /// pointer.
-    fn attach(&mut self, name: &Arc<str>) {
-        let Some(held) = self.clusters.get_mut(name) else { return };
-        if let Discovery::Eds(eds) = &held.value.spec().discovery
-            && let Some(assignment) = self.assignments.get(&eds.service_name)
-        {
-            let next = held.value.with_assignment(&assignment.value);
-            if !(held.value.is_warm() && same_endpoints(&held.value, &next)) {
-                held.value = Arc::new(next);
-            }
-        }
-        let value = Arc::clone(&held.value);
-        self.show(name, Some(value));
-    }
-
-    /// What the next snapshot shows under the name of a cluster.
-    fn show(&mut self, name: &str, cluster: Option<Arc<Cluster>>) {
-        let index = self.names.clusters.intern(name).index();
-        let list = Arc::make_mut(&mut self.cluster_list);
-        if list.len() <= index {
-            list.resize(index + 1, None);
-        }
-        if list[index].is_some() != cluster.is_some() {
-            self.cluster_ids = None;
-        }
-        list[index] = cluster;
-    }
 }
 
 fn of_origin<T>(set: &Set<T>, origin: &Origin) -> u64 {
     set.values().filter(|held| held.origin == *origin).count() as u64
-}
-
-fn same_endpoints(a: &Cluster, b: &Cluster) -> bool {
-    let (a, b) = (a.endpoints().endpoints(), b.endpoints().endpoints());
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
 }
 
 /// An equal resource keeps its pointer.

@@ -4,18 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use prost::Message as _;
-use remora_xds::client::{Batch as Update, Incoming, Names as Wanted, Refused, Versions};
+use remora_xds::client::{Batch as Update, Incoming, Refused, Versions};
 use remora_xds::diag::{At, ConfigError, Errors, SourceMap};
 use remora_xds::{Kind, Schema};
 use tokio::time::Instant;
 
 use super::batch::Batch;
 use super::warming::Warming;
-use super::{Changes, Dumped, Held, Manager, Origin, hash_of, http_specs};
+use super::{Changes, Dumped, Held, Manager, Origin, hash_of};
 use crate::config::compile::Scope;
 use crate::config::source::ads::AdsSpec;
-use crate::config::spec::ConfigSource;
-use crate::upstream::cluster::{Cluster, Discovery, EdsSource};
 
 /// What the manager knows of its control plane.
 #[derive(Debug, Default)]
@@ -79,25 +77,6 @@ impl Manager {
     #[must_use]
     pub fn ads_versions(&self) -> Vec<(Kind, Versions)> {
         self.dynamic.versions.iter().map(|(kind, versions)| (*kind, versions.clone())).collect()
-    }
-
-    /// The names that are wanted from the control plane: routes of listeners and endpoints of clusters.
-    #[must_use]
-    pub fn ads_wanted(&self) -> Wanted {
-        let eds = |held: &Held<Cluster>| match &held.value.spec().discovery {
-            Discovery::Eds(eds) if eds.source == EdsSource::Ads => Some(Arc::clone(&eds.service_name)),
-            _ => None,
-        };
-        let waiting = self.dynamic.warming.listeners.values().map(|w| &w.held.value);
-        let listeners = self.listeners.values().map(|held| &held.value).chain(waiting);
-        let rds = listeners.flat_map(|listener| http_specs(listener)).filter_map(|http| match &http.rds {
-            Some(rds) if rds.source == ConfigSource::Ads => Some(Arc::clone(&rds.name)),
-            _ => None,
-        });
-        Wanted::from([
-            (Kind::ClusterLoadAssignment, self.clusters.values().filter_map(eds).collect()),
-            (Kind::RouteConfiguration, rds.collect()),
-        ])
     }
 
     /// Takes over a response of the control plane: good resources come into force, or wait for what they refer to; bad ones are

@@ -1,0 +1,108 @@
+//! Clusters in force, and the endpoints that they take from load assignments and DNS.
+
+use std::sync::Arc;
+
+use remora_xds::Kind;
+
+use super::{Held, Manager, Origin, put};
+use crate::upstream::cluster::{Cluster, ClusterSpec, Discovery};
+use crate::upstream::dns::DnsUpdate;
+use crate::upstream::endpoint::Assignment;
+
+impl Manager {
+    /// Takes over what DNS answered for a cluster. False: the cluster is gone.
+    pub fn apply_dns(&mut self, update: &DnsUpdate) -> bool {
+        let Some(held) = self.clusters.get_mut(&update.cluster) else { return false };
+        held.value = Arc::new(held.value.with_assignment(&update.assignment));
+        let value = Arc::clone(&held.value);
+        self.show(&update.cluster, Some(value));
+        true
+    }
+
+    pub(super) fn put_assignment(
+        &mut self,
+        hash: u64,
+        name: &Arc<str>,
+        assignment: Assignment,
+        origin: &Origin,
+    ) {
+        put(&mut self.assignments, name, Held { origin: origin.clone(), hash, value: Arc::new(assignment) });
+        let users: Vec<_> = self.eds_users.get(name).into_iter().flatten().cloned().collect();
+        for cluster in users {
+            self.attach(&cluster);
+        }
+    }
+
+    pub(super) fn put_cluster(&mut self, hash: u64, spec: ClusterSpec, origin: &Origin) {
+        let spec = Arc::new(spec);
+        let name = Arc::clone(&spec.name);
+        let old = self.clusters.get(&name);
+        if old.is_some_and(|old| old.hash == hash && old.origin == *origin) {
+            return;
+        }
+        let value =
+            old.map_or_else(|| Cluster::new(Arc::clone(&spec)), |old| old.value.with_spec(Arc::clone(&spec)));
+        self.unlink(&name);
+        if let Discovery::Eds(eds) = &spec.discovery {
+            self.eds_users.entry(Arc::clone(&eds.service_name)).or_default().insert(Arc::clone(&name));
+        }
+        self.clusters
+            .insert(Arc::clone(&name), Held { origin: origin.clone(), hash, value: Arc::new(value) });
+        self.attach(&name);
+    }
+
+    pub(super) fn remove_cluster(&mut self, name: &Arc<str>) {
+        self.unlink(name);
+        self.clusters.remove(name);
+        self.dump.remove(Kind::Cluster, name);
+        self.show(name, None);
+    }
+
+    /// The cluster no longer takes endpoints from its assignment.
+    fn unlink(&mut self, name: &str) {
+        let Some(Discovery::Eds(eds)) = self.clusters.get(name).map(|old| &old.value.spec().discovery) else {
+            return;
+        };
+        if let Some(users) = self.eds_users.get_mut(&eds.service_name) {
+            users.remove(name);
+            if users.is_empty() {
+                let service = Arc::clone(&eds.service_name);
+                self.eds_users.remove(&service);
+            }
+        }
+    }
+
+    /// Gives a cluster its endpoints, if it is an EDS cluster, and shows it. One that has the same ones already keeps its
+    /// pointer.
+    fn attach(&mut self, name: &Arc<str>) {
+        let Some(held) = self.clusters.get_mut(name) else { return };
+        if let Discovery::Eds(eds) = &held.value.spec().discovery
+            && let Some(assignment) = self.assignments.get(&eds.service_name)
+        {
+            let next = held.value.with_assignment(&assignment.value);
+            if !(held.value.is_warm() && same_endpoints(&held.value, &next)) {
+                held.value = Arc::new(next);
+            }
+        }
+        let value = Arc::clone(&held.value);
+        self.show(name, Some(value));
+    }
+
+    /// What the next snapshot shows under the name of a cluster.
+    fn show(&mut self, name: &str, cluster: Option<Arc<Cluster>>) {
+        let index = self.names.clusters.intern(name).index();
+        let list = Arc::make_mut(&mut self.cluster_list);
+        if list.len() <= index {
+            list.resize(index + 1, None);
+        }
+        if list[index].is_some() != cluster.is_some() {
+            self.cluster_ids = None;
+        }
+        list[index] = cluster;
+    }
+}
+
+fn same_endpoints(a: &Cluster, b: &Cluster) -> bool {
+    let (a, b) = (a.endpoints().endpoints(), b.endpoints().endpoints());
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
+}
