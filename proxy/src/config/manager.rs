@@ -24,6 +24,7 @@ use remora_xds::pb::envoy::config::bootstrap::v3::Bootstrap;
 use remora_xds::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use remora_xds::pb::envoy::service::discovery::v3::DiscoveryResponse;
 use remora_xds::{Kind, Schema, any};
+use tokio::time::Instant;
 
 use self::ads::Dynamic;
 use self::batch::Batch;
@@ -311,12 +312,15 @@ impl Manager {
             self.put_table(Held { origin: origin.clone(), hash, value: Arc::new(table) });
         }
         for (hash, spec) in batch.listeners {
-            self.put_listener(Held { origin: origin.clone(), hash, value: Arc::new(spec) });
+            self.put_listener(Held { origin: origin.clone(), hash, value: Arc::new(spec) }, Instant::now());
         }
     }
 
-    fn put_listener(&mut self, held: Held<ListenerSpec>) {
+    fn put_listener(&mut self, held: Held<ListenerSpec>, now: Instant) {
         let name = Arc::clone(&held.value.name);
+        if let Some(old) = self.listeners.get(&name).filter(|old| old.hash != held.hash) {
+            self.dynamic.warming.depart(&old.value, now);
+        }
         put(&mut self.listeners, &name, held);
     }
 

@@ -128,7 +128,7 @@ impl EndpointSpec {
 }
 
 /// `ClusterLoadAssignment`, compiled.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Assignment {
     /// All endpoints of all localities.
     pub endpoints: Vec<EndpointSpec>,

@@ -14,6 +14,7 @@ use super::warming::Warming;
 use super::{Changes, Dumped, Held, Manager, Origin, hash_of};
 use crate::config::compile::Scope;
 use crate::config::source::ads::AdsSpec;
+use crate::upstream::endpoint::Assignment;
 
 /// What the manager knows of its control plane.
 #[derive(Debug, Default)]
@@ -86,9 +87,18 @@ impl Manager {
         let mut applied = Applied::default();
         let mut good = Batch::default();
         let schema = self.dynamic.schema.take().unwrap_or_else(Schema::load);
-        let names: Vec<_> = update.resources.iter().enumerate().map(|(i, r)| name_of(r, i)).collect();
+        let named: Vec<_> = update.resources.iter().map(name_of).collect();
+        // One that cannot be read may be any of those that are missing: none of them is gone then.
+        let legible = named.iter().all(Option::is_some)
+            && update.resources.iter().all(|incoming| incoming.any.type_url == kind.type_url());
+        let place = |(i, name): (usize, Option<Arc<str>>)| name.unwrap_or_else(|| format!("#{i}").into());
+        let names: Vec<_> = named.into_iter().enumerate().map(place).collect();
         let twice = twice(&names);
         for (incoming, name) in update.resources.iter().zip(&names) {
+            if !self.is_asked_for(kind, name) {
+                // A push may cross the end of a subscription (xDS protocol, "Client Behavior"); it is no mistake.
+                continue;
+            }
             let done = if twice.contains(name) {
                 Err("stands in the response twice".to_owned())
             } else {
@@ -104,14 +114,36 @@ impl Manager {
             }
         }
         self.dynamic.schema = Some(schema);
-        applied.removed = self.removals(update, &names);
+        applied.removed =
+            if update.complete && !legible { Vec::new() } else { self.removals(update, &names) };
         self.dynamic.answered.insert(kind);
         self.install_ads(good, &mut applied, kind, now);
+        applied.changes.snapshot |= kind == Kind::ClusterLoadAssignment && self.know_empty(&update.removed);
         applied.changes.add(self.promote(now));
         if applied.changes.listeners || applied.changes.clusters {
             self.forget_unwanted();
         }
         applied
+    }
+
+    /// Whether the client asked for a resource: all clusters and listeners, and what these name.
+    fn is_asked_for(&self, kind: Kind, name: &str) -> bool {
+        match kind {
+            Kind::ClusterLoadAssignment => self.eds_users.contains_key(name),
+            Kind::RouteConfiguration => self.asks_for_routes(name),
+            Kind::Cluster | Kind::Listener | Kind::Secret => true,
+        }
+    }
+
+    /// Endpoints that the server does not have and that never came: the cluster is known to have none, and nobody waits for them.
+    fn know_empty(&mut self, absent: &[Arc<str>]) -> bool {
+        let news =
+            |name: &&Arc<str>| self.eds_users.contains_key(*name) && !self.assignments.contains_key(*name);
+        let news: Vec<_> = absent.iter().filter(news).cloned().collect();
+        for name in &news {
+            self.put_assignment(0, name, Assignment::default(), &Origin::Ads);
+        }
+        !news.is_empty()
     }
 
     /// Compiles one resource into `good`, unless it is what is in force.
@@ -130,7 +162,10 @@ impl Manager {
             Some((origin, _)) if *origin != Origin::Ads => {
                 return Err("has the name of a resource of the bootstrap".to_owned());
             }
-            Some((_, hash)) if hash == hash_of(&incoming.any.value) => return Ok(()),
+            Some((_, hash)) if hash == hash_of(&incoming.any.value) && !self.is_leaving(kind, name) => {
+                self.dump.set_version(kind, name, &incoming.version);
+                return Ok(());
+            }
             _ => {}
         }
         schema.check_any(&incoming.any, name).map_err(|errors| text_of(&errors))?;
@@ -247,7 +282,9 @@ impl Manager {
                 self.retire_cluster(name, now);
                 changes.add(clusters);
             } else {
-                self.listeners.remove(name);
+                if let Some(held) = self.listeners.remove(name) {
+                    self.dynamic.warming.depart(&held.value, now);
+                }
                 self.dynamic.warming.listeners.remove(name);
                 self.dump.remove(kind, name);
                 changes.add(Changes { snapshot: true, listeners: true, clusters: false });
@@ -256,8 +293,10 @@ impl Manager {
     }
 
     /// Routes and endpoints of the control plane that nothing refers to any more.
-    fn forget_unwanted(&mut self) {
-        let wanted = self.ads_wanted();
+    pub(super) fn forget_unwanted(&mut self) {
+        let mut wanted = self.ads_wanted();
+        // Connections of listeners that are gone still need their routes.
+        wanted.entry(Kind::RouteConfiguration).or_default().extend(self.dynamic.warming.departed_routes());
         let is_wanted =
             |kind: Kind, name: &Arc<str>| wanted.get(&kind).is_some_and(|names| names.contains(name));
         for (kind, versions) in &mut self.dynamic.versions {
@@ -283,15 +322,13 @@ impl Manager {
     }
 }
 
-/// The name of a resource, or its place in the response when it has none that can be read.
-fn name_of(incoming: &Incoming, place: usize) -> Arc<str> {
+/// The name of a resource, when it has one that can be read.
+fn name_of(incoming: &Incoming) -> Option<Arc<str>> {
     if let Some(name) = &incoming.name {
-        return Arc::clone(name);
+        return Some(Arc::clone(name));
     }
-    match NameOnly::decode(incoming.any.value.as_slice()) {
-        Ok(NameOnly { name }) if !name.is_empty() => name.into(),
-        _ => format!("#{place}").into(),
-    }
+    let NameOnly { name } = NameOnly::decode(incoming.any.value.as_slice()).ok()?;
+    (!name.is_empty()).then(|| name.into())
 }
 
 fn twice(names: &[Arc<str>]) -> BTreeSet<Arc<str>> {

@@ -28,6 +28,13 @@ impl Dump {
         self.lock().insert((kind, name), resource);
     }
 
+    /// The same resource came under another version.
+    pub(super) fn set_version(&self, kind: Kind, name: &Arc<str>, version: &Arc<str>) {
+        if let Some(resource) = self.lock().get_mut(&(kind, Arc::clone(name))) {
+            resource.version = Some(Arc::clone(version));
+        }
+    }
+
     pub(super) fn remove(&self, kind: Kind, name: &Arc<str>) {
         self.lock().remove(&(kind, Arc::clone(name)));
     }

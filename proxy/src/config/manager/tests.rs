@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use remora_xds::client::{Batch as Update, Incoming};
 use remora_xds::pb::envoy::config::bootstrap::v3::Bootstrap;
+use remora_xds::pb::google::protobuf::Any;
 use remora_xds::{Named, any};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -102,21 +103,17 @@ async fn a_change_of_one_endpoint_touches_one_cluster() {
 async fn routes_wait_for_the_endpoints_of_their_clusters_but_not_for_ever() {
     let schema = Schema::load();
     let mut manager = manager();
+    apply(&mut manager, Kind::Listener, vec![listener(&schema, "l", "r", "15s")]);
     apply(&mut manager, Kind::RouteConfiguration, vec![table(&schema, "r", "a")]);
     assert!(manager.route_tables.is_empty());
     apply(&mut manager, Kind::Cluster, vec![eds_cluster(&schema, "a")]);
     assert!(manager.route_tables.is_empty(), "it has no endpoints yet");
     let names = BTreeSet::from(["a".into()]);
     assert_eq!(manager.ads_wanted().get(&Kind::ClusterLoadAssignment), Some(&names));
-    // Nobody asks for these routes any more: no listener names them.
-    assert!(manager.dynamic.warming.tables.is_empty());
-
-    let arrived = Held { origin: Origin::Static, hash: 1, value: table_of(&mut manager, &schema) };
-    manager.arrive_table(arrived, Instant::now());
     assert_eq!(manager.deadline(), Some(Instant::now() + INIT_TIMEOUT));
     tokio::time::advance(INIT_TIMEOUT).await;
     assert!(manager.promote(Instant::now()).snapshot);
-    assert!(manager.route_tables.contains_key("r"));
+    assert!(manager.route_tables.contains_key("r") && manager.listeners.contains_key("l"));
     assert_eq!(manager.deadline(), None);
 }
 
@@ -159,4 +156,147 @@ async fn a_resource_of_the_bootstrap_is_not_replaced() {
     let update = Update::restored(Kind::Cluster, vec![eds_cluster(&schema, "control")]);
     let applied = manager.apply_ads(&update, Instant::now());
     assert_eq!(applied.refused[0].detail, "has the name of a resource of the bootstrap");
+}
+
+fn listener(schema: &Schema, name: &str, routes: &str, wait: &str) -> Incoming {
+    let manager = json!({
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": name,
+        "rds": { "route_config_name": routes, "config_source": {
+            "resource_api_version": "V3", "ads": {}, "initial_fetch_timeout": wait,
+        }},
+        "http_filters": [{ "name": "envoy.filters.http.router", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
+        }}],
+    });
+    let filter = json!({ "name": "envoy.filters.network.http_connection_manager", "typed_config": manager });
+    let value = json!({
+        "name": name,
+        "address": { "socket_address": { "address": "127.0.0.1", "port_value": 0 } },
+        "filter_chains": [{ "filters": [filter] }],
+    });
+    incoming::<remora_xds::pb::envoy::config::listener::v3::Listener>(schema, &value)
+}
+
+/// A cluster with endpoints, and a listener with routes to it, called `r`.
+fn serving(schema: &Schema) -> Manager {
+    let mut manager = manager();
+    apply(&mut manager, Kind::Cluster, vec![eds_cluster(schema, "a")]);
+    apply(&mut manager, Kind::ClusterLoadAssignment, vec![assignment(schema, "a", 1..2)]);
+    apply(&mut manager, Kind::Listener, vec![listener(schema, "l", "r", "15s")]);
+    apply(&mut manager, Kind::RouteConfiguration, vec![table(schema, "r", "a")]);
+    assert!(manager.listeners.contains_key("l") && manager.route_tables.contains_key("r"));
+    manager
+}
+
+/// Names that are gone, or never were.
+fn gone(kind: Kind, name: &str) -> Update {
+    let mut update = Update::restored(kind, vec![]);
+    update.removed = vec![name.into()];
+    update
+}
+
+/// All resources of a kind, as a state-of-the-world server sends them.
+fn whole(kind: Kind, resources: Vec<Incoming>) -> Update {
+    let mut update = Update::restored(kind, resources);
+    update.complete = true;
+    update
+}
+
+#[tokio::test]
+async fn a_resource_that_cannot_be_read_takes_no_other_one_away() {
+    let schema = Schema::load();
+    let mut manager = serving(&schema);
+    let broken = Incoming {
+        name: None,
+        any: Any { value: vec![0xff; 9], ..eds_cluster(&schema, "a").any },
+        ..eds_cluster(&schema, "a")
+    };
+    let other = eds_cluster(&schema, "b");
+    let wrapped = Incoming {
+        any: Any { type_url: "type.googleapis.com/x.Y".into(), ..other.any.clone() },
+        ..other.clone()
+    };
+    for bad in [broken, wrapped] {
+        let applied =
+            manager.apply_ads(&whole(Kind::Cluster, vec![bad, eds_cluster(&schema, "c")]), Instant::now());
+        assert_eq!((applied.refused.len(), applied.removed), (1, vec![]));
+        assert!(manager.clusters.contains_key("a") && manager.clusters.contains_key("c"));
+    }
+    let applied = manager.apply_ads(&whole(Kind::Cluster, vec![eds_cluster(&schema, "c")]), Instant::now());
+    assert_eq!(applied.removed, ["a".into()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn routes_of_a_removed_listener_stay_as_long_as_its_connections() {
+    let schema = Schema::load();
+    let mut manager = serving(&schema);
+    let connection = manager.snapshot().listeners[0].clone();
+    let table = manager.names.route_tables.get("r").unwrap();
+    let removed = gone(Kind::Listener, "l");
+    assert_eq!(manager.apply_ads(&removed, Instant::now()).removed, ["l".into()]);
+    tokio::time::advance(Duration::from_secs(600)).await;
+    manager.promote(Instant::now());
+    assert!(manager.snapshot().listeners.is_empty());
+    assert!(manager.snapshot().route_table(table).is_some(), "the connection still needs them");
+    drop(connection);
+    tokio::time::advance(Duration::from_secs(10)).await;
+    assert!(manager.promote(Instant::now()).snapshot);
+    assert!(manager.snapshot().route_table(table).is_none());
+    assert_eq!(manager.deadline(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_replaces_something_that_waits_has_waited_with_it() {
+    let schema = Schema::load();
+    let mut manager = serving(&schema);
+    apply(&mut manager, Kind::Listener, vec![listener(&schema, "m", "s", "4s")]);
+    let deadline = manager.deadline();
+    assert_eq!(deadline, Some(Instant::now() + Duration::from_secs(4)), "initial_fetch_timeout");
+    tokio::time::advance(Duration::from_secs(3)).await;
+    apply(&mut manager, Kind::Listener, vec![listener(&schema, "m", "t", "4s")]);
+    assert_eq!(manager.deadline(), deadline);
+    for (wait, seconds) in [("0s", 15), ("100s", 15)] {
+        apply(&mut manager, Kind::Listener, vec![listener(&schema, wait, "none", wait)]);
+        let waiting = &manager.dynamic.warming.listeners[wait];
+        assert_eq!(waiting.until, Instant::now() + Duration::from_secs(seconds), "{wait}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cluster_that_comes_back_is_in_the_dump_again() {
+    let schema = Schema::load();
+    let mut manager = serving(&schema);
+    let removed = gone(Kind::Cluster, "a");
+    manager.apply_ads(&removed, Instant::now());
+    let dumped = |manager: &Manager| {
+        let all = manager.dump().of(Kind::Cluster);
+        all.into_iter()
+            .find(|(name, _)| **name == *"a")
+            .map(|(_, dumped)| dumped.version.unwrap().to_string())
+    };
+    assert_eq!(dumped(&manager), None);
+    apply(&mut manager, Kind::Cluster, vec![eds_cluster(&schema, "a")]);
+    assert_eq!(dumped(&manager).as_deref(), Some("1"));
+    apply(&mut manager, Kind::Cluster, vec![Incoming { version: "2".into(), ..eds_cluster(&schema, "a") }]);
+    assert_eq!(dumped(&manager).as_deref(), Some("2"), "the same bytes under another version");
+}
+
+#[tokio::test]
+async fn what_was_not_asked_for_is_not_kept_and_what_is_absent_is_not_waited_for() {
+    let schema = Schema::load();
+    let mut manager = serving(&schema);
+    let names = manager.names.route_tables.len();
+    let push = Update::restored(Kind::RouteConfiguration, vec![table(&schema, "unasked", "a")]);
+    let applied = manager.apply_ads(&push, Instant::now());
+    assert_eq!((applied.accepted, applied.refused), (vec![], vec![]));
+    let push = Update::restored(Kind::ClusterLoadAssignment, vec![assignment(&schema, "unasked", 1..3)]);
+    manager.apply_ads(&push, Instant::now());
+    assert!(manager.assignments.len() == 1 && manager.names.route_tables.len() == names);
+
+    apply(&mut manager, Kind::Cluster, vec![eds_cluster(&schema, "b")]);
+    assert!(!manager.is_warm());
+    let absent = gone(Kind::ClusterLoadAssignment, "b");
+    assert!(manager.apply_ads(&absent, Instant::now()).changes.snapshot);
+    assert!(manager.is_warm());
 }

@@ -83,19 +83,27 @@ impl Manager {
         named.collect()
     }
 
+    /// Whether a listener, in force or waiting, takes these routes from the control plane.
+    pub(super) fn asks_for_routes(&self, name: &str) -> bool {
+        self.ads_rds().any(|rds| *rds.name == *name)
+    }
+
+    fn ads_rds(&self) -> impl Iterator<Item = &RdsSpec> {
+        let waiting = self.dynamic.warming.listeners.values().flat_map(|w| rds_of(&w.held.value));
+        self.rds().chain(waiting).filter(|rds| rds.source == ConfigSource::Ads)
+    }
+
     /// The names that are wanted from the control plane: routes of listeners and endpoints of clusters.
     #[must_use]
     pub fn ads_wanted(&self) -> Wanted {
-        let waiting = self.dynamic.warming.listeners.values().flat_map(|w| rds_of(&w.held.value));
-        let rds = self.rds().chain(waiting).filter(|rds| rds.source == ConfigSource::Ads);
         let eds = self.eds().filter(|eds| eds.source == EdsSource::Ads);
         Wanted::from([
             (Kind::ClusterLoadAssignment, eds.map(|eds| Arc::clone(&eds.service_name)).collect()),
-            (Kind::RouteConfiguration, rds.map(|rds| Arc::clone(&rds.name)).collect()),
+            (Kind::RouteConfiguration, self.ads_rds().map(|rds| Arc::clone(&rds.name)).collect()),
         ])
     }
 }
 
-fn rds_of(listener: &ListenerSpec) -> impl Iterator<Item = &RdsSpec> {
+pub(super) fn rds_of(listener: &ListenerSpec) -> impl Iterator<Item = &RdsSpec> {
     http_specs(listener).filter_map(|http| http.rds.as_ref())
 }

@@ -2,19 +2,35 @@
 //! Both for a bounded time.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use remora_xds::Kind;
 use tokio::time::Instant;
 
+use super::wants::rds_of;
 use super::{Changes, Held, Manager, http_specs};
 use crate::config::names::ClusterId;
 use crate::config::spec::{ListenerSpec, NetworkFilter, RouteSource};
 use crate::route::RouteTable;
+use crate::upstream::cluster::Discovery;
 
-/// The longest wait (Envoy `initial_fetch_timeout`).
+/// The longest wait: Envoy's default of `initial_fetch_timeout`, which may make it shorter.
 pub(super) const INIT_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How often it is looked whether a departed listener has connections.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// A wait of 0 has no end in Envoy's API; here everything has one.
+fn bounded(wait: Duration) -> Duration {
+    if wait.is_zero() { INIT_TIMEOUT } else { wait.min(INIT_TIMEOUT) }
+}
+
+/// How long a listener waits for its routes.
+fn patience_of(listener: &ListenerSpec) -> Duration {
+    let waits = rds_of(listener).map(|rds| bounded(rds.initial_fetch_timeout.unwrap_or_default()));
+    waits.max().unwrap_or(INIT_TIMEOUT)
+}
 
 /// What is on its way in or out.
 #[derive(Debug, Default)]
@@ -25,6 +41,10 @@ pub(super) struct Warming {
     pub(super) listeners: BTreeMap<Arc<str>, Waiting<ListenerSpec>>,
     /// Clusters that were removed while routes in force name them, and when they go at the latest.
     pub(super) leaving: BTreeMap<Arc<str>, Instant>,
+    /// Listeners that were removed or replaced, and that connections may still be of.
+    departed: Vec<Weak<ListenerSpec>>,
+    /// When their connections are looked at next.
+    look_at: Option<Instant>,
 }
 
 /// Something that waits to come into force.
@@ -40,11 +60,39 @@ impl Warming {
     pub(super) fn deadline(&self) -> Option<Instant> {
         let tables = self.tables.values().map(|w| w.until);
         let listeners = self.listeners.values().map(|w| w.until);
-        tables.chain(listeners).chain(self.leaving.values().copied()).min()
+        tables.chain(listeners).chain(self.leaving.values().copied()).chain(self.look_at).min()
     }
 
     fn is_empty(&self) -> bool {
-        self.tables.is_empty() && self.listeners.is_empty() && self.leaving.is_empty()
+        self.tables.is_empty()
+            && self.listeners.is_empty()
+            && self.leaving.is_empty()
+            && self.departed.is_empty()
+    }
+
+    /// A listener that takes routes from elsewhere is no longer in force. They stay as long as its connections do.
+    pub(super) fn depart(&mut self, listener: &Arc<ListenerSpec>, now: Instant) {
+        if rds_of(listener).next().is_some() {
+            self.departed.push(Arc::downgrade(listener));
+            self.look_at.get_or_insert(now + LOOK_EVERY);
+        }
+    }
+
+    /// Names of the routes that connections of departed listeners use.
+    pub(super) fn departed_routes(&self) -> BTreeSet<Arc<str>> {
+        let listeners = self.departed.iter().filter_map(Weak::upgrade);
+        listeners.flat_map(|l| rds_of(&l).map(|rds| Arc::clone(&rds.name)).collect::<Vec<_>>()).collect()
+    }
+
+    /// Forgets departed listeners that have no connection any more. True: some did.
+    fn look_at_departed(&mut self, now: Instant) -> bool {
+        if self.look_at.is_none_or(|at| at > now) {
+            return false;
+        }
+        let before = self.departed.len();
+        self.departed.retain(|listener| listener.strong_count() > 0);
+        self.look_at = (!self.departed.is_empty()).then(|| now + LOOK_EVERY);
+        self.departed.len() < before
     }
 }
 
@@ -79,11 +127,15 @@ impl Manager {
         let ready: Vec<_> = listeners.iter().filter_map(ready).collect();
         for name in ready {
             if let Some(waiting) = self.dynamic.warming.listeners.remove(&name) {
-                self.put_listener(waiting.held);
+                self.put_listener(waiting.held, now);
                 changes.add(Changes { snapshot: true, listeners: true, clusters: false });
             }
         }
         changes.add(self.release(now));
+        if self.dynamic.warming.look_at_departed(now) {
+            self.forget_unwanted();
+            changes.snapshot = true;
+        }
         changes
     }
 
@@ -114,28 +166,49 @@ impl Manager {
         }
     }
 
+    /// Whether a resource in force is about to go.
+    pub(super) fn is_leaving(&self, kind: Kind, name: &str) -> bool {
+        kind == Kind::Cluster && self.dynamic.warming.leaving.contains_key(name)
+    }
+
     /// Takes a table in, at once or when its clusters have endpoints.
     pub(super) fn arrive_table(&mut self, held: Held<RouteTable>, now: Instant) -> Changes {
         let name = Arc::clone(&held.value.name);
-        self.dynamic.warming.tables.remove(&name);
+        let waited = self.dynamic.warming.tables.remove(&name);
         if self.table_is_ready(&held.value) {
             self.put_table(held);
             return Changes { snapshot: true, ..Changes::default() };
         }
-        self.dynamic.warming.tables.insert(name, Waiting { held, until: now + INIT_TIMEOUT });
+        // One that comes in the place of one that waits has waited with it.
+        let until = waited.map_or_else(|| now + self.patience_of(&held.value), |waited| waited.until);
+        self.dynamic.warming.tables.insert(name, Waiting { held, until });
         Changes::default()
     }
 
     /// Takes a listener in, at once or when its routes are there.
     pub(super) fn arrive_listener(&mut self, held: Held<ListenerSpec>, now: Instant) -> Changes {
         let name = Arc::clone(&held.value.name);
-        self.dynamic.warming.listeners.remove(&name);
+        let waited = self.dynamic.warming.listeners.remove(&name);
         if self.listener_is_ready(&held.value) {
-            self.put_listener(held);
+            self.put_listener(held, now);
             return Changes { snapshot: true, listeners: true, clusters: false };
         }
-        self.dynamic.warming.listeners.insert(name, Waiting { held, until: now + INIT_TIMEOUT });
+        let until = waited.map_or_else(|| now + patience_of(&held.value), |waited| waited.until);
+        self.dynamic.warming.listeners.insert(name, Waiting { held, until });
         Changes::default()
+    }
+
+    /// How long a table waits for endpoints: as long as the most patient of the clusters that have none.
+    fn patience_of(&self, table: &RouteTable) -> Duration {
+        let cold = table.clusters.iter().filter(|used| !self.cluster_is_warm(used.id));
+        let patience = cold.map(|used| {
+            let cluster = self.cluster_list.get(used.id.index()).and_then(Option::as_ref);
+            match cluster.map(|cluster| &cluster.spec().discovery) {
+                Some(Discovery::Eds(eds)) => bounded(eds.initial_fetch_timeout),
+                _ => INIT_TIMEOUT,
+            }
+        });
+        patience.max().unwrap_or(INIT_TIMEOUT)
     }
 
     fn cluster_is_warm(&self, id: ClusterId) -> bool {

@@ -56,8 +56,8 @@ pub(super) fn compile(
     let mut matches = Vec::new();
     for (i, pb) in pb.filter_chains.iter().enumerate() {
         let at = list_at.index(i);
-        let name = names.next(&pb.name, &i.to_string());
-        list.extend(chain(pb, name, direction, &at, scope));
+        let names = names.next(pb, &i.to_string());
+        list.extend(chain(pb, names, direction, &at, scope));
         let at = at.field("filter_chain_match");
         matches.push(
             pb.filter_chain_match.as_ref().map_or_else(ChainMatch::default, |m| chain_match(m, &at, scope)),
@@ -69,8 +69,8 @@ pub(super) fn compile(
             let at = at.field("filter_chain_match");
             scope.errors.report(&at, "the default chain is not matched").fix("remove it");
         }
-        let name = names.next(&pb.name, "default");
-        list.extend(chain(pb, name, direction, &at, scope));
+        let names = names.next(pb, "default");
+        list.extend(chain(pb, names, direction, &at, scope));
         pb.filter_chain_match.is_none().then_some(matches.len())
     });
     if scope.errors.len() > before {
@@ -106,25 +106,40 @@ fn needs_tls(m: &ChainMatch) -> bool {
     }
 }
 
-/// Gives chains names that are theirs alone: open connections find the newest version of their chain by them.
+/// Gives chains names that are theirs alone.
 struct ChainNames<'a> {
     listener: &'a str,
     used: HashSet<String>,
 }
 
+/// What a chain is called.
+struct ChainName {
+    /// For people: `listener/name`, or `listener/index`.
+    shown: Arc<str>,
+    /// By which open connections find the newest version of their chain. One without a name is known by what it matches: by its index, a
+    /// connection would go on as another chain when one before it is removed.
+    identity: String,
+}
+
 impl ChainNames<'_> {
-    fn next(&mut self, name: &str, position: &str) -> Arc<str> {
-        let mut full = format!("{}/{}", self.listener, if name.is_empty() { position } else { name });
+    fn next(&mut self, pb: &FilterChainPb, position: &str) -> ChainName {
+        let name = if pb.name.is_empty() { position } else { &pb.name };
+        let mut full = format!("{}/{name}", self.listener);
         while !self.used.insert(full.clone()) {
             full.push_str(&format!("/{position}"));
         }
-        full.into()
+        let identity = match &pb.filter_chain_match {
+            Some(matched) if pb.name.is_empty() => format!("{}/{matched:?}", self.listener),
+            _ if pb.name.is_empty() && position != "default" => format!("{}/*", self.listener),
+            _ => full.clone(),
+        };
+        ChainName { shown: full.into(), identity }
     }
 }
 
 fn chain(
     pb: &FilterChainPb,
-    full_name: Arc<str>,
+    names: ChainName,
     direction: Direction,
     at: &At<'_>,
     scope: &mut Scope<'_>,
@@ -146,8 +161,8 @@ fn chain(
     let tls = transport_socket.as_ref().map(|socket| tls(socket, &at.field("transport_socket"), scope));
     let filter = network_filter(filters, direction, &at.field("filters"), scope);
     Some(Arc::new(FilterChain {
-        id: scope.names.chains.intern(&full_name),
-        name: if name.is_empty() { full_name } else { name.as_str().into() },
+        id: scope.names.chains.intern(&names.identity),
+        name: if name.is_empty() { names.shown } else { name.as_str().into() },
         tls: tls.flatten(),
         tls_timeout: tls_timeout.unwrap_or(TLS_TIMEOUT),
         filter: filter?,
