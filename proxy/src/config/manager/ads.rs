@@ -151,7 +151,13 @@ impl Manager {
             Some((origin, _)) if *origin != Origin::Ads => {
                 return Err("has the name of a resource of the bootstrap".to_owned());
             }
-            Some((_, hash)) if hash == hash_of(&incoming.any.value) => return Ok(()),
+            // A cluster on its way out is no longer shown, and comes back as if it were new.
+            Some((_, hash))
+                if hash == hash_of(&incoming.any.value)
+                    && !self.dynamic.warming.leaving.contains_key(name) =>
+            {
+                return Ok(());
+            }
             _ => {}
         }
         schema.check_any(&incoming.any, name).map_err(|errors| text_of(&errors))?;
