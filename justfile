@@ -44,7 +44,7 @@ conformance:
 oracle:
     .ci/run oracle
 
-# Envoy and gRPC's own client, driven by the control plane
+# Envoy and gRPC driven by our control plane, our proxy by another one, a thousand edits under traffic
 xds *ARGS:
     .ci/run release
     tests/xds/setup.sh

@@ -1,6 +1,7 @@
 //! Wiring: bootstrap, workers, listeners, admin, and the loop that applies changes until the process is told to end.
 
 mod control_plane;
+mod listeners;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -9,9 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use remora_xds::Schema;
 use remora_xds::diag::ConfigError;
 use remora_xds::pb::envoy::config::bootstrap::v3::Bootstrap;
+use remora_xds::{Schema, client};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -25,7 +26,6 @@ use crate::config::snapshot::Snapshot;
 use crate::config::source::file::FileWatcher;
 use crate::config::spec::{Direction, ListenerSpec};
 use crate::drain::{Drain, Outcome, Phase, Plan};
-use crate::listener::socket;
 use crate::readiness::Readiness;
 use crate::signal::Signals;
 use crate::telemetry::access_log::{LogControl, LogWriter};
@@ -34,9 +34,6 @@ use crate::upstream::dns::{self, DnsHandle, DnsUpdate};
 use crate::worker::Worker;
 use crate::worker::run::{self as worker_run, Command};
 use crate::worker::telemetry::WorkerTelemetry;
-
-/// How long a new cluster may take to find its endpoints before listeners open without it (Envoy `initial_fetch_timeout`).
-const WARM_UP: Duration = Duration::from_secs(15);
 
 /// Why a proxy did not start.
 #[derive(Debug, thiserror::Error)]
@@ -206,9 +203,7 @@ pub async fn run(
     app.publish().await;
     app.warm_up().await;
     app.listening = true;
-    app.sync_listeners()
-        .await
-        .map_err(|(name, e)| StartError::Resource(format!("listener {name}"), e.to_string()))?;
+    app.open_first().await?;
     drop(starting);
     tracing::info!(listeners = app.shared.bound.load().len(), workers = app.workers.len(), "ready");
     app.serve().await;
@@ -300,6 +295,16 @@ fn worker_thread(
     }
 }
 
+/// Something that the loop follows.
+enum Happening {
+    ControlPlane(client::Event),
+    /// What waits has waited long enough, or something is to be saved.
+    Alarm,
+    Files,
+    Dns(DnsUpdate),
+    DrainListeners(DrainListeners),
+}
+
 impl App {
     async fn tell(&self, make: impl Fn() -> Command) {
         for worker in &self.workers {
@@ -323,19 +328,16 @@ impl App {
 
     /// Waits for the first endpoints of clusters that have to find them.
     async fn warm_up(&mut self) {
-        let deadline = Instant::now() + WARM_UP;
+        let began = Instant::now();
         let mut quit = self.drain.watch();
         while !self.manager.is_warm() {
-            let alarm = self.alarm();
+            let deadline = began + self.manager.patience();
             tokio::select! {
-                event = control_plane::next_event(&mut self.control_plane) => self.control_plane_said(event).await,
-                () = at(alarm) => self.alarm_rang().await,
+                what = self.next() => self.take(what).await,
                 () = tokio::time::sleep_until(deadline) => {
                     tracing::warn!("some clusters have no endpoints yet; listening without them");
                     return;
                 }
-                Some(update) = self.dns_updates.recv() => self.dns_answered(&update).await,
-                () = self.watcher.changed() => self.files_changed().await,
                 () = quit.reached(Phase::Draining) => return,
             }
         }
@@ -351,92 +353,69 @@ impl App {
 
     async fn files_changed(&mut self) {
         if let Ok(true) = read_files(&mut self.manager, &self.shared.registry, false) {
-            self.watch();
-            self.publish().await;
-            if self.listening
-                && let Err((name, error)) = self.sync_listeners().await
-            {
-                tracing::error!(listener = &*name, %error, "cannot listen");
-            }
+            self.follow_promoted(Changes { snapshot: true, listeners: true, clusters: true }).await;
         }
-    }
-
-    /// Opens what is new and closes what is gone. Connections of a closed listener go on.
-    async fn sync_listeners(&mut self) -> Result<(), (Arc<str>, std::io::Error)> {
-        let snapshot = self.shared.config.load_full();
-        let mut bound = BTreeMap::clone(&self.shared.bound.load());
-        let wanted: BTreeMap<&Arc<str>, &Arc<ListenerSpec>> =
-            snapshot.listeners.iter().filter(|l| l.bind).map(|l| (&l.name, l)).collect();
-        let gone: Vec<_> = bound.keys().filter(|name| !wanted.contains_key(name)).cloned().collect();
-        for name in gone {
-            bound.remove(&name);
-            self.tell(|| Command::Close(Arc::clone(&name))).await;
-        }
-        let mut failed = None;
-        for (name, spec) in wanted {
-            if bound.get(name).is_some_and(|at| same_addresses(at, spec)) {
-                continue;
-            }
-            if bound.remove(name).is_some() {
-                self.tell(|| Command::Close(Arc::clone(name))).await;
-            }
-            match self.open(spec).await {
-                Ok(addresses) => {
-                    bound.insert(Arc::clone(name), addresses);
-                }
-                Err(error) => failed = Some((Arc::clone(name), error)),
-            }
-        }
-        self.shared.bound.store(Arc::new(bound));
-        failed.map_or(Ok(()), Err)
-    }
-
-    async fn open(&self, spec: &ListenerSpec) -> std::io::Result<Vec<SocketAddr>> {
-        let mut addresses = Vec::new();
-        for address in std::iter::once(spec.address).chain(spec.additional.iter().copied()) {
-            let sockets = socket::listen(address, &spec.socket, self.workers.len())?;
-            addresses.push(sockets[0].local_addr()?);
-            for (worker, socket) in self.workers.iter().zip(sockets) {
-                let _ = worker.send(Command::Listen(Arc::clone(&spec.name), socket)).await;
-            }
-        }
-        Ok(addresses)
     }
 
     /// Applies changes until the process is told to end, and then ends in order.
     async fn serve(mut self) {
         let mut quit = self.drain.watch();
         loop {
-            let alarm = self.alarm();
             tokio::select! {
                 () = quit.reached(Phase::Draining) => break,
-                event = control_plane::next_event(&mut self.control_plane) => self.control_plane_said(event).await,
-                () = at(alarm) => self.alarm_rang().await,
-                () = self.watcher.changed() => self.files_changed().await,
-                Some(update) = self.dns_updates.recv() => self.dns_answered(&update).await,
-                Some(request) = self.requests.recv() => self.drain_listeners(request).await,
+                what = self.next() => self.take(what).await,
             }
         }
         self.end().await;
     }
 
-    /// Readiness off, clients told to leave, end at zero connections or at the deadline.
-    async fn end(self) {
+    /// The next thing to follow. Nothing is lost when this is dropped.
+    async fn next(&mut self) -> Happening {
+        let alarm = self.alarm();
+        tokio::select! {
+            event = control_plane::next_event(&mut self.control_plane) => Happening::ControlPlane(event),
+            () = at(alarm) => Happening::Alarm,
+            () = self.watcher.changed() => Happening::Files,
+            Some(update) = self.dns_updates.recv() => Happening::Dns(update),
+            Some(request) = self.requests.recv() => Happening::DrainListeners(request),
+        }
+    }
+
+    /// Follows it. Must not be dropped half-way.
+    async fn take(&mut self, what: Happening) {
+        match what {
+            Happening::ControlPlane(event) => self.control_plane_said(event).await,
+            Happening::Alarm => self.alarm_rang().await,
+            Happening::Files => self.files_changed().await,
+            Happening::Dns(update) => self.dns_answered(&update).await,
+            Happening::DrainListeners(request) => self.drain_listeners(request).await,
+        }
+    }
+
+    /// Readiness off, clients told to leave, end at zero connections or at the deadline. Until then what changes is followed: requests
+    /// that are under way may need endpoints that come now.
+    async fn end(mut self) {
         self.readiness.drain();
+        self.listening = false;
         self.tell(|| Command::Drain).await;
         let plan = Plan { deadline: self.shared.options.drain_time, ..Plan::default() };
-        let mut closed = self.drain.watch();
-        let close = async {
-            closed.reached(Phase::Closed).await;
-            self.tell(|| Command::CloseAll).await;
-            std::future::pending().await
-        };
-        let outcome = tokio::select! {
-            outcome = self.drain.run(plan) => outcome,
-            outcome = close => outcome,
+        let (drain, mut closed, mut told) = (self.drain.clone(), self.drain.watch(), false);
+        let mut ended = std::pin::pin!(drain.run(plan));
+        let outcome = loop {
+            tokio::select! {
+                outcome = &mut ended => break outcome,
+                () = closed.reached(Phase::Closed), if !told => {
+                    told = true;
+                    self.tell(|| Command::CloseAll).await;
+                }
+                what = self.next() => self.take(what).await,
+            }
         };
         if let Outcome::Forced { connections, .. } = outcome {
             tracing::warn!(connections, "drain time is over; closing what is left");
+        }
+        if let Some(control_plane) = &mut self.control_plane {
+            control_plane.save_all(&self.manager).await;
         }
         self.exit().await;
     }
@@ -474,12 +453,4 @@ async fn at(time: Option<Instant>) {
         Some(time) => tokio::time::sleep_until(time).await,
         None => std::future::pending().await,
     }
-}
-
-/// A wanted port 0 is any port.
-fn same_addresses(bound: &[SocketAddr], spec: &ListenerSpec) -> bool {
-    let wanted: Vec<_> = std::iter::once(spec.address).chain(spec.additional.iter().copied()).collect();
-    let same =
-        |(b, w): (&SocketAddr, &SocketAddr)| b.ip() == w.ip() && (w.port() == 0 || b.port() == w.port());
-    bound.len() == wanted.len() && bound.iter().zip(&wanted).all(same)
 }

@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use tokio::time::Instant;
 
 use crate::config::names::ClusterId;
-use crate::config::spec::TcpSpec;
+use crate::config::spec::{NetworkFilter, TcpSpec};
 use crate::error::Reason;
 use crate::http::downstream::Downstream;
 use crate::io::Io;
@@ -91,8 +91,14 @@ async fn limited<F: Future>(limit: Option<Duration>, work: F) -> Option<F::Outpu
     }
 }
 
-/// The cluster of this connection; weights are cumulative.
+/// The cluster of this connection; weights are cumulative. The newest version of its chain says which: since it was accepted, the
+/// clusters of the old one may have gone.
 fn choose(downstream: &Downstream, spec: &TcpSpec) -> (Option<ClusterId>, Option<Arc<Cluster>>) {
+    let snapshot = downstream.worker.snapshot();
+    let spec = match snapshot.chain(downstream.chain.id).map(|chain| &chain.filter) {
+        Some(NetworkFilter::Tcp(newest)) => newest,
+        _ => spec,
+    };
     let total = spec.clusters.last().map_or(0, |(_, until)| *until);
     let id = match spec.clusters.as_slice() {
         [] => None,
@@ -102,7 +108,7 @@ fn choose(downstream: &Downstream, spec: &TcpSpec) -> (Option<ClusterId>, Option
             many.iter().find(|(_, until)| drawn < *until).map(|(id, _)| *id)
         }
     };
-    (id, id.and_then(|id| downstream.worker.snapshot().cluster(id).cloned()))
+    (id, id.and_then(|id| snapshot.cluster(id).cloned()))
 }
 
 async fn connect(

@@ -333,3 +333,73 @@ async fn listeners_and_clusters_by_file_change_without_closing_connections() {
     })
     .await;
 }
+
+/// An endpoint goes while it has HTTP/2 streams: these finish, and what comes next goes elsewhere.
+#[tokio::test]
+async fn streams_of_an_endpoint_that_goes_finish() {
+    let permits = Arc::new(tokio::sync::Semaphore::new(0));
+    let first = held_upstream(permits.clone()).await;
+    let second = Http2Upstream::answering(Answer::ok("second")).await;
+    let folder = tempfile::tempdir().unwrap();
+    let cds = folder.path().join("cds.json");
+    let publish = |endpoint: std::net::SocketAddr| {
+        let mut origin = cluster_http2("origin", &[endpoint]);
+        origin["@type"] = "type.googleapis.com/envoy.config.cluster.v3.Cluster".into();
+        replace(&cds, &json!({ "resources": [origin] }).to_string());
+    };
+    publish(first.address);
+    let source =
+        json!({ "resource_api_version": "V3", "path_config_source": { "path": cds.to_str().unwrap() } });
+    let listener = Listener::http("ingress").route(to_cluster("/", "origin"));
+    let proxy = Proxy::builder().listener(listener).dynamic(json!({ "cds_config": source })).start().await;
+    let mut old = proxy.http2().await;
+    let stream = old.open(&get("/held"), true).await;
+    eventually("the request at the upstream", || first.seen() == 1).await;
+
+    publish(second.address());
+    let address = second.address().to_string();
+    eventually_async("the new endpoint", async || {
+        proxy.admin("GET", "/clusters").await.unwrap().text().contains(&address)
+    })
+    .await;
+    assert_eq!(proxy.http2().await.get("/").await.answer().text(), "second");
+    permits.add_permits(1);
+    assert_eq!(old.outcome(stream).await.answer().text(), "kept");
+}
+
+/// Between its accept and its first bytes a connection's listener is changed, and the cluster of before removed.
+#[tokio::test]
+async fn a_connection_that_has_said_nothing_yet_follows_a_change() {
+    let first = Http1Upstream::answering(Answer1::ok("first")).await;
+    let second = Http1Upstream::answering(Answer1::ok("second")).await;
+    let folder = tempfile::tempdir().unwrap();
+    let (lds, cds) = (folder.path().join("lds.json"), folder.path().join("cds.json"));
+    let publish = |name: &str, endpoint: &Http1Upstream| {
+        let mut origin = cluster(name, &[endpoint.address()]);
+        origin["@type"] = "type.googleapis.com/envoy.config.cluster.v3.Cluster".into();
+        replace(&cds, &json!({ "resources": [origin] }).to_string());
+        let mut listener = Listener::tcp("ingress", name);
+        listener["@type"] = "type.googleapis.com/envoy.config.listener.v3.Listener".into();
+        listener["listener_filters"] = json!([{ "name": "tls", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
+        }}]);
+        replace(&lds, &json!({ "resources": [listener] }).to_string());
+    };
+    publish("first", &first);
+    let source = |path: &Path| json!({ "resource_api_version": "V3", "path_config_source": { "path": path.to_str().unwrap() } });
+    let dynamic = json!({ "lds_config": source(&lds), "cds_config": source(&cds) });
+    let proxy = Proxy::builder().dynamic(dynamic).start().await;
+    let mut client = proxy.http1().await;
+    let page = async |path: &str| proxy.admin("GET", path).await.unwrap().text();
+    eventually_async("the connection", async || {
+        page("/stats/prometheus").await.contains("remora_downstream_connections{listener=\"ingress\"} 1")
+    })
+    .await;
+    publish("second", &second);
+    eventually_async("the old cluster to go", async || {
+        let clusters = page("/clusters").await;
+        clusters.contains("second::") && !clusters.contains("first::")
+    })
+    .await;
+    assert_eq!(client.get("/").await.unwrap().text(), "second");
+}

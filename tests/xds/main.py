@@ -14,6 +14,8 @@ from concurrent import futures
 import grpc
 import grpc.experimental
 
+from edits import random_edits
+from go_control_plane import drive
 from program import programs
 from world import free_port, wait_for, world
 
@@ -221,6 +223,9 @@ CHECKS = [
     ("grpcio", grpc_client, ([sys.executable, "-B", __file__, "--client"],)),
     ("run", programs, ()),
     ("grpc-js", grpc_client, (["node", pathlib.Path(__file__).with_name("client.js")],)),
+    ("go-control-plane-delta", drive, ("DELTA_GRPC",)),
+    ("go-control-plane-sotw", drive, ("GRPC",)),
+    ("random-edits", random_edits, ()),
 ]
 
 

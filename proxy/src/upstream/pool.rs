@@ -206,7 +206,9 @@ impl EndpointPool {
     fn close(&self) {
         self.closed.set(true);
         let idle = std::mem::take(&mut *self.idle.borrow_mut());
-        for conn in self.h2.borrow_mut().drain(..) {
+        // Each takes itself out of the list.
+        let conns = self.h2.borrow().clone();
+        for conn in conns {
             conn.retire();
         }
         drop(idle);

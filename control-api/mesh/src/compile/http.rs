@@ -102,12 +102,13 @@ pub(super) fn connection_manager(name: &str, side: Side, routes: RouteSpecifier)
     filter("envoy.filters.network.http_connection_manager", parts::pack(&manager))
 }
 
-/// Opaque bytes to one or more clusters.
-pub(super) fn tcp_proxy(name: &str, to: ClusterSpecifier) -> Filter {
+/// Opaque bytes to one or more clusters. So many endpoints are tried until one can be connected to.
+pub(super) fn tcp_proxy(name: &str, to: ClusterSpecifier, tries: u32) -> Filter {
     let proxy = TcpProxy {
         stat_prefix: name.into(),
         cluster_specifier: Some(to),
         idle_timeout: seconds(3600),
+        max_connect_attempts: number(tries),
         ..TcpProxy::default()
     };
     filter("envoy.filters.network.tcp_proxy", parts::pack(&proxy))

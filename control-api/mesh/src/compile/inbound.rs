@@ -83,7 +83,7 @@ fn ports<'a>(scope: Scope<'a>, instance: &Instance) -> BTreeMap<u16, Port<'a>> {
 fn chain(profile: &Profile, number: u16, port: Port<'_>) -> FilterChain {
     let (stat, cluster) = (format!("inbound_{number}"), names::local(number));
     let (filter, alpn): (_, &[&str]) = if port.speaks == AppProtocol::Tcp {
-        (http::tcp_proxy(&stat, http::ClusterSpecifier::Cluster(cluster)), &[])
+        (http::tcp_proxy(&stat, http::ClusterSpecifier::Cluster(cluster), 1), &[])
     } else {
         let routes = RouteSpecifier::RouteConfig(to_program(number, cluster));
         (http::connection_manager(&stat, Side::Inbound, routes), &["h2", "http/1.1"])

@@ -11,6 +11,8 @@ use super::http::{self, RouteSpecifier, Side};
 use super::route::Routes;
 use super::{Listening, Scope, key_of, names, parts, tcp};
 use crate::document::{AppProtocol, Document, ServicePort, ServiceSpec};
+use crate::kinds::Kind;
+use crate::name::Key;
 use crate::resource::Resource;
 
 /// The listener for calls to a Service's port.
@@ -26,7 +28,9 @@ pub(super) fn listener(
     let (chains, by_name) = if port.speaks() == AppProtocol::Tcp {
         documents.extend(routes.tcp_keys());
         let own = names::cluster(namespace, service_name, port.port);
-        (tcp::chains(scope.mesh, routes, &name, own), !routes.tls.is_empty())
+        let policy = scope.mesh.policy(service);
+        documents.extend(policy.map(|policy| Key::new(Kind::TrafficPolicy, policy.name())));
+        (tcp::chains(scope.mesh, (service, routes), &name, own), !routes.tls.is_empty())
     } else {
         let rds = Rds { config_source: Some(parts::ads()), route_config_name: name.clone() };
         let filter = http::connection_manager(&name, Side::Outbound, RouteSpecifier::Rds(rds));

@@ -20,6 +20,11 @@ const RETRIES: u32 = 2;
 /// Least time between tries. The most is ten times that.
 const BACK_OFF: Duration = Duration::from_millis(25);
 
+/// Endpoints that a connection may be tried at: nothing was sent before it is there.
+pub(super) fn connects(retries: Option<&Retries>) -> u32 {
+    retries.and_then(|retries| retries.num).unwrap_or(RETRIES).saturating_add(1)
+}
+
 /// Twice, and only what was not processed.
 pub(super) fn unprocessed() -> RetryPolicy {
     policy(&Retries::default(), HttpTimeouts::default(), None)

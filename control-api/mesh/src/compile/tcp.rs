@@ -2,15 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use remora_xds::pb::envoy::config::listener::v3::{Filter, FilterChain, FilterChainMatch};
+use remora_xds::pb::envoy::config::listener::v3::{FilterChain, FilterChainMatch};
 use remora_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::weighted_cluster::ClusterWeight;
 use remora_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::{
     ClusterSpecifier, WeightedCluster,
 };
 
 use super::route::Routes;
-use super::{http, names};
-use crate::document::{BackendRef, TcpRule};
+use super::{http, names, retry};
+use crate::document::{BackendRef, Document, ServiceSpec, TcpRule};
 use crate::kinds::Kind;
 use crate::mesh::Mesh;
 use crate::name::{Key, Name};
@@ -77,11 +77,17 @@ pub(super) fn refuses(mesh: &Mesh, routes: &Routes) -> bool {
     })
 }
 
-/// The chains of the listener for calls to a port: connections go to `own` when there are no routes.
-pub(super) fn chains(mesh: &Mesh, routes: &Routes, listener: &str, own: String) -> Vec<FilterChain> {
+/// The chains of the listener for calls to a port of `service`: connections go to `own` when there are no routes.
+pub(super) fn chains(
+    mesh: &Mesh,
+    (service, routes): (&Document<ServiceSpec>, &Routes),
+    listener: &str,
+    own: String,
+) -> Vec<FilterChain> {
     let rules = rules(routes);
+    let tries = retry::connects(mesh.policy(service).map(|policy| &policy.spec.retries));
     if rules.is_empty() {
-        let filter = http::tcp_proxy(listener, ClusterSpecifier::Cluster(own));
+        let filter = http::tcp_proxy(listener, ClusterSpecifier::Cluster(own), tries);
         return vec![FilterChain { filters: vec![filter], ..FilterChain::default() }];
     }
     let chain = |rule: Rule<'_>| FilterChain {
@@ -90,14 +96,14 @@ pub(super) fn chains(mesh: &Mesh, routes: &Routes, listener: &str, own: String) 
             .names
             .as_ref()
             .map(|names| FilterChainMatch { server_names: names.clone(), ..FilterChainMatch::default() }),
-        filters: vec![forward(mesh, &rule, listener)],
+        filters: vec![http::tcp_proxy(listener, forward(mesh, &rule), tries)],
         ..FilterChain::default()
     };
     rules.into_iter().map(chain).collect()
 }
 
 /// To the backends of a rule, by weight. The share of those that do not exist is closed.
-fn forward(mesh: &Mesh, rule: &Rule<'_>, listener: &str) -> Filter {
+fn forward(mesh: &Mesh, rule: &Rule<'_>) -> ClusterSpecifier {
     let target = |backend: &BackendRef| {
         let found = mesh.backend(&rule.route, backend);
         found.map_or_else(
@@ -106,7 +112,7 @@ fn forward(mesh: &Mesh, rule: &Rule<'_>, listener: &str) -> Filter {
         )
     };
     let used: Vec<_> = rule.backends.iter().filter(|backend| backend.weight > 0).collect();
-    let specifier = match used[..] {
+    match used[..] {
         [] => ClusterSpecifier::Cluster(names::BLACK_HOLE.into()),
         [only] => ClusterSpecifier::Cluster(target(only)),
         _ => ClusterSpecifier::WeightedClusters(WeightedCluster {
@@ -115,6 +121,5 @@ fn forward(mesh: &Mesh, rule: &Rule<'_>, listener: &str) -> Filter {
                 .map(|b| ClusterWeight { name: target(b), weight: b.weight, ..ClusterWeight::default() })
                 .collect(),
         }),
-    };
-    http::tcp_proxy(listener, specifier)
+    }
 }

@@ -188,10 +188,11 @@ impl Session<'_> {
         // Whether there may be a request to send.
         let mut lively = true;
         loop {
+            let next_at = self.subscriptions.next_at();
             tokio::select! {
                 permit = outbound.out.reserve(), if lively => {
                     let permit = permit.map_err(|_| "the stream was closed".to_owned())?;
-                    match self.subscriptions.next_request().and_then(outbound.pick) {
+                    match self.subscriptions.next_request(Instant::now()).and_then(outbound.pick) {
                         Some(request) => permit.send(request),
                         None => lively = false,
                     }
@@ -213,6 +214,7 @@ impl Session<'_> {
                     self.take_wants();
                     lively = true;
                 }
+                () = until(next_at), if !lively => lively = true,
             }
         }
     }
@@ -226,7 +228,7 @@ impl Session<'_> {
             return Ok(false);
         }
         let Ok(answer) = answered.await else { return Ok(false) };
-        self.subscriptions.settle(answer);
+        self.subscriptions.settle(answer, Instant::now());
         self.take_wants();
         Ok(true)
     }
@@ -235,6 +237,14 @@ impl Session<'_> {
         for (kind, names) in &*self.wanted.borrow_and_update() {
             self.subscriptions.want(*kind, names);
         }
+    }
+}
+
+/// Waits until then; for ever, when there is no such time.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -2,6 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::{Refused, Variant, Versions, error_detail};
 use crate::kind::Kind;
@@ -11,6 +14,9 @@ use crate::pb::envoy::service::discovery::v3::{
 };
 use crate::pb::google::protobuf::Any;
 use crate::pb::google::rpc::Status;
+
+/// Some servers answer a NACK with what was just refused, at once and for ever: they are told again once in this time.
+pub(super) const REFUSED_AGAIN: Duration = Duration::from_secs(1);
 
 /// A request of either variant.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,6 +86,10 @@ struct State {
     version: String,
     /// What to answer: nonce and error.
     answer: Option<(String, Option<Status>)>,
+    /// When the answer may be sent, if not at once.
+    answer_at: Option<Instant>,
+    /// Version of the last response, if it was refused.
+    refused: Option<String>,
     answered: bool,
 }
 
@@ -121,12 +131,19 @@ impl Subscriptions {
             state.told.clear();
             state.nonce.clear();
             state.answer = None;
+            state.answer_at = None;
             state.answered = false;
         }
     }
 
+    /// When a request is due that is not due yet.
+    #[must_use]
+    pub fn next_at(&self) -> Option<Instant> {
+        self.kinds.iter().filter_map(|state| state.answer_at).min()
+    }
+
     /// The next request that is due.
-    pub fn next_request(&mut self) -> Option<Request> {
+    pub fn next_request(&mut self, now: Instant) -> Option<Request> {
         // Listeners and clusters first: what else is wanted follows from them.
         const ORDER: [Kind; 5] = [
             Kind::Cluster,
@@ -135,19 +152,21 @@ impl Subscriptions {
             Kind::RouteConfiguration,
             Kind::Secret,
         ];
-        ORDER.into_iter().find_map(|kind| self.request(kind))
+        ORDER.into_iter().find_map(|kind| self.request(kind, now))
     }
 
-    fn request(&mut self, kind: Kind) -> Option<Request> {
+    fn request(&mut self, kind: Kind, now: Instant) -> Option<Request> {
         // One node a stream, in the first request.
         let first = !self.kinds.iter().any(|state| state.requested);
         let node = first.then(|| self.node.clone());
         let state = &mut self.kinds[kind.index()];
         let begins = !state.requested && state.is_wanted();
         let changed = state.requested && state.told != state.names;
-        if !(begins || changed || state.answer.is_some()) {
+        let answers = state.answer.is_some() && state.answer_at.is_none_or(|at| at <= now);
+        if !(begins || changed || answers) {
             return None;
         }
+        state.answer_at = None;
         let (nonce, error_detail) = state.answer.take().unwrap_or_default();
         state.requested = true;
         let subscribe: Vec<_> = state.names.difference(&state.told).map(ToString::to_string).collect();
@@ -231,7 +250,7 @@ impl Subscriptions {
     }
 
     /// Says what became of a batch.
-    pub fn settle(&mut self, answer: Answer) {
+    pub fn settle(&mut self, answer: Answer, now: Instant) {
         let Answer { kind, nonce, version, accepted, removed, refused } = answer;
         let state = &mut self.kinds[kind.index()];
         for name in removed {
@@ -242,8 +261,14 @@ impl Subscriptions {
             let accepted = accepted.into_iter().filter(|(name, _)| wanted(name)).collect::<Vec<_>>();
             state.held.extend(accepted);
         }
+        // In the incremental variant a response has no version.
+        let again = !version.is_empty() && state.refused.as_ref() == Some(&version) && !refused.is_empty();
+        state.answer_at = again.then(|| now + REFUSED_AGAIN);
         if refused.is_empty() {
+            state.refused = None;
             state.version = version;
+        } else {
+            state.refused = Some(version);
         }
         state.answer = Some((nonce, error_detail(kind, &refused)));
     }

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use tokio::time::Instant;
+
+use super::subscriptions::REFUSED_AGAIN;
 use super::*;
 use crate::pb::envoy::config::core::v3::Node;
 use crate::pb::envoy::service::discovery::v3::{
@@ -23,14 +26,14 @@ fn names(names: &[&str]) -> BTreeSet<Arc<str>> {
 }
 
 fn delta(client: &mut Subscriptions) -> Option<DeltaDiscoveryRequest> {
-    client.next_request().map(|request| match request {
+    client.next_request(Instant::now()).map(|request| match request {
         Request::Delta(request) => *request,
         Request::Sotw(_) => panic!("the other variant"),
     })
 }
 
 fn sotw(client: &mut Subscriptions) -> Option<DiscoveryRequest> {
-    client.next_request().map(|request| match request {
+    client.next_request(Instant::now()).map(|request| match request {
         Request::Sotw(request) => *request,
         Request::Delta(_) => panic!("the other variant"),
     })
@@ -52,13 +55,23 @@ fn pushed(kind: Kind, nonce: &str, resources: &[(&str, &str)], removed: &[&str])
     }))
 }
 
+/// A state of the world without anything in it.
+fn world(version: &str, nonce: &str) -> Response {
+    Response::Sotw(Box::new(DiscoveryResponse {
+        version_info: version.into(),
+        nonce: nonce.into(),
+        type_url: Kind::Cluster.type_url().into(),
+        ..DiscoveryResponse::default()
+    }))
+}
+
 /// Takes a batch and accepts all of it but for `bad`.
 fn apply(client: &mut Subscriptions, response: Response, bad: &[&str]) -> Batch {
     let batch = client.take(response).unwrap();
     let named = batch.resources.iter().map(|r| (r.name.clone().unwrap_or_default(), r.version.clone()));
     let accepted = named.filter(|(name, _)| !bad.contains(&&**name)).collect();
     let refused = bad.iter().map(|name| Refused { name: (*name).into(), detail: "is bad".into() }).collect();
-    client.settle(batch.answer(accepted, batch.removed.clone(), refused));
+    client.settle(batch.answer(accepted, batch.removed.clone(), refused), Instant::now());
     batch
 }
 
@@ -132,22 +145,34 @@ fn names_come_and_go_and_what_is_not_wanted_is_forgotten() {
 fn the_other_variant_repeats_names_and_keeps_the_version_that_it_has() {
     let mut client = client(Variant::Sotw, &[]);
     sotw(&mut client);
-    let response = |version: &str, nonce: &str| {
-        Response::Sotw(Box::new(DiscoveryResponse {
-            version_info: version.into(),
-            nonce: nonce.into(),
-            type_url: Kind::Cluster.type_url().into(),
-            ..DiscoveryResponse::default()
-        }))
-    };
-    let batch = apply(&mut client, response("v1", "n1"), &[]);
+    let batch = apply(&mut client, world("v1", "n1"), &[]);
     assert!(batch.complete);
     let ack = sotw(&mut client).unwrap();
     assert_eq!((ack.version_info.as_str(), ack.response_nonce.as_str()), ("v1", "n1"));
-    apply(&mut client, response("v2", "n2"), &["a"]);
+    apply(&mut client, world("v2", "n2"), &["a"]);
     let nack = sotw(&mut client).unwrap();
     assert_eq!((nack.version_info.as_str(), nack.response_nonce.as_str()), ("v1", "n2"));
     assert!(nack.error_detail.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_repeats_what_was_refused_is_not_told_at_once() {
+    let mut client = client(Variant::Sotw, &[]);
+    sotw(&mut client);
+    apply(&mut client, world("v1", "n1"), &["a"]);
+    assert!(sotw(&mut client).is_some(), "the first time at once");
+    apply(&mut client, world("v1", "n2"), &["a"]);
+    assert_eq!(sotw(&mut client), None);
+    assert_eq!(client.next_at(), Some(Instant::now() + REFUSED_AGAIN));
+    tokio::time::advance(REFUSED_AGAIN).await;
+    let nack = sotw(&mut client).unwrap();
+    assert_eq!((nack.response_nonce.as_str(), nack.error_detail.is_some()), ("n2", true));
+    assert_eq!(client.next_at(), None);
+    // Another version is another matter, and so is what is good now.
+    for (version, nonce, bad) in [("v2", "n3", &["a"] as &[_]), ("v2", "n4", &[]), ("v2", "n5", &["a"])] {
+        apply(&mut client, world(version, nonce), bad);
+        assert_eq!(sotw(&mut client).unwrap().response_nonce, nonce);
+    }
 }
 
 #[test]

@@ -80,6 +80,19 @@ impl Manager {
         self.dynamic.versions.iter().map(|(kind, versions)| (*kind, versions.clone())).collect()
     }
 
+    /// Whether a listener in force is the control plane's.
+    #[must_use]
+    pub fn is_from_control_plane(&self, listener: &str) -> bool {
+        self.listeners.get(listener).is_some_and(|held| held.origin == Origin::Ads)
+    }
+
+    /// A resource that was taken could not be brought into force after all: another stream is not told that we have it.
+    pub fn disclaim(&mut self, kind: Kind, name: &str) {
+        if let Some(versions) = self.dynamic.versions.get_mut(&kind) {
+            versions.remove(name);
+        }
+    }
+
     /// Takes over a response of the control plane: good resources come into force, or wait for what they refer to; bad ones are
     /// refused by name, and what was in force before stays.
     pub fn apply_ads(&mut self, update: &Update, now: Instant) -> Applied {
@@ -162,6 +175,7 @@ impl Manager {
             Some((origin, _)) if *origin != Origin::Ads => {
                 return Err("has the name of a resource of the bootstrap".to_owned());
             }
+            // A cluster on its way out is no longer shown, and comes back as if it were new.
             Some((_, hash)) if hash == hash_of(&incoming.any.value) && !self.is_leaving(kind, name) => {
                 self.dump.set_version(kind, name, &incoming.version);
                 return Ok(());

@@ -138,8 +138,11 @@ async fn a_removed_cluster_stays_while_routes_name_it() {
     }
     manager.promote(Instant::now());
     assert!(has(&mut manager, "a") && !has(&mut manager, "b"));
+    let shown = |manager: &Manager| manager.dump().of(Kind::Cluster).iter().any(|(name, _)| **name == *"a");
+    assert!(!shown(&manager));
     // It comes back before it is gone.
     apply(&mut manager, Kind::Cluster, vec![eds_cluster(&schema, "a")]);
+    assert!(shown(&manager), "the admin page and the disk have it again");
     tokio::time::advance(INIT_TIMEOUT + Duration::from_secs(1)).await;
     manager.promote(Instant::now());
     assert!(has(&mut manager, "a"));
@@ -193,6 +196,7 @@ fn serving(schema: &Schema) -> Manager {
 fn gone(kind: Kind, name: &str) -> Update {
     let mut update = Update::restored(kind, vec![]);
     update.removed = vec![name.into()];
+    update.first = false;
     update
 }
 

@@ -11,9 +11,9 @@ use tokio::time::Instant;
 use super::wants::rds_of;
 use super::{Changes, Held, Manager, http_specs};
 use crate::config::names::ClusterId;
-use crate::config::spec::{ListenerSpec, NetworkFilter, RouteSource};
+use crate::config::spec::{HttpSpec, ListenerSpec, NetworkFilter, RouteSource};
 use crate::route::RouteTable;
-use crate::upstream::cluster::Discovery;
+use crate::upstream::cluster::{Cluster, Discovery};
 
 /// The longest wait: Envoy's default of `initial_fetch_timeout`, which may make it shorter.
 pub(super) const INIT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -24,6 +24,14 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// A wait of 0 has no end in Envoy's API; here everything has one.
 fn bounded(wait: Duration) -> Duration {
     if wait.is_zero() { INIT_TIMEOUT } else { wait.min(INIT_TIMEOUT) }
+}
+
+/// How long a cluster waits for its first endpoints.
+fn endpoints_wait(cluster: &Cluster) -> Duration {
+    match &cluster.spec().discovery {
+        Discovery::Eds(eds) => bounded(eds.initial_fetch_timeout),
+        _ => INIT_TIMEOUT,
+    }
 }
 
 /// How long a listener waits for its routes.
@@ -101,6 +109,20 @@ impl Manager {
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         self.dynamic.warming.deadline()
+    }
+
+    /// How long what is not there yet is waited for, from the start on; none when everything is there.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        let cold = self.clusters.values().filter(|held| !held.value.is_warm());
+        let clusters = cold.map(|held| endpoints_wait(&held.value));
+        let lacks =
+            |http: &HttpSpec| http.rds.as_ref().is_some_and(|rds| !self.route_tables.contains_key(&rds.name));
+        let in_force = self.listeners.values().map(|held| &held.value);
+        let cold = in_force.filter(|listener| http_specs(listener).any(|http| lacks(http)));
+        let listeners = cold.map(|listener| patience_of(listener));
+        let streams = (!self.dynamic.is_warm()).then_some(INIT_TIMEOUT);
+        clusters.chain(listeners).chain(streams).max().unwrap_or_default()
     }
 
     /// Brings into force what need not wait any longer, and takes out what is no longer used.
@@ -203,10 +225,7 @@ impl Manager {
         let cold = table.clusters.iter().filter(|used| !self.cluster_is_warm(used.id));
         let patience = cold.map(|used| {
             let cluster = self.cluster_list.get(used.id.index()).and_then(Option::as_ref);
-            match cluster.map(|cluster| &cluster.spec().discovery) {
-                Some(Discovery::Eds(eds)) => bounded(eds.initial_fetch_timeout),
-                _ => INIT_TIMEOUT,
-            }
+            cluster.map_or(INIT_TIMEOUT, |cluster| endpoints_wait(cluster))
         });
         patience.max().unwrap_or(INIT_TIMEOUT)
     }

@@ -129,7 +129,9 @@ impl ChainNames<'_> {
             full.push_str(&format!("/{position}"));
         }
         let identity = match &pb.filter_chain_match {
-            Some(matched) if pb.name.is_empty() => format!("{}/{matched:?}", self.listener),
+            Some(matched) if pb.name.is_empty() => {
+                format!("{}/match {:016x}", self.listener, FixedState::default().hash_one(matched.encode_to_vec()))
+            }
             _ if pb.name.is_empty() && position != "default" => format!("{}/*", self.listener),
             _ => full.clone(),
         };
