@@ -185,7 +185,7 @@ pub async fn run(
         levels,
     };
     let answers = start_admin(Arc::new(admin), &shared).await?;
-    let control_plane = ControlPlane::start(&manager, &shared.config, last_good);
+    let control_plane = ControlPlane::start(&manager, &shared.config.load(), last_good);
     let mut app = App {
         shared,
         manager,
@@ -317,6 +317,9 @@ impl App {
     async fn publish(&mut self) {
         let snapshot = self.manager.snapshot();
         self.shared.registry.control.config_published(snapshot.version, SystemTime::now());
+        if let Some(control_plane) = &self.control_plane {
+            control_plane.follow(&snapshot);
+        }
         self.shared.config.store(Arc::new(snapshot));
         self.tell(|| Command::Changed).await;
     }
