@@ -1,6 +1,7 @@
 //! Wiring: bootstrap, workers, listeners, admin, and the loop that applies changes until the process is told to end.
 
 mod control_plane;
+mod dns;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -17,10 +18,11 @@ use tokio::time::Instant;
 
 use self::control_plane::ControlPlane;
 pub use self::control_plane::ControlPlaneStatus;
+use self::dns::Unresolved;
 use crate::admin::view::AdminView;
 use crate::admin::{Admin, DrainListeners, LevelControl, OpenAnswers, Pages};
 use crate::bootstrap::{self, Settings};
-use crate::config::manager::{Changes, Dump, Manager};
+use crate::config::manager::{Dump, Manager};
 use crate::config::snapshot::Snapshot;
 use crate::config::source::file::FileWatcher;
 use crate::config::spec::{Direction, ListenerSpec};
@@ -30,7 +32,7 @@ use crate::readiness::Readiness;
 use crate::signal::Signals;
 use crate::telemetry::access_log::{LogControl, LogWriter};
 use crate::telemetry::metrics::{Options as MetricsOptions, Registry};
-use crate::upstream::dns::{self, DnsHandle, DnsUpdate};
+use crate::upstream::dns::{DnsHandle, DnsUpdate, Driver, SystemResolver};
 use crate::worker::Worker;
 use crate::worker::run::{self as worker_run, Command};
 use crate::worker::telemetry::WorkerTelemetry;
@@ -128,6 +130,7 @@ struct App {
     watcher: FileWatcher,
     dns: DnsHandle,
     dns_updates: mpsc::Receiver<DnsUpdate>,
+    unresolved: Unresolved,
     requests: mpsc::Receiver<DrainListeners>,
     drain: Drain,
     readiness: Readiness,
@@ -168,8 +171,7 @@ pub async fn run(
     shared.registry.control.config_from_disk(from_disk);
     let (ask, requests) = mpsc::channel(16);
     let (updates, dns_updates) = mpsc::channel(64);
-    let (driver, dns) =
-        dns::Driver::new(Arc::new(dns::SystemResolver::default()), updates, fastrand::Rng::new());
+    let (driver, dns) = Driver::new(Arc::new(SystemResolver::default()), updates, fastrand::Rng::new());
     tokio::spawn(driver.run());
     let drain = Drain::new();
     let signals = Signals::install().map_err(|e| StartError::Resource("signals".into(), e.to_string()))?;
@@ -195,6 +197,7 @@ pub async fn run(
         watcher,
         dns,
         dns_updates,
+        unresolved: Unresolved::default(),
         requests,
         drain,
         readiness,
@@ -310,7 +313,9 @@ impl App {
 
     fn watch(&mut self) {
         self.watcher.watch(&self.manager.files(), self.manager.directories());
-        self.dns.set_clusters(self.manager.dns());
+        let named = self.manager.dns();
+        self.forget_unresolved(&named);
+        self.dns.set_clusters(named);
     }
 
     /// Makes the manager's state the one in force.
@@ -341,14 +346,6 @@ impl App {
                 () = self.watcher.changed() => self.files_changed().await,
                 () = quit.reached(Phase::Draining) => return,
             }
-        }
-    }
-
-    async fn dns_answered(&mut self, update: &DnsUpdate) {
-        if self.manager.apply_dns(update) {
-            let snapshot = Changes { snapshot: true, ..Changes::default() };
-            // Routes of the control plane may have waited for these endpoints.
-            self.follow_promoted(snapshot).await;
         }
     }
 
