@@ -1,6 +1,7 @@
 //! Wiring: bootstrap, workers, listeners, admin, and the loop that applies changes until the process is told to end.
 
 mod control_plane;
+mod dns;
 mod listeners;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +19,7 @@ use tokio::time::Instant;
 
 use self::control_plane::ControlPlane;
 pub use self::control_plane::ControlPlaneStatus;
+use self::dns::Unresolved;
 use crate::admin::view::AdminView;
 use crate::admin::{Admin, DrainListeners, LevelControl, OpenAnswers, Pages};
 use crate::bootstrap::{self, Settings};
@@ -30,7 +32,7 @@ use crate::readiness::Readiness;
 use crate::signal::Signals;
 use crate::telemetry::access_log::{LogControl, LogWriter};
 use crate::telemetry::metrics::{Options as MetricsOptions, Registry};
-use crate::upstream::dns::{self, DnsHandle, DnsUpdate};
+use crate::upstream::dns::{DnsHandle, DnsUpdate, Driver, SystemResolver};
 use crate::worker::Worker;
 use crate::worker::run::{self as worker_run, Command};
 use crate::worker::telemetry::WorkerTelemetry;
@@ -125,6 +127,7 @@ struct App {
     watcher: FileWatcher,
     dns: DnsHandle,
     dns_updates: mpsc::Receiver<DnsUpdate>,
+    unresolved: Unresolved,
     requests: mpsc::Receiver<DrainListeners>,
     drain: Drain,
     readiness: Readiness,
@@ -165,8 +168,7 @@ pub async fn run(
     shared.registry.control.config_from_disk(from_disk);
     let (ask, requests) = mpsc::channel(16);
     let (updates, dns_updates) = mpsc::channel(64);
-    let (driver, dns) =
-        dns::Driver::new(Arc::new(dns::SystemResolver::default()), updates, fastrand::Rng::new());
+    let (driver, dns) = Driver::new(Arc::new(SystemResolver::default()), updates, fastrand::Rng::new());
     tokio::spawn(driver.run());
     let drain = Drain::new();
     let signals = Signals::install().map_err(|e| StartError::Resource("signals".into(), e.to_string()))?;
@@ -182,7 +184,7 @@ pub async fn run(
         levels,
     };
     let answers = start_admin(Arc::new(admin), &shared).await?;
-    let control_plane = ControlPlane::start(&manager, &shared.config, last_good);
+    let control_plane = ControlPlane::start(&manager, &shared.config.load(), last_good);
     let mut app = App {
         shared,
         manager,
@@ -192,6 +194,7 @@ pub async fn run(
         watcher,
         dns,
         dns_updates,
+        unresolved: Unresolved::default(),
         requests,
         drain,
         readiness,
@@ -315,13 +318,18 @@ impl App {
 
     fn watch(&mut self) {
         self.watcher.watch(&self.manager.files(), self.manager.directories());
-        self.dns.set_clusters(self.manager.dns());
+        let named = self.manager.dns();
+        self.forget_unresolved(&named);
+        self.dns.set_clusters(named);
     }
 
     /// Makes the manager's state the one in force.
     async fn publish(&mut self) {
         let snapshot = self.manager.snapshot();
         self.shared.registry.control.config_published(snapshot.version, SystemTime::now());
+        if let Some(control_plane) = &self.control_plane {
+            control_plane.follow(&snapshot);
+        }
         self.shared.config.store(Arc::new(snapshot));
         self.tell(|| Command::Changed).await;
     }
@@ -340,14 +348,6 @@ impl App {
                 }
                 () = quit.reached(Phase::Draining) => return,
             }
-        }
-    }
-
-    async fn dns_answered(&mut self, update: &DnsUpdate) {
-        if self.manager.apply_dns(update) {
-            let snapshot = Changes { snapshot: true, ..Changes::default() };
-            // Routes of the control plane may have waited for these endpoints.
-            self.follow_promoted(snapshot).await;
         }
     }
 

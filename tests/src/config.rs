@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::certs::Identity;
+use crate::certs::{Authority, Identity};
 
 /// Type URL of the HTTP connection manager.
 const HCM: &str =
@@ -188,22 +188,89 @@ impl Listener {
 
     /// Terminates TLS with this certificate and these ALPN protocols.
     #[must_use]
-    pub fn tls(mut self, identity: &Identity, alpn: &[&str]) -> Self {
-        self.tls = Some(json!({
-            "name": "envoy.transport_sockets.tls",
-            "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
-                "common_tls_context": {
-                    "alpn_protocols": alpn,
-                    "tls_certificates": [{
-                        "certificate_chain": { "inline_string": identity.chain },
-                        "private_key": { "inline_string": identity.key },
-                    }],
-                },
-            },
-        }));
+    pub fn tls(self, identity: &Identity, alpn: &[&str]) -> Self {
+        self.tls_context(json!({ "common_tls_context": {
+            "alpn_protocols": alpn,
+            "tls_certificates": [{
+                "certificate_chain": { "inline_string": identity.chain },
+                "private_key": { "inline_string": identity.key },
+            }],
+        }}))
+    }
+
+    /// Terminates mutual TLS: shows `own`, and wants a certificate of `authority` for `peer`, a URI.
+    #[must_use]
+    pub fn mutual_tls(self, own: &Identity, authority: &Authority, peer: &str) -> Self {
+        self.tls_context(json!({
+            "require_client_certificate": true,
+            "common_tls_context": mutual(own, authority, peer),
+        }))
+    }
+
+    fn tls_context(mut self, mut context: Value) -> Self {
+        context["@type"] =
+            "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext".into();
+        self.tls = Some(json!({ "name": "envoy.transport_sockets.tls", "typed_config": context }));
         self
     }
+}
+
+/// `common_tls_context` of mutual TLS: shows `own`, and wants a certificate of `authority` for `peer`, a URI.
+fn mutual(own: &Identity, authority: &Authority, peer: &str) -> Value {
+    json!({
+        "tls_certificates": [{
+            "certificate_chain": { "inline_string": own.chain },
+            "private_key": { "inline_string": own.key },
+        }],
+        "validation_context": {
+            "trusted_ca": { "inline_string": authority.pem },
+            "match_typed_subject_alt_names": [{ "san_type": "URI", "matcher": { "exact": peer } }],
+        },
+    })
+}
+
+/// Overlay for a cluster: mutual TLS to servers that are called `peer` (see [`Listener::mutual_tls`]).
+#[must_use]
+pub fn mutual_tls(own: &Identity, authority: &Authority, peer: &str) -> Value {
+    json!({ "transport_socket": {
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+            "common_tls_context": mutual(own, authority, peer),
+        },
+    }})
+}
+
+/// Overlay for a cluster: HTTP/2 that sends a PING after so much silence, and waits so long for its answer (both such as `1s`).
+#[must_use]
+pub fn keepalive(interval: &str, timeout: &str) -> Value {
+    upstream_protocol(json!({ "http2_protocol_options": {
+        "connection_keepalive": { "interval": interval, "timeout": timeout },
+    }}))
+}
+
+/// A cluster whose one endpoint is a name that this name server resolves.
+#[must_use]
+pub fn dns_cluster(name: &str, host: &str, port: u16, resolver: SocketAddr) -> Value {
+    let mut all = cluster(name, &[SocketAddr::from(([0, 0, 0, 0], port))]);
+    let endpoint = &mut all["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"];
+    endpoint["address"]["socket_address"]["address"] = host.into();
+    merge(
+        &mut all,
+        json!({
+            "type": "STRICT_DNS",
+            "dns_lookup_family": "V4_ONLY",
+            "typed_dns_resolver_config": {
+                "name": "envoy.network.dns_resolver.cares",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
+                    "resolvers": [address(resolver)],
+                    "dns_resolver_options": { "no_default_search_domain": true },
+                },
+            },
+        }),
+    );
+    all
 }
 
 impl From<Listener> for Value {

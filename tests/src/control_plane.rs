@@ -5,10 +5,6 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use remora_xds::pb::envoy::config::cluster::v3::Cluster;
-use remora_xds::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
-use remora_xds::pb::envoy::config::listener::v3::Listener;
-use remora_xds::pb::envoy::config::route::v3::RouteConfiguration;
 use remora_xds::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
@@ -16,18 +12,15 @@ use remora_xds::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
     Resource as PbResource,
 };
-use remora_xds::server::{AdsService, Client, Denied, Settings, SnapshotWatch, Snapshots};
-use remora_xds::wire::Wire;
-use remora_xds::{Kind, NodeSnapshot, Resource, Schema};
-use serde_json::{Value, json};
+use remora_xds::server::{self, AdsService, Client, Denied, Settings, SnapshotWatch, Snapshots};
+use remora_xds::{Kind, NodeSnapshot, Resource};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tonic::codegen::tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::config::cluster;
 use crate::wait::{eventually, within};
 
 /// What the clients said.
@@ -85,7 +78,7 @@ impl ControlPlane {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("runtime");
         runtime.spawn(async move {
-            let incoming = TcpListenerStream::new(TcpListener::from_std(listener).expect("listener"));
+            let incoming = server::incoming(TcpListener::from_std(listener).expect("listener"));
             drop(transport.add_service(service).serve_with_incoming(incoming).await);
         });
         Self { address, state, runtime: Some(runtime) }
@@ -195,7 +188,7 @@ impl RawControlPlane {
         let service = AggregatedDiscoveryServiceServer::new(Raw(send));
         let served = tonic::transport::Server::builder()
             .add_service(service)
-            .serve_with_incoming(TcpListenerStream::new(listener));
+            .serve_with_incoming(server::incoming(listener));
         let server = tokio::spawn(async move { drop(served.await) });
         Self { address, streams, server }
     }
@@ -300,92 +293,4 @@ impl AggregatedDiscoveryService for Raw {
         self.0.send(stream).await.map_err(|_| Status::unavailable("the test is over"))?;
         Ok(Response::new(ReceiverStream::new(out)))
     }
-}
-
-/// The resource that a JSON text describes.
-///
-/// # Panics
-/// When it describes none.
-#[must_use]
-pub fn message<M: Wire>(value: &Value) -> M {
-    match Schema::load().parse::<M>(&value.to_string(), "test") {
-        Ok(parsed) => parsed.message,
-        Err(errors) => panic!("{}", errors[0]),
-    }
-}
-
-/// A cluster for [`ControlPlane::publish`].
-#[must_use]
-pub fn cds(value: &Value) -> Resource {
-    Resource::new(&message::<Cluster>(value))
-}
-
-/// The endpoints of a cluster.
-#[must_use]
-pub fn eds(name: &str, endpoints: &[SocketAddr]) -> Resource {
-    let value = cluster(name, endpoints)["load_assignment"].clone();
-    Resource::new(&message::<ClusterLoadAssignment>(&value))
-}
-
-/// A listener.
-#[must_use]
-pub fn lds(value: impl Into<Value>) -> Resource {
-    Resource::new(&message::<Listener>(&value.into()))
-}
-
-/// A route configuration.
-#[must_use]
-pub fn rds(value: &Value) -> Resource {
-    Resource::new(&message::<RouteConfiguration>(value))
-}
-
-/// A resource as the wire has it, for [`RawStream`].
-#[must_use]
-pub fn wire(resource: &Resource) -> PbResource {
-    PbResource {
-        name: resource.name().to_string(),
-        version: resource.version().to_string(),
-        resource: Some(resource.any().clone()),
-        ..PbResource::default()
-    }
-}
-
-/// A cluster whose endpoints come by ADS.
-#[must_use]
-pub fn eds_cluster(name: &str) -> Value {
-    json!({
-        "name": name,
-        "type": "EDS",
-        "connect_timeout": "1s",
-        "eds_cluster_config": { "eds_config": { "resource_api_version": "V3", "ads": {} } },
-    })
-}
-
-/// `rds` of a connection manager, by ADS.
-#[must_use]
-pub fn rds_by_ads(name: &str) -> Value {
-    json!({ "rds": {
-        "route_config_name": name,
-        "config_source": { "resource_api_version": "V3", "ads": {} },
-    }})
-}
-
-/// The static cluster of the control planes at these addresses.
-#[must_use]
-pub fn control_cluster(servers: &[SocketAddr]) -> Value {
-    cluster("control", servers)
-}
-
-/// `dynamic_resources` with everything by ADS. `api_type` is `DELTA_GRPC` or `GRPC`.
-#[must_use]
-pub fn by_ads(api_type: &str) -> Value {
-    json!({
-        "ads_config": {
-            "api_type": api_type,
-            "transport_api_version": "V3",
-            "grpc_services": [{ "envoy_grpc": { "cluster_name": "control" } }],
-        },
-        "lds_config": { "resource_api_version": "V3", "ads": {} },
-        "cds_config": { "resource_api_version": "V3", "ads": {} },
-    })
 }

@@ -47,6 +47,23 @@ pub async fn eventually_async(what: &str, mut condition: impl AsyncFnMut() -> bo
     .await;
 }
 
+/// Waits until `condition` holds, and gives the time that it took.
+///
+/// # Panics
+/// When it does not hold within `limit`; `what` names it.
+pub async fn reached(what: &str, limit: Duration, mut condition: impl AsyncFnMut() -> bool) -> Duration {
+    let began = tokio::time::Instant::now();
+    let reach = async {
+        while !condition().await {
+            poll_pause().await;
+        }
+    };
+    match tokio::time::timeout(limit, reach).await {
+        Ok(()) => began.elapsed(),
+        Err(_) => panic!("{what}: did not happen within {limit:?}"),
+    }
+}
+
 /// The time between two looks at a condition.
 pub async fn poll_pause() {
     tokio::time::sleep(Duration::from_millis(2)).await;

@@ -2,17 +2,16 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use remora_tests::client::http1::Http1Client;
-use remora_tests::config::{Listener, cluster, direct, merge, route_config, to_cluster};
-use remora_tests::control_plane::{
-    ControlPlane, RawControlPlane, Said, by_ads, cds, control_cluster, eds, eds_cluster, lds, message, rds,
-    rds_by_ads, wire,
-};
+use remora_tests::config::{Listener, cluster, direct, merge, to_cluster};
+use remora_tests::control_plane::{ControlPlane, RawControlPlane, RawStream, Said};
 use remora_tests::proxy::Proxy;
+use remora_tests::resources::{
+    by_ads, cds, control_cluster, eds, eds_cluster, ingress, lds, message, routes, service, under, version,
+    wire,
+};
+use remora_tests::traffic::Traffic;
 use remora_tests::upstream::Upstream as _;
 use remora_tests::upstream::http1::{Answer, Http1Upstream};
 use remora_tests::wait::{eventually, eventually_async};
@@ -24,84 +23,8 @@ use remora_xds::{Kind, Resource};
 use serde_json::json;
 use tokio::time::Instant;
 
-fn ingress() -> Resource {
-    lds(Listener::http("ingress").manager(rds_by_ads("routes")))
-}
-
-fn routes(cluster: &str, version: u32) -> Resource {
-    let version = direct("/version", 200, &version.to_string());
-    rds(&route_config("routes", vec![version, to_cluster("/", cluster)]))
-}
-
-/// One service: cluster, endpoints, listener, routes.
-fn service(origin: &Http1Upstream, version: u32) -> Vec<Resource> {
-    vec![
-        cds(&eds_cluster("origin")),
-        eds("origin", &[origin.address()]),
-        ingress(),
-        routes("origin", version),
-    ]
-}
-
 async fn start(servers: &[SocketAddr], api_type: &str) -> Proxy {
     Proxy::builder().cluster(control_cluster(servers)).dynamic(by_ads(api_type)).start().await
-}
-
-async fn version(client: &mut Http1Client) -> u32 {
-    client.get("/version").await.unwrap().text().parse().unwrap()
-}
-
-/// Requests one after the other on one connection, until it is stopped.
-struct Traffic {
-    stop: Arc<AtomicBool>,
-    task: tokio::task::JoinHandle<(usize, Vec<String>)>,
-    count: Arc<AtomicUsize>,
-}
-
-impl Traffic {
-    async fn start(proxy: &Proxy) -> Self {
-        let mut client = proxy.http1().await;
-        let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&count));
-        let task = tokio::spawn(async move {
-            let mut lost = Vec::new();
-            while !stopped.load(Ordering::Relaxed) {
-                match client.get("/").await {
-                    Ok(response) if response.status == 200 => {}
-                    Ok(response) => lost.push(format!("{} {}", response.status, response.text())),
-                    Err(error) => {
-                        lost.push(format!("{error:?}"));
-                        break;
-                    }
-                }
-                counted.fetch_add(1, Ordering::Relaxed);
-                tokio::task::yield_now().await;
-            }
-            (counted.load(Ordering::Relaxed), lost)
-        });
-        Self { stop, task, count }
-    }
-
-    /// Waits for so many more requests.
-    async fn flows(&self, more: usize) {
-        let before = self.count.load(Ordering::Relaxed);
-        eventually("traffic", || {
-            self.count.load(Ordering::Relaxed) >= before + more || self.task.is_finished()
-        })
-        .await;
-    }
-
-    async fn lost_nothing(self) {
-        self.flows(5).await;
-        self.stop.store(true, Ordering::Relaxed);
-        let (count, lost) = self.task.await.unwrap();
-        assert!(
-            lost.is_empty(),
-            "of {count} requests {} were lost: {:?}",
-            lost.len(),
-            &lost[..lost.len().min(5)]
-        );
-    }
 }
 
 async fn changes_are_followed(api_type: &str) {
@@ -110,13 +33,13 @@ async fn changes_are_followed(api_type: &str) {
         Http1Upstream::answering(Answer::ok("two")).await,
     );
     let plane = ControlPlane::start().await;
-    plane.publish(service(&one, 1));
+    plane.publish(service(one.address(), 1));
     let proxy = start(&[plane.address], api_type).await;
     let mut client = proxy.http1().await;
     assert_eq!(client.get("/").await.unwrap().text(), "one");
     let traffic = Traffic::start(&proxy).await;
 
-    plane.publish(service(&two, 2));
+    plane.publish(service(two.address(), 2));
     plane.accepted(Kind::ClusterLoadAssignment, "origin").await;
     plane.accepted(Kind::RouteConfiguration, "routes").await;
     assert_eq!(client.get("/").await.unwrap().text(), "two", "what was acknowledged is in force");
@@ -153,7 +76,7 @@ async fn changes_are_followed_in_the_state_of_the_world_variant() {
 async fn a_control_plane_that_is_killed_again_and_again_costs_nothing() {
     let origin = Http1Upstream::answering(Answer::ok("origin")).await;
     let mut plane = ControlPlane::start().await;
-    plane.publish(service(&origin, 0));
+    plane.publish(service(origin.address(), 0));
     let proxy = start(&[plane.address], "DELTA_GRPC").await;
     let traffic = Traffic::start(&proxy).await;
     traffic.flows(10).await;
@@ -161,7 +84,7 @@ async fn a_control_plane_that_is_killed_again_and_again_costs_nothing() {
         let address = plane.address;
         drop(plane);
         plane = ControlPlane::start_at(address).await;
-        plane.publish(service(&origin, round));
+        plane.publish(service(origin.address(), round));
         plane.accepted(Kind::RouteConfiguration, "routes").await;
         // What did not change was not sent again, but the control plane knows that it is there.
         plane.accepted(Kind::Cluster, "origin").await;
@@ -175,7 +98,7 @@ async fn a_control_plane_that_is_killed_again_and_again_costs_nothing() {
 async fn an_empty_control_plane_is_not_believed(api_type: &str) {
     let origin = Http1Upstream::answering(Answer::ok("origin")).await;
     let plane = ControlPlane::start().await;
-    plane.publish(service(&origin, 1));
+    plane.publish(service(origin.address(), 1));
     let proxy = start(&[plane.address], api_type).await;
     let traffic = Traffic::start(&proxy).await;
     let address = plane.address;
@@ -189,7 +112,7 @@ async fn an_empty_control_plane_is_not_believed(api_type: &str) {
     .await;
     traffic.flows(20).await;
     // When it knows something again, it is believed.
-    plane.publish(service(&origin, 2));
+    plane.publish(service(origin.address(), 2));
     eventually_async("the new routes", async || version(&mut proxy.http1().await).await == 2).await;
     traffic.lost_nothing().await;
 }
@@ -234,7 +157,7 @@ fn bad_regex() -> serde_json::Value {
 async fn bad_resources_are_refused_by_name_and_good_ones_taken() {
     let origin = Http1Upstream::answering(Answer::ok("origin")).await;
     let plane = ControlPlane::start().await;
-    plane.publish(service(&origin, 1));
+    plane.publish(service(origin.address(), 1));
     let proxy = start(&[plane.address], "DELTA_GRPC").await;
     let traffic = Traffic::start(&proxy).await;
 
@@ -255,14 +178,14 @@ async fn bad_resources_are_refused_by_name_and_good_ones_taken() {
         let (good, bad) = (cds(&cluster(&good_name, &[origin.address()])), make(&bad_name));
         let kind = bad.kind();
         let began = Instant::now();
-        plane.publish(service(&origin, n).into_iter().chain([bad, good]));
+        plane.publish(service(origin.address(), n).into_iter().chain([bad, good]));
         let reason = plane.refused(kind, &bad_name).await;
         assert!(reason.contains(word), "{word}: {reason}");
         assert!(began.elapsed() < Duration::from_secs(2), "{word}: {:?}", began.elapsed());
         plane.accepted(Kind::Cluster, &good_name).await;
         plane.accepted(Kind::RouteConfiguration, "routes").await;
         assert_eq!(version(&mut proxy.http1().await).await, n);
-        plane.publish(service(&origin, n));
+        plane.publish(service(origin.address(), n));
     }
     assert!(!plane.said().contains(&Said::Closed), "the stream stays");
     let rejected = proxy.admin("GET", "/stats/prometheus").await.unwrap().text();
@@ -277,15 +200,15 @@ async fn bad_resources_are_refused_by_name_and_good_ones_taken() {
 async fn a_flapping_control_plane_ends_in_its_last_version() {
     let origin = Http1Upstream::answering(Answer::ok("origin")).await;
     let plane = ControlPlane::start().await;
-    plane.publish(service(&origin, 0));
+    plane.publish(service(origin.address(), 0));
     let proxy = start(&[plane.address], "DELTA_GRPC").await;
     let traffic = Traffic::start(&proxy).await;
     let mut ticks = tokio::time::interval(Duration::from_millis(10));
     for n in 1..=200 {
         ticks.tick().await;
-        plane.publish(service(&origin, n % 2));
+        plane.publish(service(origin.address(), n % 2));
     }
-    plane.publish(service(&origin, 1000));
+    plane.publish(service(origin.address(), 1000));
     let last = Instant::now();
     eventually_async("the last version", async || version(&mut proxy.http1().await).await == 1000).await;
     assert!(last.elapsed() < Duration::from_secs(2), "{:?}", last.elapsed());
@@ -293,10 +216,7 @@ async fn a_flapping_control_plane_ends_in_its_last_version() {
 }
 
 /// Serves one service on a raw stream.
-async fn serve_raw(
-    plane: &mut RawControlPlane,
-    origin: &Http1Upstream,
-) -> remora_tests::control_plane::RawStream {
+async fn serve_raw(plane: &mut RawControlPlane, origin: &Http1Upstream) -> RawStream {
     let mut stream = plane.stream().await;
     stream.push(Kind::Cluster, vec![wire(&cds(&eds_cluster("origin")))]).await;
     stream.push(Kind::ClusterLoadAssignment, vec![wire(&eds("origin", &[origin.address()]))]).await;
@@ -382,14 +302,8 @@ async fn a_proxy_starts_from_disk_while_its_control_plane_is_down() {
     let file = state.path().join("last-good.pb.gz");
     let plane = ControlPlane::start().await;
     let address = plane.address;
-    plane.publish(service(&origin, 7));
-    let proxy = |address| {
-        Proxy::builder()
-            .cluster(control_cluster(&[address]))
-            .dynamic(by_ads("DELTA_GRPC"))
-            .argument("--state-dir")
-            .argument(state.path().to_str().unwrap())
-    };
+    plane.publish(service(origin.address(), 7));
+    let proxy = |address| under(&[address]).argument("--state-dir").argument(state.path().to_str().unwrap());
     let first = proxy(address).start().await;
     eventually("the file", || file.is_file()).await;
     drop((first, plane));
@@ -404,7 +318,7 @@ async fn a_proxy_starts_from_disk_while_its_control_plane_is_down() {
     assert!(second.admin("GET", "/metrics").await.unwrap().text().contains("remora_config_from_disk 1"));
     // The control plane comes back, and only the difference is new.
     let plane = ControlPlane::start_at(address).await;
-    plane.publish(service(&origin, 8));
+    plane.publish(service(origin.address(), 8));
     plane.accepted(Kind::Cluster, "origin").await;
     plane.accepted(Kind::RouteConfiguration, "routes").await;
     assert_eq!(version(&mut client).await, 8);

@@ -95,7 +95,7 @@ fn single_mistakes() {
         ),
         (
             "name: a\ndns_resolvers: [{}]",
-            "f:2:1: dns_resolvers: not supported by Remora (remove it: names are resolved as /etc/resolv.conf says)\n",
+            "f:2:1: dns_resolvers: not supported by Remora (use typed_dns_resolver_config)\n",
         ),
         (
             "name: a\ntype: EDS\ncluster_type: {name: x}",

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use remora_xds::Kind;
 use remora_xds::client::{self, Event, Names, Refused, Settings};
 use tokio::sync::{mpsc, watch};
@@ -19,9 +18,13 @@ use crate::config::snapshot::Snapshot;
 use crate::config::source::ads::ClusterConnector;
 use crate::config::source::disk::LastGood;
 use crate::telemetry::metrics::ResourceKind;
+use crate::upstream::cluster::Cluster;
 
 /// Changes are collected for this long before they are written to disk.
 const SAVE_AFTER: Duration = Duration::from_secs(1);
+
+/// Reasons that are logged while the control plane is away.
+const MAX_TOLD: usize = 16;
 
 /// What the admin page says about the control plane.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,9 +43,13 @@ pub struct ControlPlaneStatus {
 pub(super) struct ControlPlane {
     events: mpsc::Receiver<Event>,
     wanted: watch::Sender<Names>,
+    /// Its own cluster.
+    cluster: watch::Sender<Arc<Cluster>>,
     last_good: Option<LastGood>,
     save_at: Option<Instant>,
     saving: Option<JoinHandle<()>>,
+    /// Why it is not connected: what was logged since it was.
+    told: Vec<String>,
 }
 
 /// Takes over what an earlier process left on disk. True: there was something.
@@ -84,19 +91,40 @@ pub(super) fn last_good(manager: &Manager, folder: Option<&PathBuf>) -> Option<L
 
 impl ControlPlane {
     /// Opens the stream, if the bootstrap names a control plane.
-    pub(super) fn start(
-        manager: &Manager,
-        config: &Arc<ArcSwap<Snapshot>>,
-        last_good: Option<LastGood>,
-    ) -> Option<Self> {
-        let spec = manager.ads()?.clone();
+    pub(super) fn start(manager: &Manager, config: &Snapshot, last_good: Option<LastGood>) -> Option<Self> {
+        let spec = manager.ads()?;
+        let cluster = config.cluster_by_name(&spec.cluster)?;
         let mut settings = Settings::new(spec.variant, spec.node.clone(), manager.ads_roots().to_vec());
         settings.held = manager.ads_versions();
+        if let Some(keepalive) = cluster.spec().http.http2.keepalive {
+            (settings.keepalive, settings.keepalive_timeout) = (keepalive.interval, keepalive.timeout);
+        }
         let (send, events) = mpsc::channel(1);
         let (wanted, wants) = watch::channel(manager.ads_wanted());
-        let connector = ClusterConnector::new(Arc::clone(config), spec);
+        let (cluster, servers) = watch::channel(Arc::clone(cluster));
+        let connector = ClusterConnector::new(servers, Arc::clone(&spec.authority));
         tokio::spawn(client::run(settings, connector, wants, send));
-        Some(Self { events, wanted, last_good, save_at: None, saving: None })
+        Some(Self { events, wanted, cluster, last_good, save_at: None, saving: None, told: Vec::new() })
+    }
+
+    /// Lets the stream find its servers where `config` has them.
+    pub(super) fn follow(&self, config: &Snapshot) {
+        self.cluster.send_if_modified(|old| {
+            let new = config.cluster_by_name(&old.spec().name).filter(|new| !Arc::ptr_eq(old, new));
+            new.is_some_and(|new| {
+                *old = Arc::clone(new);
+                true
+            })
+        });
+    }
+
+    /// Whether a reason is to be logged: each once, not for every attempt.
+    fn is_news(&mut self, reason: &str) -> bool {
+        let news = self.told.len() < MAX_TOLD && !self.told.iter().any(|told| told == reason);
+        if news {
+            self.told.push(reason.to_owned());
+        }
+        news
     }
 
     /// When something is to be written to disk.
@@ -182,10 +210,11 @@ impl App {
         control.config_accepted(metric_of(update.kind), accepted.len() as u64);
         control.config_rejected(metric_of(update.kind), refused.len() as u64);
         log_refused(update.kind, &refused);
-        if let Some(control_plane) = &mut self.control_plane {
-            if control_plane.last_good.is_some() && !(accepted.is_empty() && removed.is_empty()) {
-                control_plane.save_at.get_or_insert_with(|| Instant::now() + SAVE_AFTER);
-            }
+        if let Some(control_plane) = &mut self.control_plane
+            && control_plane.last_good.is_some()
+            && !(accepted.is_empty() && removed.is_empty())
+        {
+            control_plane.save_at.get_or_insert_with(|| Instant::now() + SAVE_AFTER);
         }
         // A stream that is gone needs no answer.
         let _ = answer.send(update.answer(accepted, removed, refused));
@@ -236,7 +265,10 @@ impl App {
     }
 
     /// A control plane has said something: what is served is no longer only what was on disk.
-    fn confirmed(&self) {
+    fn confirmed(&mut self) {
+        if let Some(control_plane) = &mut self.control_plane {
+            control_plane.told.clear();
+        }
         let old = self.shared.control_plane.load_full();
         if old.from_disk {
             self.shared.registry.control.config_from_disk(false);
@@ -245,18 +277,15 @@ impl App {
         }
     }
 
-    fn set_connected(&self, connected: bool, error: Option<String>) {
-        let old = self.shared.control_plane.load_full();
+    fn set_connected(&mut self, connected: bool, error: Option<String>) {
         self.shared.registry.control.control_plane_connected(connected);
+        let Some(control_plane) = &mut self.control_plane else { return };
         if connected {
             tracing::info!("the control plane is connected");
-        } else if old.connected || old.error.is_none() {
-            // Once, not for every attempt.
-            tracing::warn!(
-                reason = error,
-                "the control plane is not connected; the last good configuration serves"
-            );
+        } else if let Some(reason) = error.as_deref().filter(|reason| control_plane.is_news(reason)) {
+            tracing::warn!(reason, "the control plane is not connected; the last good configuration serves");
         }
+        let old = self.shared.control_plane.load_full();
         let (from_disk, cluster) = (old.from_disk, old.cluster.clone());
         self.shared.control_plane.store(Arc::new(ControlPlaneStatus {
             cluster,

@@ -60,7 +60,7 @@ fn start(
         return;
     }
     let open = Open::new(series.clone());
-    let connection = connection::serve(Rc::clone(worker), spec, stream, peer);
+    let connection = connection::serve(Rc::clone(worker), spec, stream, peer, series.clone());
     tokio::task::spawn_local(async move {
         connection.await;
         drop(open);

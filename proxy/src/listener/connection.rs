@@ -18,12 +18,18 @@ use crate::http::downstream::Downstream;
 use crate::http::{h1, h2};
 use crate::io::{Io, ReadAhead, Rewound};
 use crate::tcp_proxy;
-use crate::telemetry::metrics::Refusal;
+use crate::telemetry::metrics::{ListenerCount, ListenerSeries, Refusal};
 use crate::tls::TlsSession;
 use crate::worker::Worker;
 
-/// Serves an accepted connection until it ends.
-pub async fn serve(worker: Rc<Worker>, spec: Arc<ListenerSpec>, mut stream: TcpStream, peer: SocketAddr) {
+/// Serves an accepted connection until it ends. `series` counts for the listener that accepted it.
+pub async fn serve(
+    worker: Rc<Worker>,
+    spec: Arc<ListenerSpec>,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    series: ListenerSeries,
+) {
     let Ok(local) = stream.local_addr().map(canonical) else { return };
     let remote = canonical(peer);
     let original_dst = original_destination(&spec, &stream, local);
@@ -40,6 +46,9 @@ pub async fn serve(worker: Rc<Worker>, spec: Arc<ListenerSpec>, mut stream: TcpS
         Ok(secured) => secured,
         Err(why) => return worker.metrics.refused(why),
     };
+    if tls.is_some() {
+        series.count(ListenerCount::TlsHandshakes);
+    }
     let downstream = Rc::new(Downstream {
         id: worker.next_connection_id(),
         remote,

@@ -216,7 +216,10 @@ impl Cluster {
             Discovery::Static(assignment) => {
                 (Arc::new(EndpointSet::update(&self.endpoints, assignment, &spec.lb)), true)
             }
-            Discovery::OriginalDst(_) => (Arc::new(EndpointSet::empty(&spec.lb)), true),
+            Discovery::OriginalDst(_) => {
+                self.endpoints.retire();
+                (Arc::new(EndpointSet::empty(&spec.lb)), true)
+            }
             // Also when the discovery is another now: until it answers, the old endpoints serve.
             _ if self.spec.lb == spec.lb => (Arc::clone(&self.endpoints), warm),
             _ => (Arc::new(self.endpoints.rebalance(&spec.lb)), warm),

@@ -92,7 +92,7 @@ pub struct RefreshSpec {
     pub respect_ttl: bool,
     /// `dns_min_refresh_rate`, default 1 s.
     pub min_rate: Duration,
-    /// `dns_failure_refresh_rate` (base, maximum), doubled with every failure. Default: from 500 ms up to `rate`.
+    /// `dns_failure_refresh_rate` (base, maximum), doubled with every failure. Default: from 500 ms up to 2.5 s or `rate`.
     pub failure: Option<(Duration, Duration)>,
     /// `dns_jitter`: up to this much is added to a refresh. Default here: a tenth of it (Envoy: none).
     pub jitter: Option<Duration>,
@@ -110,6 +110,10 @@ impl Default for RefreshSpec {
     }
 }
 
+/// With [`FAILURE_MAX`] the default of `dns_failure_refresh_rate`. A lookup that nobody answers takes 4 s, a repeat goes out after
+/// half of that: within 5 s of a name server's return its answer is there.
+const FAILURE_BASE: Duration = Duration::from_millis(500);
+const FAILURE_MAX: Duration = Duration::from_millis(2500);
 /// A TTL is not believed beyond this.
 const TTL_CEILING: Duration = Duration::from_secs(300);
 
@@ -125,7 +129,7 @@ impl RefreshSpec {
     #[must_use]
     pub fn after_failure(&self, failures: u32, rng: &mut fastrand::Rng) -> Duration {
         let (base, max) =
-            self.failure.unwrap_or_else(|| (Duration::from_millis(500).min(self.rate), self.rate));
+            self.failure.unwrap_or_else(|| (FAILURE_BASE.min(self.rate), FAILURE_MAX.min(self.rate)));
         let doubled = base.saturating_mul(1 << failures.saturating_sub(1).min(20)).min(max);
         doubled.mul_f64(0.5 + rng.f64() / 2.0)
     }

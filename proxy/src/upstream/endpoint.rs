@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use foldhash::{HashMap, HashMapExt};
@@ -177,6 +177,7 @@ pub struct EndpointState {
     idle_ms: AtomicU32,
     idle_cap_ms: AtomicU32,
     requests: AtomicU64,
+    gone: AtomicBool,
 }
 
 impl EndpointState {
@@ -197,6 +198,17 @@ impl EndpointState {
     #[must_use]
     pub fn is_out(&self) -> bool {
         self.flags.load(Ordering::Relaxed) != 0
+    }
+
+    /// Nobody lists the endpoint any more: its pools are to be given up. For good, because a new list makes a new endpoint of it.
+    pub fn leave(&self) {
+        self.gone.store(true, Ordering::Relaxed);
+    }
+
+    /// See [`Self::leave`].
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
     }
 
     /// Sets or clears ejection by outlier detection. Answers whether that was a change.
@@ -341,7 +353,8 @@ impl EndpointSet {
     }
 
     /// The set for a new assignment. Endpoints that `old` has too keep their key and state, whatever else of them changed;
-    /// endpoints that did not change at all are shared. Of two equal endpoints the first is taken, as Envoy does.
+    /// endpoints that did not change at all are shared, and those that only `old` has leave. Of two equal endpoints the first is
+    /// taken, as Envoy does.
     #[must_use]
     pub fn update(old: &Self, assignment: &Assignment, lb: &LbSpec) -> Self {
         let mut known: HashMap<_, &Arc<Endpoint>> = HashMap::with_capacity(old.endpoints.len());
@@ -354,7 +367,7 @@ impl EndpointSet {
             if seen.insert(spec.identity(), ()).is_some() {
                 continue;
             }
-            next.push(match known.get(&spec.identity()) {
+            next.push(match known.remove(&spec.identity()) {
                 Some(same) if same.spec == *spec => Arc::clone(same),
                 Some(old) => {
                     Arc::new(Endpoint { key: old.key, spec: spec.clone(), state: Arc::clone(&old.state) })
@@ -362,7 +375,13 @@ impl EndpointSet {
                 None => Arc::new(Endpoint::new(spec.clone())),
             });
         }
+        known.values().for_each(|endpoint| endpoint.state.leave());
         Self::freeze(next.into(), assignment.policy, lb)
+    }
+
+    /// All endpoints leave: nothing takes the place of this set.
+    pub fn retire(&self) {
+        self.endpoints.iter().for_each(|endpoint| endpoint.state.leave());
     }
 
     /// The same endpoints with a new index: after `lb` changed, or the health of an endpoint did.

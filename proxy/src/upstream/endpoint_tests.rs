@@ -21,6 +21,10 @@ fn an_edit_of_other_endpoints_shares_this_one() {
     assert!(Arc::ptr_eq(&first.endpoints()[1], &second.endpoints()[1]));
     assert_eq!(second.endpoints()[1].state.active(), 1);
     assert_ne!(first.endpoints()[0].key, second.endpoints()[0].key);
+    assert!(first.endpoints()[0].state.is_gone());
+    assert!(!second.endpoints().iter().any(|endpoint| endpoint.state.is_gone()));
+    second.retire();
+    assert!(second.endpoints().iter().all(|endpoint| endpoint.state.is_gone()));
 }
 
 #[test]

@@ -63,8 +63,8 @@ impl OriginalDstTable {
         }
         if self.known.len() >= self.limit {
             let oldest = self.known.iter().min_by_key(|(_, (_, used))| *used).map(|(address, _)| *address);
-            if let Some(address) = oldest {
-                self.known.remove(&address);
+            if let Some((endpoint, _)) = oldest.and_then(|address| self.known.remove(&address)) {
+                endpoint.state.leave();
             }
         }
         let endpoint = Arc::new(Endpoint::new(EndpointSpec::new(address)));
@@ -75,14 +75,12 @@ impl OriginalDstTable {
     /// Forgets destinations unused for `idle` that no request uses now.
     pub fn expire(&mut self, idle: Duration, now: Instant) {
         self.known.retain(|_, (endpoint, used)| {
-            now.saturating_duration_since(*used) < idle || endpoint.state.active() > 0
+            let stays = now.saturating_duration_since(*used) < idle || endpoint.state.active() > 0;
+            if !stays {
+                endpoint.state.leave();
+            }
+            stays
         });
-    }
-
-    /// Whether `key` is one of them.
-    #[must_use]
-    pub fn contains(&self, key: super::endpoint::EndpointKey) -> bool {
-        self.known.values().any(|(endpoint, _)| endpoint.key == key)
     }
 
     /// Number of destinations.
@@ -138,5 +136,6 @@ mod tests {
         table.expire(Duration::from_secs(5), now + Duration::from_secs(60));
         assert_eq!(table.len(), 1);
         assert_eq!(table.endpoint(address(3), now).key, third.key);
+        assert_eq!([&first, &second, &third].map(|endpoint| endpoint.state.is_gone()), [true, true, false]);
     }
 }

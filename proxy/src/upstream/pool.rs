@@ -46,11 +46,12 @@ impl Pools {
         pool
     }
 
-    /// Forgets the pools of endpoints that `keep` does not know: connections at rest close, those in use finish.
-    pub fn prune(&self, keep: impl Fn(EndpointKey) -> bool) {
+    /// Forgets the pools of endpoints that are gone: connections at rest close, those in use finish. Takes as long as there are
+    /// pools, however many endpoints there are: this runs between requests.
+    pub fn prune(&self) {
         let mut removed = Vec::new();
-        self.by_endpoint.borrow_mut().retain(|key, pool| {
-            let stays = keep(*key);
+        self.by_endpoint.borrow_mut().retain(|_, pool| {
+            let stays = !pool.endpoint.state.is_gone();
             if !stays {
                 removed.push(Rc::clone(pool));
             }

@@ -143,12 +143,6 @@ impl Worker {
         originals.endpoint(address, Instant::now())
     }
 
-    /// Whether the pools of `key` belong to an original destination.
-    #[must_use]
-    pub fn is_original(&self, key: EndpointKey) -> bool {
-        self.originals.borrow().contains(key)
-    }
-
     /// A header template, compiled once. None cannot happen for text that the compiler accepted.
     #[must_use]
     pub fn format(&self, template: &str) -> Option<Rc<Format>> {
@@ -188,11 +182,7 @@ impl Worker {
     /// Forgets what belongs to endpoints and clusters that are gone.
     pub fn prune(&self) {
         let snapshot = self.snapshot();
-        let mut known: foldhash::HashSet<EndpointKey> = foldhash::HashSet::default();
-        for cluster in snapshot.clusters() {
-            known.extend(cluster.endpoints().endpoints().iter().map(|e| e.key));
-        }
-        self.pools.prune(|key| known.contains(&key) || self.is_original(key));
+        self.pools.prune();
         self.cursors.borrow_mut().retain(|name, _| snapshot.cluster_by_name(name).is_some());
     }
 }

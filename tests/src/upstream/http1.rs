@@ -229,7 +229,18 @@ impl Http1Upstream {
     /// # Panics
     /// When no loopback port is free.
     pub async fn scripted(script: impl Fn(&Forwarded, usize) -> Answer + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        Self::scripted_at(SocketAddr::from(([127, 0, 0, 1], 0)), script).await
+    }
+
+    /// The same at a loopback address of the test's choice.
+    ///
+    /// # Panics
+    /// When it is taken.
+    pub async fn scripted_at(
+        address: SocketAddr,
+        script: impl Fn(&Forwarded, usize) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind(address).await.expect("bind");
         let address = listener.local_addr().expect("address");
         let record = Arc::<Mutex<Record>>::default();
         let (reading, gate) = watch::channel(true);

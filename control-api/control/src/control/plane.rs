@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use remora_mesh::{Credentials, Listening, Profile};
-use remora_xds::server::{AdsService, Settings};
+use remora_xds::server::{self, AdsService, Settings};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tonic::codegen::tokio_stream::wrappers::TcpListenerStream;
 
 use super::folder;
 use crate::audit::Audit;
@@ -152,7 +151,7 @@ async fn serve_xds(listener: TcpListener, publisher: Arc<Publisher>) {
     let service = AdsService::new(publisher, settings.clone()).into_server();
     let served = AdsService::<Arc<Publisher>>::transport(&settings)
         .add_service(service)
-        .serve_with_incoming(TcpListenerStream::new(listener))
+        .serve_with_incoming(server::incoming(listener))
         .await;
     if let Err(error) = served {
         tracing::error!(%error, "the ADS server has ended");

@@ -1,5 +1,6 @@
 //! Connects subscriptions to gRPC and to the data plane, for as long as it runs.
 
+use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -14,9 +15,10 @@ use tonic::codegen::Service;
 use tonic::codegen::http::Uri;
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use super::failover::Failover;
+use super::link::{Ended, Link};
 use super::subscriptions::{Answer, Batch, Names, Request, Response, Subscriptions};
 use super::{Variant, Versions};
 use crate::kind::Kind;
@@ -27,12 +29,18 @@ use crate::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Discovery
 /// A server that has nothing to say is healthy when its stream lasts this long.
 const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 
+/// Least time between the beginnings of two streams of which the first was answered.
+const ANSWERED_AGAIN: Duration = Duration::from_secs(1);
+
 /// A byte stream to a server.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// A connection that is being opened.
 pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn Duplex>>> + Send>>;
+
+/// Waits for other servers.
+pub type Changed = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Opens connections to the servers of a control plane.
 pub trait Connector: Send + Sync + 'static {
@@ -42,6 +50,8 @@ pub trait Connector: Send + Sync + 'static {
     fn connect(&self, server: usize) -> Connecting;
     /// `:authority` of the requests.
     fn authority(&self) -> &str;
+    /// Comes when the servers are others than at the time of this call: then none of them has failed yet.
+    fn changed(&self) -> Changed;
 }
 
 /// How the stream is to be.
@@ -57,14 +67,15 @@ pub struct Settings {
     pub held: Vec<(Kind, Versions)>,
     /// Bytes of the largest response.
     pub response_bytes: usize,
-    /// A quiet connection is probed after this time…
+    /// A connection without a response for so long is probed with an HTTP/2 PING…
     pub keepalive: Duration,
     /// …and given up when the probe is not answered in this time.
     pub keepalive_timeout: Duration,
 }
 
 impl Settings {
-    /// Usual bounds: 64 MiB a response, a silent server is noticed after 30 s.
+    /// Usual bounds: 64 MiB a response; a silent server is noticed within 28 s. Servers count more frequent probes as an attack:
+    /// Istio's allows one in 15 s.
     #[must_use]
     pub const fn new(variant: Variant, node: Node, roots: Vec<Kind>) -> Self {
         Self {
@@ -74,7 +85,7 @@ impl Settings {
             held: Vec::new(),
             response_bytes: 64 << 20,
             keepalive: Duration::from_secs(20),
-            keepalive_timeout: Duration::from_secs(10),
+            keepalive_timeout: Duration::from_secs(8),
         }
     }
 }
@@ -106,27 +117,38 @@ pub async fn run(
     }
     let connector: Arc<dyn Connector> = Arc::new(connector);
     while !events.is_closed() {
-        let server =
-            Server { connector: Arc::clone(&connector), number: failover.server(connector.servers()) };
+        let changed = connector.changed();
+        let number = failover.server(connector.servers());
+        let server = Server { connector: Arc::clone(&connector), number, ended: Ended::default() };
         let mut session = Session {
             settings: &settings,
             subscriptions: &mut subscriptions,
             wanted: &mut wanted,
             events: &events,
             answered: false,
+            misbehaved: false,
         };
         let began = Instant::now();
         let reason = session.run(server).await;
-        if session.answered || began.elapsed() >= HEALTHY_AFTER {
+        let session_answered = session.answered;
+        let good = session_answered && !session.misbehaved;
+        if good || began.elapsed() >= HEALTHY_AFTER {
             failover.healthy();
         }
         let Err(reason) = reason else { return };
-        let wait = failover.failed(connector.servers(), &mut rng);
+        let mut wait = failover.failed(connector.servers(), &mut rng);
+        if session_answered {
+            // A server that answers and ends the stream at once is not asked all the time either.
+            wait = wait.max(ANSWERED_AGAIN.saturating_sub(began.elapsed()));
+        }
         tracing::debug!(reason, ?wait, "the stream to the control plane ended");
         if events.send(Event::Disconnected(reason)).await.is_err() {
             return;
         }
-        tokio::time::sleep(wait).await;
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = changed => failover.healthy(),
+        }
     }
 }
 
@@ -137,6 +159,8 @@ struct Session<'s> {
     events: &'s mpsc::Sender<Event>,
     /// Whether the server has sent anything.
     answered: bool,
+    /// Whether it has sent what it must not: if it does so each time, it is not to be asked all the time.
+    misbehaved: bool,
 }
 
 impl Session<'_> {
@@ -148,6 +172,7 @@ impl Session<'_> {
             .http2_keep_alive_interval(self.settings.keepalive)
             .keep_alive_timeout(self.settings.keepalive_timeout)
             .keep_alive_while_idle(true);
+        let ended = server.ended.clone();
         let channel = endpoint.connect_with_connector(server).await.map_err(|e| full_text(&e))?;
         let mut client = AggregatedDiscoveryServiceClient::new(channel)
             .max_decoding_message_size(self.settings.response_bytes);
@@ -161,7 +186,7 @@ impl Session<'_> {
                     Request::Delta(request) => Some(*request),
                     Request::Sotw(_) => None,
                 };
-                self.stream(opened, Outbound { out, pick }).await
+                self.stream(opened, Outbound { out, pick }, &ended).await
             }
             Variant::Sotw => {
                 let (out, requests) = mpsc::channel(1);
@@ -170,7 +195,7 @@ impl Session<'_> {
                     Request::Sotw(request) => Some(*request),
                     Request::Delta(_) => None,
                 };
-                self.stream(opened, Outbound { out, pick }).await
+                self.stream(opened, Outbound { out, pick }, &ended).await
             }
         }
     }
@@ -179,6 +204,7 @@ impl Session<'_> {
         &mut self,
         opened: impl Future<Output = Result<tonic::Response<Streaming<R>>, Status>>,
         outbound: Outbound<Q>,
+        ended: &Ended,
     ) -> Result<(), String>
     where
         R: Into<Response>,
@@ -191,14 +217,16 @@ impl Session<'_> {
             let next_at = self.subscriptions.next_at();
             tokio::select! {
                 permit = outbound.out.reserve(), if lively => {
-                    let permit = permit.map_err(|_| "the stream was closed".to_owned())?;
-                    match self.subscriptions.next_request(Instant::now()).and_then(outbound.pick) {
-                        Some(request) => permit.send(request),
+                    // When it is closed, what is received says why.
+                    let next = permit.ok().zip(self.subscriptions.next_request(Instant::now()).and_then(outbound.pick));
+                    match next {
+                        Some((permit, request)) => permit.send(request),
                         None => lively = false,
                     }
                 }
                 received = receive(opened.as_mut(), &mut responses) => {
-                    let going_on = match received? {
+                    let received = received.map_err(|status| self.why(&status, ended))?;
+                    let going_on = match received {
                         None => self.events.send(Event::Connected).await.is_ok(),
                         Some(response) => self.received(response.into()).await?,
                     };
@@ -219,10 +247,24 @@ impl Session<'_> {
         }
     }
 
+    /// Why the stream ended, for the log.
+    fn why(&mut self, status: &Status, ended: &Ended) -> String {
+        // What has a source befell the connection.
+        if status.source().is_none() {
+            self.misbehaved = matches!(status.code(), Code::OutOfRange | Code::Internal);
+            return text_of(status);
+        }
+        let text = text_of(status);
+        if ended.by_peer() || !text.contains("broken pipe") {
+            return text;
+        }
+        format!("the server is silent: no answer to a PING within {:?}", self.settings.keepalive_timeout)
+    }
+
     /// Hands a response to the data plane, and takes its answer. False: the data plane has ended.
     async fn received(&mut self, response: Response) -> Result<bool, String> {
         self.answered = true;
-        let batch = self.subscriptions.take(response)?;
+        let batch = self.subscriptions.take(response).inspect_err(|_| self.misbehaved = true)?;
         let (answer, answered) = oneshot::channel();
         if self.events.send(Event::Batch(batch, answer)).await.is_err() {
             return Ok(false);
@@ -258,13 +300,13 @@ struct Outbound<Q> {
 async fn receive<R>(
     opened: Pin<&mut impl Future<Output = Result<tonic::Response<Streaming<R>>, Status>>>,
     responses: &mut Option<Streaming<R>>,
-) -> Result<Option<R>, String> {
+) -> Result<Option<R>, Status> {
     let Some(responses) = responses else {
-        *responses = Some(opened.await.map_err(|status| text_of(&status))?.into_inner());
+        *responses = Some(opened.await?.into_inner());
         return Ok(None);
     };
-    let response = responses.message().await.map_err(|status| text_of(&status))?;
-    response.map(Some).ok_or_else(|| "the server ended the stream".to_owned())
+    let response = responses.message().await?;
+    response.map(Some).ok_or_else(|| Status::unavailable("the server ended the stream"))
 }
 
 impl From<DeltaDiscoveryResponse> for Response {
@@ -284,10 +326,11 @@ impl From<DiscoveryResponse> for Response {
 struct Server {
     connector: Arc<dyn Connector>,
     number: usize,
+    ended: Ended,
 }
 
 impl Service<Uri> for Server {
-    type Response = TokioIo<Box<dyn Duplex>>;
+    type Response = TokioIo<Link>;
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
 
@@ -296,22 +339,28 @@ impl Service<Uri> for Server {
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        let connecting = self.connector.connect(self.number);
-        Box::pin(async move { connecting.await.map(TokioIo::new) })
+        let (connecting, ended) = (self.connector.connect(self.number), self.ended.clone());
+        Box::pin(async move { connecting.await.map(|io| TokioIo::new(Link { io, ended })) })
     }
 }
 
 fn text_of(status: &Status) -> String {
     let text = if status.message().is_empty() { status.code().description() } else { status.message() };
-    format!("{:?}: {text}", status.code())
+    format!("{:?}: {text}{}", status.code(), causes(status))
 }
 
 /// An error with its causes.
-fn full_text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+fn full_text(error: &dyn Error) -> String {
+    format!("{error}{}", causes(error))
+}
+
+/// What is behind an error.
+fn causes(error: &dyn Error) -> String {
+    let mut text = String::new();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text = format!("{text}: {error}");
+        text.push_str(": ");
+        text.push_str(&error.to_string());
         cause = error.source();
     }
     text

@@ -6,6 +6,7 @@
 
 mod drive;
 mod failover;
+mod link;
 mod subscriptions;
 #[cfg(test)]
 mod tests;
@@ -13,7 +14,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-pub use drive::{Connecting, Connector, Duplex, Event, Settings, run};
+pub use drive::{Changed, Connecting, Connector, Duplex, Event, Settings, run};
 pub use failover::Failover;
 pub use subscriptions::{Answer, Batch, Incoming, Names, Request, Response, Subscriptions};
 

@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Message as _;
 use tokio::time::Instant;
 
 use super::{Refused, Variant, Versions, error_detail};
+use crate::any;
 use crate::kind::Kind;
 use crate::pb::envoy::config::core::v3::Node;
 use crate::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
 };
 use crate::pb::google::protobuf::Any;
 use crate::pb::google::rpc::Status;
@@ -231,8 +233,7 @@ impl Subscriptions {
             Response::Sotw(response) => {
                 let version: Arc<str> = response.version_info.as_str().into();
                 let incoming = response.resources.into_iter();
-                let resources =
-                    incoming.map(|any| Incoming { name: None, version: Arc::clone(&version), any }).collect();
+                let resources = incoming.map(|any| unwrapped(any, &version)).collect();
                 let (nonce, version) = (response.nonce, response.version_info);
                 Batch {
                     kind,
@@ -283,6 +284,17 @@ pub struct Answer {
     accepted: Vec<(Arc<str>, Arc<str>)>,
     removed: Vec<Arc<str>>,
     refused: Vec<Refused>,
+}
+
+/// A resource of a state-of-the-world response: itself, or in a `Resource` that gives it a time to live (xDS protocol, "TTL").
+fn unwrapped(any: Any, version: &Arc<str>) -> Incoming {
+    let version = Arc::clone(version);
+    if any.type_url == any::type_url::<Resource>()
+        && let Ok(Resource { name, resource: Some(inner), .. }) = Resource::decode(any.value.as_slice())
+    {
+        return Incoming { name: Some(name.into()), version, any: inner };
+    }
+    Incoming { name: None, version, any }
 }
 
 impl Batch {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use tokio::time::Instant;
+use Instant;
 
 use super::subscriptions::REFUSED_AGAIN;
 use super::*;
@@ -181,4 +181,46 @@ fn what_was_not_asked_for_ends_the_stream() {
     delta(&mut client);
     let unasked = client.take(pushed(Kind::Listener, "n1", &[], &[])).unwrap_err();
     assert!(unasked.contains("v3.Listener"), "{unasked}");
+}
+
+/// A control plane whose servers come by name, and whose name was not resolved yet.
+struct Unresolved {
+    servers: tokio::sync::watch::Receiver<usize>,
+    attempts: tokio::sync::mpsc::Sender<Instant>,
+}
+
+impl Connector for Unresolved {
+    fn servers(&self) -> usize {
+        *self.servers.borrow()
+    }
+    fn connect(&self, _: usize) -> Connecting {
+        self.attempts.try_send(Instant::now()).unwrap();
+        Box::pin(async { Err(std::io::Error::other("nobody is there")) })
+    }
+    fn authority(&self) -> &'static str {
+        "control"
+    }
+    fn changed(&self) -> Changed {
+        let mut servers = self.servers.clone();
+        servers.mark_unchanged();
+        Box::pin(async move { servers.changed().await.unwrap() })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_servers_are_tried_at_once() {
+    let (found, servers) = tokio::sync::watch::channel(0);
+    let (attempts, mut attempted) = tokio::sync::mpsc::channel(1 << 16);
+    let (events, mut said) = tokio::sync::mpsc::channel(1);
+    let (_wanted, wants) = tokio::sync::watch::channel(Names::new());
+    let settings = Settings::new(Variant::Delta, Node::default(), vec![Kind::Cluster]);
+    tokio::spawn(run(settings, Unresolved { servers, attempts }, wants, events));
+    tokio::spawn(async move { while said.recv().await.is_some() {} });
+    tokio::time::sleep(std::time::Duration::from_secs(3600)).await;
+    // By now it waits for up to 30 s between two attempts.
+    while attempted.try_recv().is_ok() {}
+    let now = Instant::now();
+    found.send_replace(1);
+    assert!(attempted.recv().await.unwrap() - now < std::time::Duration::from_millis(10));
+    assert!(attempted.recv().await.unwrap() - now < std::time::Duration::from_millis(200), "a first failure");
 }

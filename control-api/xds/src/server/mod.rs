@@ -12,8 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::kind::Kind;
@@ -61,6 +63,13 @@ pub trait Snapshots: Send + Sync + 'static {
     fn closed(&self, client: &Client, reason: &str) {
         let _ = (client, reason);
     }
+}
+
+/// Connections that `listener` accepts, for [`AdsService::transport`]. Without a delay (Nagle's algorithm is off): the end of a push
+/// would wait 40 ms for the acknowledgement of its beginning.
+#[must_use]
+pub fn incoming(listener: TcpListener) -> TcpIncoming {
+    TcpIncoming::from(listener).with_nodelay(Some(true))
 }
 
 /// The client of one stream.
@@ -177,7 +186,7 @@ impl<S: Snapshots> AdsService<S> {
         AggregatedDiscoveryServiceServer::new(self).max_decoding_message_size(bytes)
     }
 
-    /// A gRPC server with the keepalive and the bounds of `settings`.
+    /// A gRPC server with the keepalive and the bounds of `settings`, for the connections of [`incoming`].
     #[must_use]
     pub fn transport(settings: &Settings) -> tonic::transport::Server {
         tonic::transport::Server::builder()
@@ -185,7 +194,6 @@ impl<S: Snapshots> AdsService<S> {
             .http2_keepalive_timeout(Some(settings.keepalive_timeout))
             .http2_max_pending_accept_reset_streams(Some(100))
             .max_concurrent_streams(Some(100))
-            .tcp_nodelay(true)
     }
 
     fn start<M>(

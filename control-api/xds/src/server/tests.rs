@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Mutex;
 
-use tonic::codegen::tokio_stream::wrappers::TcpListenerStream;
+use tonic::codegen::tokio_stream::StreamExt as _;
 
 use super::*;
 use crate::pb::envoy::config::cluster::v3::Cluster;
@@ -79,12 +79,21 @@ impl Snapshots for Plane {
 }
 
 async fn serve(plane: &Arc<Plane>, settings: Settings) -> SocketAddr {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let mut transport = AdsService::<Arc<Plane>>::transport(&settings);
     let service = AdsService::new(Arc::clone(plane), settings).into_server();
-    tokio::spawn(transport.add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
+    tokio::spawn(transport.add_service(service).serve_with_incoming(incoming(listener)));
     address
+}
+
+#[tokio::test]
+async fn connections_are_without_delay() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut incoming = incoming(listener);
+    let (_client, accepted) = tokio::join!(tokio::net::TcpStream::connect(address), incoming.next());
+    assert!(accepted.unwrap().unwrap().nodelay().unwrap());
 }
 
 /// A delta client in the hands of the test.

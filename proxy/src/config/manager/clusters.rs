@@ -53,7 +53,9 @@ impl Manager {
 
     pub(super) fn remove_cluster(&mut self, name: &Arc<str>) {
         self.unlink(name);
-        self.clusters.remove(name);
+        if let Some(held) = self.clusters.remove(name) {
+            held.value.endpoints().retire();
+        }
         self.dump.remove(Kind::Cluster, name);
         self.show(name, None);
     }

@@ -4,14 +4,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
-use remora_xds::client::{Connecting, Connector, Duplex, Variant};
+use remora_xds::client::{Changed, Connecting, Connector, Duplex, Variant};
 use remora_xds::diag::{At, Errors};
 use remora_xds::pb::envoy::config::core::v3::api_config_source::ApiType;
 use remora_xds::pb::envoy::config::core::v3::grpc_service::TargetSpecifier;
 use remora_xds::pb::envoy::config::core::v3::{ApiConfigSource, ApiVersion, Node};
+use tokio::sync::watch;
 
-use crate::config::snapshot::Snapshot;
 use crate::tls::client::{AlpnOffer, Target};
 use crate::upstream::cluster::Cluster;
 use crate::upstream::connect;
@@ -82,35 +81,29 @@ pub fn compile_ads_config(
     Some(AdsSpec { variant, cluster: name.into(), authority: authority.into(), node })
 }
 
-/// Opens connections to the endpoints of a static cluster, as the newest snapshot has them: found by DNS, with rotated
-/// certificates.
+/// Opens connections to the endpoints of a static cluster as they are at the moment: DNS may find others.
 #[derive(Debug)]
 pub struct ClusterConnector {
-    config: Arc<ArcSwap<Snapshot>>,
-    spec: AdsSpec,
+    cluster: watch::Receiver<Arc<Cluster>>,
+    authority: Arc<str>,
 }
 
 impl ClusterConnector {
-    /// Connects to the cluster of `spec`.
+    /// Connects to `cluster`.
     #[must_use]
-    pub const fn new(config: Arc<ArcSwap<Snapshot>>, spec: AdsSpec) -> Self {
-        Self { config, spec }
-    }
-
-    fn cluster(&self) -> Option<Arc<Cluster>> {
-        self.config.load().cluster_by_name(&self.spec.cluster).cloned()
+    pub const fn new(cluster: watch::Receiver<Arc<Cluster>>, authority: Arc<str>) -> Self {
+        Self { cluster, authority }
     }
 }
 
 impl Connector for ClusterConnector {
     fn servers(&self) -> usize {
-        self.cluster().map_or(0, |cluster| cluster.endpoints().len())
+        self.cluster.borrow().endpoints().len()
     }
 
     fn connect(&self, server: usize) -> Connecting {
-        let cluster = self.cluster();
+        let cluster = Arc::clone(&self.cluster.borrow());
         Box::pin(async move {
-            let cluster = cluster.ok_or_else(|| io::Error::other("the cluster is gone"))?;
             let endpoints = cluster.endpoints().endpoints();
             let endpoint = server.checked_rem(endpoints.len()).and_then(|n| endpoints.get(n)).cloned();
             let endpoint = endpoint.ok_or_else(|| io::Error::other("the cluster has no endpoints"))?;
@@ -122,7 +115,18 @@ impl Connector for ClusterConnector {
     }
 
     fn authority(&self) -> &str {
-        &self.spec.authority
+        &self.authority
+    }
+
+    fn changed(&self) -> Changed {
+        let mut cluster = self.cluster.clone();
+        cluster.mark_unchanged();
+        Box::pin(async move {
+            // Without a sender there is nobody who could change it.
+            if cluster.changed().await.is_err() {
+                std::future::pending().await
+            }
+        })
     }
 }
 

@@ -37,6 +37,7 @@ pub struct ControlMetrics {
     updated: AtomicU64,
     connected: AtomicU64,
     from_disk: AtomicU64,
+    unresolved: AtomicU64,
 }
 
 impl ControlMetrics {
@@ -62,6 +63,11 @@ impl ControlMetrics {
         self.from_disk.store(u64::from(from_disk), Ordering::Relaxed);
     }
 
+    /// How many names of clusters cannot be resolved at the moment.
+    pub fn dns_unresolved(&self, names: u64) {
+        self.unresolved.store(names, Ordering::Relaxed);
+    }
+
     /// Whether the control plane is connected.
     pub fn control_plane_connected(&self, connected: bool) {
         self.connected.store(u64::from(connected), Ordering::Relaxed);
@@ -85,6 +91,11 @@ impl Collect for ControlMetrics {
                 "remora_config_from_disk",
                 "1 while the last good configuration of an earlier process serves.",
                 &self.from_disk,
+            ),
+            (
+                "remora_dns_unresolved_names",
+                "Names of clusters that cannot be resolved; their last good addresses serve.",
+                &self.unresolved,
             ),
         ] {
             let value = value.load(Ordering::Relaxed) as f64;

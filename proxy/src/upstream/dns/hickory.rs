@@ -40,6 +40,9 @@ impl std::fmt::Debug for Cache {
 /// How often /etc/hosts and /etc/resolv.conf are looked at.
 const CHECK_FILES: Duration = Duration::from_secs(5);
 
+/// How long a name server has for its answer, before it is asked once more.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
 impl SystemResolver {
     fn resolver(&self, servers: &Arc<ServerSpec>) -> Result<TokioResolver, LookupError> {
         // Poisoning means that a lookup of this process panicked here; the cache holds nothing half-done.
@@ -97,6 +100,9 @@ fn build(spec: &ServerSpec) -> Result<TokioResolver, NetError> {
     }
     // The scheduler decides when to ask; a cache below it would hide changes.
     options.cache_size = 0;
+    // One repeat, soon enough for `super::FAILURE_MAX`.
+    options.timeout = options.timeout.min(ANSWER_TIMEOUT);
+    options.attempts = 1;
     let config = ResolverConfig::from_parts(domain, search, servers);
     TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options).build()
 }

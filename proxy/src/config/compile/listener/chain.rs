@@ -1,9 +1,12 @@
 //! Filter chains: their matches, TLS contexts and terminal filters.
 
 use std::collections::HashSet;
+use std::hash::BuildHasher as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::quality::FixedState;
+use prost::Message as _;
 use remora_xds::diag::At;
 use remora_xds::pb::envoy::config::core::v3::TransportSocket;
 use remora_xds::pb::envoy::config::core::v3::transport_socket::ConfigType as SocketConfig;
@@ -130,7 +133,11 @@ impl ChainNames<'_> {
         }
         let identity = match &pb.filter_chain_match {
             Some(matched) if pb.name.is_empty() => {
-                format!("{}/match {:016x}", self.listener, FixedState::default().hash_one(matched.encode_to_vec()))
+                format!(
+                    "{}/match {:016x}",
+                    self.listener,
+                    FixedState::default().hash_one(matched.encode_to_vec())
+                )
             }
             _ if pb.name.is_empty() && position != "default" => format!("{}/*", self.listener),
             _ => full.clone(),

@@ -149,7 +149,7 @@ fn a_listener_that_says_little_has_the_defaults() {
     assert_eq!(spec.socket, crate::config::spec::SocketSpec::default());
     let chain = &spec.chains[0];
     assert_eq!((&*chain.name, chain.tls_timeout), ("in/0", Duration::from_secs(10)));
-    assert_eq!(names.chains.name(chain.id).map(|n| &**n), Some("in/0"));
+    assert_eq!(names.chains.name(chain.id).map(|n| &**n), Some("in/*"));
     let NetworkFilter::Tcp(tcp) = &chain.filter else { panic!("not TCP") };
     assert_eq!(names.clusters.name(tcp.clusters[0].0).map(|n| &**n), Some("orders"));
     insta::assert_debug_snapshot!(tcp);
@@ -332,8 +332,19 @@ fn chains_are_matched_and_named() {
     let (spec, _, names) = run(&pb);
     let spec = spec.unwrap();
     assert!(spec.inspect_tls, "a server name needs the TLS inspector");
-    let full: Vec<_> = spec.chains.iter().map(|c| names.chains.name(c.id).unwrap().to_string()).collect();
-    assert_eq!(full, ["in/tls", "in/tls/1", "in/2", "in/default"]);
+    let shown: Vec<_> = spec.chains.iter().map(|c| c.name.to_string()).collect();
+    assert_eq!(shown, ["tls", "tls", "in/2", "in/default"]);
+    let ids: Vec<_> = spec.chains.iter().map(|c| names.chains.name(c.id).unwrap().to_string()).collect();
+    assert!(
+        ids[0] == "in/tls"
+            && ids[1] == "in/tls/1"
+            && ids[2].starts_with("in/match ")
+            && ids[3] == "in/default"
+    );
+    // Its place does not make it another chain.
+    let alone = listener(vec![pb.filter_chains[2].clone()]);
+    let (only, _, names) = run(&alone);
+    assert_eq!(names.chains.name(only.unwrap().chains[0].id).map(|n| n.to_string()), Some(ids[2].clone()));
     let facts = ConnectionFacts {
         destination: "127.0.0.1:1".parse().unwrap(),
         source: "192.0.2.1:2".parse().unwrap(),

@@ -1,0 +1,96 @@
+//! Listeners of a control plane whose sockets cannot be had, and listeners that change.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use std::net::{SocketAddr, TcpListener};
+
+use remora_tests::client::http1::Http1Client;
+use remora_tests::config::{Listener, direct};
+use remora_tests::control_plane::ControlPlane;
+use remora_tests::proxy::Proxy;
+use remora_tests::resources::{by_ads, control_cluster, lds, routes, service};
+use remora_tests::upstream::Upstream as _;
+use remora_tests::upstream::http1::{Answer, Http1Upstream};
+use remora_tests::wait::eventually;
+use remora_xds::{Kind, Resource};
+use serde_json::json;
+
+/// A listener that answers with its name, at this port.
+fn at(name: &str, port: u16) -> Resource {
+    let address = json!({ "address": { "socket_address": { "address": "127.0.0.1", "port_value": port } } });
+    lds(Listener::http(name).route(direct("/", 200, name)).with(address))
+}
+
+/// A port that another program has.
+fn taken() -> (TcpListener, u16) {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = socket.local_addr().unwrap().port();
+    (socket, port)
+}
+
+async fn plane() -> (ControlPlane, Http1Upstream) {
+    let origin = Http1Upstream::answering(Answer::ok("origin")).await;
+    (ControlPlane::start().await, origin)
+}
+
+#[tokio::test]
+async fn one_that_cannot_be_bound_at_the_start_keeps_no_other_from_serving() {
+    let (plane, origin) = plane().await;
+    let (_held, port) = taken();
+    plane.publish(service(origin.address(), 1).into_iter().chain([at("busy", port)]));
+    let proxy = Proxy::builder()
+        .cluster(control_cluster(&[plane.address]))
+        .dynamic(by_ads("DELTA_GRPC"))
+        .start()
+        .await;
+    assert_eq!(proxy.http1().await.get("/").await.unwrap().text(), "origin");
+    eventually("the log names it", || {
+        let log = proxy.stderr();
+        log.contains("busy") && log.contains("cannot listen")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_that_moves_to_a_port_that_is_taken_stays_where_it_was_and_is_refused_by_name() {
+    let (plane, origin) = plane().await;
+    let first = |port| service(origin.address(), 1).into_iter().chain([at("moving", port)]);
+    plane.publish(first(0));
+    let proxy = Proxy::builder()
+        .cluster(control_cluster(&[plane.address]))
+        .dynamic(by_ads("DELTA_GRPC"))
+        .start()
+        .await;
+    let old: SocketAddr = proxy.address("moving");
+    let (held, port) = taken();
+    plane.publish(first(port));
+    let why = plane.refused(Kind::Listener, "moving").await;
+    assert!(why.contains("cannot listen") && why.contains(&old.to_string()), "{why}");
+    let answer = Http1Client::connect(old).await.get("/").await.unwrap();
+    assert_eq!(answer.text(), "moving", "it still listens where it did");
+
+    // Elsewhere it can be had.
+    drop(held);
+    let (free, other) = taken();
+    drop(free);
+    plane.publish(first(other));
+    plane.accepted(Kind::Listener, "moving").await;
+    let new = SocketAddr::from(([127, 0, 0, 1], other));
+    assert_eq!(Http1Client::connect(new).await.get("/").await.unwrap().text(), "moving");
+}
+
+#[tokio::test]
+async fn a_connection_keeps_its_routes_when_its_listener_is_removed() {
+    let (plane, origin) = plane().await;
+    plane.publish(service(origin.address(), 1));
+    let proxy = Proxy::builder()
+        .cluster(control_cluster(&[plane.address]))
+        .dynamic(by_ads("DELTA_GRPC"))
+        .start()
+        .await;
+    let mut client = proxy.http1().await;
+    assert_eq!(client.get("/").await.unwrap().text(), "origin");
+    let stays = service(origin.address(), 1).into_iter().filter(|r| r.kind() != Kind::Listener);
+    plane.publish(stays.chain([at("another", 0), routes("origin", 2)]));
+    plane.accepted(Kind::Listener, "another").await;
+    assert_eq!(client.get("/").await.unwrap().text(), "origin");
+}
