@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use Instant;
+use tokio::time::Instant;
 
 use super::subscriptions::REFUSED_AGAIN;
 use super::*;
