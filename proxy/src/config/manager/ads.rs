@@ -128,10 +128,10 @@ impl Manager {
         applied.removed = self.removals(update, &names);
         self.dynamic.answered.insert(kind);
         self.install_ads(good, &mut applied, kind, now);
-        applied.changes.add(self.promote(now));
         if applied.changes.listeners || applied.changes.clusters {
             self.forget_unwanted();
         }
+        applied.changes.add(self.promote(now));
         applied
     }
 
@@ -283,7 +283,7 @@ impl Manager {
     }
 
     /// Routes and endpoints of the control plane that nothing refers to any more.
-    fn forget_unwanted(&mut self) {
+    pub(super) fn forget_unwanted(&mut self) {
         let wanted = self.ads_wanted();
         let is_wanted =
             |kind: Kind, name: &Arc<str>| wanted.get(&kind).is_some_and(|names| names.contains(name));
