@@ -367,9 +367,8 @@ async fn streams_of_an_endpoint_that_goes_finish() {
     assert_eq!(old.outcome(stream).await.answer().text(), "kept");
 }
 
-/// Between its accept and its first bytes a connection's listener is changed, and the cluster of before removed.
-#[tokio::test]
-async fn a_connection_that_has_said_nothing_yet_follows_a_change() {
+/// A connection says nothing while its listener is changed and the cluster of before removed. `kept`: it was used before.
+async fn a_quiet_connection_follows_a_change(listener: impl Fn(&str) -> serde_json::Value, kept: bool) {
     let first = Http1Upstream::answering(Answer1::ok("first")).await;
     let second = Http1Upstream::answering(Answer1::ok("second")).await;
     let folder = tempfile::tempdir().unwrap();
@@ -378,11 +377,8 @@ async fn a_connection_that_has_said_nothing_yet_follows_a_change() {
         let mut origin = cluster(name, &[endpoint.address()]);
         origin["@type"] = "type.googleapis.com/envoy.config.cluster.v3.Cluster".into();
         replace(&cds, &json!({ "resources": [origin] }).to_string());
-        let mut listener = Listener::tcp("ingress", name);
+        let mut listener = listener(name);
         listener["@type"] = "type.googleapis.com/envoy.config.listener.v3.Listener".into();
-        listener["listener_filters"] = json!([{ "name": "tls", "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
-        }}]);
         replace(&lds, &json!({ "resources": [listener] }).to_string());
     };
     publish("first", &first);
@@ -390,6 +386,9 @@ async fn a_connection_that_has_said_nothing_yet_follows_a_change() {
     let dynamic = json!({ "lds_config": source(&lds), "cds_config": source(&cds) });
     let proxy = Proxy::builder().dynamic(dynamic).start().await;
     let mut client = proxy.http1().await;
+    if kept {
+        assert_eq!(client.get("/").await.unwrap().text(), "first");
+    }
     let page = async |path: &str| proxy.admin("GET", path).await.unwrap().text();
     eventually_async("the connection", async || {
         page("/stats/prometheus").await.contains("remora_downstream_connections{listener=\"ingress\"} 1")
@@ -402,4 +401,23 @@ async fn a_connection_that_has_said_nothing_yet_follows_a_change() {
     })
     .await;
     assert_eq!(client.get("/").await.unwrap().text(), "second");
+}
+
+#[tokio::test]
+async fn a_connection_that_has_said_nothing_yet_follows_a_change() {
+    let listener = |cluster: &str| {
+        let mut listener = Listener::tcp("ingress", cluster);
+        // Its first bytes are waited for.
+        listener["listener_filters"] = json!([{ "name": "tls", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
+        }}]);
+        listener
+    };
+    a_quiet_connection_follows_a_change(listener, false).await;
+}
+
+#[tokio::test]
+async fn a_connection_between_requests_follows_a_change() {
+    let listener = |cluster: &str| Listener::http("ingress").route(to_cluster("/", cluster)).into();
+    a_quiet_connection_follows_a_change(listener, true).await;
 }

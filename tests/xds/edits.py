@@ -73,17 +73,19 @@ class Fleet:
         self.proxies[name] = self.w.proxy(name, node, VARIANTS[name], self.w.xds, "--state-dir", state, "-l", "warn")
 
     def synced(self):
+        """Waits until every proxy has what it is to have, and nothing besides."""
         for name in VARIANTS:
-            self.w.synced(f"~{name}.default")
+            wanted = self.w.synced(f"~{name}.default")["wanted"]
+            wait_for(f"what {name} no longer needs to go", lambda: len(self.of(name)) == wanted)  # noqa: B023 - called at once
 
-    def resources(self):
+    def of(self, name):
         """(proxy, kind, name) -> version and resource. The version of the state-of-the-world variant is the response's, so it is left
         out."""
-        return {
-            (name, *key): (version if VARIANTS[name] == "DELTA_GRPC" else None, resource)
-            for name, proxy in self.proxies.items() for key, (version, resource) in proxy.resources().items()
-            if key != ("cluster", "control")
-        }
+        return {(name, *key): (version if VARIANTS[name] == "DELTA_GRPC" else None, resource)
+                for key, (version, resource) in self.proxies[name].resources().items() if key != ("cluster", "control")}
+
+    def resources(self):
+        return {key: found for name in VARIANTS for key, found in self.of(name).items()}
 
     def anew(self):
         """Every proxy with the same node id and an empty state folder. What they have."""

@@ -110,6 +110,7 @@ class Mesh:
             self.put(doc)
         for _ in range(60):
             self.spare()
+        self.refused = 0
 
     # One edit is one request.
 
@@ -310,6 +311,7 @@ class Mesh:
 
     def made_spare(self, kind, name):
         rng = self.rng
+        # Nobody listens there, and nobody calls.
         ports = {protocol: rng.randint(20000, 30000) for protocol in PORTS}
         if kind == "Service":
             return service(name, **rng.choice([{}, {"app": name}, {"app": "shop"}]))

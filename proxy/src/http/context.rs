@@ -91,10 +91,13 @@ impl RequestCtx {
         interim: InterimSink,
     ) -> Self {
         let origin = Origin { client: downstream.remote, internal: false };
+        let snapshot = downstream.worker.snapshot();
+        // What the connection knew when it began to wait may refer to what has gone since.
+        let http = downstream.http_of(&snapshot).unwrap_or_else(|| Arc::clone(http));
         Self {
             downstream: Rc::clone(downstream),
-            snapshot: downstream.worker.snapshot(),
-            http: Arc::clone(http),
+            snapshot,
+            http,
             head,
             progress,
             interim,

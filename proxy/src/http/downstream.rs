@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::config::snapshot::Snapshot;
 use crate::config::spec::{FilterChain, HttpSpec, ListenerSpec, NetworkFilter};
 use crate::telemetry::labels::Peer;
 use crate::tls::TlsSession;
@@ -42,7 +43,12 @@ impl Downstream {
     /// obey new configuration. The old one goes on when its chain was removed.
     #[must_use]
     pub fn http(&self) -> Option<Arc<HttpSpec>> {
-        let snapshot = self.worker.snapshot();
+        self.http_of(&self.worker.snapshot())
+    }
+
+    /// The same, as `snapshot` has it.
+    #[must_use]
+    pub fn http_of(&self, snapshot: &Snapshot) -> Option<Arc<HttpSpec>> {
         let chain = snapshot.chain(self.chain.id).unwrap_or(&self.chain);
         match (&chain.filter, &self.chain.filter) {
             (NetworkFilter::Http(http), _) | (_, NetworkFilter::Http(http)) => Some(Arc::clone(http)),

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use remora_mesh::{Compiler, Mesh, NodeRequest, Profile, Touched};
+use remora_mesh::{Compiler, Mesh, NodeKind, NodeRequest, Profile, Touched};
 use remora_xds::server::{Client, Denied, SnapshotWatch, Snapshots};
 use remora_xds::{Kind, Resource};
 use tokio::time::Instant;
@@ -109,12 +109,16 @@ impl Snapshots for Publisher {
         Ok(snapshots)
     }
 
-    fn wanted(&self, client: &Client, _: Kind, names: &[Arc<str>]) {
+    fn wanted(&self, client: &Client, kind: Kind, names: &[Arc<str>]) {
         let mut state = self.state();
         let state = &mut *state;
         let Some(node) = state.streams.get(&client.stream).and_then(|key| state.nodes.get_mut(key)) else {
             return;
         };
+        // These names a sidecar knows from clusters and listeners that it was sent, and that may have gone this moment.
+        if node.request.kind == NodeKind::Sidecar && !kind.is_complete() {
+            return;
+        }
         let before = node.request.wanted.len();
         for name in names.iter().take(WANTED.saturating_sub(before)) {
             node.request.wanted.insert(name.to_string());

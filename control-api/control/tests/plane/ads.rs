@@ -1,6 +1,6 @@
 //! Documents as proxies get them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use http::Method;
 use remora_xds::Kind;
@@ -38,6 +38,8 @@ pub(crate) struct Client {
     responses: Streaming<DeltaDiscoveryResponse>,
     pub(crate) has: BTreeMap<(Kind, String), Vec<u8>>,
     pub(crate) versions: BTreeMap<(Kind, String), String>,
+    /// What it was told is not there.
+    absent: BTreeSet<(Kind, String)>,
 }
 
 impl Client {
@@ -54,7 +56,8 @@ impl Client {
         }
         let responses =
             stub.delta_aggregated_resources(ReceiverStream::new(queue)).await.unwrap().into_inner();
-        Self { requests, responses, has: BTreeMap::new(), versions: BTreeMap::new() }
+        let (has, versions, absent) = Default::default();
+        Self { requests, responses, has, versions, absent }
     }
 
     pub(crate) async fn ask(&self, kind: Kind, name: &str) {
@@ -80,6 +83,7 @@ impl Client {
             }
             for name in &response.removed_resources {
                 self.has.remove(&(kind, name.clone()));
+                self.absent.insert((kind, name.clone()));
             }
         }
         let why = refused.map(|(name, why)| format!("{name}: {why}"));
@@ -197,6 +201,20 @@ async fn a_refusal_is_a_condition_of_the_document() {
     // Back again: what it has is what it is to have.
     assert!(rig.apply(ROUTE, "").await.0.is_success());
     rig.until("nobody refuses it", async || condition("RefusedBy").await.is_none()).await;
+}
+
+/// It asks for the endpoints of a cluster that was taken from it a moment ago.
+#[tokio::test]
+async fn a_sidecar_does_not_get_a_service_by_a_late_question() {
+    const GONE: &str = "outbound|8081||extra.default.svc.cluster.local";
+    let rig = rig().await;
+    let extra = SERVICE.replace("name: shop", "name: extra").replace("8080", "8081");
+    assert!(rig.apply(&extra, "").await.0.is_success());
+    let mut client = Client::connect(&rig, "sidecar~10.0.0.9~caller.default~default.svc").await;
+    client.until(|c| c.has.contains_key(&(Kind::Cluster, CLUSTER.into()))).await;
+    client.ask(Kind::ClusterLoadAssignment, GONE).await;
+    client.until(|c| c.absent.contains(&(Kind::ClusterLoadAssignment, GONE.into()))).await;
+    assert!(!client.has.contains_key(&(Kind::Cluster, GONE.into())));
 }
 
 #[tokio::test]

@@ -132,10 +132,10 @@ impl Manager {
         self.dynamic.answered.insert(kind);
         self.install_ads(good, &mut applied, kind, now);
         applied.changes.snapshot |= kind == Kind::ClusterLoadAssignment && self.know_empty(&update.removed);
-        applied.changes.add(self.promote(now));
         if applied.changes.listeners || applied.changes.clusters {
             self.forget_unwanted();
         }
+        applied.changes.add(self.promote(now));
         applied
     }
 

@@ -152,6 +152,35 @@ async fn a_removed_cluster_stays_while_routes_name_it() {
     assert!(!has(&mut manager, "a"), "not for ever");
 }
 
+/// A control plane may take away a cluster before the listener whose routes name it.
+#[tokio::test]
+async fn all_of_a_service_goes_in_any_order() {
+    let schema = Schema::load();
+    for order in [[Kind::Cluster, Kind::Listener], [Kind::Listener, Kind::Cluster]] {
+        let mut manager = manager();
+        let other = eds_cluster(&schema, "other");
+        apply(&mut manager, Kind::Cluster, vec![eds_cluster(&schema, "a"), other]);
+        apply(&mut manager, Kind::ClusterLoadAssignment, vec![assignment(&schema, "a", 1..2)]);
+        apply(
+            &mut manager,
+            Kind::Listener,
+            vec![listener(&schema, "a", "r", "15s"), listener(&schema, "other", "s", "15s")],
+        );
+        apply(&mut manager, Kind::RouteConfiguration, vec![table(&schema, "r", "a")]);
+        assert!(manager.route_tables.contains_key("r"));
+        for kind in order {
+            let mut update = Update::restored(kind, Vec::new());
+            update.first = false;
+            update.removed = vec!["a".into()];
+            manager.apply_ads(&update, Instant::now());
+        }
+        assert!(manager.snapshot().cluster_by_name("a").is_none(), "{order:?}");
+        let left = |kind| manager.dump().of(kind).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        assert!(left(Kind::ClusterLoadAssignment).is_empty(), "{order:?}");
+        assert!(left(Kind::RouteConfiguration).is_empty(), "{order:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_resource_of_the_bootstrap_is_not_replaced() {
     let schema = Schema::load();

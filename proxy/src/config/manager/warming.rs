@@ -128,6 +128,19 @@ impl Manager {
     /// Brings into force what need not wait any longer, and takes out what is no longer used.
     pub fn promote(&mut self, now: Instant) -> Changes {
         let mut changes = Changes::default();
+        loop {
+            let more = self.promote_once(now);
+            changes.add(more);
+            if !(more.listeners || more.clusters) {
+                return changes;
+            }
+            // Routes that go may be the last to name a cluster, and endpoints go with theirs.
+            self.forget_unwanted();
+        }
+    }
+
+    fn promote_once(&mut self, now: Instant) -> Changes {
+        let mut changes = Changes::default();
         if self.dynamic.warming.is_empty() {
             return changes;
         }
