@@ -29,6 +29,9 @@ use crate::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Discovery
 /// A server that has nothing to say is healthy when its stream lasts this long.
 const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 
+/// A stream that takes no more requests is over: so long it may take until it says why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// A byte stream to a server.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
@@ -208,7 +211,13 @@ impl Session<'_> {
         loop {
             tokio::select! {
                 permit = outbound.out.reserve(), if lively => {
-                    let permit = permit.map_err(|_| "the stream was closed".to_owned())?;
+                    let Ok(permit) = permit else {
+                        let end = tokio::time::timeout(LAST_WORDS, receive(opened.as_mut(), &mut responses));
+                        return Err(match end.await {
+                            Ok(Err(status)) => self.why(&status, ended),
+                            _ => "the server reads no more requests".to_owned(),
+                        });
+                    };
                     match self.subscriptions.next_request().and_then(outbound.pick) {
                         Some(request) => permit.send(request),
                         None => lively = false,
