@@ -31,6 +31,8 @@ const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 
 /// Least time between the beginnings of two streams of which the first was answered.
 const ANSWERED_AGAIN: Duration = Duration::from_secs(1);
+/// A stream that takes no more requests is over: so long it may take until it says why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A byte stream to a server.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -217,10 +219,15 @@ impl Session<'_> {
             let next_at = self.subscriptions.next_at();
             tokio::select! {
                 permit = outbound.out.reserve(), if lively => {
-                    // When it is closed, what is received says why.
-                    let next = permit.ok().zip(self.subscriptions.next_request(Instant::now()).and_then(outbound.pick));
-                    match next {
-                        Some((permit, request)) => permit.send(request),
+                    let Ok(permit) = permit else {
+                        let end = tokio::time::timeout(LAST_WORDS, receive(opened.as_mut(), &mut responses));
+                        return Err(match end.await {
+                            Ok(Err(status)) => self.why(&status, ended),
+                            _ => "the server reads no more requests".to_owned(),
+                        });
+                    };
+                    match self.subscriptions.next_request(Instant::now()).and_then(outbound.pick) {
+                        Some(request) => permit.send(request),
                         None => lively = false,
                     }
                 }
