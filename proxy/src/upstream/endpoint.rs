@@ -53,7 +53,7 @@ pub struct LocalityGroup {
     pub weight: Option<u32>,
 }
 
-/// `filter_metadata` of an endpoint or cluster: filter name -> value.
+/// `filter_metadata` of a cluster: filter name -> value.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Metadata(pub BTreeMap<String, serde_json::Value>);
 
@@ -90,8 +90,9 @@ pub struct EndpointSpec {
     pub weight: u32,
     /// Locality and priority.
     pub group: Arc<LocalityGroup>,
-    /// `metadata`.
-    pub metadata: Option<Arc<Metadata>>,
+    /// What metrics say of it: `workload` under `istio` in its `metadata`, or else `endpoint.observability_name`. The text is
+    /// `workload;namespace;canonical service;canonical revision;cluster`; what is empty or left out is as usual for the cluster.
+    pub labels: Option<Arc<str>>,
     /// `health_status`.
     pub health: HealthStatus,
     /// LOGICAL_DNS: one endpoint that stays the same whatever address its name has at the moment.
@@ -107,7 +108,7 @@ impl EndpointSpec {
             hostname: None,
             weight: 1,
             group: Arc::default(),
-            metadata: None,
+            labels: None,
             health: HealthStatus::Healthy,
             logical: false,
         }
