@@ -211,11 +211,8 @@ impl Board {
             refusals.extend(own.map(|refusal| (stream.proxy.node.clone(), refusal.clone())));
         }
         let generation = record.generation();
-        let since = record
-            .metadata()
-            .get("creationTimestamp")
-            .cloned()
-            .unwrap_or_else(|| rfc3339(SystemTime::now()).into());
+        let since = record.metadata().remove("creationTimestamp");
+        let since = since.unwrap_or_else(|| rfc3339(SystemTime::now()).into());
         let condition = |kind: &str, holds: bool, reason: &str, message: String| {
             json!({
                 "type": kind, "status": if holds { "True" } else { "False" }, "reason": reason, "message": message,
