@@ -168,17 +168,20 @@ const IDLE_MIN_MS: u32 = 100;
 const EJECTED: u8 = 1;
 const FAILED_HEALTH_CHECK: u8 = 2;
 
-/// What the proxy knows about an endpoint from its own traffic. Atomics, because it must mean the same on every worker; on
-/// cache lines of its own, because every request writes it.
+/// What the proxy knows about an endpoint from its own traffic. Atomics, because it must mean the same on every worker. Every request
+/// writes it, so that it should share its cache line with nothing else: with the two counts of its `Arc` it is as long as one, and the
+/// allocator puts blocks of that length on lines of their own.
 #[derive(Debug, Default)]
-#[repr(align(64))]
 pub struct EndpointState {
     active: AtomicU32,
     flags: AtomicU8,
     idle_ms: AtomicU32,
     idle_cap_ms: AtomicU32,
     requests: AtomicU64,
+    _rest_of_the_line: [u64; 3],
 }
+
+const _: () = assert!(size_of::<EndpointState>() == 64 - 2 * size_of::<usize>());
 
 impl EndpointState {
     /// Requests in flight from all workers.
@@ -393,6 +396,13 @@ impl EndpointSet {
     #[must_use]
     pub fn in_panic(&self) -> bool {
         self.balancer.in_panic()
+    }
+
+    /// What the set was made of.
+    #[must_use]
+    pub fn assignment(&self) -> Assignment {
+        let endpoints = self.endpoints.iter().map(|endpoint| endpoint.spec.clone()).collect();
+        Assignment { endpoints, policy: self.policy }
     }
 
     /// All endpoints.

@@ -107,7 +107,9 @@ impl Manager {
         let mut applied = Applied::default();
         let mut good = Batch::default();
         let schema = self.dynamic.schema.take().unwrap_or_else(Schema::load);
-        let names: Vec<_> = update.resources.iter().enumerate().map(|(i, r)| name_of(r, i)).collect();
+        let names = update.resources.iter().enumerate().map(|(i, r)| name_of(r, i));
+        // Load assignments have the names of clusters.
+        let names: Vec<_> = names.map(|name| self.names.clusters.shared(&name).unwrap_or(name)).collect();
         let twice = twice(&names);
         for (incoming, name) in update.resources.iter().zip(&names) {
             let done = if twice.contains(name) {
@@ -159,7 +161,7 @@ impl Manager {
         let mut one = Batch::default();
         let root = At::root();
         let mut scope = Scope { errors: &mut errors, names: &mut self.names };
-        one.any(&Arc::new(incoming.any.clone()), &root, &mut scope);
+        one.any(&incoming.any, &root, &mut scope);
         let known = |cluster: &str| self.clusters.contains_key(cluster);
         one.check_clusters(&self.names, known, &mut errors, &root);
         if let Some((_, inner, _)) = one.raw.first()
@@ -241,9 +243,9 @@ impl Manager {
         for (name, _) in applied.accepted.iter().filter(|_| kind == Kind::Cluster) {
             self.dynamic.warming.leaving.remove(name);
         }
-        for (kind, name, any) in good.raw {
+        for (kind, name, bytes) in good.raw {
             let version = self.dynamic.versions.get(&kind).and_then(|v| v.get(&name)).cloned();
-            self.dump.put(kind, name, Dumped { any, version });
+            self.dump.put(kind, name, Dumped { bytes, version });
         }
         let changes = &mut applied.changes;
         let clusters = Changes { snapshot: true, clusters: true, listeners: false };
@@ -291,6 +293,7 @@ impl Manager {
                     self.dump.remove(*kind, name);
                     if *kind == Kind::ClusterLoadAssignment {
                         self.assignments.remove(name);
+                        self.parked.remove(name);
                     }
                 }
                 stays
