@@ -132,12 +132,14 @@ struct Rig<'a> {
 
 impl<'a> Rig<'a> {
     async fn start(plan: &'a Plan) -> anyhow::Result<Self> {
-        let addresses = plan.folder.join("addresses.json");
+        // A folder that is kept may be an earlier run's.
+        let folder = tempfile::tempdir_in(&plan.folder)?.keep();
+        let addresses = folder.join("addresses.json");
         let words = ["control", "--listen-xds", "127.0.0.1:0", "--listen-rest", "127.0.0.1:0", "-l", "warn"];
         let mut arguments: Vec<_> = words.map(Into::into).into();
-        arguments.extend(["--data".into(), plan.folder.join("data").into_os_string()]);
+        arguments.extend(["--data".into(), folder.join("data").into_os_string()]);
         arguments.extend(["--address-path".into(), addresses.clone().into_os_string()]);
-        let log = plan.folder.join("control.log");
+        let log = folder.join("control.log");
         let mut running = spawn::start(Cores::new(Placement::Free)?, &plan.remora, &arguments, log)?;
         let at = |name: &str| -> anyhow::Result<SocketAddr> {
             let text: Value = serde_json::from_str(&fs::read_to_string(&addresses)?)?;

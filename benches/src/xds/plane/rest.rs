@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Rest {
+    to: SocketAddr,
     sender: SendRequest<Full<Bytes>>,
 }
 
@@ -23,7 +24,7 @@ impl Rest {
         stream.set_nodelay(true)?;
         let (sender, connection) = handshake(TokioIo::new(stream)).await.context("REST")?;
         tokio::spawn(connection);
-        Ok(Self { sender })
+        Ok(Self { to, sender })
     }
 
     async fn request(&mut self, method: Method, path: &str, body: String) -> anyhow::Result<Bytes> {
@@ -33,7 +34,10 @@ impl Rest {
             .header("host", "control")
             .header("content-type", "application/json")
             .body(Full::from(body))?;
-        self.sender.ready().await?;
+        if self.sender.ready().await.is_err() {
+            // It was idle for longer than the server allows.
+            *self = Self::connect(self.to).await?;
+        }
         let response = self.sender.send_request(request).await.with_context(|| path.to_owned())?;
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();
