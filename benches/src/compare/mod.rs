@@ -5,10 +5,10 @@
 
 pub(crate) mod certs;
 mod measure;
-mod procfs;
+pub(crate) mod procfs;
 mod proxies;
-mod report;
-mod spawn;
+pub(crate) mod report;
+pub(crate) mod spawn;
 mod stats;
 mod targets;
 

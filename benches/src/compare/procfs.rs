@@ -7,7 +7,7 @@ use serde::Serialize;
 
 /// CPU time of processes, in seconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub(super) struct Cpu {
+pub(crate) struct Cpu {
     /// Time on a core as the scheduler counted it, in nanosecond grain.
     pub total: f64,
     /// The part in user space, in the grain of the clock tick (10 ms).
@@ -77,12 +77,12 @@ fn cpu_of(pid: u32) -> Cpu {
 }
 
 /// CPU of the processes together; their children are [`family`]'s to find.
-pub(super) fn cpu(pids: &[u32]) -> Cpu {
+pub(crate) fn cpu(pids: &[u32]) -> Cpu {
     pids.iter().map(|pid| cpu_of(*pid)).fold(Cpu::default(), Add::add)
 }
 
 /// The processes with all of their descendants.
-pub(super) fn family(pids: &[u32]) -> Vec<u32> {
+pub(crate) fn family(pids: &[u32]) -> Vec<u32> {
     let mut parents = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
@@ -118,7 +118,7 @@ fn line(status: &str, name: &str) -> u64 {
     kilobytes.unwrap_or_default() * 1024
 }
 
-pub(super) fn memory(pids: &[u32]) -> Memory {
+pub(crate) fn memory(pids: &[u32]) -> Memory {
     family(pids).into_iter().fold(Memory::default(), |sum, pid| {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         Memory { resident: sum.resident + line(&status, "VmRSS"), peak: sum.peak + line(&status, "VmHWM") }
@@ -137,7 +137,7 @@ fn busy(stat: &str) -> f64 {
 }
 
 /// See [`busy`].
-pub(super) fn machine_busy() -> f64 {
+pub(crate) fn machine_busy() -> f64 {
     busy(&fs::read_to_string("/proc/stat").unwrap_or_default())
 }
 
@@ -152,7 +152,7 @@ pub struct Machine {
     pub kernel: String,
 }
 
-pub(super) fn machine() -> Machine {
+pub(crate) fn machine() -> Machine {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model =
         info.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split_once(':'));

@@ -200,7 +200,7 @@ fn cells(results: &Results, row: &Row) -> Vec<String> {
 }
 
 /// Two columns of names to the left, numbers to the right.
-fn align(lines: &[Vec<String>]) -> String {
+pub(crate) fn align(lines: &[Vec<String>]) -> String {
     let columns = lines.iter().map(Vec::len).max().unwrap_or_default();
     let width =
         |column: usize| lines.iter().filter_map(|line| line.get(column)).map(String::len).max().unwrap_or(0);

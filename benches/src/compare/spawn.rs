@@ -34,7 +34,7 @@ pub enum Placement {
 
 /// Which cores belong to whom. A child inherits the core of the thread that starts it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Cores {
+pub(crate) struct Cores {
     placement: Placement,
     /// The proxies' core and that of everything else.
     split: Option<(usize, usize)>,
@@ -49,7 +49,7 @@ fn only(core: usize) -> CpuSet {
 impl Cores {
     /// Gives the first allowed core to the proxies and the second to the rest, this process included. With a single core
     /// the scheduler decides.
-    pub(super) fn new(placement: Placement) -> anyhow::Result<Self> {
+    pub(crate) fn new(placement: Placement) -> anyhow::Result<Self> {
         let allowed = sched_getaffinity(None).context("sched_getaffinity")?;
         let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
         let split = if placement == Placement::Free { None } else { cores.next().zip(cores.next()) };
@@ -64,7 +64,7 @@ impl Cores {
     }
 
     /// Moves the proxies to where the fixed-rate run wants them.
-    pub(super) fn for_rate(self, processes: &[u32]) -> anyhow::Result<()> {
+    pub(crate) fn for_rate(self, processes: &[u32]) -> anyhow::Result<()> {
         match (self.placement, self.split) {
             (Placement::Together, Some((_, rest))) => place(processes, rest),
             _ => Ok(()),
@@ -72,7 +72,7 @@ impl Cores {
     }
 
     /// Moves the proxies to where the closed loop wants them.
-    pub(super) fn for_ceiling(self, processes: &[u32]) -> anyhow::Result<()> {
+    pub(crate) fn for_ceiling(self, processes: &[u32]) -> anyhow::Result<()> {
         match self.split {
             Some((proxy, _)) => place(processes, proxy),
             None => Ok(()),
@@ -98,15 +98,15 @@ fn place(processes: &[u32], core: usize) -> anyhow::Result<()> {
 
 /// A started process.
 #[derive(Debug)]
-pub(super) struct Running {
-    pub(super) pid: u32,
-    pub(super) began: Instant,
+pub(crate) struct Running {
+    pub(crate) pid: u32,
+    pub(crate) began: Instant,
     child: Child,
     log: PathBuf,
 }
 
 /// Starts a proxy on the proxies' core. Standard output and error go to a file, whose end is shown if it fails.
-pub(super) fn start(
+pub(crate) fn start(
     cores: Cores,
     program: &Path,
     arguments: &[OsString],
@@ -134,7 +134,7 @@ pub(super) fn start(
 
 impl Running {
     /// Repeats `probe` until it succeeds; returns the time since the start of the process.
-    pub(super) async fn ready<P>(&mut self, mut probe: impl FnMut() -> P) -> anyhow::Result<Duration>
+    pub(crate) async fn ready<P>(&mut self, mut probe: impl FnMut() -> P) -> anyhow::Result<Duration>
     where
         P: Future<Output = anyhow::Result<()>>,
     {
@@ -172,7 +172,7 @@ impl Running {
     }
 
     /// Asks the process to end, and ends it if it does not.
-    pub(super) async fn stop(mut self) -> anyhow::Result<()> {
+    pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
         self.ask();
         if timeout(END, self.child.wait()).await.is_err() {
             self.child.kill().await.context("kill")?;
@@ -189,7 +189,7 @@ impl Drop for Running {
 }
 
 /// A port that was free a moment ago.
-pub(super) async fn free_port() -> anyhow::Result<u16> {
+pub(crate) async fn free_port() -> anyhow::Result<u16> {
     let listener = TcpListener::bind("127.0.0.1:0").await.context("no free port")?;
     Ok(listener.local_addr()?.port())
 }

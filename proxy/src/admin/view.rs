@@ -39,7 +39,7 @@ impl AdminSource for AdminView {
             let items: Vec<Value> = dumped
                 .iter()
                 .map(|(name, dumped)| {
-                    let resource = schema.any_to_redacted_json(&dumped.any);
+                    let resource = schema.any_to_redacted_json(&dumped.any(kind));
                     let version = dumped.version.as_deref().unwrap_or(&version);
                     if kind == Kind::Listener {
                         json!({"name": &**name, "active_state": {"version_info": version, field: resource}})

@@ -24,6 +24,7 @@ use remora_xds::pb::envoy::config::bootstrap::v3::Bootstrap;
 use remora_xds::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use remora_xds::pb::envoy::service::discovery::v3::DiscoveryResponse;
 use remora_xds::{Kind, Schema, any};
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use self::ads::Dynamic;
@@ -87,9 +88,12 @@ pub struct Manager {
     listeners: Set<ListenerSpec>,
     clusters: Set<Cluster>,
     route_tables: Set<RouteTable>,
-    assignments: Set<Assignment>,
+    /// Who has which load assignment; the endpoints are in the clusters that use it.
+    assignments: Set<()>,
+    /// Endpoints of load assignments that no cluster uses.
+    parked: BTreeMap<Arc<str>, Assignment>,
     /// Clusters by the ClusterLoadAssignment that they take their endpoints from.
-    eds_users: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
+    eds_users: BTreeMap<Arc<str>, SmallVec<[Arc<str>; 1]>>,
     /// The clusters in force by number, as snapshots share them.
     cluster_list: Arc<Vec<Option<Arc<Cluster>>>>,
     /// Their numbers by name; None after a name came or went.
@@ -120,11 +124,11 @@ impl Manager {
         // Clusters first: routes of listeners may ask whether they exist.
         let clusters = statics.field("clusters");
         for (i, cluster) in resources.clusters.iter().enumerate() {
-            batch.cluster(cluster, &Arc::new(any::pack(cluster)), &clusters.index(i), &mut scope);
+            batch.cluster(cluster, &any::pack(cluster), &clusters.index(i), &mut scope);
         }
         let listeners = statics.field("listeners");
         for (i, listener) in resources.listeners.iter().enumerate() {
-            batch.listener(listener, &Arc::new(any::pack(listener)), &listeners.index(i), &mut scope);
+            batch.listener(listener, &any::pack(listener), &listeners.index(i), &mut scope);
         }
         manager.read_dynamic(bootstrap, &batch, &mut errors);
         batch.check_unique(&mut errors, &statics);
@@ -198,7 +202,7 @@ impl Manager {
         let list = root.field("resources");
         let mut scope = Scope { errors: &mut errors, names: &mut self.names };
         for (i, resource) in parsed.message.resources.into_iter().enumerate() {
-            batch.any(&Arc::new(resource), &list.index(i), &mut scope);
+            batch.any(&resource, &list.index(i), &mut scope);
         }
         batch.check_unique(&mut errors, &list);
         if self.ads.is_none() {
@@ -299,8 +303,8 @@ impl Manager {
 
     /// Brings all of `batch` into force at once.
     fn install(&mut self, batch: Batch, origin: &Origin) {
-        for (kind, name, any) in batch.raw {
-            self.dump.put(kind, name, Dumped { any, version: None });
+        for (kind, name, bytes) in batch.raw {
+            self.dump.put(kind, name, Dumped { bytes, version: None });
         }
         for (hash, name, assignment) in batch.assignments {
             self.put_assignment(hash, &name, assignment, origin);

@@ -75,10 +75,18 @@ impl<K> Default for Interner<K> {
 impl<K> Interner<K> {
     /// The number of `name`, given out now if it is new.
     pub fn intern(&mut self, name: &str) -> Id<K> {
-        if let Some(id) = self.ids.get(name) {
-            return *id;
-        }
-        let name: Arc<str> = name.into();
+        self.get(name).unwrap_or_else(|| self.add(name.into()))
+    }
+    /// The same, and keeps `name` itself if it is new.
+    pub fn intern_shared(&mut self, name: &Arc<str>) -> Id<K> {
+        self.get(name).unwrap_or_else(|| self.add(Arc::clone(name)))
+    }
+    /// `name` as it is kept here, if it is: one copy serves everybody.
+    #[must_use]
+    pub fn shared(&self, name: &str) -> Option<Arc<str>> {
+        self.get(name).and_then(|id| self.name(id)).cloned()
+    }
+    fn add(&mut self, name: Arc<str>) -> Id<K> {
         let id = Id(u32::try_from(self.names.len()).unwrap_or(u32::MAX), PhantomData);
         self.names.push(Arc::clone(&name));
         self.ids.insert(name, id);

@@ -53,7 +53,7 @@ pub struct LocalityGroup {
     pub weight: Option<u32>,
 }
 
-/// `filter_metadata` of an endpoint or cluster: filter name -> value.
+/// `filter_metadata` of a cluster: filter name -> value.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Metadata(pub BTreeMap<String, serde_json::Value>);
 
@@ -90,8 +90,9 @@ pub struct EndpointSpec {
     pub weight: u32,
     /// Locality and priority.
     pub group: Arc<LocalityGroup>,
-    /// `metadata`.
-    pub metadata: Option<Arc<Metadata>>,
+    /// What metrics say of it: `workload` under `istio` in its `metadata`, or else `endpoint.observability_name`. The text is
+    /// `workload;namespace;canonical service;canonical revision;cluster`; what is empty or left out is as usual for the cluster.
+    pub labels: Option<Arc<str>>,
     /// `health_status`.
     pub health: HealthStatus,
     /// LOGICAL_DNS: one endpoint that stays the same whatever address its name has at the moment.
@@ -107,7 +108,7 @@ impl EndpointSpec {
             hostname: None,
             weight: 1,
             group: Arc::default(),
-            metadata: None,
+            labels: None,
             health: HealthStatus::Healthy,
             logical: false,
         }
@@ -167,10 +168,10 @@ const IDLE_MIN_MS: u32 = 100;
 const EJECTED: u8 = 1;
 const FAILED_HEALTH_CHECK: u8 = 2;
 
-/// What the proxy knows about an endpoint from its own traffic. Atomics, because it must mean the same on every worker; on
-/// cache lines of its own, because every request writes it.
+/// What the proxy knows about an endpoint from its own traffic. Atomics, because it must mean the same on every worker. Every request
+/// writes it, so that it should share its cache line with nothing else: with the two counts of its `Arc` it is as long as one, and the
+/// allocator puts blocks of that length on lines of their own.
 #[derive(Debug, Default)]
-#[repr(align(64))]
 pub struct EndpointState {
     active: AtomicU32,
     flags: AtomicU8,
@@ -178,7 +179,10 @@ pub struct EndpointState {
     idle_cap_ms: AtomicU32,
     requests: AtomicU64,
     gone: AtomicBool,
+    _rest_of_the_line: [u64; 3],
 }
+
+const _: () = assert!(size_of::<EndpointState>() == 64 - 2 * size_of::<usize>());
 
 impl EndpointState {
     /// Requests in flight from all workers.
@@ -411,6 +415,13 @@ impl EndpointSet {
     #[must_use]
     pub fn in_panic(&self) -> bool {
         self.balancer.in_panic()
+    }
+
+    /// What the set was made of.
+    #[must_use]
+    pub fn assignment(&self) -> Assignment {
+        let endpoints = self.endpoints.iter().map(|endpoint| endpoint.spec.clone()).collect();
+        Assignment { endpoints, policy: self.policy }
     }
 
     /// All endpoints.

@@ -60,31 +60,14 @@ impl WorkerTelemetry {
         })
     }
 
-    /// The labels of an endpoint, from its metadata under `istio` (as Istio's control plane sends them).
-    fn of_endpoint(&self, endpoint: &Endpoint) -> Peer {
+    /// The labels of an endpoint.
+    fn of_endpoint(&self, endpoint: &Endpoint, cluster: Option<&Cluster>) -> Peer {
         if let Some(peer) = self.endpoints.borrow().get(&endpoint.key) {
             return peer.clone();
         }
-        let text = endpoint.spec.metadata.as_ref().and_then(|m| m.get("istio", &["workload"])?.as_str());
-        // workload;namespace;canonical-service;canonical-revision;cluster
-        let peer = text.map_or_else(
+        let peer = endpoint.spec.labels.as_deref().map_or_else(
             || self.unknown.clone(),
-            |text| {
-                let mut fields = text.split(';').map(|f| if f.is_empty() { UNKNOWN } else { f });
-                let mut next = || Arc::from(fields.next().unwrap_or(UNKNOWN));
-                let (workload, namespace, canonical_service, canonical_revision, cluster) =
-                    (next(), next(), next(), next(), next());
-                self.counters.peer(&PeerLabels {
-                    workload,
-                    namespace,
-                    app: Arc::clone(&canonical_service),
-                    version: Arc::clone(&canonical_revision),
-                    canonical_service,
-                    canonical_revision,
-                    cluster,
-                    ..PeerLabels::default()
-                })
-            },
+            |text| self.counters.peer(&endpoint_labels(text, &service(cluster))),
         );
         self.endpoints.borrow_mut().insert(endpoint.key, peer.clone());
         peer
@@ -96,11 +79,19 @@ impl WorkerTelemetry {
         self.counters.forget_labels();
     }
 
-    fn sides(&self, downstream: &Downstream, endpoint: Option<&Arc<Endpoint>>) -> (Peer, Peer) {
+    fn sides(
+        &self,
+        downstream: &Downstream,
+        endpoint: Option<&Arc<Endpoint>>,
+        cluster: Option<&Cluster>,
+    ) -> (Peer, Peer) {
         if downstream.listener.direction == Direction::Inbound {
             (downstream.peer.clone(), self.own.clone())
         } else {
-            (self.own.clone(), endpoint.map_or_else(|| self.unknown.clone(), |e| self.of_endpoint(e)))
+            (
+                self.own.clone(),
+                endpoint.map_or_else(|| self.unknown.clone(), |e| self.of_endpoint(e, cluster)),
+            )
         }
     }
 
@@ -110,6 +101,7 @@ impl WorkerTelemetry {
         let (source, destination) = self.sides(
             &ctx.downstream,
             ctx.active.as_ref().map(crate::upstream::endpoint::ActiveRequest::endpoint),
+            ctx.cluster.as_deref(),
         );
         let status = record.status_code();
         let key = RequestKey {
@@ -152,7 +144,7 @@ impl WorkerTelemetry {
         cluster: Option<(ClusterId, &Arc<Cluster>)>,
         endpoint: Option<&Arc<Endpoint>>,
     ) -> TcpSeries {
-        let (source, destination) = self.sides(downstream, endpoint);
+        let (source, destination) = self.sides(downstream, endpoint, cluster.map(|(_, cluster)| &**cluster));
         let key = TcpKey {
             chain: downstream.chain.id,
             cluster: cluster.map(|(id, _)| id),
@@ -214,6 +206,24 @@ fn security(downstream: &Downstream) -> SecurityPolicy {
     if verified { SecurityPolicy::MutualTls } else { SecurityPolicy::None }
 }
 
+/// The labels of an endpoint of a service; see [`EndpointSpec::labels`](crate::upstream::endpoint::EndpointSpec::labels).
+fn endpoint_labels(text: &str, service: &ServiceLabels) -> PeerLabels {
+    let mut fields = text.split(';');
+    let mut next = |usual: &str| Arc::from(fields.next().filter(|field| !field.is_empty()).unwrap_or(usual));
+    let (workload, namespace) = (next(UNKNOWN), next(&service.namespace));
+    let (canonical_service, canonical_revision): (Arc<str>, Arc<str>) = (next(&service.name), next("latest"));
+    PeerLabels {
+        workload,
+        namespace,
+        app: Arc::clone(&canonical_service),
+        version: Arc::clone(&canonical_revision),
+        canonical_service,
+        canonical_revision,
+        cluster: next(UNKNOWN),
+        ..PeerLabels::default()
+    }
+}
+
 /// The service behind a cluster: its metadata under `istio` names it, or else the cluster's name does.
 fn service(cluster: Option<&Cluster>) -> Arc<ServiceLabels> {
     let Some(cluster) = cluster else { return Arc::default() };
@@ -226,4 +236,23 @@ fn service(cluster: Option<&Cluster>) -> Arc<ServiceLabels> {
         name: field("name").unwrap_or_else(|| Arc::clone(&spec.name)),
         namespace: field("namespace").unwrap_or_else(|| UNKNOWN.into()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_endpoint_does_not_say_is_its_services() {
+        let service =
+            ServiceLabels { host: "shop.prod.svc".into(), name: "shop".into(), namespace: "prod".into() };
+        let of = |text: &str| {
+            let PeerLabels { workload, namespace, app, version, canonical_service, cluster, .. } =
+                endpoint_labels(text, &service);
+            [workload, namespace, app, version, canonical_service, cluster].map(|label| label.to_string())
+        };
+        assert_eq!(of("shop-1"), ["shop-1", "prod", "shop", "latest", "shop", UNKNOWN]);
+        assert_eq!(of("shop-1;;;v2"), ["shop-1", "prod", "shop", "v2", "shop", UNKNOWN]);
+        assert_eq!(of("cart-v1;eu;cart;v1;c1"), ["cart-v1", "eu", "cart", "v1", "cart", "c1"]);
+    }
 }

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::Incoming;
 use crate::clock::rfc3339;
@@ -18,8 +18,8 @@ pub struct Record {
     pub revision: Revision,
     /// The lease that it goes away with.
     pub lease: Option<LeaseId>,
-    /// Everything but `resourceVersion` and `status`.
-    body: Map<String, Value>,
+    /// Everything but `resourceVersion` and `status`, as JSON: a tenth of what it takes when it is parsed, which it seldom has to be.
+    json: Box<[u8]>,
 }
 
 impl Record {
@@ -33,7 +33,13 @@ impl Record {
         if !body.get("metadata").is_some_and(Value::is_object) {
             return Err(StoreError::Corrupt(format!("{}: no metadata", entry.key)));
         }
-        Ok(Self { key: entry.key.clone(), revision: entry.revision, lease: entry.lease, body })
+        let json = entry.value[..].into();
+        Ok(Self { key: entry.key.clone(), revision: entry.revision, lease: entry.lease, json })
+    }
+
+    fn body(&self) -> Map<String, Value> {
+        // `of` refuses what is no JSON.
+        serde_json::from_slice(&self.json).unwrap_or_default()
     }
 
     /// What `incoming` is kept as, in the place of `old`. None: it says what `old` says.
@@ -41,15 +47,16 @@ impl Record {
     pub fn replace(incoming: &Incoming, old: Option<&Self>, now: SystemTime) -> Option<Bytes> {
         let mut body = incoming.body.clone();
         let Some(Value::Object(metadata)) = body.get_mut("metadata") else { return None };
-        let kept = |field: &str| old.and_then(|old| old.metadata().get(field)).cloned();
-        let same_spec = old.is_some_and(|old| old.body.get("spec") == incoming.body.get("spec"));
+        let old = old.map(Self::body);
+        let kept = |field: &str| old.as_ref().and_then(|old| old.get("metadata")?.get(field)).cloned();
+        let same_spec = old.as_ref().is_some_and(|old| old.get("spec") == incoming.body.get("spec"));
         let generation = kept("generation").and_then(|v| v.as_u64()).unwrap_or(0) + u64::from(!same_spec);
         metadata.insert("generation".into(), generation.into());
         let uid = kept("uid").unwrap_or_else(|| uuid::Uuid::new_v4().to_string().into());
         metadata.insert("uid".into(), uid);
         let created = kept("creationTimestamp").unwrap_or_else(|| rfc3339(now).into());
         metadata.insert("creationTimestamp".into(), created);
-        if old.is_some_and(|old| old.body == body) {
+        if old.is_some_and(|old| old == body) {
             return None;
         }
         Some(Value::Object(body).to_string().into())
@@ -57,10 +64,12 @@ impl Record {
 
     /// `metadata`.
     #[must_use]
-    pub fn metadata(&self) -> &Map<String, Value> {
-        // `of` refuses records without.
-        static NONE: std::sync::LazyLock<Map<String, Value>> = std::sync::LazyLock::new(Map::new);
-        self.body.get("metadata").and_then(Value::as_object).unwrap_or(&NONE)
+    pub fn metadata(&self) -> Map<String, Value> {
+        match self.get("metadata") {
+            Some(Value::Object(metadata)) => metadata,
+            // `of` refuses records without.
+            _ => Map::new(),
+        }
     }
 
     /// `metadata.generation`: the number of different specs so far.
@@ -71,14 +80,14 @@ impl Record {
 
     /// A part of the body, such as `spec`.
     #[must_use]
-    pub fn get(&self, field: &str) -> Option<&Value> {
-        self.body.get(field)
+    pub fn get(&self, field: &str) -> Option<Value> {
+        self.body().remove(field)
     }
 
     /// As clients get it, with its version and a status.
     #[must_use]
     pub fn to_value(&self, status: Option<Value>) -> Value {
-        let mut body = self.body.clone();
+        let mut body = self.body();
         if let Some(Value::Object(metadata)) = body.get_mut("metadata") {
             metadata.insert("resourceVersion".into(), self.revision.to_string().into());
         }
@@ -91,7 +100,7 @@ impl Record {
     /// As the compiler of documents reads it.
     #[must_use]
     pub fn text(&self) -> String {
-        text(&self.body)
+        text(self.body())
     }
 }
 
@@ -99,7 +108,7 @@ impl Incoming {
     /// As the compiler of documents reads it.
     #[must_use]
     pub fn text(&self) -> String {
-        text(&self.body)
+        text(self.body.clone())
     }
 }
 
@@ -112,11 +121,10 @@ impl Incoming {
     }
 }
 
-fn text(body: &Map<String, Value>) -> String {
-    let mut body = body.clone();
+fn text(mut body: Map<String, Value>) -> String {
     if let Some(Value::Object(metadata)) = body.get_mut("metadata") {
         metadata.remove("uid");
         metadata.remove("generation");
     }
-    json!(body).to_string()
+    Value::Object(body).to_string()
 }

@@ -35,7 +35,7 @@ fn read(source: &str, text: &str) -> Result<AnyDocument, Vec<String>> {
 }
 
 fn instance(record: &Record) -> Result<Change, Vec<String>> {
-    let spec = record.get("spec").cloned().unwrap_or_default();
+    let spec = record.get("spec").unwrap_or_default();
     let workload = json!({
         "apiVersion": Kind::Workload.api_version(),
         "kind": Kind::Workload.as_str(),

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use remora_mesh::{Compiler, Mesh, NodeKind, NodeRequest, Profile, Touched};
+use remora_mesh::{Compiler, Mesh, NodeKind, NodeRequest, Profile};
 use remora_xds::server::{Client, Denied, SnapshotWatch, Snapshots};
 use remora_xds::{Kind, Resource};
 use tokio::time::Instant;
@@ -70,9 +70,10 @@ impl Publisher {
         let mut state = self.state();
         let state = &mut *state;
         let touched = state.compiler.apply(changes);
-        for ((id, _), node) in state.nodes.iter_mut().filter(|(_, node)| node.is_touched(&touched)) {
-            node.assemble(&state.compiler, &mut state.shared);
-            self.board.set_problems(id, node.problems());
+        for ((id, _), node) in &mut state.nodes {
+            if node.follow(&touched, &state.compiler, &mut state.shared) {
+                self.board.set_problems(id, node.problems());
+            }
         }
         state.shared.forget_unused();
         self.board.compiled(began.elapsed());
@@ -179,17 +180,4 @@ fn agent(client: &Client) -> String {
     };
     let text = format!("{} {version}", client.node.user_agent_name);
     text.trim().chars().take(100).collect()
-}
-
-/// Whether anything in `touched` matters to a node.
-fn matters(node: &NodeRequest, resources: &remora_mesh::NodeResources, touched: &Touched) -> bool {
-    let own = node.workload.as_deref().is_some_and(|workload| {
-        touched.workloads.iter().any(|name| *name.name == *workload && *name.namespace == *node.namespace)
-    });
-    let one_of = |names: &std::collections::BTreeSet<remora_mesh::Name>| {
-        names.iter().any(|name| resources.services.contains(name))
-    };
-    let namespace = resources.whole_namespace
-        && touched.namespaces.iter().any(|namespace| **namespace == *node.namespace);
-    own || namespace || one_of(&touched.services) || one_of(&touched.endpoints)
 }

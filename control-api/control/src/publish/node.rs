@@ -1,14 +1,14 @@
 //! One connected node.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use remora_mesh::{Compiler, NodeRequest, NodeResources, Problem, Touched};
+use remora_mesh::{Compiler, Name, NodeRequest, NodeResources, Problem, Touched};
 use remora_xds::server::SnapshotWatch;
-use remora_xds::{Kind, NodeSnapshot, Resources};
+use remora_xds::{Kind, NodeSnapshot, Resource, Resources};
 use tokio::sync::watch;
 use tracing::debug;
 
-use super::matters;
 use super::share::Shared;
 
 /// What one node asked for and is to have.
@@ -18,28 +18,90 @@ pub(super) struct Node {
     /// Streams of it.
     pub(super) streams: usize,
     /// What it was put together of; None while its workload is not known.
-    resources: Option<NodeResources>,
+    uses: Option<Uses>,
     snapshots: watch::Sender<Option<Arc<NodeSnapshot>>>,
+}
+
+/// What a node's resources depend on.
+#[derive(Debug)]
+struct Uses {
+    services: BTreeSet<Name>,
+    /// All of its namespace.
+    whole_namespace: bool,
+    /// What it should have and cannot be sent.
+    problems: Vec<Problem>,
+}
+
+/// How much of a node a change concerns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Concern {
+    Nothing,
+    /// Where its Services are, and nothing else.
+    Endpoints,
+    Everything,
 }
 
 impl Node {
     pub(super) fn new(request: NodeRequest) -> Self {
-        Self { request, streams: 0, resources: None, snapshots: watch::Sender::new(None) }
+        Self { request, streams: 0, uses: None, snapshots: watch::Sender::new(None) }
     }
 
     /// What it should have and cannot be sent.
     pub(super) fn problems(&self) -> &[Problem] {
-        self.resources.as_ref().map_or(&[], |resources| &resources.problems)
+        self.uses.as_ref().map_or(&[], |uses| &uses.problems)
     }
 
     pub(super) fn subscribe(&self) -> SnapshotWatch {
         self.snapshots.subscribe()
     }
 
-    pub(super) fn is_touched(&self, touched: &Touched) -> bool {
-        match &self.resources {
-            Some(resources) => matters(&self.request, resources, touched),
-            None => !touched.workloads.is_empty(),
+    /// Gives it what changed for it. True: it was put together anew.
+    pub(super) fn follow(&mut self, touched: &Touched, compiler: &Compiler, shared: &mut Shared) -> bool {
+        let concern = self.concern(touched);
+        match concern {
+            Concern::Nothing => {}
+            Concern::Endpoints => self.move_endpoints(&touched.endpoints, compiler, shared),
+            Concern::Everything => self.assemble(compiler, shared),
+        }
+        concern == Concern::Everything
+    }
+
+    fn concern(&self, touched: &Touched) -> Concern {
+        let Some(uses) = &self.uses else {
+            return if touched.workloads.is_empty() { Concern::Nothing } else { Concern::Everything };
+        };
+        let namespace = &*self.request.namespace;
+        let own = self.request.workload.as_deref().is_some_and(|workload| {
+            touched.workloads.iter().any(|name| *name.name == *workload && *name.namespace == *namespace)
+        });
+        let around = uses.whole_namespace && touched.namespaces.iter().any(|touched| **touched == *namespace);
+        let uses_one = |names: &BTreeSet<Name>| names.iter().any(|name| uses.services.contains(name));
+        if own || around || uses_one(&touched.services) {
+            Concern::Everything
+        } else if uses_one(&touched.endpoints) {
+            Concern::Endpoints
+        } else {
+            Concern::Nothing
+        }
+    }
+
+    /// Puts the load assignments of `services` in the places of those that it has: nothing else of it has to be looked at, and a change
+    /// of an endpoint may concern every node.
+    fn move_endpoints(&mut self, services: &BTreeSet<Name>, compiler: &Compiler, shared: &mut Shared) {
+        let Some(mut snapshot) = self.snapshots.borrow().as_deref().cloned() else { return };
+        let mut moved = false;
+        let used =
+            services.iter().filter(|name| self.uses.as_ref().is_some_and(|u| u.services.contains(name)));
+        for port in used.filter_map(|name| compiler.resources(name)).flat_map(|service| &service.ports) {
+            let old = snapshot.get(Kind::ClusterLoadAssignment, &port.endpoints.name);
+            let new = shared.resource(&port.endpoints);
+            if old.is_some_and(|old| !alike(old, &new)) {
+                snapshot.insert(new);
+                moved = true;
+            }
+        }
+        if moved {
+            self.snapshots.send_replace(Some(Arc::new(snapshot)));
         }
     }
 
@@ -66,7 +128,8 @@ impl Node {
                 new.set(kind, Arc::new(made));
             }
         }
-        self.resources = Some(resources);
+        let NodeResources { services, whole_namespace, problems, .. } = resources;
+        self.uses = Some(Uses { services, whole_namespace, problems });
         let known = self.snapshots.borrow().is_some();
         if !known || Kind::ALL.into_iter().any(|kind| !Arc::ptr_eq(new.kind(kind), old.kind(kind))) {
             self.snapshots.send_replace(Some(Arc::new(new)));
@@ -76,8 +139,9 @@ impl Node {
 
 /// Whether two maps have the same names with the same versions.
 fn same(a: &Resources, b: &Resources) -> bool {
-    a.len() == b.len()
-        && a.iter().zip(b).all(|((a_name, a), (b_name, b))| {
-            a_name == b_name && (Arc::ptr_eq(a, b) || a.version() == b.version() && a.origin() == b.origin())
-        })
+    a.len() == b.len() && a.iter().zip(b).all(|((a_name, a), (b_name, b))| a_name == b_name && alike(a, b))
+}
+
+fn alike(a: &Arc<Resource>, b: &Arc<Resource>) -> bool {
+    Arc::ptr_eq(a, b) || a.version() == b.version() && a.origin() == b.origin()
 }

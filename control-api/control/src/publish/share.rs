@@ -27,9 +27,9 @@ impl Shared {
         Arc::clone(made)
     }
 
-    /// Forgets what the compiler no longer has, when that may be half of it.
+    /// Forgets what the compiler no longer has, when that may be a part of it.
     pub(super) fn forget_unused(&mut self) {
-        if self.made.len() > 2 * self.clean + 1000 {
+        if self.made.len() > self.clean + self.clean / 8 + 100 {
             self.made.retain(|_, (compiled, _)| Arc::strong_count(compiled) > 1);
             self.clean = self.made.len();
         }

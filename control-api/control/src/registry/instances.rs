@@ -342,12 +342,12 @@ async fn at(end: Option<Instant>) {
 /// How an instance is.
 #[must_use]
 pub fn health(record: &Record) -> Health {
-    let said = record.get("spec").and_then(|spec| spec.get("health")).cloned();
+    let said = record.get("spec").and_then(|mut spec| Some(spec.get_mut("health")?.take()));
     said.and_then(|health| serde_json::from_value(health).ok()).unwrap_or_default()
 }
 
 fn body(key: &Key, said: &Registration, health: Health, old: Option<&Record>) -> Value {
-    let created = old.and_then(|old| old.metadata().get("creationTimestamp")).cloned();
+    let created = old.and_then(|old| old.metadata().remove("creationTimestamp"));
     json!({
         "apiVersion": "remora.dev/v1alpha1",
         "kind": REGISTRATION,

@@ -31,8 +31,9 @@ impl Selector {
     }
 
     pub(super) fn matches(&self, record: &Record) -> bool {
-        let labels = record.metadata().get("labels");
-        let label = |name: &str| labels.and_then(|all| all.get(name)).and_then(|value| value.as_str());
+        // Most lists are of everything.
+        let labels = (!self.labels.is_empty()).then(|| record.metadata().remove("labels")).flatten();
+        let label = |name: &str| labels.as_ref()?.get(name)?.as_str();
         let field = |name: &str| match name {
             "metadata.name" => Some(&*record.key.name),
             _ => Some(&*record.key.namespace),

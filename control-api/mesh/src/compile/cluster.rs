@@ -12,7 +12,7 @@ use remora_xds::pb::envoy::config::cluster::v3::cluster::{
 };
 use remora_xds::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster};
 use remora_xds::pb::envoy::config::core::v3::{
-    HealthStatus, HttpProtocolOptions as CommonOptions, Locality as PbLocality, Metadata,
+    HealthStatus, HttpProtocolOptions as CommonOptions, Locality as PbLocality,
 };
 use remora_xds::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use remora_xds::pb::envoy::config::endpoint::v3::{
@@ -98,7 +98,10 @@ fn base(name: String, discovery: DiscoveryType, connect: Duration) -> Cluster {
 pub(super) fn local(port: u16, speaks: AppProtocol, service: &Document<ServiceSpec>) -> Arc<Resource> {
     let mut cluster = base(names::local(port), DiscoveryType::Static, Duration::from_millis(300));
     let at = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
-    let group = LocalityLbEndpoints { lb_endpoints: vec![endpoint(at)], ..LocalityLbEndpoints::default() };
+    let group = LocalityLbEndpoints {
+        lb_endpoints: vec![endpoint(at, String::new())],
+        ..LocalityLbEndpoints::default()
+    };
     cluster.load_assignment = Some(ClusterLoadAssignment {
         cluster_name: cluster.name.clone(),
         endpoints: vec![group],
@@ -198,7 +201,7 @@ pub(super) fn endpoints(
     let (namespace, name) = names::of(service);
     let mut groups: BTreeMap<Locality, Vec<LbEndpoint>> = BTreeMap::new();
     for member in scope.mesh.members(service, port).into_values() {
-        let endpoint = lb_endpoint(&member);
+        let endpoint = lb_endpoint(service, &member);
         groups.entry(member.locality).or_default().push(endpoint);
     }
     let assignment = ClusterLoadAssignment {
@@ -225,37 +228,39 @@ fn group(locality: &Locality, lb_endpoints: Vec<LbEndpoint>) -> LocalityLbEndpoi
     }
 }
 
-fn lb_endpoint(member: &Member<'_>) -> LbEndpoint {
+fn lb_endpoint(service: &Document<ServiceSpec>, member: &Member<'_>) -> LbEndpoint {
+    let who = member.workload.map(|workload| observability_name(service, workload));
     LbEndpoint {
-        metadata: member.workload.map(labels),
         health_status: match member.health {
             Health::Ready => HealthStatus::Healthy,
             Health::Draining => HealthStatus::Draining,
             Health::Dead => HealthStatus::Unhealthy,
         }
         .into(),
-        load_balancing_weight: parts::number(member.weight),
-        ..endpoint(member.at)
+        load_balancing_weight: parts::number(member.weight).filter(|weight| weight.value != 1),
+        ..endpoint(member.at, who.unwrap_or_default())
     }
 }
 
-/// `workload;namespace;canonical service;canonical revision;cluster`.
-fn labels(workload: &Document<WorkloadSpec>) -> Metadata {
+/// What metrics say of an endpoint: `workload;namespace;canonical service;canonical revision`, as Istio has it in metadata. What is
+/// the Service's own, or usual, is left empty, and left out at the end: a change of one endpoint sends all of them.
+fn observability_name(service: &Document<ServiceSpec>, workload: &Document<WorkloadSpec>) -> String {
+    fn unless<'a>(usual: &str, own: &'a str) -> &'a str {
+        if own == usual { "" } else { own }
+    }
     let metadata = &workload.metadata;
-    let text = format!(
-        "{};{};{};{};",
-        metadata.name,
-        metadata.namespace,
-        names::app(workload),
-        names::version(metadata)
-    );
-    parts::istio([("workload", parts::text(text))])
+    let namespace = unless(&service.metadata.namespace, &metadata.namespace);
+    let app = unless(&service.metadata.name, names::app(workload));
+    let version = unless(names::LATEST, names::version(metadata));
+    let text = format!("{};{namespace};{app};{version}", metadata.name);
+    text.trim_end_matches(';').to_owned()
 }
 
-fn endpoint(at: SocketAddr) -> LbEndpoint {
+fn endpoint(at: SocketAddr, observability_name: String) -> LbEndpoint {
     LbEndpoint {
         host_identifier: Some(HostIdentifier::Endpoint(Endpoint {
             address: Some(parts::address(at)),
+            observability_name,
             ..Endpoint::default()
         })),
         ..LbEndpoint::default()

@@ -56,10 +56,13 @@ pub fn app(workload: &Document<WorkloadSpec>) -> &str {
     workload.metadata.labels.get("app").unwrap_or(&workload.metadata.name)
 }
 
-/// `version` of a workload: its label, or `latest` as in Istio.
+/// The version of what has none, as Istio calls it.
+pub const LATEST: &str = "latest";
+
+/// `version` of a workload: its label, or [`LATEST`].
 #[must_use]
 pub fn version(metadata: &Metadata) -> &str {
-    metadata.labels.get("version").map_or("latest", String::as_str)
+    metadata.labels.get("version").map_or(LATEST, String::as_str)
 }
 
 /// A port of a Service that a resource is named after.

@@ -8,7 +8,7 @@ use remora_xds::pb::envoy::config::core::v3::address::Address as AddressKind;
 use remora_xds::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use remora_xds::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use remora_xds::pb::envoy::config::core::v3::{
-    Address, AggregatedConfigSource, ApiVersion, ConfigSource, Metadata, SocketAddress,
+    Address, AggregatedConfigSource, ApiVersion, ConfigSource, SocketAddress,
 };
 use remora_xds::pb::envoy::config::listener::v3::ListenerFilter;
 use remora_xds::pb::envoy::config::listener::v3::listener_filter::ConfigType;
@@ -79,14 +79,6 @@ pub(super) fn text(value: impl Into<String>) -> Value {
 
 pub(super) fn object<const N: usize>(fields: [(&str, Value); N]) -> Struct {
     Struct { fields: fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect() }
-}
-
-/// Filter metadata under `istio`, where Istio's control plane puts what metrics are labelled with.
-pub(super) fn istio<const N: usize>(fields: [(&str, Value); N]) -> Metadata {
-    Metadata {
-        filter_metadata: std::iter::once(("istio".to_owned(), object(fields))).collect(),
-        ..Metadata::default()
-    }
 }
 
 /// Metadata of a cluster under `istio`: the Service that it stands for.

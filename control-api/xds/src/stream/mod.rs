@@ -43,8 +43,8 @@ pub struct Limits {
     pub subscriptions: usize,
     /// Bytes of a name.
     pub name_bytes: usize,
-    /// Bytes of resources after which a response ends and the rest goes into the next one. gRPC clients refuse 4 MiB. One
-    /// resource is never split, and neither is a state-of-the-world response of clusters or listeners.
+    /// Bytes of resources after which a response ends and the rest goes into the next one. gRPC clients refuse 4 MiB, and both sides
+    /// keep a buffer of the longest message for as long as the stream lasts. One resource is never split, and neither is a state-of-the-world response of clusters or listeners.
     pub response_bytes: usize,
     /// How long a kind waits for the ACK of what it may refer to.
     pub order_wait: Duration,
@@ -57,7 +57,7 @@ impl Default for Limits {
         Self {
             subscriptions: 50_000,
             name_bytes: 1024,
-            response_bytes: 1 << 20,
+            response_bytes: 256 << 10,
             order_wait: Duration::from_secs(5),
             absent_wait: Duration::from_millis(50),
         }

@@ -46,7 +46,7 @@ pub fn compile_cluster(pb: &Cluster, at: &At<'_>, scope: &mut Scope<'_>) -> Opti
     let name: Arc<str> = pb.name.as_str().into();
     let stat_name =
         if pb.alt_stat_name.is_empty() { Arc::clone(&name) } else { pb.alt_stat_name.as_str().into() };
-    let discovery = discovery(pb, at, scope);
+    let discovery = discovery(pb, &name, at, scope);
     let connect = connect::compile(pb, at, scope);
     let (lb, close_on_host_change) = lb::compile(pb, at, scope);
     let tls = pb.transport_socket.as_ref().and_then(|t| tls(t, &at.field("transport_socket"), scope));
@@ -119,7 +119,7 @@ fn refuse_unsupported(pb: &Cluster, at: &At<'_>, scope: &mut Scope<'_>) {
     ]);
 }
 
-fn discovery(pb: &Cluster, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Discovery> {
+fn discovery(pb: &Cluster, name: &Arc<str>, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Discovery> {
     let kind = match &pb.cluster_discovery_type {
         // Unset is the enum's first value.
         None => DiscoveryType::Static,
@@ -159,7 +159,7 @@ fn discovery(pb: &Cluster, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Discove
         DiscoveryType::LogicalDns => {
             Some(Discovery::Dns(Arc::new(dns::compile(pb, DnsKind::Logical, at, scope))))
         }
-        DiscoveryType::Eds => eds(pb, at, scope).map(Discovery::Eds),
+        DiscoveryType::Eds => eds(pb, name, at, scope).map(Discovery::Eds),
         DiscoveryType::OriginalDst => original_dst(pb, at, scope).map(Discovery::OriginalDst),
     }
 }
@@ -201,13 +201,14 @@ fn add_up(assignment: Assignment) -> Assignment {
     Assignment { endpoints, policy }
 }
 
-fn eds(pb: &Cluster, at: &At<'_>, scope: &mut Scope<'_>) -> Option<EdsSpec> {
+fn eds(pb: &Cluster, name: &Arc<str>, at: &At<'_>, scope: &mut Scope<'_>) -> Option<EdsSpec> {
     let at = at.field("eds_cluster_config");
     let Some(config) = &pb.eds_cluster_config else {
         scope.errors.report(&at, "is required in a cluster of type EDS");
         return None;
     };
-    let name = if config.service_name.is_empty() { &pb.name } else { &config.service_name };
+    let same = config.service_name.is_empty() || *config.service_name == **name;
+    let service_name = if same { Arc::clone(name) } else { config.service_name.as_str().into() };
     let at = at.field("eds_config");
     let Some(source) = &config.eds_config else {
         scope.errors.report(&at, "is required");
@@ -246,7 +247,7 @@ fn eds(pb: &Cluster, at: &At<'_>, scope: &mut Scope<'_>) -> Option<EdsSpec> {
             return None;
         }
     };
-    Some(EdsSpec { service_name: name.as_str().into(), source, initial_fetch_timeout })
+    Some(EdsSpec { service_name, source, initial_fetch_timeout })
 }
 
 fn file(pb: &core::PathConfigSource, at: &At<'_>, scope: &mut Scope<'_>) -> Option<EdsSource> {

@@ -105,7 +105,9 @@ impl Manager {
         let legible = named.iter().all(Option::is_some)
             && update.resources.iter().all(|incoming| incoming.any.type_url == kind.type_url());
         let place = |(i, name): (usize, Option<Arc<str>>)| name.unwrap_or_else(|| format!("#{i}").into());
-        let names: Vec<_> = named.into_iter().enumerate().map(place).collect();
+        let names = named.into_iter().enumerate().map(place);
+        // Load assignments have the names of clusters.
+        let names: Vec<_> = names.map(|name| self.names.clusters.shared(&name).unwrap_or(name)).collect();
         let twice = twice(&names);
         for (incoming, name) in update.resources.iter().zip(&names) {
             if !self.is_asked_for(kind, name) {
@@ -187,7 +189,7 @@ impl Manager {
         let mut one = Batch::default();
         let root = At::root();
         let mut scope = Scope { errors: &mut errors, names: &mut self.names };
-        one.any(&Arc::new(incoming.any.clone()), &root, &mut scope);
+        one.any(&incoming.any, &root, &mut scope);
         let known = |cluster: &str| self.clusters.contains_key(cluster);
         one.check_clusters(&self.names, known, &mut errors, &root);
         if let Some((_, inner, _)) = one.raw.first()
@@ -269,9 +271,9 @@ impl Manager {
         for (name, _) in applied.accepted.iter().filter(|_| kind == Kind::Cluster) {
             self.dynamic.warming.leaving.remove(name);
         }
-        for (kind, name, any) in good.raw {
+        for (kind, name, bytes) in good.raw {
             let version = self.dynamic.versions.get(&kind).and_then(|v| v.get(&name)).cloned();
-            self.dump.put(kind, name, Dumped { any, version });
+            self.dump.put(kind, name, Dumped { bytes, version });
         }
         let changes = &mut applied.changes;
         let clusters = Changes { snapshot: true, clusters: true, listeners: false };
@@ -323,6 +325,7 @@ impl Manager {
                     self.dump.remove(*kind, name);
                     if *kind == Kind::ClusterLoadAssignment {
                         self.assignments.remove(name);
+                        self.parked.remove(name);
                     }
                 }
                 stays

@@ -29,12 +29,12 @@ pub(super) struct Batch {
     pub(super) clusters: Vec<(u64, ClusterSpec)>,
     pub(super) route_tables: Vec<(u64, RouteTable)>,
     pub(super) assignments: Vec<(u64, Arc<str>, Assignment)>,
-    pub(super) raw: Vec<(Kind, Arc<str>, Arc<Any>)>,
+    pub(super) raw: Vec<(Kind, Arc<str>, Arc<[u8]>)>,
 }
 
 impl Batch {
     /// A resource of any kind. One whose bytes are broken was reported before.
-    pub(super) fn any(&mut self, resource: &Arc<Any>, at: &At<'_>, scope: &mut Scope<'_>) {
+    pub(super) fn any(&mut self, resource: &Any, at: &At<'_>, scope: &mut Scope<'_>) {
         match Kind::from_type_url(&resource.type_url) {
             Some(Kind::Cluster) => {
                 if let Ok(pb) = any::unpack::<PbCluster>(resource) {
@@ -49,15 +49,16 @@ impl Batch {
             Some(Kind::RouteConfiguration) => {
                 if let Ok(pb) = any::unpack::<RouteConfiguration>(resource) {
                     let table = compile_route_table(&pb, at, scope);
-                    self.keep(Kind::RouteConfiguration, &pb.name, resource);
+                    self.keep(Kind::RouteConfiguration, &table.name, resource);
                     self.route_tables.push((hash_of(&resource.value), table));
                 }
             }
             Some(Kind::ClusterLoadAssignment) => {
                 if let Ok(pb) = any::unpack::<ClusterLoadAssignment>(resource) {
                     let assignment = compile_load_assignment(&pb, at, scope);
-                    self.keep(Kind::ClusterLoadAssignment, &pb.cluster_name, resource);
-                    let name = pb.cluster_name.as_str().into();
+                    let known = scope.names.clusters.shared(&pb.cluster_name);
+                    let name = known.unwrap_or_else(|| pb.cluster_name.as_str().into());
+                    self.keep(Kind::ClusterLoadAssignment, &name, resource);
                     self.assignments.push((hash_of(&resource.value), name, assignment));
                 }
             }
@@ -71,22 +72,22 @@ impl Batch {
         }
     }
 
-    pub(super) fn cluster(&mut self, pb: &PbCluster, raw: &Arc<Any>, at: &At<'_>, scope: &mut Scope<'_>) {
+    pub(super) fn cluster(&mut self, pb: &PbCluster, raw: &Any, at: &At<'_>, scope: &mut Scope<'_>) {
         if let Some(spec) = compile_cluster(pb, at, scope) {
-            self.keep(PbCluster::KIND, &pb.name, raw);
+            self.keep(PbCluster::KIND, &spec.name, raw);
             self.clusters.push((hash_of(&raw.value), spec));
         }
     }
 
-    pub(super) fn listener(&mut self, pb: &PbListener, raw: &Arc<Any>, at: &At<'_>, scope: &mut Scope<'_>) {
+    pub(super) fn listener(&mut self, pb: &PbListener, raw: &Any, at: &At<'_>, scope: &mut Scope<'_>) {
         if let Some(spec) = compile_listener(pb, at, scope) {
             self.keep(PbListener::KIND, &spec.name, raw);
             self.listeners.push((hash_of(&raw.value), spec));
         }
     }
 
-    fn keep(&mut self, kind: Kind, name: &str, raw: &Arc<Any>) {
-        self.raw.push((kind, name.into(), Arc::clone(raw)));
+    fn keep(&mut self, kind: Kind, name: &Arc<str>, raw: &Any) {
+        self.raw.push((kind, Arc::clone(name), raw.value.as_slice().into()));
     }
 
     /// Adds what another batch has.

@@ -26,10 +26,13 @@ impl Manager {
         assignment: Assignment,
         origin: &Origin,
     ) {
-        put(&mut self.assignments, name, Held { origin: origin.clone(), hash, value: Arc::new(assignment) });
-        let users: Vec<_> = self.eds_users.get(name).into_iter().flatten().cloned().collect();
+        put(&mut self.assignments, name, Held { origin: origin.clone(), hash, value: Arc::new(()) });
+        let Some(users) = self.eds_users.get(name).cloned() else {
+            self.parked.insert(Arc::clone(name), assignment);
+            return;
+        };
         for cluster in users {
-            self.attach(&cluster);
+            self.attach(&cluster, Some(&assignment));
         }
     }
 
@@ -44,11 +47,25 @@ impl Manager {
             old.map_or_else(|| Cluster::new(Arc::clone(&spec)), |old| old.value.with_spec(Arc::clone(&spec)));
         self.unlink(&name);
         if let Discovery::Eds(eds) = &spec.discovery {
-            self.eds_users.entry(Arc::clone(&eds.service_name)).or_default().insert(Arc::clone(&name));
+            self.eds_users.entry(Arc::clone(&eds.service_name)).or_default().push(Arc::clone(&name));
         }
         self.clusters
             .insert(Arc::clone(&name), Held { origin: origin.clone(), hash, value: Arc::new(value) });
-        self.attach(&name);
+        let assignment = self.assignment_of(&name);
+        self.attach(&name, assignment.as_ref());
+    }
+
+    /// What a cluster that has just come takes its endpoints from, if that is there already.
+    fn assignment_of(&mut self, name: &Arc<str>) -> Option<Assignment> {
+        let Discovery::Eds(eds) = &self.clusters.get(name)?.value.spec().discovery else { return None };
+        let service = Arc::clone(&eds.service_name);
+        if !self.assignments.contains_key(&service) {
+            return None;
+        }
+        self.parked.remove(&service).or_else(|| {
+            let other = self.eds_users.get(&service)?.iter().find(|user| *user != name)?;
+            Some(self.clusters.get(other)?.value.endpoints().assignment())
+        })
     }
 
     pub(super) fn remove_cluster(&mut self, name: &Arc<str>) {
@@ -60,28 +77,27 @@ impl Manager {
         self.show(name, None);
     }
 
-    /// The cluster no longer takes endpoints from its assignment.
+    /// The cluster no longer takes endpoints from its assignment. Those of an assignment that nobody uses now are parked.
     fn unlink(&mut self, name: &str) {
-        let Some(Discovery::Eds(eds)) = self.clusters.get(name).map(|old| &old.value.spec().discovery) else {
-            return;
-        };
+        let Some(old) = self.clusters.get(name).map(|old| &old.value) else { return };
+        let Discovery::Eds(eds) = &old.spec().discovery else { return };
         if let Some(users) = self.eds_users.get_mut(&eds.service_name) {
-            users.remove(name);
+            users.retain(|user| **user != *name);
             if users.is_empty() {
                 let service = Arc::clone(&eds.service_name);
+                if self.assignments.contains_key(&service) {
+                    self.parked.insert(Arc::clone(&service), old.endpoints().assignment());
+                }
                 self.eds_users.remove(&service);
             }
         }
     }
 
-    /// Gives a cluster its endpoints, if it is an EDS cluster, and shows it. One that has the same ones already keeps its
-    /// pointer.
-    fn attach(&mut self, name: &Arc<str>) {
+    /// Gives an EDS cluster its endpoints, and shows it. One that has the same ones already keeps its pointer.
+    fn attach(&mut self, name: &Arc<str>, assignment: Option<&Assignment>) {
         let Some(held) = self.clusters.get_mut(name) else { return };
-        if let Discovery::Eds(eds) = &held.value.spec().discovery
-            && let Some(assignment) = self.assignments.get(&eds.service_name)
-        {
-            let next = held.value.with_assignment(&assignment.value);
+        if let Some(assignment) = assignment {
+            let next = held.value.with_assignment(assignment);
             if !(held.value.is_warm() && same_endpoints(&held.value, &next)) {
                 held.value = Arc::new(next);
             }
@@ -91,8 +107,8 @@ impl Manager {
     }
 
     /// What the next snapshot shows under the name of a cluster.
-    fn show(&mut self, name: &str, cluster: Option<Arc<Cluster>>) {
-        let index = self.names.clusters.intern(name).index();
+    fn show(&mut self, name: &Arc<str>, cluster: Option<Arc<Cluster>>) {
+        let index = self.names.clusters.intern_shared(name).index();
         let list = Arc::make_mut(&mut self.cluster_list);
         if list.len() <= index {
             list.resize(index + 1, None);

@@ -6,13 +6,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use remora_xds::Kind;
 use remora_xds::pb::google::protobuf::Any;
 
-/// A resource as it came.
+/// A resource as it came. Its kind is that under which it stands.
 #[derive(Debug, Clone)]
 pub struct Dumped {
-    /// The resource.
-    pub any: Arc<Any>,
+    /// The encoded resource.
+    pub bytes: Arc<[u8]>,
     /// Its version, when it came from a control plane.
     pub version: Option<Arc<str>>,
+}
+
+impl Dumped {
+    /// The resource as the wire has it.
+    #[must_use]
+    pub fn any(&self, kind: Kind) -> Any {
+        Any { type_url: kind.type_url().into(), value: self.bytes.to_vec() }
+    }
 }
 
 /// See the module. Shared with the admin page, so that nothing is copied before somebody looks.

@@ -121,7 +121,7 @@ fn table_of(manager: &mut Manager, schema: &Schema) -> Arc<RouteTable> {
     let mut errors = Errors::new("test", SourceMap::default());
     let mut batch = Batch::default();
     let mut scope = Scope { errors: &mut errors, names: &mut manager.names };
-    batch.any(&Arc::new(table(schema, "r", "a").any), &At::root(), &mut scope);
+    batch.any(&table(schema, "r", "a").any, &At::root(), &mut scope);
     Arc::new(batch.route_tables.remove(0).1)
 }
 
@@ -179,6 +179,36 @@ async fn all_of_a_service_goes_in_any_order() {
         assert!(left(Kind::ClusterLoadAssignment).is_empty(), "{order:?}");
         assert!(left(Kind::RouteConfiguration).is_empty(), "{order:?}");
     }
+}
+
+#[tokio::test]
+async fn clusters_that_share_an_assignment_have_the_same_endpoints_whenever_they_come() {
+    let schema = Schema::load();
+    let mut manager = manager();
+    let sharing = |name: &str| {
+        let source =
+            json!({ "service_name": "s", "eds_config": { "resource_api_version": "V3", "ads": {} } });
+        let value = json!({ "name": name, "type": "EDS", "eds_cluster_config": source });
+        incoming::<remora_xds::pb::envoy::config::cluster::v3::Cluster>(&schema, &value)
+    };
+    let ports = |manager: &mut Manager, name: &str| -> Vec<_> {
+        let snapshot = manager.snapshot();
+        let cluster = snapshot.cluster_by_name(name).unwrap();
+        cluster.endpoints().endpoints().iter().map(|e| e.spec.address.port()).collect()
+    };
+    let clusters = Kind::Cluster;
+    apply(&mut manager, clusters, vec![sharing("a")]);
+    apply(&mut manager, Kind::ClusterLoadAssignment, vec![assignment(&schema, "s", 1..3)]);
+    apply(&mut manager, clusters, vec![sharing("b")]);
+    assert_eq!((ports(&mut manager, "a"), ports(&mut manager, "b")), (vec![1, 2], vec![1, 2]));
+    // They leave, and the endpoints wait for the next one.
+    manager.remove_cluster(&"a".into());
+    manager.remove_cluster(&"b".into());
+    assert_eq!(manager.parked.len(), 1);
+    apply(&mut manager, clusters, vec![sharing("c")]);
+    assert_eq!((ports(&mut manager, "c"), manager.parked.len()), (vec![1, 2], 0));
+    apply(&mut manager, Kind::ClusterLoadAssignment, vec![assignment(&schema, "s", 4..6)]);
+    assert_eq!(ports(&mut manager, "c"), [4, 5]);
 }
 
 #[tokio::test]

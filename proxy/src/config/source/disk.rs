@@ -81,10 +81,10 @@ impl LastGood {
     /// # Errors
     /// The folder cannot be written to, or there is too much; the old file stays.
     pub fn save(&self, resources: &[(Kind, Arc<str>, Dumped)]) -> io::Result<()> {
-        let resource = |(_, name, dumped): &(Kind, Arc<str>, Dumped)| Resource {
+        let resource = |(kind, name, dumped): &(Kind, Arc<str>, Dumped)| Resource {
             name: name.to_string(),
             version: dumped.version.as_deref().unwrap_or_default().to_owned(),
-            resource: Some((*dumped.any).clone()),
+            resource: Some(dumped.any(*kind)),
             ..Resource::default()
         };
         let saved = DeltaDiscoveryResponse {
@@ -119,11 +119,10 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use remora_xds::pb::google::protobuf::Any;
 
     fn cluster(name: &str) -> (Kind, Arc<str>, Dumped) {
-        let any = Any { type_url: Kind::Cluster.type_url().into(), value: name.as_bytes().to_vec() };
-        (Kind::Cluster, name.into(), Dumped { any: Arc::new(any), version: Some("7".into()) })
+        let dumped = Dumped { bytes: name.as_bytes().into(), version: Some("7".into()) };
+        (Kind::Cluster, name.into(), dumped)
     }
 
     #[test]

@@ -40,6 +40,9 @@ impl Default for Options {
     }
 }
 
+/// Bytes of the file that are kept in memory. Everything that is read often is in the registry.
+const CACHE: usize = 4 << 20;
+
 /// A store in one file.
 #[derive(Debug)]
 pub struct RedbStore {
@@ -55,7 +58,7 @@ impl RedbStore {
     /// [`StoreError::Locked`], [`StoreError::Corrupt`], [`StoreError::Schema`], or an I/O error as [`StoreError::Unavailable`].
     pub async fn open(path: &Path, options: Options) -> Result<Self, StoreError> {
         let place = path.to_path_buf();
-        let opener: Opener = Arc::new(move || Database::builder().create(&place));
+        let opener: Opener = Arc::new(move || Database::builder().set_cache_size(CACHE).create(&place));
         Self::open_with(path.display().to_string(), opener, options).await
     }
 

@@ -4,14 +4,15 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use remora_xds::diag::At;
-use remora_xds::pb::envoy::config::core::v3::HealthStatus as PbHealth;
+use remora_xds::pb::envoy::config::core::v3::{HealthStatus as PbHealth, Metadata};
 use remora_xds::pb::envoy::config::endpoint::v3 as pb;
+use remora_xds::pb::google::protobuf::value::Kind;
 
-use super::common::{Host, host_port, metadata, refuse};
+use super::common::{Host, host_port, refuse};
 use crate::config::compile::Scope;
 use crate::upstream::dns::DnsTarget;
 use crate::upstream::endpoint::{
-    Assignment, AssignmentPolicy, EndpointSpec, HealthStatus, Locality, LocalityGroup, Metadata,
+    Assignment, AssignmentPolicy, EndpointSpec, HealthStatus, Locality, LocalityGroup,
 };
 
 /// Envoy's ceiling of `priority`.
@@ -91,7 +92,7 @@ fn members(
     let list = at.field("endpoints");
     let mut members = Vec::new();
     let mut priorities: foldhash::HashMap<u32, u64> = foldhash::HashMap::default();
-    let mut last_metadata = None;
+    let mut last_labels = None;
     for (i, group) in endpoints.iter().enumerate() {
         let at = list.index(i);
         let compiled = locality(group, &at, scope);
@@ -105,8 +106,7 @@ fn members(
         for (j, endpoint) in group.lb_endpoints.iter().enumerate() {
             let at = at.field("lb_endpoints");
             let at = at.index(j);
-            let Some((host, spec)) = lb_endpoint(endpoint, &at, (&compiled, &mut last_metadata), scope)
-            else {
+            let Some((host, spec)) = lb_endpoint(endpoint, &at, (&compiled, &mut last_labels), scope) else {
                 continue;
             };
             weights += u64::from(spec.weight);
@@ -176,12 +176,12 @@ fn locality(pb: &pb::LocalityLbEndpoints, at: &At<'_>, scope: &mut Scope<'_>) ->
     Arc::new(LocalityGroup { locality, priority: (*priority).min(MAX_PRIORITY), weight })
 }
 
-type Shared<'a> = (&'a Arc<LocalityGroup>, &'a mut Option<Arc<Metadata>>);
+type Shared<'a> = (&'a Arc<LocalityGroup>, &'a mut Option<Arc<str>>);
 
 fn lb_endpoint(
     pb: &pb::LbEndpoint,
     at: &At<'_>,
-    (group, last_metadata): Shared<'_>,
+    (group, last_labels): Shared<'_>,
     scope: &mut Scope<'_>,
 ) -> Option<(Host, EndpointSpec)> {
     let pb::LbEndpoint { health_status, metadata: pb_metadata, load_balancing_weight, host_identifier } = pb;
@@ -189,13 +189,7 @@ fn lb_endpoint(
     if weight == 0 {
         scope.errors.report(&at.field("load_balancing_weight"), "must be at least 1");
     }
-    let mut metadata = metadata(pb_metadata.as_ref(), &at.field("metadata"), scope);
-    // Endpoints of one workload say the same: one copy serves them all.
-    if metadata.is_some() && metadata == *last_metadata {
-        metadata.clone_from(last_metadata);
-    } else if metadata.is_some() {
-        last_metadata.clone_from(&metadata);
-    }
+    let workload = workload(pb_metadata.as_ref(), &at.field("metadata"), scope);
     let health = health(*health_status, at, scope);
     let endpoint = match host_identifier {
         Some(pb::lb_endpoint::HostIdentifier::Endpoint(endpoint)) => endpoint,
@@ -211,7 +205,7 @@ fn lb_endpoint(
     let at = at.field("endpoint");
     let pb::Endpoint { address, health_check_config, hostname, additional_addresses, observability_name } =
         endpoint;
-    refuse!(scope, at, [health_check_config, additional_addresses, observability_name]);
+    refuse!(scope, at, [health_check_config, additional_addresses]);
     let at = at.field("address");
     let (host, port) = host_port(address.as_ref(), &at, scope)?;
     if port == 0 {
@@ -221,7 +215,23 @@ fn lb_endpoint(
     let hostname = (!hostname.is_empty()).then(|| hostname.as_str().into());
     let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
     let group = Arc::clone(group);
-    Some((host, EndpointSpec { address, hostname, weight, group, metadata, health, logical: false }))
+    let labels = workload.or(Some(observability_name.as_str())).filter(|text| !text.is_empty());
+    // Endpoints of one workload say the same: one copy serves them all.
+    if labels.is_some() && labels != last_labels.as_deref() {
+        *last_labels = labels.map(Into::into);
+    }
+    let labels = labels.and_then(|_| last_labels.clone());
+    Some((host, EndpointSpec { address, hostname, weight, group, labels, health, logical: false }))
+}
+
+/// `workload` under `istio`, where Istio's control plane puts what metrics are labelled with. Nothing else of it is used.
+fn workload<'a>(pb: Option<&'a Metadata>, at: &At<'_>, scope: &mut Scope<'_>) -> Option<&'a str> {
+    let Metadata { filter_metadata, typed_filter_metadata } = pb?;
+    refuse!(scope, at, [typed_filter_metadata]);
+    match &filter_metadata.get("istio")?.fields.get("workload")?.kind {
+        Some(Kind::StringValue(text)) => Some(text),
+        _ => None,
+    }
 }
 
 fn health(pb: i32, at: &At<'_>, scope: &mut Scope<'_>) -> HealthStatus {

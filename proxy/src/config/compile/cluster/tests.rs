@@ -254,7 +254,7 @@ fn an_assignment_with_localities() {
     };
     let compiled = compile_eds(&pb).unwrap();
     let [first, second, _] = &compiled.endpoints[..] else { panic!("three endpoints") };
-    assert!(Arc::ptr_eq(first.metadata.as_ref().unwrap(), second.metadata.as_ref().unwrap()));
+    assert!(Arc::ptr_eq(first.labels.as_ref().unwrap(), second.labels.as_ref().unwrap()));
     insta::assert_debug_snapshot!(compiled);
 }
 
