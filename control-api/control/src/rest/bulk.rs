@@ -79,8 +79,8 @@ pub(super) async fn apply(
     let texts = texts(&body)?;
     let documents = read(&texts.files, &texts.namespace).map_err(|mistakes| Failure::invalid(&mistakes))?;
     let how = query.how(Mode::Apply)?;
-    let outcomes = app.registry.write(&documents, how).await?;
-    audited(&app, &caller, &outcomes, how).await;
+    let outcomes = app.registry.write(&documents, how).await;
+    let outcomes = audited(&app, &caller, how, outcomes).await?;
     Ok(answer(&outcomes))
 }
 
@@ -95,8 +95,8 @@ pub(super) async fn delete(
     let documents = read(&texts.files, &texts.namespace).map_err(|mistakes| Failure::invalid(&mistakes))?;
     let keys: Vec<Key> = documents.into_iter().map(|document| document.key).collect();
     let how = query.how(Mode::Apply)?;
-    let outcomes = app.registry.remove(&keys, None, how).await?;
-    audited(&app, &caller, &outcomes, how).await;
+    let outcomes = app.registry.remove(&keys, None, how).await;
+    let outcomes = audited(&app, &caller, how, outcomes).await?;
     Ok(answer(&outcomes))
 }
 

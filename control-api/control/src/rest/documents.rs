@@ -14,7 +14,7 @@ use super::watch;
 use crate::board::Standing;
 use crate::document::{Incoming, Record, Text, read};
 use crate::kinds::Kind;
-use crate::registry::change::{How, Mode, Outcome, Verb};
+use crate::registry::change::{How, Mode, Outcome, Refused, Verb};
 use crate::store::{Key, Scope};
 
 /// Parts of a path.
@@ -212,8 +212,8 @@ async fn write(
     text: String,
 ) -> Result<Response, Failure> {
     let document = one(parts, text)?;
-    let outcomes = app.registry.write(std::slice::from_ref(&document), how).await?;
-    audited(app, caller, &outcomes, how).await;
+    let outcomes = app.registry.write(std::slice::from_ref(&document), how).await;
+    let outcomes = audited(app, caller, how, outcomes).await?;
     let Some(Outcome { verb, record: Some(record), .. }) = outcomes.first() else {
         return Err(Failure::not_found(&document.key));
     };
@@ -236,11 +236,19 @@ fn one(parts: &Parts, text: String) -> Result<Incoming, Failure> {
     Ok(document)
 }
 
-/// Writes down who changed what.
-pub(super) async fn audited(app: &App, caller: &Caller, outcomes: &[Outcome], how: How) {
-    if !how.dry_run {
-        app.audit.write(caller.address, &caller.name, outcomes).await;
+/// Writes down who changed what, also when not all of it was done.
+pub(super) async fn audited(
+    app: &App,
+    caller: &Caller,
+    how: How,
+    outcomes: Result<Vec<Outcome>, Refused>,
+) -> Result<Vec<Outcome>, Failure> {
+    if let Ok(done) | Err(Refused::Partly(done, _)) = &outcomes
+        && !how.dry_run
+    {
+        app.audit.write(caller.address, &caller.name, done).await;
     }
+    Ok(outcomes?)
 }
 
 /// What `DELETE` may say in its body (`DeleteOptions`).
@@ -276,8 +284,8 @@ pub(super) async fn delete(
     let expected = options.preconditions.resource_version.as_deref().map(str::parse).transpose();
     let expected =
         expected.map_err(|_| Failure::bad_request("preconditions.resourceVersion is no number"))?;
-    let outcomes = app.registry.remove(std::slice::from_ref(&key), expected, how).await?;
-    audited(&app, &caller, &outcomes, how).await;
+    let outcomes = app.registry.remove(std::slice::from_ref(&key), expected, how).await;
+    audited(&app, &caller, how, outcomes).await?;
     let details = json!({"name": *key.name, "kind": *key.kind, "namespace": *key.namespace});
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details});
     Ok(json(StatusCode::OK, &status).into_response())

@@ -52,7 +52,11 @@ pub(super) fn routes() -> Vec<Route> {
     let bulk =
         |path, summary, handler| Route { query: WRITE, ..write("POST", path, summary, "Texts", handler) };
     all.extend([
-        bulk("/remora/v1/apply", "Create or update many documents, all or none.", post(bulk::apply)),
+        bulk(
+            "/remora/v1/apply",
+            "Create or update many documents; up to 128 of them, of 1 MiB together, all or none.",
+            post(bulk::apply),
+        ),
         bulk("/remora/v1/delete", "Remove many documents.", post(bulk::delete)),
         write(
             "POST",
