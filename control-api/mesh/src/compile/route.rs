@@ -39,7 +39,10 @@ pub(super) fn table(
     documents.extend(policy.map(|p| Key::new(Kind::TrafficPolicy, p.name())));
     let mut actions = action::Actions { mesh, policy: policy.map(|p| &p.spec), backends: BTreeSet::new() };
     let routes = match candidates(attached) {
-        None => vec![actions.direct(namespace, name, port.port)],
+        None => {
+            actions.backends.insert((service.name(), port.port));
+            vec![actions.direct(namespace, name, port.port)]
+        }
         Some(candidates) => candidates.iter().flat_map(|candidate| actions.compile(candidate)).collect(),
     };
     let all = names::outbound(namespace, name, port.port);

@@ -60,9 +60,12 @@ fn first(rules: &[TcpRule]) -> &[BackendRef] {
     rules.first().map_or(&[], |rule| &rule.backend_refs)
 }
 
-/// The ports that routes lead to.
-pub(super) fn backends(mesh: &Mesh, routes: &Routes) -> BTreeSet<(Name, u16)> {
+/// The ports that routes lead to: `own` when there are none.
+pub(super) fn backends(mesh: &Mesh, routes: &Routes, own: (Name, u16)) -> BTreeSet<(Name, u16)> {
     let rules = rules(routes);
+    if rules.is_empty() {
+        return BTreeSet::from([own]);
+    }
     let used = rules.iter().flat_map(|rule| rule.backends.iter().map(move |backend| (rule, backend)));
     used.filter(|(_, backend)| backend.weight > 0)
         .filter_map(|(rule, backend)| mesh.backend(&rule.route, backend))
