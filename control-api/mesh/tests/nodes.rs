@@ -109,3 +109,101 @@ fn a_grpc_library_gets_what_it_asks_for_and_nothing_else() {
         assert!(node.services.contains(&Name::new("default", "one")));
     }
 }
+
+#[test]
+fn a_program_that_speaks_two_protocols_on_one_port_hears_each_of_them() {
+    let text = "apiVersion: v1
+kind: Service
+metadata: {name: api}
+spec:
+  selector: {app: api}
+  ports:
+  - {name: http, port: 8080}
+  - {name: grpc, port: 9090, targetPort: 8080}
+  - {name: tcp-x, port: 7070, targetPort: 8080}
+  - {name: tcp-y, port: 7171, targetPort: 5432}
+---
+apiVersion: remora.dev/v1alpha1
+kind: Workload
+metadata: {name: api-1, labels: {app: api}}
+spec: {address: 10.0.0.1, ports: [{port: 8080}, {port: 5432}], egress: []}
+";
+    let node = sidecar(text, "default", "api-1");
+    let clusters = ["inbound|5432||", "inbound|8080||http", "inbound|8080||http2", "inbound|8080||tcp"];
+    assert_eq!(names(&node.clusters), clusters);
+    assert!(yaml(&node.clusters["inbound|8080||http2"]).contains("http2_protocol_options"));
+    assert!(yaml(&node.clusters["inbound|8080||http"]).contains("http_protocol_options"));
+    let listener = yaml(&node.listeners["inbound"]);
+    for (port, chain) in [
+        (8080, "inbound_8080_http"),
+        (9090, "inbound_8080_http2"),
+        (7070, "inbound_8080_tcp"),
+        (7171, "inbound_5432"),
+    ] {
+        let sni = format!("outbound_.{port}_._.api.default.svc.cluster.local");
+        let chains = listener.split("\n- ").filter(|part| part.contains("server_names"));
+        let with_it: Vec<_> = chains.filter(|part| part.contains(&sni)).collect();
+        assert_eq!(with_it.len(), 1, "{port}: {listener}");
+        assert!(with_it[0].contains(&format!("stat_prefix: {chain}\n")), "{port}: {}", with_it[0]);
+    }
+}
+
+#[test]
+fn a_resource_names_every_document_that_it_is_made_of() {
+    let text = format!(
+        "{}{}{SPLIT}{}",
+        service("db"),
+        service("next"),
+        "---
+apiVersion: remora.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: calm, namespace: a}
+spec: {targetRefs: [{name: db}], timeouts: {idle: 7m}}
+---
+apiVersion: remora.dev/v1alpha1
+kind: Workload
+metadata: {name: db-1, namespace: a, labels: {app: db}}
+spec: {address: 10.0.0.2, ports: [{port: 5432}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: more, namespace: a, labels: {kubernetes.io/service-name: db}}
+addressType: IPv4
+ports: [{name: tcp-sql, port: 5432}]
+endpoints: []
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: there, namespace: b}
+spec: {parentRefs: [{kind: Service, name: db, namespace: a}], rules: [{backendRefs: [{name: next, namespace: a, port: 8080}]}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: ReferenceGrant
+metadata: {name: may, namespace: a}
+spec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: b}], to: [{group: '', kind: Service}]}
+"
+    );
+    let node = sidecar(&text, "b", "caller");
+    let made_of =
+        |resource: &Resource| resource.documents.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(
+        made_of(&node.endpoints["outbound|5432||db.a.svc.cluster.local"]),
+        ["Service/a/db", "Workload/a/db-1", "EndpointSlice/a/more"]
+    );
+    assert_eq!(
+        made_of(&node.routes["db.a.svc.cluster.local:8080"]),
+        [
+            "Service/a/db",
+            "HTTPRoute/b/consumer",
+            "HTTPRoute/b/there",
+            "TrafficPolicy/a/calm",
+            "Service/a/next",
+            "ReferenceGrant/a/may"
+        ]
+    );
+    let listener = &node.listeners["db.a.svc.cluster.local:5432"];
+    let of_the_listener = ["Service/a/db", "TCPRoute/a/producer", "TrafficPolicy/a/calm", "Service/a/next"];
+    assert_eq!(made_of(listener), of_the_listener);
+    let text = yaml(listener);
+    assert!(text.contains("idle_timeout: 420s"), "the policy holds for connections too: {text}");
+}

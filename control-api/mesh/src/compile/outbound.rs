@@ -8,9 +8,11 @@ use remora_xds::pb::envoy::config::listener::v3::{FilterChain, Listener};
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::Rds;
 
 use super::http::{self, RouteSpecifier, Side};
-use super::route::Routes;
+use super::route::{Routes, behind};
 use super::{Listening, Scope, key_of, names, parts, tcp};
 use crate::document::{AppProtocol, Document, ServicePort, ServiceSpec};
+use crate::kinds::Kind;
+use crate::name::Key;
 use crate::resource::Resource;
 
 /// The listener for calls to a Service's port.
@@ -24,9 +26,16 @@ pub(super) fn listener(
     let name = names::outbound(namespace, service_name, port.port);
     let mut documents = vec![key_of(service)];
     let (chains, by_name) = if port.speaks() == AppProtocol::Tcp {
-        documents.extend(routes.tcp_keys());
+        let policy = scope.mesh.policy(service);
+        let keys = routes.tcp_keys();
+        let behind = behind(scope.mesh, &keys);
+        documents.extend(keys);
+        documents.extend(policy.map(|policy| Key::new(Kind::TrafficPolicy, policy.name())));
+        documents.extend(behind.into_iter().filter(|key| *key != key_of(service)));
         let own = names::cluster(namespace, service_name, port.port);
-        (tcp::chains(scope.mesh, routes, &name, own), !routes.tls.is_empty())
+        let idle = policy.and_then(|policy| policy.spec.timeouts.idle).map(|idle| idle.0);
+        let proxy = http::Tcp { name: &name, idle };
+        (tcp::chains(scope.mesh, routes, proxy, own), !routes.tls.is_empty())
     } else {
         let rds = Rds { config_source: Some(parts::ads()), route_config_name: name.clone() };
         let filter = http::connection_manager(&name, Side::Outbound, RouteSpecifier::Rds(rds));

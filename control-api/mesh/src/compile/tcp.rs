@@ -8,6 +8,7 @@ use remora_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_prox
     ClusterSpecifier, WeightedCluster,
 };
 
+use super::http::Tcp;
 use super::route::Routes;
 use super::{http, names};
 use crate::document::{BackendRef, TcpRule};
@@ -81,10 +82,10 @@ pub(super) fn refuses(mesh: &Mesh, routes: &Routes) -> bool {
 }
 
 /// The chains of the listener for calls to a port: connections go to `own` when there are no routes.
-pub(super) fn chains(mesh: &Mesh, routes: &Routes, listener: &str, own: String) -> Vec<FilterChain> {
+pub(super) fn chains(mesh: &Mesh, routes: &Routes, proxy: Tcp<'_>, own: String) -> Vec<FilterChain> {
     let rules = rules(routes);
     if rules.is_empty() {
-        let filter = http::tcp_proxy(listener, ClusterSpecifier::Cluster(own));
+        let filter = http::tcp_proxy(proxy, ClusterSpecifier::Cluster(own));
         return vec![FilterChain { filters: vec![filter], ..FilterChain::default() }];
     }
     let chain = |rule: Rule<'_>| FilterChain {
@@ -93,14 +94,14 @@ pub(super) fn chains(mesh: &Mesh, routes: &Routes, listener: &str, own: String) 
             .names
             .as_ref()
             .map(|names| FilterChainMatch { server_names: names.clone(), ..FilterChainMatch::default() }),
-        filters: vec![forward(mesh, &rule, listener)],
+        filters: vec![forward(mesh, &rule, proxy)],
         ..FilterChain::default()
     };
     rules.into_iter().map(chain).collect()
 }
 
 /// To the backends of a rule, by weight. The share of those that do not exist is closed.
-fn forward(mesh: &Mesh, rule: &Rule<'_>, listener: &str) -> Filter {
+fn forward(mesh: &Mesh, rule: &Rule<'_>, proxy: Tcp<'_>) -> Filter {
     let target = |backend: &BackendRef| {
         let found = mesh.backend(&rule.route, backend);
         found.map_or_else(
@@ -119,5 +120,5 @@ fn forward(mesh: &Mesh, rule: &Rule<'_>, listener: &str) -> Filter {
                 .collect(),
         }),
     };
-    http::tcp_proxy(listener, specifier)
+    http::tcp_proxy(proxy, specifier)
 }
