@@ -62,7 +62,7 @@ pub enum Refused {
     /// The store.
     Store(StoreError),
     /// More than one transaction holds, and not the first of them failed: these changes were made all the same.
-    Partly(Vec<Outcome>, Box<Refused>),
+    Partly(Vec<Outcome>, Box<Self>),
 }
 
 impl From<StoreError> for Refused {

@@ -81,7 +81,7 @@ async fn of_two_writers_with_the_same_version_one_is_told_that_it_is_late() {
         let put = How { mode: Mode::Replace, ..APPLY };
         let (one, two) = tokio::join!(rig.registry.write(&one, put), rig.registry.write(&two, put));
         assert!(one.is_ok() != two.is_ok(), "{one:?} {two:?}");
-        let refused = one.err().or(two.err()).unwrap();
+        let refused = one.err().or_else(|| two.err()).unwrap();
         assert!(matches!(refused, Refused::Conflict { .. }), "{refused:?}");
 
         let new = |port: u32| {
@@ -92,7 +92,7 @@ async fn of_two_writers_with_the_same_version_one_is_told_that_it_is_late() {
         let post = How { mode: Mode::Create, ..APPLY };
         let (one, two) = tokio::join!(rig.registry.write(&one, post), rig.registry.write(&two, post));
         assert!(one.is_ok() != two.is_ok(), "{one:?} {two:?}");
-        let refused = one.err().or(two.err()).unwrap();
+        let refused = one.err().or_else(|| two.err()).unwrap();
         assert!(matches!(refused, Refused::Exists(_)), "{refused:?}");
     }
 }
