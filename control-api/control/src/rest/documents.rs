@@ -57,6 +57,7 @@ impl Parts {
 pub(super) struct Query {
     dry_run: Option<String>,
     force: Option<String>,
+    pub(super) ignore_not_found: Option<String>,
     watch: Option<String>,
     label_selector: Option<String>,
     field_selector: Option<String>,
@@ -66,7 +67,7 @@ pub(super) struct Query {
 }
 
 /// `true` as clients write it.
-fn yes(text: Option<&str>) -> bool {
+pub(super) fn yes(text: Option<&str>) -> bool {
     matches!(text, Some("1" | "true" | ""))
 }
 
@@ -163,8 +164,11 @@ pub(super) async fn patch(
     Utf8(body): Utf8,
 ) -> Result<Response, Failure> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    // `force` of a PATCH takes fields from their owners (kubectl apply --force-conflicts). There are none here, and to break other
+    // documents is something else.
+    let how = |mode| Ok::<_, Failure>(How { force: false, ..query.how(mode)? });
     match kind.split(';').next().unwrap_or_default().trim() {
-        "application/apply-patch+yaml" => write(&app, &parts, query.how(Mode::Apply)?, &caller, body).await,
+        "application/apply-patch+yaml" => write(&app, &parts, how(Mode::Apply)?, &caller, body).await,
         "application/merge-patch+json" => {
             let patch: Value =
                 serde_json::from_str(&body).map_err(|e| Failure::bad_request(e.to_string()))?;
@@ -173,7 +177,7 @@ pub(super) async fn patch(
             let mut merged = record.to_value(None);
             // The patch is of this version, or of the one that it names.
             merge(&mut merged, patch);
-            write(&app, &parts, query.how(Mode::Replace)?, &caller, merged.to_string()).await
+            write(&app, &parts, how(Mode::Replace)?, &caller, merged.to_string()).await
         }
         other => {
             let text = format!(
@@ -263,6 +267,7 @@ struct DeleteOptions {
 #[serde(rename_all = "camelCase", default)]
 struct Preconditions {
     resource_version: Option<String>,
+    uid: Option<String>,
 }
 
 /// `DELETE …/{name}`.
@@ -282,8 +287,16 @@ pub(super) async fn delete(
     let mut how = query.how(Mode::Apply)?;
     how.dry_run |= options.dry_run.iter().any(|what| what == "All");
     let expected = options.preconditions.resource_version.as_deref().map(str::parse).transpose();
-    let expected =
+    let mut expected =
         expected.map_err(|_| Failure::bad_request("preconditions.resourceVersion is no number"))?;
+    if let Some(uid) = &options.preconditions.uid {
+        let record = app.registry.get(&key).ok_or_else(|| Failure::not_found(&key))?;
+        if record.metadata().get("uid").and_then(Value::as_str) != Some(uid) {
+            let text = format!("{key} is another one than that with the uid {uid}");
+            return Err(Failure::new(StatusCode::CONFLICT, "Conflict", text));
+        }
+        expected = expected.or(Some(record.revision));
+    }
     let outcomes = app.registry.remove(std::slice::from_ref(&key), expected, how).await;
     audited(&app, &caller, how, outcomes).await?;
     let details = json!({"name": *key.name, "kind": *key.kind, "namespace": *key.namespace});
