@@ -219,6 +219,28 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     insta::assert_snapshot!("kinds_that_are_refused", said);
 }
 
+#[test]
+fn a_path_that_no_request_has_is_refused() {
+    let path = |kind: &str, value: &str| {
+        found(&format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: a}}\nspec: {{ports: [{{name: http, port: 80}}]}}\n---\n\
+             apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r}}\n\
+             spec: {{parentRefs: [{{kind: Service, name: a}}], rules: [{{matches: [{{path: {{type: {kind}, value: '{value}'}}}}]}}]}}\n"
+        ))
+    };
+    for value in ["/a?b", "/a#b", "/a//b", "/a/./b", "/a/../b", "/a/..", "/a/.", "/a%2Fb", "a"] {
+        for kind in ["Exact", "PathPrefix"] {
+            let said = path(kind, value);
+            assert!(said.contains("spec.rules[0].matches[0].path.value"), "{kind} {value}: {said}");
+        }
+    }
+    for (kind, value) in
+        [("PathPrefix", "/"), ("PathPrefix", "/a/"), ("Exact", "/a.b/.c"), ("RegularExpression", "/a/?")]
+    {
+        assert_eq!(path(kind, value), "", "{kind} {value}");
+    }
+}
+
 const DOUBTFUL: &str = "apiVersion: v1
 kind: Service
 metadata: {name: a}

@@ -50,7 +50,7 @@ pub(crate) struct ApplyArgs {
 pub(crate) fn apply(args: &ApplyArgs) -> ExitCode {
     run("apply", 1, async {
         let body = args.files.body(&args.namespace)?;
-        let path = format!("/remora/v1/apply{}", query(args.dry_run, args.force));
+        let path = format!("/remora/v1/apply{}", query(args.dry_run, &[("force", args.force)]));
         let server = args.server.open()?;
         let answer = server.call(Method::POST, &path, Some(&body)).await?;
         let results: Results =

@@ -52,17 +52,12 @@ async fn from_files(args: &DeleteArgs) -> anyhow::Result<u8> {
         bail!("what? Name documents (KIND NAME) or files (-f)");
     }
     let body = args.files.body(&args.namespace)?;
-    let path = format!("/remora/v1/delete{}", query(args.dry_run, args.force));
-    match args.server.open()?.call(Method::POST, &path, Some(&body)).await {
-        Ok(answer) => {
-            let results =
-                serde_json::from_value(answer).context("the control plane answers something else")?;
-            apply::tell(&results, args.dry_run);
-            Ok(0)
-        }
-        Err(error) if args.ignore_not_found && is_not_found(&error) => Ok(0),
-        Err(error) => Err(error),
-    }
+    let flags = [("force", args.force), ("ignoreNotFound", args.ignore_not_found)];
+    let path = format!("/remora/v1/delete{}", query(args.dry_run, &flags));
+    let answer = args.server.open()?.call(Method::POST, &path, Some(&body)).await?;
+    let results = serde_json::from_value(answer).context("the control plane answers something else")?;
+    apply::tell(&results, args.dry_run);
+    Ok(0)
 }
 
 async fn by_name(args: &DeleteArgs) -> anyhow::Result<u8> {
@@ -74,7 +69,7 @@ async fn by_name(args: &DeleteArgs) -> anyhow::Result<u8> {
             kind.root(),
             args.namespace,
             kind.plural,
-            query(args.dry_run, args.force)
+            query(args.dry_run, &[("force", args.force)])
         );
         match server.call(Method::DELETE, &path, None).await {
             Ok(_) => println!("{}/{name} deleted{}", kind.qualified(), args.dry_run.suffix()),

@@ -33,7 +33,7 @@ const FAILED: u8 = 2;
 pub(crate) fn diff(args: &DiffArgs) -> ExitCode {
     run("diff", FAILED, async {
         let body = args.files.body(&args.namespace)?;
-        let path = format!("/remora/v1/apply{}", query(DryRun::Server, true));
+        let path = format!("/remora/v1/apply{}", query(DryRun::Server, &[("force", true)]));
         let answer = args.server.open()?.call(Method::POST, &path, Some(&body)).await?;
         let results: Results =
             serde_json::from_value(answer).context("the control plane answers something else")?;

@@ -62,17 +62,13 @@ pub(crate) fn get(args: &GetArgs) -> ExitCode {
         match args.names.as_slice() {
             [one] if one == "instances" || one == "instance" => instances(&server, args).await,
             [one] if one == "all" => {
-                let mut any = false;
+                let mut found: Vec<(&Kind, Vec<Value>)> = Vec::new();
                 for kind in &KINDS {
-                    let items = list(&server, kind, args).await?;
-                    if !items.is_empty() {
-                        if any && args.output == Output::Table {
-                            println!();
-                        }
-                        show(kind, &items, args);
-                        any = true;
-                    }
+                    found.push((kind, list(&server, kind, args).await?));
                 }
+                found.retain(|(_, items)| !items.is_empty());
+                let any = !found.is_empty();
+                show_all(&found, args);
                 if !any {
                     nothing(args);
                 }
@@ -131,10 +127,22 @@ async fn named(server: &Server, words: &[String], args: &GetArgs) -> anyhow::Res
             Err(error) => return Err(error),
         }
     }
-    for (kind, items) in &found {
+    show_all(&found, args);
+    Ok(status)
+}
+
+/// Documents of several kinds: tables one below the other, or all of them as one text.
+fn show_all(found: &[(&Kind, Vec<Value>)], args: &GetArgs) {
+    if matches!(args.output, Output::Json | Output::Yaml) && !found.is_empty() {
+        let all: Vec<_> = found.iter().flat_map(|(_, items)| items).cloned().collect();
+        return print_documents(&all, args.output);
+    }
+    for (number, (kind, items)) in found.iter().enumerate() {
+        if number > 0 && args.output != Output::Name {
+            println!();
+        }
         show(kind, items, args);
     }
-    Ok(status)
 }
 
 fn show(kind: &Kind, items: &[Value], args: &GetArgs) {

@@ -82,14 +82,10 @@ pub(crate) fn run(name: &str, failed: u8, command: impl Future<Output = anyhow::
     }
 }
 
-/// The query of a request that writes.
-fn query(dry_run: DryRun, force: bool) -> String {
-    let mut query = String::from("?");
-    if dry_run == DryRun::Server {
-        query.push_str("dryRun=All&");
-    }
-    if force {
-        query.push_str("force=true");
-    }
-    query.trim_end_matches(['?', '&']).to_owned()
+/// The query of a request that writes, with those of `flags` that are set.
+fn query(dry_run: DryRun, flags: &[(&str, bool)]) -> String {
+    let dry_run = (dry_run == DryRun::Server).then(|| "dryRun=All".to_owned());
+    let set = flags.iter().filter(|(_, set)| *set).map(|(name, _)| format!("{name}=true"));
+    let all: Vec<_> = dry_run.into_iter().chain(set).collect();
+    if all.is_empty() { String::new() } else { format!("?{}", all.join("&")) }
 }

@@ -11,13 +11,14 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 use tracing::{error, info};
 
+use crate::audit::Audit;
 use crate::board::Board;
 use crate::clock::rfc3339;
 use crate::document::{Incoming, Record, Text, read};
 use crate::files;
 use crate::registry::Registry;
-use crate::registry::change::{How, Mode, Refused, Verb};
-use crate::store::Key;
+use crate::registry::change::{How, Mode, Outcome, Refused, Verb};
+use crate::store::{Key, Revision};
 
 /// Between looks.
 const LOOK: Duration = Duration::from_millis(500);
@@ -32,9 +33,11 @@ const FOLDER: &str = "folder";
 type Marks = BTreeMap<PathBuf, (u64, Option<SystemTime>)>;
 
 /// Follows the folder for ever.
-pub(super) async fn follow(path: PathBuf, registry: Arc<Registry>, board: Arc<Board>) {
+pub(super) async fn follow(path: PathBuf, registry: Arc<Registry>, board: Arc<Board>, audit: Arc<Audit>) {
     registry.filled().await;
     let mut seen: Option<Marks> = None;
+    // The revision of a mesh in which its documents are wrong. They may become right without a change of them.
+    let mut wrong_at: Option<Revision> = None;
     let mut ticks = tokio::time::interval(LOOK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -52,25 +55,27 @@ pub(super) async fn follow(path: PathBuf, registry: Arc<Registry>, board: Arc<Bo
                 continue;
             }
         };
-        if seen.as_ref() == Some(&marks) {
+        let revision = registry.revision();
+        let same = seen.as_ref() == Some(&marks);
+        if same && wrong_at.is_none_or(|wrong_at| wrong_at == revision) {
             continue;
         }
-        match take(&registry, &marks).await {
+        match take(&registry, &audit, &path, &marks).await {
             Ok(text) => {
                 info!(folder = %path.display(), "{text}");
                 report(&board, &path, &[]);
-                seen = Some(marks);
+                (seen, wrong_at) = (Some(marks), None);
             }
             Err(Wrong::Texts(mistakes)) => {
-                for mistake in &mistakes {
+                for mistake in mistakes.iter().filter(|_| !same) {
                     error!(folder = %path.display(), "{mistake}");
                 }
                 report(&board, &path, &mistakes);
-                // The last good documents stay, until the files change again.
-                seen = Some(marks);
+                // The last good documents stay, until the files change again, or what they refer to.
+                (seen, wrong_at) = (Some(marks), Some(revision));
             }
             // Tried again at the next look.
-            Err(Wrong::Store(why)) => report(&board, &path, &[why]),
+            Err(Wrong::ForNow(why)) => report(&board, &path, &[why]),
         }
     }
 }
@@ -90,18 +95,20 @@ fn look(path: &Path) -> std::io::Result<Marks> {
 }
 
 enum Wrong {
+    /// What the documents say.
     Texts(Vec<String>),
-    Store(String),
+    /// The files or the store cannot be read or written at this moment.
+    ForNow(String),
 }
 
-async fn take(registry: &Registry, marks: &Marks) -> Result<String, Wrong> {
+async fn take(registry: &Registry, audit: &Audit, folder: &Path, marks: &Marks) -> Result<String, Wrong> {
     let mut texts = Vec::new();
     for (path, (length, _)) in marks {
         let name = path.display().to_string();
         if *length > MAX_FILE {
             return Err(Wrong::Texts(vec![format!("{name}: more than {MAX_FILE} bytes")]));
         }
-        let text = std::fs::read_to_string(path).map_err(|e| Wrong::Texts(vec![format!("{name}: {e}")]))?;
+        let text = std::fs::read_to_string(path).map_err(|e| Wrong::ForNow(format!("{name}: {e}")))?;
         texts.push(Text { name, text });
     }
     let told = |mistakes: Vec<crate::document::Mistake>| {
@@ -120,10 +127,17 @@ async fn take(registry: &Registry, marks: &Marks) -> Result<String, Wrong> {
     let how = How { mode: Mode::Apply, dry_run: false, force: true };
     let refused = |refused: Refused| match refused {
         Refused::Invalid(mistakes) => told(mistakes),
-        other => Wrong::Store(format!("{other:?}")),
+        other => Wrong::ForNow(format!("{other:?}")),
     };
-    let written = registry.write(&documents, how).await.map_err(refused)?;
-    registry.remove(&gone, None, how).await.map_err(refused)?;
+    let actor = format!("folder {}", folder.display());
+    let audited = async |outcomes: Result<Vec<Outcome>, Refused>| {
+        if let Ok(done) | Err(Refused::Partly(done, _)) = &outcomes {
+            audit.write(None, &actor, done).await;
+        }
+        outcomes.map_err(refused)
+    };
+    let written = audited(registry.write(&documents, how).await).await?;
+    audited(registry.remove(&gone, None, how).await).await?;
     let changed = written.iter().filter(|outcome| outcome.verb != Verb::Unchanged).count();
     Ok(format!("{} documents, {changed} of them new or changed, {} removed", documents.len(), gone.len()))
 }

@@ -86,18 +86,19 @@ impl Plane {
         let registry = Arc::new(Registry::new(store));
         let board = Arc::new(Board::default());
         let publisher = Arc::new(Publisher::new(profile(&options), Arc::clone(&board)));
+        let audit = Arc::new(Audit::at(&options.data.join("audit.jsonl")));
         let app = App {
             registry: Arc::clone(&registry),
             instances: Arc::new(Instances::new(Arc::clone(&registry))),
             board: Arc::clone(&board),
-            audit: Arc::new(Audit::at(&options.data.join("audit.jsonl"))),
+            audit: Arc::clone(&audit),
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(registry::follow(Arc::clone(&registry)));
         tasks.spawn(Arc::clone(&app.instances).keep());
         tasks.spawn(rest::serve(rest_listener, rest::router(app)));
         if let Some(path) = options.folder {
-            tasks.spawn(folder::follow(path, Arc::clone(&registry), board));
+            tasks.spawn(folder::follow(path, Arc::clone(&registry), board, audit));
         }
         tasks.spawn(async move {
             registry.filled().await;

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 /// `node` as JSON. A plain scalar is a number or a bool only if JSON writes it the same way: `1.10` as a version and `yes` as a
 /// name stay what they look like.
-pub(super) fn json(node: &Node<'_>) -> Value {
+fn json(node: &Node<'_>) -> Value {
     match &node.value {
         Yaml::Scalar(text) => scalar(text),
         Yaml::Seq(list) => list.iter().map(json).collect(),
@@ -14,6 +14,31 @@ pub(super) fn json(node: &Node<'_>) -> Value {
             Value::Object(pairs.collect::<Map<_, _>>())
         }
     }
+}
+
+/// Maps whose values are texts, also those that look like something else.
+const TEXTS: [[&str; 2]; 3] = [["metadata", "labels"], ["metadata", "annotations"], ["spec", "selector"]];
+
+/// A document as JSON: a label `version: 1` is the text `1`.
+pub(super) fn document(node: &Node<'_>) -> Value {
+    let mut document = json(node);
+    for [part, field] in TEXTS {
+        let map = child(node, part).and_then(|node| child(node, field));
+        let Some(Node { value: Yaml::Map(entries), .. }) = map else { continue };
+        for entry in entries.iter() {
+            if let Yaml::Scalar(scalar) = &entry.node.value
+                && !matches!(scalar.resolve(), Resolved::Null)
+            {
+                document[part][field][&*entry.key] = scalar.text.as_ref().into();
+            }
+        }
+    }
+    document
+}
+
+fn child<'n, 'a>(node: &'n Node<'a>, name: &str) -> Option<&'n Node<'a>> {
+    let Yaml::Map(entries) = &node.value else { return None };
+    { entries.iter() }.find(|entry| &*entry.key == name).map(|entry| &entry.node)
 }
 
 fn scalar(scalar: &Scalar<'_>) -> Value {

@@ -8,7 +8,7 @@ use remora_xds::yaml::{self, Node, Value as Yaml};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::json::json;
+use super::json;
 use crate::kinds::{KINDS, Kind};
 use crate::store::Key;
 
@@ -170,11 +170,13 @@ fn one(file: &Arc<str>, text: &str, skipped: u32, namespace: &str) -> Result<Opt
         let at = map.position(field).unwrap_or_else(|| moved(node.at));
         Mistake::at(file, at, field, message)
     };
-    let Value::Object(mut body) = json(&node) else {
+    let Value::Object(mut body) = json::document(&node) else {
         return Err(vec![wrong("", "a document is a mapping".into())]);
     };
     let kind = kind_of(&body)
         .map_err(|(message, fix)| vec![Mistake { suggestion: Some(fix), ..wrong("kind", message) }])?;
+    // Older versions mean the same: it is kept as its path says.
+    body.insert("apiVersion".into(), kind.api_version().into());
     body.remove("status");
     let Some(Value::Object(metadata)) = body.get_mut("metadata") else {
         return Err(vec![wrong("metadata", "metadata with a name is missing".into())]);
@@ -259,6 +261,16 @@ mod tests {
         let expected = r#"{"apiVersion":"v1","kind":"Service","metadata":{"name":"a","namespace":"team"},"spec":{"ports":[{"port":80}]}}"#;
         assert_eq!(Value::Object(read[0].body.clone()).to_string(), expected);
         assert_eq!(read[1].place(), "mesh.yaml:12");
+    }
+
+    #[test]
+    fn labels_are_texts_and_an_older_version_is_the_one_of_the_path() {
+        let text = "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: HTTPRoute\n\
+                    metadata: {name: a, labels: {version: 1, canary: true, at: 1.10, hex: 0x10}, annotations: {n: 2}}\n\
+                    spec: {selector: {version: 1}, weight: 1}\n";
+        let read = read(&texts(text), "team").unwrap();
+        let expected = r#"{"apiVersion":"gateway.networking.k8s.io/v1","kind":"HTTPRoute","metadata":{"annotations":{"n":"2"},"labels":{"at":"1.10","canary":"true","hex":"0x10","version":"1"},"name":"a","namespace":"team"},"spec":{"selector":{"version":"1"},"weight":1}}"#;
+        assert_eq!(Value::Object(read[0].body.clone()), serde_json::from_str::<Value>(expected).unwrap());
     }
 
     #[test]

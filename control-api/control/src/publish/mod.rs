@@ -7,6 +7,8 @@ mod change;
 mod follow;
 mod node;
 mod share;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -95,7 +97,9 @@ impl Snapshots for Publisher {
                 node.assemble(&state.compiler, &mut state.shared);
                 self.board.set_problems(&client.node.id, node.problems());
             }
-            node.subscribe()
+            let snapshots = node.subscribe();
+            state.shared.forget_unused();
+            snapshots
         };
         let proxy = Proxy {
             node: client.node.id.clone(),
@@ -121,12 +125,18 @@ impl Snapshots for Publisher {
             return;
         }
         let before = node.request.wanted.len();
-        for name in names.iter().take(WANTED.saturating_sub(before)) {
+        let room = WANTED.saturating_sub(before);
+        for name in names.iter().take(room) {
             node.request.wanted.insert(name.to_string());
+        }
+        if let Some(name) = names.get(room) {
+            let dropped = names.len() - room;
+            tracing::warn!(node = client.node.id, most = WANTED, dropped, first = %name, "a node asks for too many names");
         }
         if node.request.wanted.len() > before {
             node.assemble(&state.compiler, &mut state.shared);
             self.board.set_problems(&client.node.id, node.problems());
+            state.shared.forget_unused();
         }
     }
 
@@ -162,6 +172,7 @@ impl Snapshots for Publisher {
         if node.streams == 0 {
             state.nodes.remove(&key);
             self.board.set_problems(&client.node.id, &[]);
+            state.shared.forget_unused();
         }
     }
 }

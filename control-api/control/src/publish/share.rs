@@ -27,6 +27,12 @@ impl Shared {
         Arc::clone(made)
     }
 
+    /// How many are kept.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.made.len()
+    }
+
     /// Forgets what the compiler no longer has, when that may be a part of it.
     pub(super) fn forget_unused(&mut self) {
         if self.made.len() > self.clean + self.clean / 8 + 100 {

@@ -61,6 +61,8 @@ pub enum Refused {
     Exists(Key),
     /// The store.
     Store(StoreError),
+    /// More than one transaction holds, and not the first of them failed: these changes were made all the same.
+    Partly(Vec<Outcome>, Box<Self>),
 }
 
 impl From<StoreError> for Refused {
@@ -96,12 +98,12 @@ pub struct How {
     pub force: bool,
 }
 
-impl Registry {
-    pub(super) fn admit(&self, document: &Incoming, mode: Mode) -> Result<(), Refused> {
-        let there = self.get(&document.key);
-        match (mode, &there) {
-            (Mode::Create, Some(_)) => return Err(Refused::Exists(document.key.clone())),
-            (Mode::Replace, None) => return Err(Refused::NotFound(document.key.clone())),
+impl Mode {
+    /// Whether `document` may be written where `there` is.
+    pub(super) fn admit(self, document: &Incoming, there: Option<&Record>) -> Result<(), Refused> {
+        match (self, there) {
+            (Self::Create, Some(_)) => return Err(Refused::Exists(document.key.clone())),
+            (Self::Replace, None) => return Err(Refused::NotFound(document.key.clone())),
             _ => {}
         }
         let found = there.map(|record| record.revision);
@@ -112,48 +114,24 @@ impl Registry {
             _ => Ok(()),
         }
     }
+}
 
+impl Registry {
     /// Checks everything as it will be. Mistakes of `documents` are an error; the answer names the others that are right now, and
     /// would not be any more.
-    pub(super) fn check(
+    pub(super) async fn check(
         &self,
         documents: &[Incoming],
         removed: &BTreeSet<Key>,
     ) -> Result<Vec<String>, Refused> {
-        let new: BTreeMap<&Key, &Incoming> = documents.iter().map(|d| (&d.key, d)).collect();
-        let kept: Vec<_> = self
-            .documents()
-            .into_iter()
-            .filter(|record| !new.contains_key(&record.key) && !removed.contains(&record.key))
-            .collect();
-        let texts = documents.iter().map(|d| (d.key.path(), d.text()));
-        let all = texts.chain(kept.iter().map(|record| (record.key.path(), record.text())));
-        let (mut own, mut others) = (Vec::new(), Vec::new());
-        for error in mistakes(all) {
-            let key = Key::parse(&error.source);
-            match key.as_ref().and_then(|key| new.get(key)) {
-                Some(document) => own.push(document.mistake(&error)),
-                None => others.push(error),
-            }
-        }
-        if !own.is_empty() {
-            return Err(Refused::Invalid(own));
-        }
-        if others.is_empty() {
-            return Ok(Vec::new());
-        }
-        let now: BTreeSet<_> =
-            mistakes(self.documents().iter().map(|record| (record.key.path(), record.text())))
-                .into_iter()
-                .map(|error| error.source)
-                .collect();
-        others.retain(|error| !now.contains(&error.source));
-        let name = |error: &ConfigError| {
-            let key =
-                Key::parse(&error.source).map_or_else(|| error.source.to_string(), |key| key.to_string());
-            format!("{key}: {}: {}", error.path, error.message)
-        };
-        Ok(others.iter().map(name).collect())
+        // It parses all documents: on a thread of its own, so that everybody else is answered meanwhile, and one at a time.
+        let turn = Arc::clone(&self.checking).lock_owned().await;
+        let (there, documents, removed) = (self.documents(), documents.to_vec(), removed.clone());
+        let checked = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            together(&there, &documents, &removed)
+        });
+        checked.await.map_err(|error| Refused::Store(StoreError::Unavailable(error.to_string())))?
     }
 
     /// What is wrong with the documents as they are, by document.
@@ -173,6 +151,42 @@ impl Registry {
         all.retain(|record| KINDS.iter().any(|kind| kind.name == &*record.key.kind));
         all
     }
+}
+
+/// What would be wrong if `documents` were there, and `removed` were not: see [`Registry::check`].
+fn together(
+    there: &[Arc<Record>],
+    documents: &[Incoming],
+    removed: &BTreeSet<Key>,
+) -> Result<Vec<String>, Refused> {
+    let new: BTreeMap<&Key, &Incoming> = documents.iter().map(|d| (&d.key, d)).collect();
+    let kept = there.iter().filter(|record| !new.contains_key(&record.key) && !removed.contains(&record.key));
+    let texts = documents.iter().map(|d| (d.key.path(), d.text()));
+    let all = texts.chain(kept.map(|record| (record.key.path(), record.text())));
+    let (mut own, mut others) = (Vec::new(), Vec::new());
+    for error in mistakes(all) {
+        let key = Key::parse(&error.source);
+        match key.as_ref().and_then(|key| new.get(key)) {
+            Some(document) => own.push(document.mistake(&error)),
+            None => others.push(error),
+        }
+    }
+    if !own.is_empty() {
+        return Err(Refused::Invalid(own));
+    }
+    if others.is_empty() {
+        return Ok(Vec::new());
+    }
+    let now: BTreeSet<_> = mistakes(there.iter().map(|record| (record.key.path(), record.text())))
+        .into_iter()
+        .map(|error| error.source)
+        .collect();
+    others.retain(|error| !now.contains(&error.source));
+    let name = |error: &ConfigError| {
+        let key = Key::parse(&error.source).map_or_else(|| error.source.to_string(), |key| key.to_string());
+        format!("{key}: {}: {}", error.path, error.message)
+    };
+    Ok(others.iter().map(name).collect())
 }
 
 /// What is wrong with `texts`, which are named by the paths of their keys.

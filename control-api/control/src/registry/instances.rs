@@ -160,9 +160,10 @@ impl Instances {
     /// [`Refused::Unknown`]: it must register again.
     pub fn renew(&self, namespace: &str, name: &str) -> Result<(), Refused> {
         let key = Key::new(REGISTRATION, namespace, name);
-        // The store may have lost it with a lease of this control plane.
-        let known = self.registry.get(&key).is_some() && self.sessions().renew(&key, Instant::now());
-        if known { Ok(()) } else { Err(Refused::Unknown(key)) }
+        // The store may have lost it with a lease of this control plane, or a word that it is dead may have come after its last
+        // registration: that was on its way, or another control plane wrote it.
+        let lives = self.registry.get(&key).is_some_and(|record| health(&record) != Health::Dead);
+        if lives && self.sessions().renew(&key, Instant::now()) { Ok(()) } else { Err(Refused::Unknown(key)) }
     }
 
     /// The instance finishes what it has, and is to get nothing new.
@@ -282,6 +283,10 @@ impl Instances {
     async fn expire(&self) {
         let over = self.sessions().expire(Instant::now());
         for key in over {
+            // Writes take time: it may have registered again while those before it were marked.
+            if self.sessions().has(&key) {
+                continue;
+            }
             let lease = *self.lease.lock().await;
             // Whoever has registered it since then keeps count of it.
             let Some(old) = self.registry.get(&key).filter(|old| old.lease == lease) else { continue };
@@ -290,7 +295,10 @@ impl Instances {
             let body = with_health(&old, Health::Dead);
             if let Err(error) = self.put(&key, &body, Some(&old), Expect::Revision(old.revision)).await {
                 warn!(%key, %error, "cannot mark it dead; tried again");
-                self.sessions().grant(key, TTL, Instant::now());
+                let mut sessions = self.sessions();
+                if !sessions.has(&key) {
+                    sessions.grant(key, TTL, Instant::now());
+                }
             }
         }
     }

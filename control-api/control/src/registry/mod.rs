@@ -11,7 +11,7 @@ mod transaction;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
 use crate::document::Record;
 use crate::store::{Key, Revision, Scope, Store};
@@ -42,6 +42,8 @@ pub struct Registry {
     state: RwLock<State>,
     progress: watch::Sender<Position>,
     health: watch::Sender<Health>,
+    /// Held by the one change whose documents are being checked.
+    checking: Arc<Mutex<()>>,
 }
 
 impl Registry {
@@ -53,6 +55,7 @@ impl Registry {
             state: RwLock::default(),
             progress: watch::Sender::new(Position::default()),
             health: watch::Sender::new(Health::Starting),
+            checking: Arc::default(),
         }
     }
 

@@ -27,12 +27,13 @@ impl Registry {
     /// as far as it takes that many ([`MAX_WRITES`], [`MAX_VALUE`] bytes); more are in several, what is referred to first.
     ///
     /// # Errors
-    /// See [`Refused`].
+    /// See [`Refused`]; [`Refused::Partly`] when a transaction failed after others.
     pub async fn write(&self, documents: &[Incoming], how: How) -> Result<Vec<Outcome>, Refused> {
         for document in documents {
-            self.admit(document, how.mode)?;
+            // To refuse it before all are checked; what counts is what is there when it is written.
+            how.mode.admit(document, self.get(&document.key).as_deref())?;
         }
-        let others = self.check(documents, &BTreeSet::new())?;
+        let others = self.check(documents, &BTreeSet::new()).await?;
         if !others.is_empty() && !how.force {
             return Err(Refused::Breaks(others));
         }
@@ -40,7 +41,11 @@ impl Registry {
         order.sort_by_key(|document| document.kind.order());
         let mut outcomes = Vec::with_capacity(order.len());
         for together in transactions(&order) {
-            outcomes.extend(self.put(together, how).await?);
+            match self.put(together, how).await {
+                Ok(put) => outcomes.extend(put),
+                Err(refused) if how.dry_run || outcomes.is_empty() => return Err(refused),
+                Err(refused) => return Err(Refused::Partly(outcomes, Box::new(refused))),
+            }
         }
         if !how.dry_run {
             let revisions = outcomes.iter().filter_map(|outcome| outcome.record.as_ref());
@@ -68,7 +73,7 @@ impl Registry {
         }
         let distinct: BTreeSet<Key> = keys.iter().cloned().collect();
         if !how.force {
-            let others = self.check(&[], &distinct)?;
+            let others = self.check(&[], &distinct).await?;
             if !others.is_empty() {
                 return Err(Refused::Breaks(others));
             }
@@ -86,9 +91,17 @@ impl Registry {
         }
         let expect = expected.map_or(Expect::Any, Expect::Revision);
         let mut last = 0;
-        for keys in order.chunks(MAX_WRITES) {
+        for (number, keys) in order.chunks(MAX_WRITES).enumerate() {
             let writes = keys.iter().map(|key| Write::Delete { key: key.clone(), expect }).collect();
-            last = self.store().transact(writes).await?.into_iter().max().unwrap_or(last);
+            match self.store().transact(writes).await {
+                Ok(revisions) => last = revisions.into_iter().max().unwrap_or(last),
+                Err(error) if number == 0 => return Err(error.into()),
+                Err(error) => {
+                    let done: BTreeSet<_> = order.iter().take(number * MAX_WRITES).collect();
+                    outcomes.retain(|outcome| done.contains(&outcome.key));
+                    return Err(Refused::Partly(outcomes, Box::new(error.into())));
+                }
+            }
         }
         self.seen(last).await;
         Ok(outcomes)
@@ -97,7 +110,8 @@ impl Registry {
     /// Writes documents in one transaction.
     async fn put(&self, documents: &[&Incoming], how: How) -> Result<Vec<Outcome>, Refused> {
         for attempt in 1.. {
-            let mut prepared: Vec<_> = documents.iter().map(|document| self.prepare(document)).collect();
+            let prepared = documents.iter().map(|document| self.prepare(document, how.mode));
+            let mut prepared = prepared.collect::<Result<Vec<_>, _>>()?;
             let writes: Vec<_> = prepared.iter().filter_map(|p| p.put.clone()).map(Write::Put).collect();
             if writes.is_empty() {
                 return Ok(prepared.into_iter().map(|p| p.outcome).collect());
@@ -118,6 +132,9 @@ impl Registry {
                         self.seen(current.unwrap_or(0)).await;
                         continue;
                     }
+                    Err(StoreError::Conflict { key, .. }) if how.mode == Mode::Create => {
+                        return Err(Refused::Exists(key));
+                    }
                     Err(error) => return Err(error.into()),
                 }
             };
@@ -132,9 +149,10 @@ impl Registry {
     }
 
     /// What writing a document would do; `record` of the outcome is what is there.
-    fn prepare(&self, document: &Incoming) -> Prepared {
+    fn prepare(&self, document: &Incoming, mode: Mode) -> Result<Prepared, Refused> {
         let key = document.key.clone();
         let old = self.get(&key);
+        mode.admit(document, old.as_deref())?;
         let before = old.as_ref().map(|old| old.to_value(None));
         let after = Value::Object(document.body.clone());
         let diff = diff(before.as_ref(), Some(&after), &key.path());
@@ -146,7 +164,7 @@ impl Registry {
         };
         let expect = old.as_ref().map_or(Expect::Absent, |old| Expect::Revision(old.revision));
         let put = value.map(|value| Put { key: key.clone(), value, expect, lease: None });
-        Prepared { outcome: Outcome { key, verb, diff, record: old }, put }
+        Ok(Prepared { outcome: Outcome { key, verb, diff, record: old }, put })
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::body::{Asked, Caller, Utf8, json};
-use super::documents::{Query, audited};
+use super::documents::{Query, audited, yes};
 use super::failure::Failure;
 use crate::document::{Text, read};
 use crate::registry::change::{self, How, Mode, Verb};
@@ -79,8 +79,8 @@ pub(super) async fn apply(
     let texts = texts(&body)?;
     let documents = read(&texts.files, &texts.namespace).map_err(|mistakes| Failure::invalid(&mistakes))?;
     let how = query.how(Mode::Apply)?;
-    let outcomes = app.registry.write(&documents, how).await?;
-    audited(&app, &caller, &outcomes, how).await;
+    let outcomes = app.registry.write(&documents, how).await;
+    let outcomes = audited(&app, &caller, how, outcomes).await?;
     Ok(answer(&outcomes))
 }
 
@@ -93,10 +93,13 @@ pub(super) async fn delete(
 ) -> Result<Response, Failure> {
     let texts = texts(&body)?;
     let documents = read(&texts.files, &texts.namespace).map_err(|mistakes| Failure::invalid(&mistakes))?;
-    let keys: Vec<Key> = documents.into_iter().map(|document| document.key).collect();
+    let mut keys: Vec<Key> = documents.into_iter().map(|document| document.key).collect();
+    if yes(query.ignore_not_found.as_deref()) {
+        keys.retain(|key| app.registry.get(key).is_some());
+    }
     let how = query.how(Mode::Apply)?;
-    let outcomes = app.registry.remove(&keys, None, how).await?;
-    audited(&app, &caller, &outcomes, how).await;
+    let outcomes = app.registry.remove(&keys, None, how).await;
+    let outcomes = audited(&app, &caller, how, outcomes).await?;
     Ok(answer(&outcomes))
 }
 

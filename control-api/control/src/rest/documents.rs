@@ -14,7 +14,7 @@ use super::watch;
 use crate::board::Standing;
 use crate::document::{Incoming, Record, Text, read};
 use crate::kinds::Kind;
-use crate::registry::change::{How, Mode, Outcome, Verb};
+use crate::registry::change::{How, Mode, Outcome, Refused, Verb};
 use crate::store::{Key, Scope};
 
 /// Parts of a path.
@@ -57,6 +57,7 @@ impl Parts {
 pub(super) struct Query {
     dry_run: Option<String>,
     force: Option<String>,
+    pub(super) ignore_not_found: Option<String>,
     watch: Option<String>,
     label_selector: Option<String>,
     field_selector: Option<String>,
@@ -66,7 +67,7 @@ pub(super) struct Query {
 }
 
 /// `true` as clients write it.
-fn yes(text: Option<&str>) -> bool {
+pub(super) fn yes(text: Option<&str>) -> bool {
     matches!(text, Some("1" | "true" | ""))
 }
 
@@ -163,8 +164,11 @@ pub(super) async fn patch(
     Utf8(body): Utf8,
 ) -> Result<Response, Failure> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    // `force` of a PATCH takes fields from their owners (kubectl apply --force-conflicts). There are none here, and to break other
+    // documents is something else.
+    let how = |mode| Ok::<_, Failure>(How { force: false, ..query.how(mode)? });
     match kind.split(';').next().unwrap_or_default().trim() {
-        "application/apply-patch+yaml" => write(&app, &parts, query.how(Mode::Apply)?, &caller, body).await,
+        "application/apply-patch+yaml" => write(&app, &parts, how(Mode::Apply)?, &caller, body).await,
         "application/merge-patch+json" => {
             let patch: Value =
                 serde_json::from_str(&body).map_err(|e| Failure::bad_request(e.to_string()))?;
@@ -173,7 +177,7 @@ pub(super) async fn patch(
             let mut merged = record.to_value(None);
             // The patch is of this version, or of the one that it names.
             merge(&mut merged, patch);
-            write(&app, &parts, query.how(Mode::Replace)?, &caller, merged.to_string()).await
+            write(&app, &parts, how(Mode::Replace)?, &caller, merged.to_string()).await
         }
         other => {
             let text = format!(
@@ -212,8 +216,8 @@ async fn write(
     text: String,
 ) -> Result<Response, Failure> {
     let document = one(parts, text)?;
-    let outcomes = app.registry.write(std::slice::from_ref(&document), how).await?;
-    audited(app, caller, &outcomes, how).await;
+    let outcomes = app.registry.write(std::slice::from_ref(&document), how).await;
+    let outcomes = audited(app, caller, how, outcomes).await?;
     let Some(Outcome { verb, record: Some(record), .. }) = outcomes.first() else {
         return Err(Failure::not_found(&document.key));
     };
@@ -236,11 +240,19 @@ fn one(parts: &Parts, text: String) -> Result<Incoming, Failure> {
     Ok(document)
 }
 
-/// Writes down who changed what.
-pub(super) async fn audited(app: &App, caller: &Caller, outcomes: &[Outcome], how: How) {
-    if !how.dry_run {
-        app.audit.write(caller.address, &caller.name, outcomes).await;
+/// Writes down who changed what, also when not all of it was done.
+pub(super) async fn audited(
+    app: &App,
+    caller: &Caller,
+    how: How,
+    outcomes: Result<Vec<Outcome>, Refused>,
+) -> Result<Vec<Outcome>, Failure> {
+    if let Ok(done) | Err(Refused::Partly(done, _)) = &outcomes
+        && !how.dry_run
+    {
+        app.audit.write(caller.address, &caller.name, done).await;
     }
+    Ok(outcomes?)
 }
 
 /// What `DELETE` may say in its body (`DeleteOptions`).
@@ -255,6 +267,7 @@ struct DeleteOptions {
 #[serde(rename_all = "camelCase", default)]
 struct Preconditions {
     resource_version: Option<String>,
+    uid: Option<String>,
 }
 
 /// `DELETE …/{name}`.
@@ -274,10 +287,18 @@ pub(super) async fn delete(
     let mut how = query.how(Mode::Apply)?;
     how.dry_run |= options.dry_run.iter().any(|what| what == "All");
     let expected = options.preconditions.resource_version.as_deref().map(str::parse).transpose();
-    let expected =
+    let mut expected =
         expected.map_err(|_| Failure::bad_request("preconditions.resourceVersion is no number"))?;
-    let outcomes = app.registry.remove(std::slice::from_ref(&key), expected, how).await?;
-    audited(&app, &caller, &outcomes, how).await;
+    if let Some(uid) = &options.preconditions.uid {
+        let record = app.registry.get(&key).ok_or_else(|| Failure::not_found(&key))?;
+        if record.metadata().get("uid").and_then(Value::as_str) != Some(uid) {
+            let text = format!("{key} is another one than that with the uid {uid}");
+            return Err(Failure::new(StatusCode::CONFLICT, "Conflict", text));
+        }
+        expected = expected.or(Some(record.revision));
+    }
+    let outcomes = app.registry.remove(std::slice::from_ref(&key), expected, how).await;
+    audited(&app, &caller, how, outcomes).await?;
     let details = json!({"name": *key.name, "kind": *key.kind, "namespace": *key.namespace});
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details});
     Ok(json(StatusCode::OK, &status).into_response())

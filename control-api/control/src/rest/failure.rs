@@ -127,6 +127,16 @@ impl From<Refused> for Failure {
                 Self::new(StatusCode::CONFLICT, "AlreadyExists", format!("{key} exists already")).about(&key)
             }
             Refused::Store(error) => error.into(),
+            Refused::Partly(done, because) => {
+                let because = Self::from(*because);
+                let names: Vec<_> = done.iter().map(|outcome| outcome.key.to_string()).collect();
+                let text = format!("{} documents were changed, the others were not: ", names.len());
+                Self {
+                    message: text + &because.message,
+                    details: Some(json!({ "changed": names })),
+                    ..because
+                }
+            }
         }
     }
 }

@@ -71,6 +71,7 @@ fn described(parameter: &str) -> &'static str {
     match parameter {
         "dryRun" => "`All`: only tell what would happen.",
         "force" => "`true`: also if other documents are no longer right after it.",
+        "ignoreNotFound" => "`true`: what is not there is no error.",
         "labelSelector" => "`name=value`, `name!=value`, `name`, `!name`, joined by commas.",
         "fieldSelector" => "`metadata.name` and `metadata.namespace`.",
         "watch" => "`1`: changes as lines of JSON instead of a list.",

@@ -20,6 +20,7 @@ pub(super) struct Route {
 const LIST: &[&str] =
     &["labelSelector", "fieldSelector", "watch", "resourceVersion", "allowWatchBookmarks", "timeoutSeconds"];
 const WRITE: &[&str] = &["dryRun", "force"];
+const REMOVE: &[&str] = &["dryRun", "force", "ignoreNotFound"];
 
 const CORE_ALL: &str = "/api/v1/{plural}";
 const CORE: &str = "/api/v1/namespaces/{namespace}/{plural}";
@@ -52,8 +53,12 @@ pub(super) fn routes() -> Vec<Route> {
     let bulk =
         |path, summary, handler| Route { query: WRITE, ..write("POST", path, summary, "Texts", handler) };
     all.extend([
-        bulk("/remora/v1/apply", "Create or update many documents, all or none.", post(bulk::apply)),
-        bulk("/remora/v1/delete", "Remove many documents.", post(bulk::delete)),
+        bulk(
+            "/remora/v1/apply",
+            "Create or update many documents; up to 128 of them, of 1 MiB together, all or none.",
+            post(bulk::apply),
+        ),
+        Route { query: REMOVE, ..bulk("/remora/v1/delete", "Remove many documents.", post(bulk::delete)) },
         write(
             "POST",
             "/remora/v1/check",
@@ -87,7 +92,10 @@ fn of_documents(
         edit("POST", some, "Create a document.", post(documents::create)),
         read(one, "A document with its status.", get(documents::get)),
         edit("PUT", one, "Replace a document.", put(documents::replace)),
-        edit("PATCH", one, "Apply a whole document, or a JSON merge patch.", patch(documents::patch)),
+        Route {
+            query: &["dryRun"],
+            ..edit("PATCH", one, "Apply a whole document, or a JSON merge patch.", patch(documents::patch))
+        },
         Route { query: WRITE, ..act("DELETE", one, "Remove a document.", delete(documents::delete)) },
         read(status, "A document with its status, which only the control plane writes.", get(documents::get)),
     ]

@@ -71,6 +71,29 @@ async fn patches_are_whole_documents_or_merges() {
     assert_eq!(patched["metadata"]["generation"], 1, "the spec is the same");
     let (status, _) = rig.send(Method::PATCH, &one, "application/strategic-merge-patch+json", patch).await;
     assert_eq!(status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+
+    // --force-conflicts is about owners of fields, and breaks no other document.
+    rig.apply(ROUTE, "").await;
+    let moved = SERVICE.replace("8080", "9090");
+    let forced = format!("{one}?fieldManager=kubectl&force=true");
+    let (status, answer) = rig.send(Method::PATCH, &forced, "application/apply-patch+yaml", &moved).await;
+    assert_eq!(status, StatusCode::CONFLICT, "{answer}");
+}
+
+#[tokio::test]
+async fn a_document_is_removed_if_it_is_the_one_that_is_meant() {
+    let rig = Rig::start().await;
+    rig.apply(SERVICE, "").await;
+    let one = format!("{SERVICES}/shop");
+    let (_, got) = rig.get(&one).await;
+    let delete = async |preconditions: serde_json::Value| {
+        let body = json!({"kind": "DeleteOptions", "preconditions": preconditions}).to_string();
+        rig.send(Method::DELETE, &one, "application/json", &body).await.0
+    };
+    assert_eq!(delete(json!({"uid": "somebody else's"})).await, StatusCode::CONFLICT);
+    assert_eq!(delete(json!({"resourceVersion": "1000"})).await, StatusCode::CONFLICT);
+    assert_eq!(delete(json!({"uid": got["metadata"]["uid"]})).await, StatusCode::OK);
+    assert_eq!(delete(json!({"uid": got["metadata"]["uid"]})).await, StatusCode::NOT_FOUND);
 }
 
 #[tokio::test]

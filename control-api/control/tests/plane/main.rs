@@ -5,8 +5,10 @@ mod ads;
 #[path = "../common/etcd.rs"]
 mod common;
 mod documents;
+mod gate;
 mod hostile;
 mod instances;
 mod process;
+mod registry;
 mod replicas;
 mod support;

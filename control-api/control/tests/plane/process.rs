@@ -7,7 +7,7 @@ use http::Method;
 use remora_control::client::Server;
 use serde_json::{Value, json};
 
-use crate::support::{SERVICE, until};
+use crate::support::{ROUTE, SERVICE, until};
 
 struct Control {
     child: Child,
@@ -144,6 +144,34 @@ async fn the_commands_have_the_habits_of_kubectl() {
 }
 
 #[tokio::test]
+async fn what_is_got_of_several_kinds_is_one_text_and_what_is_gone_need_not_be_there_to_be_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let control = start(folder.path(), &[]).await;
+    let file = folder.path().join("mesh.yaml");
+    std::fs::write(&file, format!("{SERVICE}---\n{ROUTE}")).unwrap();
+    let path = file.to_str().unwrap();
+    assert_eq!(remora(&control, &["apply", "-f", path]).0, Some(0));
+    for words in [&["all"][..], &["svc/shop", "httproute/shop"]] {
+        let (_, json, _) = remora(&control, &[&["get", "-o", "json"], words].concat());
+        let value: Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(
+            (value["kind"].as_str(), value["items"].as_array().map(Vec::len)),
+            (Some("List"), Some(2))
+        );
+        let (_, yaml, _) = remora(&control, &[&["get", "-o", "yaml"], words].concat());
+        std::fs::write(&file, yaml).unwrap();
+        let (code, out, error) = remora(&control, &["apply", "-f", path]);
+        assert_eq!((code, out.matches(" unchanged\n").count()), (Some(0), 2), "{out}{error}");
+    }
+
+    let delete = ["delete", "-f", path, "--ignore-not-found"];
+    assert_eq!(remora(&control, &["delete", "httproute", "shop"]).0, Some(0));
+    assert_eq!(remora(&control, &["delete", "-f", path]).0, Some(1));
+    assert_eq!(remora(&control, &delete), (Some(0), "service/shop deleted\n".into(), String::new()));
+    assert_eq!(remora(&control, &delete), (Some(0), String::new(), String::new()));
+}
+
+#[tokio::test]
 async fn a_folder_is_followed() {
     let (folder, mesh) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     std::fs::write(mesh.path().join("a.yaml"), SERVICE).unwrap();
@@ -162,6 +190,26 @@ async fn a_folder_is_followed() {
     assert_eq!(names(), ["service/shop", "service/stock"]);
     std::fs::remove_file(mesh.path().join("b.yaml")).unwrap();
     until("a file that went", async || names() == ["service/shop"]).await;
+
+    // A mistake that goes away without a change of the folder: the Service that it refers to comes.
+    std::fs::write(mesh.path().join("c.yaml"), ROUTE.replace("name: shop", "name: late")).unwrap();
+    until("it is missed", async || remora(&control, &["status", "-o", "json"]).1.contains("default/late"))
+        .await;
+    let server = Server::at(&control.rest).unwrap();
+    let body = json!({"files": [{"name": "a", "text": SERVICE.replace("name: shop", "name: late")}]});
+    server.call(Method::POST, "/remora/v1/apply", Some(&body)).await.unwrap();
+    until("the route", async || remora(&control, &["get", "httproute", "late"]).0 == Some(0)).await;
+
+    let told = || {
+        let log = std::fs::read_to_string(folder.path().join("audit.jsonl")).unwrap();
+        let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let by_folder = lines.iter().filter(|line| line["actor"].as_str().unwrap().starts_with("folder "));
+        by_folder
+            .map(|line| format!("{} {}", line["verb"], line["name"]).replace('"', ""))
+            .collect::<Vec<_>>()
+    };
+    let did = ["created shop", "created stock", "deleted stock", "created late"];
+    until("all of that is in the audit log", async || told() == did).await;
 }
 
 #[test]

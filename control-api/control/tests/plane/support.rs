@@ -115,10 +115,13 @@ async fn open(
     let request = Request::builder()
         .method(method)
         .uri(path)
-        .header("host", "control")
+        .header("host", to.to_string())
         .header("content-type", kind)
         .header("x-remora-actor", "ada@test")
-        .header("origin", if path.contains("evil") { "http://evil.test" } else { "http://control" })
+        .header(
+            "origin",
+            if path.contains("evil") { "http://evil.test".to_owned() } else { format!("http://{to}") },
+        )
         .body(Full::new(Bytes::copy_from_slice(body.as_bytes())))
         .unwrap();
     sender.send_request(request).await.unwrap()

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use remora_xds::diag::At;
 
-use super::names::{check_header_name, check_regex, check_text};
+use super::names::{check_header_name, check_path, check_regex, check_text};
 use super::report::Report;
 use super::route::{backends, no_hostnames, parents};
 use crate::document::{
@@ -105,10 +105,7 @@ fn http_match(one: &HttpMatch, at: &At<'_>, report: &mut Report) {
     if one.path.kind == PathMatchType::RegularExpression {
         check_regex(&one.path.value, &value, report);
     } else {
-        check_text(&one.path.value, &value, report);
-        if !one.path.value.starts_with('/') {
-            report.report(&value, "must begin with /");
-        }
+        check_path(&one.path.value, &value, report);
     }
     check_values(&one.headers, true, &at.field("headers"), report);
     check_values(&one.query_params, false, &at.field("queryParams"), report);
@@ -237,11 +234,11 @@ fn check_filter(prefixes: bool, filter: &HttpFilter, at: &At<'_>, report: &mut R
         }
     }
     if let Some(path) = filter.url_rewrite.as_ref().and_then(|r| r.path.as_ref()) {
-        check_path(prefixes, path, &rewrite.field("path"), report);
+        check_new_path(prefixes, path, &rewrite.field("path"), report);
     }
     let Some(request) = &filter.request_redirect else { return };
     if let Some(path) = &request.path {
-        check_path(prefixes, path, &redirect.field("path"), report);
+        check_new_path(prefixes, path, &redirect.field("path"), report);
     }
     if !matches!(request.status_code, 301 | 302 | 303 | 307 | 308) {
         report.report(&redirect.field("statusCode"), "is no redirect").fix("301, 302, 303, 307 or 308");
@@ -251,7 +248,7 @@ fn check_filter(prefixes: bool, filter: &HttpFilter, at: &At<'_>, report: &mut R
     }
 }
 
-fn check_path(prefixes: bool, path: &PathModifier, at: &At<'_>, report: &mut Report) {
+fn check_new_path(prefixes: bool, path: &PathModifier, at: &At<'_>, report: &mut Report) {
     let (needed, other, value) = match path.kind {
         PathModifierType::ReplaceFullPath => {
             ("replaceFullPath", path.replace_prefix_match.is_some(), path.replace_full_path.as_ref())

@@ -83,6 +83,24 @@ pub(super) fn check_text(text: &str, at: &At<'_>, report: &mut Report) {
     }
 }
 
+/// A path as routes see it: without a query, and after a proxy has normalized it (RFC 3986 section 6.2.2.3, slashes merged). The
+/// Gateway API demands the same.
+pub(super) fn check_path(path: &str, at: &At<'_>, report: &mut Report) {
+    check_text(path, at, report);
+    if !path.starts_with('/') {
+        report.report(at, "must begin with /");
+    }
+    if path.contains('?') {
+        report.report(at, "has ?, where a path ends").fix("queryParams");
+    }
+    let lower = path.to_ascii_lowercase();
+    let inside = ["#", "//", "/./", "/../", "%2f"].into_iter().filter(|part| lower.contains(part));
+    let ends = ["/.", "/.."].into_iter().filter(|end| lower.ends_with(end));
+    for part in inside.chain(ends) {
+        report.report(at, format!("has {part}, and no path that is routed has that"));
+    }
+}
+
 pub(super) fn check_regex(text: &str, at: &At<'_>, report: &mut Report) {
     if text.is_empty() {
         report.report(at, "is empty");

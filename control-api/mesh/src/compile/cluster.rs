@@ -1,6 +1,6 @@
 //! Clusters and their endpoints.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -95,8 +95,12 @@ fn base(name: String, discovery: DiscoveryType, connect: Duration) -> Cluster {
 }
 
 /// The program itself: 300 ms to connect; a kept-alive connection is not used when it is older than 3 s, before most servers close theirs.
-pub(super) fn local(port: u16, speaks: AppProtocol, service: &Document<ServiceSpec>) -> Arc<Resource> {
-    let mut cluster = base(names::local(port), DiscoveryType::Static, Duration::from_millis(300));
+pub(super) fn local(
+    (port, protocol): (u16, &str),
+    speaks: AppProtocol,
+    service: &Document<ServiceSpec>,
+) -> Arc<Resource> {
+    let mut cluster = base(names::local(port, protocol), DiscoveryType::Static, Duration::from_millis(300));
     let at = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
     let group = LocalityLbEndpoints {
         lb_endpoints: vec![endpoint(at, String::new())],
@@ -200,7 +204,12 @@ pub(super) fn endpoints(
 ) -> Arc<Resource> {
     let (namespace, name) = names::of(service);
     let mut groups: BTreeMap<Locality, Vec<LbEndpoint>> = BTreeMap::new();
+    let slices = scope.mesh.slices(service).map(|slice| Key::new(Kind::EndpointSlice, slice.name()));
+    let mut documents: BTreeSet<Key> = slices.collect();
     for member in scope.mesh.members(service, port).into_values() {
+        // A registered instance is no document.
+        let workload = member.workload.map(|workload| Key::new(Kind::Workload, workload.name()));
+        documents.extend(workload.filter(|key| scope.mesh.document(key).is_some()));
         let endpoint = lb_endpoint(service, &member);
         groups.entry(member.locality).or_default().push(endpoint);
     }
@@ -209,7 +218,7 @@ pub(super) fn endpoints(
         endpoints: groups.into_iter().map(|(locality, members)| group(&locality, members)).collect(),
         ..ClusterLoadAssignment::default()
     };
-    Resource::endpoints(&assignment, vec![key_of(service)])
+    Resource::endpoints(&assignment, std::iter::once(key_of(service)).chain(documents).collect())
 }
 
 /// The endpoints of a place, which weighs as much as they do together. gRPC libraries leave out a place without a name or a weight.

@@ -1,5 +1,7 @@
 //! HTTP connection managers, protocol options and TCP proxies. Every value is set, also where it is Envoy's default.
 
+use std::time::Duration;
+
 use remora_xds::pb::envoy::config::core::v3::{
     Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, KeepaliveSettings,
 };
@@ -102,13 +104,24 @@ pub(super) fn connection_manager(name: &str, side: Side, routes: RouteSpecifier)
     filter("envoy.filters.network.http_connection_manager", parts::pack(&manager))
 }
 
-/// Opaque bytes to one or more clusters. So many endpoints are tried until one can be connected to.
-pub(super) fn tcp_proxy(name: &str, to: ClusterSpecifier, tries: u32) -> Filter {
+/// A proxy of connections.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tcp<'a> {
+    /// In its metrics.
+    pub(super) name: &'a str,
+    /// How long there may be no byte in either direction; an hour when it is left out, for ever when it is zero.
+    pub(super) idle: Option<Duration>,
+    /// So many endpoints are tried until one can be connected to.
+    pub(super) tries: u32,
+}
+
+/// Opaque bytes to one or more clusters.
+pub(super) fn tcp_proxy(tcp: Tcp<'_>, to: ClusterSpecifier) -> Filter {
     let proxy = TcpProxy {
-        stat_prefix: name.into(),
+        stat_prefix: tcp.name.into(),
         cluster_specifier: Some(to),
-        idle_timeout: seconds(3600),
-        max_connect_attempts: number(tries),
+        idle_timeout: Some(parts::duration(tcp.idle.unwrap_or(Duration::from_secs(3600)))),
+        max_connect_attempts: number(tcp.tries),
         ..TcpProxy::default()
     };
     filter("envoy.filters.network.tcp_proxy", parts::pack(&proxy))

@@ -21,22 +21,43 @@ use crate::mesh::{Instance, target};
 use crate::name::Key;
 use crate::resource::Resource;
 
-/// A port of the program: what it speaks, and the Services that lead to it.
+/// A port of the program as some Services call it: what it speaks to them, and their names.
 struct Port<'a> {
     speaks: AppProtocol,
     service: &'a Document<ServiceSpec>,
     server_names: Vec<String>,
 }
 
+/// Ports by number and by what is spoken: a program may speak several protocols on one.
+type Ports<'a> = BTreeMap<(u16, &'static str), Port<'a>>;
+
+/// What a program hears. gRPC is HTTP/2.
+const fn spoken(speaks: AppProtocol) -> &'static str {
+    match speaks {
+        AppProtocol::Http => "http",
+        AppProtocol::Http2 | AppProtocol::Grpc => "http2",
+        AppProtocol::Tcp => "tcp",
+    }
+}
+
+/// What is behind `inbound|8080||` in the name of a port's cluster: its protocol, when it is not the only one of its number.
+fn suffix(ports: &Ports<'_>, (number, spoken): (u16, &'static str)) -> &'static str {
+    let alone = ports.range((number, "")..).take_while(|((other, _), _)| *other == number).count() == 1;
+    if alone { "" } else { spoken }
+}
+
 /// The listener, unless no Service leads to this workload, and the clusters of the program.
 pub(super) fn compile(scope: Scope<'_>, instance: &Instance) -> (Option<Arc<Resource>>, Vec<Arc<Resource>>) {
     let ports = ports(scope, instance);
-    let clusters =
-        ports.iter().map(|(number, port)| cluster::local(*number, port.speaks, port.service)).collect();
+    let named = |key: &(u16, &'static str)| (key.0, suffix(&ports, *key));
+    let local = |(key, port): (&(u16, &'static str), &Port<'_>)| {
+        cluster::local(named(key), port.speaks, port.service)
+    };
+    let clusters = ports.iter().map(local).collect();
     let mut documents = vec![Key::new(Kind::Workload, instance.workload.name())];
     let services = scope.mesh.services_of(instance);
     documents.extend(services.into_iter().map(|service| key_of(service)));
-    let chains: Vec<_> = ports.into_iter().map(|(number, port)| chain(scope.profile, number, port)).collect();
+    let chains: Vec<_> = ports.iter().map(|(key, port)| chain(scope.profile, named(key), port)).collect();
     if chains.is_empty() {
         return (None, clusters);
     }
@@ -56,8 +77,8 @@ pub(super) fn compile(scope: Scope<'_>, instance: &Instance) -> (Option<Arc<Reso
     (Some(Resource::listener(&listener, documents)), clusters)
 }
 
-fn ports<'a>(scope: Scope<'a>, instance: &Instance) -> BTreeMap<u16, Port<'a>> {
-    let mut ports: BTreeMap<u16, Port<'a>> = BTreeMap::new();
+fn ports<'a>(scope: Scope<'a>, instance: &Instance) -> Ports<'a> {
+    let mut ports = Ports::new();
     let services = scope.mesh.services_of(instance).into_iter();
     // Callers of the others go to the program itself.
     for service in services.filter(|service| scope.mesh.mtls(service) != MtlsMode::Disabled) {
@@ -66,7 +87,7 @@ fn ports<'a>(scope: Scope<'a>, instance: &Instance) -> BTreeMap<u16, Port<'a>> {
         let mut plain = Some(names::aliases(namespace, name));
         for port in &service.spec.ports {
             let Some(number) = target(port, &instance.workload) else { continue };
-            let known = ports.entry(number).or_insert_with(|| Port {
+            let known = ports.entry((number, spoken(port.speaks()))).or_insert_with(|| Port {
                 speaks: port.speaks(),
                 service,
                 server_names: Vec::new(),
@@ -80,18 +101,21 @@ fn ports<'a>(scope: Scope<'a>, instance: &Instance) -> BTreeMap<u16, Port<'a>> {
     ports
 }
 
-fn chain(profile: &Profile, number: u16, port: Port<'_>) -> FilterChain {
-    let (stat, cluster) = (format!("inbound_{number}"), names::local(number));
+fn chain(profile: &Profile, (number, suffix): (u16, &str), port: &Port<'_>) -> FilterChain {
+    let cluster = names::local(number, suffix);
+    let stat =
+        if suffix.is_empty() { format!("inbound_{number}") } else { format!("inbound_{number}_{suffix}") };
     let (filter, alpn): (_, &[&str]) = if port.speaks == AppProtocol::Tcp {
-        (http::tcp_proxy(&stat, http::ClusterSpecifier::Cluster(cluster), 1), &[])
+        let proxy = http::Tcp { name: &stat, idle: None, tries: 1 };
+        (http::tcp_proxy(proxy, http::ClusterSpecifier::Cluster(cluster)), &[])
     } else {
-        let routes = RouteSpecifier::RouteConfig(to_program(number, cluster));
+        let routes = RouteSpecifier::RouteConfig(to_program(cluster));
         (http::connection_manager(&stat, Side::Inbound, routes), &["h2", "http/1.1"])
     };
     FilterChain {
         name: stat,
         filter_chain_match: Some(FilterChainMatch {
-            server_names: port.server_names,
+            server_names: port.server_names.clone(),
             ..FilterChainMatch::default()
         }),
         filters: vec![filter],
@@ -102,9 +126,9 @@ fn chain(profile: &Profile, number: u16, port: Port<'_>) -> FilterChain {
 }
 
 /// Everything to the program, without a time limit: that is the caller's to set.
-fn to_program(number: u16, cluster: String) -> RouteConfiguration {
+fn to_program(cluster: String) -> RouteConfiguration {
     let action = RouteAction {
-        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster)),
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.clone())),
         timeout: parts::seconds(0),
         retry_policy: Some(retry::unprocessed()),
         ..RouteAction::default()
@@ -124,9 +148,5 @@ fn to_program(number: u16, cluster: String) -> RouteConfiguration {
         routes: vec![route],
         ..VirtualHost::default()
     };
-    RouteConfiguration {
-        name: names::local(number),
-        virtual_hosts: vec![host],
-        ..RouteConfiguration::default()
-    }
+    RouteConfiguration { name: cluster, virtual_hosts: vec![host], ..RouteConfiguration::default() }
 }

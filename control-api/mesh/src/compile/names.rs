@@ -26,10 +26,10 @@ pub fn cluster(namespace: &str, service: &str, port: u16) -> String {
     format!("outbound|{port}||{}", host(namespace, service))
 }
 
-/// The cluster of the local program.
+/// The cluster of the local program; `protocol` is empty unless the program speaks several on this port.
 #[must_use]
-pub fn local(port: u16) -> String {
-    format!("inbound|{port}||")
+pub fn local(port: u16, protocol: &str) -> String {
+    format!("inbound|{port}||{protocol}")
 }
 
 /// The cluster without endpoints, as Istio calls it.

@@ -264,7 +264,7 @@ impl<'s> Builder<'_, 's> {
             self.add(&listener);
         } else {
             let attached = Attached::to(self.scope.mesh, item.service, item.port);
-            let routes = attached.of(&self.request.namespace);
+            let routes = attached.of(&self.request.namespace, item.port);
             let own = outbound::listener(self.scope, (item.service, item.port), item.local_port, routes);
             self.add(&own);
         }
@@ -300,8 +300,10 @@ impl<'s> Builder<'_, 's> {
             self.found.services.insert(service);
             let found = self.scope.mesh.service(target.namespace, target.service);
             let items = found.into_iter().flat_map(|service| every_port(service));
+            // Asked for by the name of its cluster, or of its listener, which it may have already.
+            let listener = names::outbound(target.namespace, target.service, target.port);
             for item in items.filter(|item| item.port.port == target.port) {
-                if !self.found.listeners.contains_key(name.as_str()) {
+                if !self.found.listeners.contains_key(listener.as_str()) {
                     self.outbound(&item);
                 }
             }
@@ -317,7 +319,8 @@ impl<'s> Builder<'_, 's> {
             self.found.services.insert(Name::new(target.namespace, target.service));
             let Some((service, port)) = target.find(self.scope.mesh) else { continue };
             let service_name = service.name();
-            let Some(resources) = self.grpc_backend(&service_name, port.port) else { continue };
+            let found = (self.services)(&service_name).and_then(|service| service.port(port.port));
+            let Some(resources) = found else { continue };
             self.add(&grpc::listener(name, service, port));
             let callers = resources.callers(namespace);
             if let Some(routes) = callers.routes.as_deref().and_then(grpc::routes) {
@@ -329,12 +332,14 @@ impl<'s> Builder<'_, 's> {
         }
     }
 
-    fn grpc_backend(&mut self, name: &Name, number: u16) -> Option<&'s PortResources> {
-        let resources = self.backend(name, number)?;
-        let service = self.scope.mesh.service(&name.namespace, &name.name)?;
-        let port = service.spec.ports.iter().find(|port| port.port == number)?;
+    /// Cluster and endpoints of a Service's port, for a gRPC library.
+    fn grpc_backend(&mut self, name: &Name, number: u16) {
+        if self.backend(name, number).is_none() {
+            return;
+        }
+        let Some(service) = self.scope.mesh.service(&name.namespace, &name.name) else { return };
+        let Some(port) = service.spec.ports.iter().find(|port| port.port == number) else { return };
         let provider = &self.request.certificate_provider;
         self.add(&grpc::cluster(self.scope, service, port, provider));
-        Some(resources)
     }
 }

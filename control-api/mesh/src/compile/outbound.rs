@@ -8,8 +8,8 @@ use remora_xds::pb::envoy::config::listener::v3::{FilterChain, Listener};
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::Rds;
 
 use super::http::{self, RouteSpecifier, Side};
-use super::route::Routes;
-use super::{Listening, Scope, key_of, names, parts, tcp};
+use super::route::{Routes, behind};
+use super::{Listening, Scope, key_of, names, parts, retry, tcp};
 use crate::document::{AppProtocol, Document, ServicePort, ServiceSpec};
 use crate::kinds::Kind;
 use crate::name::Key;
@@ -26,11 +26,17 @@ pub(super) fn listener(
     let name = names::outbound(namespace, service_name, port.port);
     let mut documents = vec![key_of(service)];
     let (chains, by_name) = if port.speaks() == AppProtocol::Tcp {
-        documents.extend(routes.tcp_keys());
-        let own = names::cluster(namespace, service_name, port.port);
         let policy = scope.mesh.policy(service);
+        let keys = routes.tcp_keys();
+        let behind = behind(scope.mesh, &keys);
+        documents.extend(keys);
         documents.extend(policy.map(|policy| Key::new(Kind::TrafficPolicy, policy.name())));
-        (tcp::chains(scope.mesh, (service, routes), &name, own), !routes.tls.is_empty())
+        documents.extend(behind.into_iter().filter(|key| *key != key_of(service)));
+        let own = names::cluster(namespace, service_name, port.port);
+        let idle = policy.and_then(|policy| policy.spec.timeouts.idle).map(|idle| idle.0);
+        let tries = retry::connects(policy.map(|policy| &policy.spec.retries));
+        let proxy = http::Tcp { name: &name, idle, tries };
+        (tcp::chains(scope.mesh, routes, proxy, own), !routes.tls.is_empty())
     } else {
         let rds = Rds { config_source: Some(parts::ads()), route_config_name: name.clone() };
         let filter = http::connection_manager(&name, Side::Outbound, RouteSpecifier::Rds(rds));

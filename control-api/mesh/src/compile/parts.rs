@@ -13,8 +13,7 @@ use remora_xds::pb::envoy::config::core::v3::{
 use remora_xds::pb::envoy::config::listener::v3::ListenerFilter;
 use remora_xds::pb::envoy::config::listener::v3::listener_filter::ConfigType;
 use remora_xds::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
-use remora_xds::pb::google::protobuf::value::Kind;
-use remora_xds::pb::google::protobuf::{BoolValue, Duration as PbDuration, Struct, UInt32Value, Value};
+use remora_xds::pb::google::protobuf::{BoolValue, Duration as PbDuration, UInt32Value};
 
 use crate::resource::ordered;
 
@@ -71,14 +70,6 @@ pub(crate) fn ads() -> ConfigSource {
         config_source_specifier: Some(ConfigSourceSpecifier::Ads(AggregatedConfigSource {})),
         ..ConfigSource::default()
     }
-}
-
-pub(super) fn text(value: impl Into<String>) -> Value {
-    Value { kind: Some(Kind::StringValue(value.into())) }
-}
-
-pub(super) fn object<const N: usize>(fields: [(&str, Value); N]) -> Struct {
-    Struct { fields: fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect() }
 }
 
 /// Metadata of a cluster under `istio`: the Service that it stands for.

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use remora_xds::pb::envoy::config::route::v3::{RouteConfiguration, VirtualHost};
 
-use super::names;
+use super::{key_of, names};
 use crate::document::{Document, ServicePort, ServiceSpec};
 use crate::kinds::Kind;
 use crate::mesh::Mesh;
@@ -35,18 +35,41 @@ pub(super) fn table(
 ) -> Table {
     let (namespace, name) = names::of(service);
     let policy = mesh.policy(service);
-    let mut documents = attached.http_keys();
+    let keys = attached.http_keys();
+    let behind = behind(mesh, &keys);
+    let mut documents = keys;
     documents.extend(policy.map(|p| Key::new(Kind::TrafficPolicy, p.name())));
     let mut actions = action::Actions { mesh, policy: policy.map(|p| &p.spec), backends: BTreeSet::new() };
     let routes = match candidates(attached) {
-        None => vec![actions.direct(namespace, name, port.port)],
+        None => {
+            actions.backends.insert((service.name(), port.port));
+            vec![actions.direct(namespace, name, port.port)]
+        }
         Some(candidates) => candidates.iter().flat_map(|candidate| actions.compile(candidate)).collect(),
     };
     let all = names::outbound(namespace, name, port.port);
     let host = VirtualHost { name: all.clone(), domains: vec!["*".into()], routes, ..VirtualHost::default() };
+    documents.extend(behind.into_iter().filter(|key| *key != key_of(service)));
     Table {
         routes: RouteConfiguration { name: all, virtual_hosts: vec![host], ..RouteConfiguration::default() },
         backends: actions.backends,
         documents,
     }
+}
+
+/// The Services that `routes` lead to, and the ReferenceGrants that let them.
+pub(super) fn behind(mesh: &Mesh, routes: &[Key]) -> BTreeSet<Key> {
+    let mut found = BTreeSet::new();
+    for route in routes {
+        let Some(document) = mesh.document(route) else { continue };
+        for backend in document.backends() {
+            let Some((service, _)) = mesh.backend(route, backend) else { continue };
+            if service.namespace != route.name.namespace {
+                let grants = mesh.grants(route, &service.namespace, &service.name);
+                found.extend(grants.map(|grant| Key::new(Kind::ReferenceGrant, grant.name())));
+            }
+            found.insert(Key::new(Kind::Service, service));
+        }
+    }
+    found
 }

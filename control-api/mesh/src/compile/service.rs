@@ -42,7 +42,7 @@ pub struct Callers {
     pub listener: Arc<Resource>,
     /// Route configuration, when HTTP is spoken.
     pub routes: Option<Arc<Resource>>,
-    /// Ports of Services that calls are led to besides this one.
+    /// Ports of Services that calls are led to; this one is among them unless routes lead elsewhere.
     pub backends: Vec<(Name, u16)>,
     /// A cluster without endpoints, for connections to backends that do not exist.
     pub black_hole: Option<Arc<Resource>>,
@@ -85,7 +85,7 @@ pub fn service_resources(mesh: &Mesh, profile: &Profile, service: &Name) -> Opti
 
 fn compile(scope: Scope<'_>, service: &Document<ServiceSpec>, port: &ServicePort) -> PortResources {
     let attached = Attached::to(scope.mesh, service, port);
-    let consumers = attached.consumers.iter().map(|(namespace, routes)| {
+    let consumers = attached.of_others(port).map(|(namespace, routes)| {
         let callers = callers(scope, service, port, routes);
         (Arc::clone(namespace), callers)
     });
@@ -107,12 +107,12 @@ fn callers(
     let own = (service.name(), port.port);
     let listener = outbound::listener(scope, (service, port), port.port, routes);
     if port.speaks() == AppProtocol::Tcp {
-        let backends = tcp::backends(scope.mesh, routes).into_iter();
+        let backends = tcp::backends(scope.mesh, routes, own);
         let refuses = tcp::refuses(scope.mesh, routes);
         return Callers {
             listener,
             routes: None,
-            backends: backends.filter(|backend| *backend != own).collect(),
+            backends: backends.into_iter().collect(),
             black_hole: refuses.then(|| cluster::black_hole(service)),
         };
     }
@@ -122,7 +122,7 @@ fn callers(
     Callers {
         listener,
         routes: Some(Resource::routes(&table.routes, documents)),
-        backends: table.backends.into_iter().filter(|backend| *backend != own).collect(),
+        backends: table.backends.into_iter().collect(),
         black_hole: None,
     }
 }

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use remora_xds::pb::envoy::config::listener::v3::{FilterChain, FilterChainMatch};
+use remora_xds::pb::envoy::config::listener::v3::{Filter, FilterChain, FilterChainMatch};
 use remora_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::weighted_cluster::ClusterWeight;
 use remora_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::{
     ClusterSpecifier, WeightedCluster,
 };
 
+use super::http::Tcp;
 use super::route::Routes;
-use super::{http, names, retry};
-use crate::document::{BackendRef, Document, ServiceSpec, TcpRule};
+use super::{http, names};
+use crate::document::{BackendRef, TcpRule};
 use crate::kinds::Kind;
 use crate::mesh::Mesh;
 use crate::name::{Key, Name};
@@ -60,9 +61,12 @@ fn first(rules: &[TcpRule]) -> &[BackendRef] {
     rules.first().map_or(&[], |rule| &rule.backend_refs)
 }
 
-/// The ports that routes lead to.
-pub(super) fn backends(mesh: &Mesh, routes: &Routes) -> BTreeSet<(Name, u16)> {
+/// The ports that routes lead to: `own` when there are none.
+pub(super) fn backends(mesh: &Mesh, routes: &Routes, own: (Name, u16)) -> BTreeSet<(Name, u16)> {
     let rules = rules(routes);
+    if rules.is_empty() {
+        return BTreeSet::from([own]);
+    }
     let used = rules.iter().flat_map(|rule| rule.backends.iter().map(move |backend| (rule, backend)));
     used.filter(|(_, backend)| backend.weight > 0)
         .filter_map(|(rule, backend)| mesh.backend(&rule.route, backend))
@@ -77,17 +81,11 @@ pub(super) fn refuses(mesh: &Mesh, routes: &Routes) -> bool {
     })
 }
 
-/// The chains of the listener for calls to a port of `service`: connections go to `own` when there are no routes.
-pub(super) fn chains(
-    mesh: &Mesh,
-    (service, routes): (&Document<ServiceSpec>, &Routes),
-    listener: &str,
-    own: String,
-) -> Vec<FilterChain> {
+/// The chains of the listener for calls to a port: connections go to `own` when there are no routes.
+pub(super) fn chains(mesh: &Mesh, routes: &Routes, proxy: Tcp<'_>, own: String) -> Vec<FilterChain> {
     let rules = rules(routes);
-    let tries = retry::connects(mesh.policy(service).map(|policy| &policy.spec.retries));
     if rules.is_empty() {
-        let filter = http::tcp_proxy(listener, ClusterSpecifier::Cluster(own), tries);
+        let filter = http::tcp_proxy(proxy, ClusterSpecifier::Cluster(own));
         return vec![FilterChain { filters: vec![filter], ..FilterChain::default() }];
     }
     let chain = |rule: Rule<'_>| FilterChain {
@@ -96,14 +94,14 @@ pub(super) fn chains(
             .names
             .as_ref()
             .map(|names| FilterChainMatch { server_names: names.clone(), ..FilterChainMatch::default() }),
-        filters: vec![http::tcp_proxy(listener, forward(mesh, &rule), tries)],
+        filters: vec![forward(mesh, &rule, proxy)],
         ..FilterChain::default()
     };
     rules.into_iter().map(chain).collect()
 }
 
 /// To the backends of a rule, by weight. The share of those that do not exist is closed.
-fn forward(mesh: &Mesh, rule: &Rule<'_>) -> ClusterSpecifier {
+fn forward(mesh: &Mesh, rule: &Rule<'_>, proxy: Tcp<'_>) -> Filter {
     let target = |backend: &BackendRef| {
         let found = mesh.backend(&rule.route, backend);
         found.map_or_else(
@@ -112,7 +110,7 @@ fn forward(mesh: &Mesh, rule: &Rule<'_>) -> ClusterSpecifier {
         )
     };
     let used: Vec<_> = rule.backends.iter().filter(|backend| backend.weight > 0).collect();
-    match used[..] {
+    let specifier = match used[..] {
         [] => ClusterSpecifier::Cluster(names::BLACK_HOLE.into()),
         [only] => ClusterSpecifier::Cluster(target(only)),
         _ => ClusterSpecifier::WeightedClusters(WeightedCluster {
@@ -121,5 +119,6 @@ fn forward(mesh: &Mesh, rule: &Rule<'_>) -> ClusterSpecifier {
                 .map(|b| ClusterWeight { name: target(b), weight: b.weight, ..ClusterWeight::default() })
                 .collect(),
         }),
-    }
+    };
+    http::tcp_proxy(proxy, specifier)
 }

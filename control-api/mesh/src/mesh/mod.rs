@@ -9,7 +9,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::document::{
-    AuthenticationPolicySpec, BackendRef, Document, MtlsMode, ServiceSpec, TrafficPolicySpec,
+    AuthenticationPolicySpec, BackendRef, Document, MtlsMode, ReferenceGrantSpec, ServiceSpec,
+    TrafficPolicySpec,
 };
 use crate::kinds::{AnyDocument, Documents, Kind, Tables};
 use crate::name::{ByName, Key, Name};
@@ -166,7 +167,18 @@ impl Mesh {
 
     /// Whether a ReferenceGrant of `namespace` lets `route`, which is in another one, lead to a Service.
     pub(crate) fn granted(&self, route: &Key, namespace: &str, service: &str) -> bool {
-        self.tables.grants.namespace(namespace).any(|(_, grant)| {
+        self.grants(route, namespace, service).next().is_some()
+    }
+
+    /// The ReferenceGrants of `namespace` that let `route`, which is in another one, lead to a Service.
+    pub(crate) fn grants(
+        &self,
+        route: &Key,
+        namespace: &str,
+        service: &str,
+    ) -> impl Iterator<Item = &Arc<Document<ReferenceGrantSpec>>> {
+        let grants = self.tables.grants.namespace(namespace).map(|(_, grant)| grant);
+        grants.filter(move |grant| {
             let from = grant.spec.from.iter().any(|from| {
                 from.group == "gateway.networking.k8s.io"
                     && from.kind == route.kind.as_str()

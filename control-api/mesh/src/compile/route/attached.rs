@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::document::{
-    Document, GrpcRouteSpec, HttpRouteSpec, ServicePort, ServiceSpec, TcpRouteSpec, TlsRouteSpec,
+    AppProtocol, Document, GrpcRouteSpec, HttpRouteSpec, ServicePort, ServiceSpec, TcpRouteSpec, TlsRouteSpec,
 };
 use crate::kinds::AnyDocument;
 use crate::mesh::Mesh;
@@ -25,7 +25,7 @@ pub(crate) struct Routes {
 pub(crate) struct Attached {
     /// Those of the Service's own namespace hold for everybody who has none of their own.
     pub(crate) producer: Routes,
-    /// Those of another namespace hold for callers from there, in place of the producer's.
+    /// Those of another namespace hold for callers from there, in place of the producer's; also those that do nothing on this port.
     pub(crate) consumers: BTreeMap<Arc<str>, Routes>,
 }
 
@@ -52,9 +52,14 @@ impl Attached {
         all
     }
 
-    /// Those for callers of a namespace.
-    pub(crate) fn of(&self, namespace: &str) -> &Routes {
-        self.consumers.get(namespace).unwrap_or(&self.producer)
+    /// Those for callers of a namespace at `port`.
+    pub(crate) fn of(&self, namespace: &str, port: &ServicePort) -> &Routes {
+        self.consumers.get(namespace).filter(|routes| routes.hold(port)).unwrap_or(&self.producer)
+    }
+
+    /// Those of other namespaces that hold at `port`.
+    pub(crate) fn of_others(&self, port: &ServicePort) -> impl Iterator<Item = (&Arc<str>, &Routes)> {
+        self.consumers.iter().filter(|(_, routes)| routes.hold(port))
     }
 }
 
@@ -66,6 +71,15 @@ impl Routes {
             AnyDocument::TcpRoute(document) => self.tcp.push(document),
             AnyDocument::TlsRoute(document) => self.tls.push(document),
             _ => {}
+        }
+    }
+
+    /// Whether some of them do something on `port`.
+    fn hold(&self, port: &ServicePort) -> bool {
+        if port.speaks() == AppProtocol::Tcp {
+            !(self.tcp.is_empty() && self.tls.is_empty())
+        } else {
+            !(self.http.is_empty() && self.grpc.is_empty())
         }
     }
 
