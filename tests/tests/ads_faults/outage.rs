@@ -30,7 +30,8 @@ fn outage() -> Duration {
 fn outbound(server: &Proxy, own: &Identity, authority: &Authority, version: u32) -> Vec<Resource> {
     let mut cluster = eds_cluster("server");
     merge(&mut cluster, mutual_tls(own, authority, SERVER));
-    merge(&mut cluster, json!({ "max_requests_per_connection": 1 }));
+    // A machine that is busy with other tests may need more than a second for a handshake.
+    merge(&mut cluster, json!({ "max_requests_per_connection": 1, "connect_timeout": "10s" }));
     vec![cds(&cluster), eds("server", &[server.address("ingress")]), ingress(), routes("server", version)]
 }
 
