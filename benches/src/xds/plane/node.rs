@@ -89,7 +89,7 @@ impl Node {
         let named = batch.resources.iter().filter_map(|r| Some((r.name.clone()?, Arc::clone(&r.version))));
         let accepted: Vec<_> = named.collect();
         let names: Vec<_> = accepted.iter().map(|(name, _)| Arc::clone(name)).collect();
-        self.subscriptions.settle(batch.answer(accepted, batch.removed.clone(), Vec::new()));
+        self.subscriptions.settle(batch.answer(accepted, batch.removed.clone(), Vec::new()), Instant::now());
         let (set, wanted): (_, fn(&str) -> bool) = match batch.kind {
             Kind::Cluster => (&mut self.endpoints, |name| name.starts_with("outbound|")),
             Kind::Listener => (&mut self.routes, |name| name != "inbound"),
@@ -103,7 +103,7 @@ impl Node {
     }
 
     async fn send(&mut self, out: &mpsc::Sender<DeltaDiscoveryRequest>) -> anyhow::Result<()> {
-        while let Some(Request::Delta(request)) = self.subscriptions.next_request() {
+        while let Some(Request::Delta(request)) = self.subscriptions.next_request(Instant::now()) {
             out.send(*request).await.context("the control plane closed the stream")?;
         }
         Ok(())
