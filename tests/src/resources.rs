@@ -29,7 +29,7 @@ pub fn message<M: Wire>(value: &Value) -> M {
     }
 }
 
-/// A cluster for [`ControlPlane::publish`].
+/// A cluster for [`ControlPlane::publish`](crate::control_plane::ControlPlane::publish).
 #[must_use]
 pub fn cds(value: &Value) -> Resource {
     Resource::new(&message::<Cluster>(value))
@@ -54,7 +54,7 @@ pub fn rds(value: &Value) -> Resource {
     Resource::new(&message::<RouteConfiguration>(value))
 }
 
-/// A resource as the wire has it, for [`RawStream`].
+/// A resource as the wire has it, for [`RawStream`](crate::control_plane::RawStream).
 #[must_use]
 pub fn wire(resource: &Resource) -> PbResource {
     PbResource {

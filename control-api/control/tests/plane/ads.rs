@@ -130,16 +130,22 @@ async fn rig() -> Rig {
     rig
 }
 
-#[tokio::test]
-async fn a_sidecar_gets_what_its_workload_calls_and_changes_of_it() {
-    let rig = rig().await;
-    let mut client = Client::connect(&rig, "sidecar~10.0.0.9~caller.default~default.svc").await;
+/// The sidecar of `caller`, which has everything that it is to have.
+async fn caller(rig: &Rig) -> Client {
+    let mut client = Client::connect(rig, "sidecar~10.0.0.9~caller.default~default.svc").await;
     client.until(|c| c.has.contains_key(&(Kind::Cluster, CLUSTER.into()))).await;
     client.ask(Kind::ClusterLoadAssignment, CLUSTER).await;
     client.ask(Kind::RouteConfiguration, ROUTE_CONFIG).await;
     client
         .until(|c| c.endpoints() == 1 && c.has.contains_key(&(Kind::RouteConfiguration, ROUTE_CONFIG.into())))
         .await;
+    client
+}
+
+#[tokio::test]
+async fn a_sidecar_gets_what_its_workload_calls_and_changes_of_it() {
+    let rig = rig().await;
+    let mut client = caller(&rig).await;
     rig.until("it is synced", async || {
         let (_, status) = rig.get("/status").await;
         let proxy = &status["proxies"][0];
@@ -239,13 +245,7 @@ async fn a_node_that_does_not_say_who_it_is_is_told() {
 #[tokio::test]
 async fn apply_waits_until_proxies_have_it_or_tells_what_they_say() {
     let rig = rig().await;
-    let mut client = Client::connect(&rig, "sidecar~10.0.0.9~caller.default~default.svc").await;
-    client.until(|c| c.has.contains_key(&(Kind::Cluster, CLUSTER.into()))).await;
-    client.ask(Kind::ClusterLoadAssignment, CLUSTER).await;
-    client.ask(Kind::RouteConfiguration, ROUTE_CONFIG).await;
-    client
-        .until(|c| c.endpoints() == 1 && c.has.contains_key(&(Kind::RouteConfiguration, ROUTE_CONFIG.into())))
-        .await;
+    let mut client = caller(&rig).await;
     let file = rig.folder.path().join("route.yaml");
     let apply = |seconds: u32, timeout: &str| {
         let rule = format!("  - timeouts: {{request: {seconds}s}}\n    backendRefs");
