@@ -323,7 +323,7 @@ impl Manager {
     fn put_listener(&mut self, held: Held<ListenerSpec>, now: Instant) {
         let name = Arc::clone(&held.value.name);
         if let Some(old) = self.listeners.get(&name).filter(|old| old.hash != held.hash) {
-            self.dynamic.warming.depart(&old.value, now);
+            self.dynamic.warming.depart(&old.value, Some(&held.value), now);
         }
         put(&mut self.listeners, &name, held);
     }

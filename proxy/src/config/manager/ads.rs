@@ -299,7 +299,7 @@ impl Manager {
                 changes.add(clusters);
             } else {
                 if let Some(held) = self.listeners.remove(name) {
-                    self.dynamic.warming.depart(&held.value, now);
+                    self.dynamic.warming.depart(&held.value, None, now);
                 }
                 self.dynamic.warming.listeners.remove(name);
                 self.dump.remove(kind, name);

@@ -309,6 +309,18 @@ async fn routes_of_a_removed_listener_stay_as_long_as_its_connections() {
     assert_eq!(manager.deadline(), None);
 }
 
+/// Connections of a chain that is still there follow it.
+#[tokio::test]
+async fn routes_that_a_listener_no_longer_names_go() {
+    let schema = Schema::load();
+    let mut manager = serving(&schema);
+    let _connection = manager.snapshot().listeners[0].clone();
+    apply(&mut manager, Kind::Listener, vec![listener(&schema, "l", "s", "15s")]);
+    assert!(manager.route_tables.contains_key("r"), "the new listener waits for its routes");
+    apply(&mut manager, Kind::RouteConfiguration, vec![table(&schema, "s", "a")]);
+    assert_eq!(manager.route_tables.keys().map(|name| &**name).collect::<Vec<_>>(), ["s"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_replaces_something_that_waits_has_waited_with_it() {
     let schema = Schema::load();

@@ -11,14 +11,22 @@ use tokio::time::Instant;
 use super::wants::rds_of;
 use super::{Changes, Held, Manager, http_specs};
 use crate::config::names::ClusterId;
-use crate::config::spec::{HttpSpec, ListenerSpec, NetworkFilter, RouteSource};
+use crate::config::spec::{FilterChain, HttpSpec, ListenerSpec, NetworkFilter, RdsSpec, RouteSource};
 use crate::route::RouteTable;
 use crate::upstream::cluster::{Cluster, Discovery};
 
 /// The longest wait: Envoy's default of `initial_fetch_timeout`, which may make it shorter.
 pub(super) const INIT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How often it is looked whether a departed listener has connections.
+/// The routes that a chain takes from elsewhere.
+fn chain_rds(chain: &FilterChain) -> Option<&RdsSpec> {
+    match &chain.filter {
+        NetworkFilter::Http(http) => http.rds.as_ref(),
+        NetworkFilter::Tcp(_) => None,
+    }
+}
+
+/// How often it is looked whether a departed chain has connections.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// A wait of 0 has no end in Envoy's API; here everything has one.
@@ -49,8 +57,8 @@ pub(super) struct Warming {
     pub(super) listeners: BTreeMap<Arc<str>, Waiting<ListenerSpec>>,
     /// Clusters that were removed while routes in force name them, and when they go at the latest.
     pub(super) leaving: BTreeMap<Arc<str>, Instant>,
-    /// Listeners that were removed or replaced, and that connections may still be of.
-    departed: Vec<Weak<ListenerSpec>>,
+    /// Filter chains that were removed, and that connections may still be of.
+    departed: Vec<Weak<FilterChain>>,
     /// When their connections are looked at next.
     look_at: Option<Instant>,
 }
@@ -78,27 +86,29 @@ impl Warming {
             && self.departed.is_empty()
     }
 
-    /// A listener that takes routes from elsewhere is no longer in force. They stay as long as its connections do.
-    pub(super) fn depart(&mut self, listener: &Arc<ListenerSpec>, now: Instant) {
-        if rds_of(listener).next().is_some() {
-            self.departed.push(Arc::downgrade(listener));
+    /// A listener is no longer in force, and `new` is in its place. Connections of chains that are in both follow the new one; routes of the
+    /// others stay as long as their connections do.
+    pub(super) fn depart(&mut self, old: &ListenerSpec, new: Option<&ListenerSpec>, now: Instant) {
+        let stays = |chain: &FilterChain| new.is_some_and(|new| new.chains.iter().any(|c| c.id == chain.id));
+        for chain in old.chains.iter().filter(|chain| chain_rds(chain).is_some() && !stays(chain)) {
+            self.departed.push(Arc::downgrade(chain));
             self.look_at.get_or_insert(now + LOOK_EVERY);
         }
     }
 
-    /// Names of the routes that connections of departed listeners use.
+    /// Names of the routes that connections of departed chains use.
     pub(super) fn departed_routes(&self) -> BTreeSet<Arc<str>> {
-        let listeners = self.departed.iter().filter_map(Weak::upgrade);
-        listeners.flat_map(|l| rds_of(&l).map(|rds| Arc::clone(&rds.name)).collect::<Vec<_>>()).collect()
+        let chains = self.departed.iter().filter_map(Weak::upgrade);
+        chains.filter_map(|chain| chain_rds(&chain).map(|rds| Arc::clone(&rds.name))).collect()
     }
 
-    /// Forgets departed listeners that have no connection any more. True: some did.
+    /// Forgets departed chains that have no connection any more. True: some did.
     fn look_at_departed(&mut self, now: Instant) -> bool {
         if self.look_at.is_none_or(|at| at > now) {
             return false;
         }
         let before = self.departed.len();
-        self.departed.retain(|listener| listener.strong_count() > 0);
+        self.departed.retain(|chain| chain.strong_count() > 0);
         self.look_at = (!self.departed.is_empty()).then(|| now + LOOK_EVERY);
         self.departed.len() < before
     }
