@@ -23,6 +23,7 @@ use self::dns::Unresolved;
 use crate::admin::view::AdminView;
 use crate::admin::{Admin, DrainListeners, LevelControl, OpenAnswers, Pages};
 use crate::bootstrap::{self, Settings};
+use crate::clock::at;
 use crate::config::manager::{Changes, Dump, Manager};
 use crate::config::snapshot::Snapshot;
 use crate::config::source::file::FileWatcher;
@@ -444,13 +445,5 @@ impl App {
             }
         }
         self.logs.shutdown(Duration::from_secs(1));
-    }
-}
-
-/// At that time; never without one.
-async fn at(time: Option<Instant>) {
-    match time {
-        Some(time) => tokio::time::sleep_until(time).await,
-        None => std::future::pending().await,
     }
 }

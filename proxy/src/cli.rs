@@ -42,7 +42,7 @@ pub struct ProxyArgs {
     /// Keep the last good configuration of the control plane in this folder, and start from it while the control plane is down
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Log level: error, warn, info, debug, trace, or a filter such as remora_proxy::http=debug
+    /// Log level: error, warn, info, debug, or a filter such as remora_proxy::http=debug
     #[arg(short = 'l', long, value_name = "LEVEL", default_value = "info", env = "REMORA_LOG")]
     pub log_level: String,
 }

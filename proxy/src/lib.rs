@@ -7,6 +7,7 @@ pub mod app;
 pub mod balance;
 pub mod bootstrap;
 pub mod cli;
+mod clock;
 pub mod config;
 pub mod drain;
 pub mod error;

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 
 use remora_tests::client::http1::Http1Client;
 use remora_tests::config::{Listener, direct};
-use remora_tests::control_plane::ControlPlane;
+use remora_tests::control_plane::{ControlPlane, Said};
 use remora_tests::proxy::Proxy;
 use remora_tests::resources::{by_ads, control_cluster, lds, routes, service};
 use remora_tests::upstream::Upstream as _;
@@ -93,4 +93,30 @@ async fn a_connection_keeps_its_routes_when_its_listener_is_removed() {
     plane.publish(stays.chain([at("another", 0), routes("origin", 2)]));
     plane.accepted(Kind::Listener, "another").await;
     assert_eq!(client.get("/").await.unwrap().text(), "origin");
+}
+
+#[tokio::test]
+async fn one_that_could_not_be_bound_is_no_fault_of_the_next_response() {
+    let (plane, origin) = plane().await;
+    let (_held, port) = taken();
+    let first = || service(origin.address(), 1);
+    plane.publish(first());
+    let proxy = Proxy::builder()
+        .cluster(control_cluster(&[plane.address]))
+        .dynamic(by_ads("DELTA_GRPC"))
+        .start()
+        .await;
+    plane.publish(first().into_iter().chain([at("busy", port)]));
+    plane.refused(Kind::Listener, "busy").await;
+    let before = plane.said().len();
+    plane.publish(first().into_iter().chain([at("busy", port), at("free", 0)]));
+    eventually("an answer about the other one", || {
+        plane.said()[before..].iter().any(|said| match said {
+            Said::Accepted(Kind::Listener, name, _) => name == "free",
+            Said::Refused(kind, name, why) => panic!("{kind} {name} is refused: {why}"),
+            _ => false,
+        })
+    })
+    .await;
+    assert!(proxy.admin("GET", "/listeners").await.unwrap().text().contains("free"));
 }

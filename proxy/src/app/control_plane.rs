@@ -195,16 +195,16 @@ impl App {
         self.confirmed();
         let Applied { mut accepted, removed, mut refused, changes } =
             self.manager.apply_ads(&update, Instant::now());
-        let unbound = self.follow(changes).await;
-        if update.kind == Kind::Listener {
-            for unbound in unbound {
-                accepted.retain(|(name, _)| *name != unbound.name);
-                self.manager.disclaim(Kind::Listener, &unbound.name);
-                refused.push(Refused { detail: unbound.to_string(), name: unbound.name });
-            }
-        } else {
-            // Routes let a listener in that was accepted before.
-            log_unbound(&unbound);
+        // Others were accepted before: routes let them in now, or somebody still has their port.
+        let is_of_update = |unbound: &Unbound| {
+            update.kind == Kind::Listener && accepted.iter().any(|(name, _)| *name == unbound.name)
+        };
+        let (own, others): (Vec<_>, Vec<_>) = self.follow(changes).await.into_iter().partition(is_of_update);
+        log_unbound(&others);
+        for unbound in own {
+            accepted.retain(|(name, _)| *name != unbound.name);
+            self.manager.disclaim(Kind::Listener, &unbound.name);
+            refused.push(Refused { detail: unbound.to_string(), name: unbound.name });
         }
         let control = &self.shared.registry.control;
         control.config_accepted(metric_of(update.kind), accepted.len() as u64);

@@ -51,7 +51,7 @@ pub(crate) struct ControlArgs {
     /// Proxies listen on any free ports, whatever the documents say: /listeners of their admin page tells which (for tests)
     #[arg(long)]
     ephemeral_ports: bool,
-    /// Log level: error, warn, info, debug, trace, or a filter such as remora_control=debug
+    /// Log level: error, warn, info, debug, or a filter such as remora_control=debug
     #[arg(short = 'l', long, value_name = "LEVEL", default_value = "info", env = "REMORA_LOG")]
     log_level: String,
 }

@@ -1,6 +1,6 @@
 //! Changes that people ask for, made: documents that come together are written together.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -52,8 +52,9 @@ impl Registry {
             self.seen(revisions.map(|record| record.revision).max().unwrap_or(0)).await;
         }
         // In the order of the texts.
-        let place = |outcome: &Outcome| documents.iter().position(|document| document.key == outcome.key);
-        outcomes.sort_by_cached_key(place);
+        let places: BTreeMap<_, _> =
+            documents.iter().enumerate().map(|(i, document)| (&document.key, i)).collect();
+        outcomes.sort_by_key(|outcome| places.get(&outcome.key));
         Ok(outcomes)
     }
 

@@ -106,9 +106,13 @@ fn ignored_routes(
     let tcp = port.speaks() == AppProtocol::Tcp;
     // A route for all ports does what it can: it is no mistake that one of them is of another protocol.
     let useful = |document: &AnyDocument| {
-        let others = service.spec.ports.iter().filter(|p| (p.speaks() == AppProtocol::Tcp) != tcp);
-        let parents = document.parents().iter().filter(|parent| parent.name == service.metadata.name);
-        others.into_iter().any(|p| parents.clone().any(|parent| parent.covers(p)))
+        let mut others = service.spec.ports.iter().filter(|p| (p.speaks() == AppProtocol::Tcp) != tcp);
+        let own = document.key().name.namespace;
+        let parents = document.parents().iter().filter(|parent| {
+            parent.name == service.metadata.name
+                && parent.namespace.as_deref().unwrap_or(&own) == service.metadata.namespace
+        });
+        others.any(|p| parents.clone().any(|parent| parent.covers(p)))
     };
     let at = format!("port {} of {}", port.port, service.name());
     let mut ignore = |keys: Vec<Key>, why: &str, protocol: bool| {

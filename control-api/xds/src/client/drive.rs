@@ -132,14 +132,13 @@ pub async fn run(
         };
         let began = Instant::now();
         let reason = session.run(server).await;
-        let session_answered = session.answered;
-        let good = session_answered && !session.misbehaved;
-        if good || began.elapsed() >= HEALTHY_AFTER {
+        let Session { answered, misbehaved, .. } = session;
+        if (answered && !misbehaved) || began.elapsed() >= HEALTHY_AFTER {
             failover.healthy();
         }
         let Err(reason) = reason else { return };
         let mut wait = failover.failed(connector.servers(), &mut rng);
-        if session_answered {
+        if answered {
             // A server that answers and ends the stream at once is not asked all the time either.
             wait = wait.max(ANSWERED_AGAIN.saturating_sub(began.elapsed()));
         }

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::{Clusters, DnsSpec, DnsUpdate, LookupError, LookupResult, Query, Resolver, Scheduler};
+use crate::clock::at;
 
 /// Lookups under way at the same time.
 const PARALLEL: usize = 64;
@@ -97,7 +98,7 @@ impl<R: Resolver> Driver<R> {
                     }
                 }
                 () = self.updates.closed() => return,
-                () = sleep_until(due) => {}
+                () = at(due) => {}
             }
         }
     }
@@ -122,13 +123,6 @@ impl<R: Resolver> Driver<R> {
 
 fn queue(pending: &mut BTreeMap<Arc<str>, DnsUpdate>, updates: Vec<DnsUpdate>) {
     pending.extend(updates.into_iter().map(|u| (Arc::clone(&u.cluster), u)));
-}
-
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
 }
 
 #[cfg(test)]
