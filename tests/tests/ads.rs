@@ -338,9 +338,15 @@ async fn mistakes_in_the_bootstrap_are_told() {
         &mut dynamic,
         json!({ "ads_config": { "grpc_services": [{ "envoy_grpc": { "cluster_name": "nobody" } }] } }),
     );
-    let (status, said) = Proxy::builder().dynamic(dynamic).refuse().await;
+    let (status, said) = Proxy::builder().dynamic(dynamic.clone()).refuse().await;
     assert_eq!(status.code(), Some(2));
     assert!(said.contains("\"nobody\" is not among static_resources.clusters"), "{said}");
+    merge(
+        &mut dynamic,
+        json!({ "ads_config": { "grpc_services": [{ "envoy_grpc": { "cluster_name": "nobody", "authority": "outbound|15012||istiod" } }] } }),
+    );
+    let (_, said) = Proxy::builder().dynamic(dynamic).refuse().await;
+    assert!(said.contains("authority: \"outbound|15012||istiod\" is no host name"), "{said}");
     let mut dynamic = by_ads("DELTA_GRPC");
     dynamic.as_object_mut().unwrap().remove("ads_config");
     let (_, said) = Proxy::builder().dynamic(dynamic).refuse().await;

@@ -1,7 +1,7 @@
 //! Listeners of a control plane whose sockets cannot be had, and listeners that change.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use remora_tests::client::http1::Http1Client;
 use remora_tests::config::{Listener, direct};
@@ -10,7 +10,7 @@ use remora_tests::proxy::Proxy;
 use remora_tests::resources::{by_ads, control_cluster, lds, routes, service};
 use remora_tests::upstream::Upstream as _;
 use remora_tests::upstream::http1::{Answer, Http1Upstream};
-use remora_tests::wait::eventually;
+use remora_tests::wait::{eventually, eventually_async};
 use remora_xds::{Kind, Resource};
 use serde_json::json;
 
@@ -119,4 +119,35 @@ async fn one_that_could_not_be_bound_is_no_fault_of_the_next_response() {
     })
     .await;
     assert!(proxy.admin("GET", "/listeners").await.unwrap().text().contains("free"));
+}
+
+#[tokio::test]
+async fn what_was_refused_does_not_come_alive_later_and_what_it_replaced_can_still_be_removed() {
+    let (plane, origin) = plane().await;
+    let first = || service(origin.address(), 1);
+    plane.publish(first().into_iter().chain([at("moving", 0)]));
+    let proxy = Proxy::builder()
+        .cluster(control_cluster(&[plane.address]))
+        .dynamic(by_ads("DELTA_GRPC"))
+        .start()
+        .await;
+    let old = proxy.address("moving");
+    let (held, port) = taken();
+    plane.publish(first().into_iter().chain([at("moving", port), at("busy", port)]));
+    plane.refused(Kind::Listener, "busy").await;
+    plane.refused(Kind::Listener, "moving").await;
+    let dump = proxy.admin("GET", "/config_dump").await.unwrap().text();
+    assert!(!dump.contains(r#""name": "busy""#) && !dump.contains(&port.to_string()), "{dump}");
+
+    // Nobody asks for them any more, and now the port is free.
+    drop(held);
+    plane.publish(first().into_iter().chain([at("another", 0)]));
+    plane.accepted(Kind::Listener, "another").await;
+    eventually_async("both are gone", async || {
+        let listeners = proxy.admin("GET", "/listeners").await.unwrap().text();
+        !listeners.contains("moving") && !listeners.contains("busy")
+    })
+    .await;
+    assert!(TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).is_err());
+    eventually("the old socket is closed", || TcpStream::connect(old).is_err()).await;
 }

@@ -303,7 +303,7 @@ fn a_change_of_endpoints_compiles_one_assignment_and_nothing_else() {
 
 /// `cargo test -p remora-mesh --release --test incremental -- --ignored --nocapture`
 #[test]
-#[ignore = "a measurement"]
+#[ignore = "a measurement: cargo test --release -p remora-mesh --test incremental -- --ignored --nocapture"]
 fn cost_of_ten_thousand_endpoints() {
     let time = std::time::SystemTime::now;
     let began = time();

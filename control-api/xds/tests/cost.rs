@@ -56,7 +56,7 @@ fn clusters(n: usize) -> String {
 }
 
 #[test]
-#[ignore = "a measurement; run it in release"]
+#[ignore = "a measurement: cargo test --release -p remora-xds --test cost -- --ignored --nocapture"]
 fn what_reading_configuration_costs() {
     let schema = measure("load the schema, first time", Schema::load);
     measure("drop it", || drop(schema));

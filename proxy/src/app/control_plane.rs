@@ -201,10 +201,16 @@ impl App {
         };
         let (own, others): (Vec<_>, Vec<_>) = self.follow(changes).await.into_iter().partition(is_of_update);
         log_unbound(&others);
+        let mut taken_back = false;
         for unbound in own {
             accepted.retain(|(name, _)| *name != unbound.name);
-            self.manager.disclaim(Kind::Listener, &unbound.name);
+            taken_back |= self.manager.take_back(&unbound.name);
             refused.push(Refused { detail: unbound.to_string(), name: unbound.name });
+        }
+        if taken_back {
+            self.watch();
+            self.ask();
+            self.publish().await;
         }
         let control = &self.shared.registry.control;
         control.config_accepted(metric_of(update.kind), accepted.len() as u64);

@@ -10,6 +10,7 @@ mod clusters;
 mod dump;
 #[cfg(test)]
 mod tests;
+mod undo;
 mod wants;
 mod warming;
 
@@ -77,6 +78,12 @@ struct Held<T> {
     /// Of its bytes: an equal resource changes nothing, not even a pointer.
     hash: u64,
     value: Arc<T>,
+}
+
+impl<T> Clone for Held<T> {
+    fn clone(&self) -> Self {
+        Self { origin: self.origin.clone(), hash: self.hash, value: Arc::clone(&self.value) }
+    }
 }
 
 type Set<T> = BTreeMap<Arc<str>, Held<T>>;

@@ -10,6 +10,7 @@ use remora_xds::{Kind, Schema};
 use tokio::time::Instant;
 
 use super::batch::Batch;
+use super::undo::Undo;
 use super::warming::Warming;
 use super::{Changes, Dumped, Held, Manager, Origin, hash_of};
 use crate::config::compile::Scope;
@@ -24,10 +25,11 @@ pub(super) struct Dynamic {
     /// Roots that were answered, now or in an earlier life.
     answered: BTreeSet<Kind>,
     /// What was taken, in force or waiting, with its version.
-    versions: BTreeMap<Kind, Versions>,
+    pub(super) versions: BTreeMap<Kind, Versions>,
     /// What a server that had just started did not have, and that was kept.
     kept: BTreeMap<Kind, BTreeSet<Arc<str>>>,
     pub(super) warming: Warming,
+    pub(super) undo: Undo,
     /// Kept while resources come; 2 MB.
     schema: Option<Schema>,
 }
@@ -84,13 +86,6 @@ impl Manager {
     #[must_use]
     pub fn is_from_control_plane(&self, listener: &str) -> bool {
         self.listeners.get(listener).is_some_and(|held| held.origin == Origin::Ads)
-    }
-
-    /// A resource that was taken could not be brought into force after all: another stream is not told that we have it.
-    pub fn disclaim(&mut self, kind: Kind, name: &str) {
-        if let Some(versions) = self.dynamic.versions.get_mut(&kind) {
-            versions.remove(name);
-        }
     }
 
     /// Takes over a response of the control plane: good resources come into force, or wait for what they refer to; bad ones are
@@ -263,6 +258,10 @@ impl Manager {
     }
 
     fn install_ads(&mut self, good: Batch, applied: &mut Applied, kind: Kind, now: Instant) {
+        self.dynamic.undo.clear();
+        for (_, spec) in &good.listeners {
+            self.keep_for_undo(&spec.name);
+        }
         let versions = self.dynamic.versions.entry(kind).or_default();
         versions.extend(applied.accepted.iter().cloned());
         for name in &applied.removed {

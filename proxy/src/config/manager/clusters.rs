@@ -10,9 +10,11 @@ use crate::upstream::dns::DnsUpdate;
 use crate::upstream::endpoint::Assignment;
 
 impl Manager {
-    /// Takes over what DNS answered for a cluster. False: the cluster is gone.
+    /// Takes over what DNS answered for a cluster. False: the cluster is gone, or has its endpoints from elsewhere since it was asked.
     pub fn apply_dns(&mut self, update: &DnsUpdate) -> bool {
-        let Some(held) = self.clusters.get_mut(&update.cluster) else { return false };
+        let held = self.clusters.get_mut(&update.cluster);
+        let held = held.filter(|held| matches!(held.value.spec().discovery, Discovery::Dns(_)));
+        let Some(held) = held else { return false };
         held.value = Arc::new(held.value.with_assignment(&update.assignment));
         let value = Arc::clone(&held.value);
         self.show(&update.cluster, Some(value));

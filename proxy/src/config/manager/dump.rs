@@ -36,6 +36,10 @@ impl Dump {
         self.lock().insert((kind, name), resource);
     }
 
+    pub(super) fn get(&self, kind: Kind, name: &Arc<str>) -> Option<Dumped> {
+        self.lock().get(&(kind, Arc::clone(name))).cloned()
+    }
+
     /// The same resource came under another version.
     pub(super) fn set_version(&self, kind: Kind, name: &Arc<str>, version: &Arc<str>) {
         if let Some(resource) = self.lock().get_mut(&(kind, Arc::clone(name))) {

@@ -72,10 +72,15 @@ pub fn compile_ads_config(
     if node.is_none() {
         errors.report(&At::root().field("node"), "has no id").fix("a control plane has to know who asks");
     }
+    let authority = if grpc.authority.is_empty() { name } else { &grpc.authority };
+    if authority.parse::<http::uri::Authority>().is_err() {
+        errors
+            .report(&at.field("authority"), format!("{authority:?} is no host name to ask for"))
+            .fix("name the control plane's host; without this field the name of the cluster is used");
+    }
     if errors.len() > before {
         return None;
     }
-    let authority = if grpc.authority.is_empty() { name } else { &grpc.authority };
     let mut node = node.cloned().unwrap_or_default();
     node.user_agent_name = "remora".into();
     Some(AdsSpec { variant, cluster: name.into(), authority: authority.into(), node })
