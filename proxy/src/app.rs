@@ -32,7 +32,7 @@ use crate::drain::{Drain, Outcome, Phase, Plan};
 use crate::readiness::Readiness;
 use crate::signal::Signals;
 use crate::telemetry::access_log::{LogControl, LogWriter};
-use crate::telemetry::metrics::{Options as MetricsOptions, Registry};
+use crate::telemetry::metrics::{Options as MetricsOptions, Registry, ResourceKind};
 use crate::upstream::dns::{DnsHandle, DnsUpdate, Driver, SystemResolver};
 use crate::worker::Worker;
 use crate::worker::run::{self as worker_run, Command};
@@ -74,18 +74,18 @@ pub struct Loaded {
     settings: Settings,
 }
 
-/// Reads and compiles a bootstrap file: all of `--check`.
+/// Reads and compiles a bootstrap file: all of `--check`. With `agent`, the secrets `default` and `ROOTCA` are the identity agent's.
 ///
 /// # Errors
 /// [`StartError::Read`] or [`StartError::Config`] with every mistake.
-pub fn load(path: &PathBuf) -> Result<Loaded, StartError> {
+pub fn load(path: &PathBuf, agent: bool) -> Result<Loaded, StartError> {
     let text = std::fs::read_to_string(path).map_err(|e| StartError::Read(path.clone(), e))?;
     let source = path.display().to_string();
     let schema = Schema::load();
     let parsed = schema.parse::<Bootstrap>(&text, &source).map_err(StartError::Config)?;
     drop(schema);
     let settings = bootstrap::settings(&parsed.message);
-    let manager = Manager::new(&parsed.message, &source, parsed.map).map_err(StartError::Config)?;
+    let manager = Manager::new(&parsed.message, &source, parsed.map, agent).map_err(StartError::Config)?;
     Ok(Loaded { manager, settings })
 }
 
@@ -318,7 +318,7 @@ impl App {
     }
 
     fn watch(&mut self) {
-        self.watcher.watch(&self.manager.files(), self.manager.directories());
+        self.watcher.watch(&self.manager.watched_files(), self.manager.directories());
         let named = self.manager.dns();
         self.forget_unresolved(&named);
         self.dns.set_clusters(named);
@@ -353,6 +353,12 @@ impl App {
     }
 
     async fn files_changed(&mut self) {
+        let mistakes = self.manager.reload_material();
+        if !mistakes.is_empty() {
+            self.shared.registry.control.config_rejected(ResourceKind::Secret, mistakes.len() as u64);
+            let text = StartError::Config(mistakes);
+            tracing::error!("certificates refused, those before serve on:\n{text}");
+        }
         if let Ok(true) = read_files(&mut self.manager, &self.shared.registry, false) {
             self.follow_promoted(Changes { snapshot: true, listeners: true, clusters: true }).await;
         }

@@ -91,7 +91,8 @@ pub fn run(args: &ProxyArgs) -> ExitCode {
 /// cache, which would otherwise stay for the life of the process.
 fn load(path: &PathBuf) -> Result<app::Loaded, StartError> {
     let loaded = std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("load".into()).spawn_scoped(scope, || app::load(path));
+        let thread =
+            std::thread::Builder::new().name("load".into()).spawn_scoped(scope, || app::load(path, false));
         thread.map(|thread| thread.join())
     });
     let failed = |what: String| StartError::Resource("thread that loads the configuration".into(), what);

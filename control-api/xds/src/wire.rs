@@ -52,6 +52,7 @@ wire! {
     pb::extensions::network::dns_resolver::cares::v3::CaresDnsResolverConfig,
     pb::extensions::transport_sockets::raw_buffer::v3::RawBuffer,
     pb::extensions::transport_sockets::tls::v3::DownstreamTlsContext,
+    pb::extensions::transport_sockets::tls::v3::Secret,
     pb::extensions::transport_sockets::tls::v3::UpstreamTlsContext,
     pb::extensions::upstreams::http::v3::HttpProtocolOptions,
 }

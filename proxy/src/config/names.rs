@@ -5,6 +5,8 @@ use foldhash::HashMap;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use super::secrets::Secrets;
+
 /// The number of a name of kind `K`.
 pub struct Id<K>(u32, PhantomData<fn() -> K>);
 
@@ -114,7 +116,7 @@ impl<K> Interner<K> {
     }
 }
 
-/// The numbers of all kinds.
+/// What the compiler hands out by name: numbers, and the secrets that contexts share.
 #[derive(Debug, Default)]
 pub struct Names {
     /// Clusters.
@@ -123,4 +125,6 @@ pub struct Names {
     pub route_tables: Interner<RouteTableKind>,
     /// Filter chains.
     pub chains: Interner<ChainKind>,
+    /// Certificates and trust.
+    pub secrets: Secrets,
 }

@@ -274,7 +274,7 @@ pub struct RdsSpec {
 }
 
 /// `core.v3.ConfigSource`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ConfigSource {
     /// `ads`: the one stream of the bootstrap.
     Ads,

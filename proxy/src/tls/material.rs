@@ -8,7 +8,8 @@ use rustls::SignatureAlgorithm;
 use rustls::crypto::CryptoProvider;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use webpki::{CertRevocationList, OwnedCertRevocationList};
 
 use super::identity;
 
@@ -39,6 +40,12 @@ pub enum MaterialError {
     /// No certificate belongs to the key.
     #[error("the private key belongs to none of the certificates in `certificate_chain`")]
     Mismatch,
+    /// No revocation list.
+    #[error("holds no revocation list")]
+    NoRevocationList,
+    /// A revocation list cannot be parsed.
+    #[error("revocation list {0} cannot be used: {1}")]
+    RevocationList(usize, String),
     /// A CA cannot be used as a trust anchor.
     #[error("CA certificate {0} cannot be used: {1}")]
     Ca(usize, String),
@@ -51,7 +58,10 @@ impl MaterialError {
         match self {
             Self::NoCertificate => "it needs at least one block `-----BEGIN CERTIFICATE-----`",
             Self::Der => "convert it: openssl x509 -inform der -in FILE -out FILE.pem",
-            Self::Pem(_) | Self::Certificate(_) | Self::Ca(..) => "export it again as PEM",
+            Self::NoRevocationList => "it needs at least one block `-----BEGIN X509 CRL-----`",
+            Self::Pem(_) | Self::Certificate(_) | Self::Ca(..) | Self::RevocationList(..) => {
+                "export it again as PEM"
+            }
             Self::NoKey => {
                 "it needs one block `-----BEGIN PRIVATE KEY-----`, `RSA PRIVATE KEY` or `EC PRIVATE KEY`"
             }
@@ -77,6 +87,8 @@ pub struct OwnCertificate {
     pub key: Arc<CertifiedKey>,
     /// DNS names of the leaf in lower case; its common name when it has none.
     pub names: Vec<Box<str>>,
+    /// The URI name of the leaf: its SPIFFE ID, when it has one.
+    pub uri: Option<Box<str>>,
     /// Beginning of validity, in seconds since 1970.
     pub not_before: i64,
     /// End of validity, in seconds since 1970.
@@ -98,7 +110,8 @@ impl OwnCertificate {
         let (not_before, not_after) =
             (leaf.validity().not_before.timestamp(), leaf.validity().not_after.timestamp());
         let names = server_names(&leaf);
-        Ok(Self { key: Arc::new(CertifiedKey::new(chain, key)), names, not_before, not_after })
+        let uri = identity::names(&leaf).ok().and_then(|names| names.uri.map(Into::into));
+        Ok(Self { key: Arc::new(CertifiedKey::new(chain, key)), names, uri, not_before, not_after })
     }
 
     /// Whether the key is ECDSA.
@@ -171,6 +184,21 @@ pub fn roots(pem: &[u8]) -> Result<RootCertStore, MaterialError> {
         store.add(certificate).map_err(|e| MaterialError::Ca(i, e.to_string()))?;
     }
     Ok(store)
+}
+
+/// Revocation lists out of PEM.
+///
+/// # Errors
+/// None is there, or one is broken.
+pub fn revocation_lists(pem: &[u8]) -> Result<Vec<CertRevocationList<'static>>, MaterialError> {
+    let text = normalise(pem)?;
+    let mut lists = Vec::new();
+    for (i, item) in CertificateRevocationListDer::pem_slice_iter(&text).enumerate() {
+        let der = item.map_err(|e| MaterialError::Pem(e.to_string()))?;
+        let list = OwnedCertRevocationList::from_der(&der);
+        lists.push(list.map_err(|e| MaterialError::RevocationList(i, e.to_string()))?.into());
+    }
+    if lists.is_empty() { Err(MaterialError::NoRevocationList) } else { Ok(lists) }
 }
 
 /// Lines without indentation and byte order mark; a marker must stand at the beginning of its line.

@@ -464,7 +464,12 @@ fn rds(pb: &Rds, at: &At<'_>, scope: &mut Scope<'_>) -> Option<RdsSpec> {
     Some(RdsSpec { name: route_config_name.as_str().into(), source, initial_fetch_timeout: wait })
 }
 
-fn source_of(pb: &ConfigSourcePb, at: &At<'_>, scope: &mut Scope<'_>) -> Option<ConfigSource> {
+/// Where resources come from.
+pub(in crate::config::compile) fn source_of(
+    pb: &ConfigSourcePb,
+    at: &At<'_>,
+    scope: &mut Scope<'_>,
+) -> Option<ConfigSource> {
     let ConfigSourcePb {
         authorities,
         initial_fetch_timeout: _, // `rds` keeps it
