@@ -2,6 +2,7 @@
 
 mod control_plane;
 mod dns;
+mod identity;
 mod listeners;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +27,7 @@ use crate::bootstrap::{self, Settings};
 use crate::clock::at;
 use crate::config::manager::{Changes, Dump, Manager};
 use crate::config::snapshot::Snapshot;
+use crate::config::source::disk::LastGood;
 use crate::config::source::file::FileWatcher;
 use crate::config::spec::{Direction, ListenerSpec};
 use crate::drain::{Drain, Outcome, Phase, Plan};
@@ -65,6 +67,8 @@ pub struct Options {
     pub drain_time: Duration,
     /// Where the last good configuration of the control plane is kept; None keeps it nowhere.
     pub state_dir: Option<PathBuf>,
+    /// The identity agent; None runs none.
+    pub identity: Option<crate::identity::Options>,
 }
 
 /// A parsed and compiled bootstrap.
@@ -123,6 +127,9 @@ struct App {
     shared: Arc<Shared>,
     manager: Manager,
     control_plane: Option<ControlPlane>,
+    /// For the control plane, until its stream is opened.
+    last_good: Option<LastGood>,
+    identity: Option<mpsc::Receiver<crate::identity::Event>>,
     workers: Vec<mpsc::Sender<Command>>,
     threads: Vec<std::thread::JoinHandle<()>>,
     watcher: FileWatcher,
@@ -185,11 +192,12 @@ pub async fn run(
         levels,
     };
     let answers = start_admin(Arc::new(admin), &shared).await?;
-    let control_plane = ControlPlane::start(&manager, &shared.config.load(), last_good);
     let mut app = App {
+        identity: identity::start(options.identity.as_ref()),
         shared,
         manager,
-        control_plane,
+        control_plane: None,
+        last_good,
         workers,
         threads,
         watcher,
@@ -203,6 +211,7 @@ pub async fn run(
         listening: false,
         answers,
     };
+    app.start_control_plane();
     app.watch();
     app.publish().await;
     app.warm_up().await;
@@ -306,6 +315,7 @@ enum Happening {
     Alarm,
     Files,
     Dns(DnsUpdate),
+    Identity(crate::identity::Event),
     DrainListeners(DrainListeners),
 }
 
@@ -384,6 +394,7 @@ impl App {
             () = at(alarm) => Happening::Alarm,
             () = self.watcher.changed() => Happening::Files,
             Some(update) = self.dns_updates.recv() => Happening::Dns(update),
+            event = identity::next_event(&mut self.identity) => Happening::Identity(event),
             Some(request) = self.requests.recv() => Happening::DrainListeners(request),
         }
     }
@@ -395,6 +406,7 @@ impl App {
             Happening::Alarm => self.alarm_rang().await,
             Happening::Files => self.files_changed().await,
             Happening::Dns(update) => self.dns_answered(&update).await,
+            Happening::Identity(event) => self.identity_said(event).await,
             Happening::DrainListeners(request) => self.drain_listeners(request).await,
         }
     }

@@ -12,6 +12,7 @@ pub mod config;
 pub mod drain;
 pub mod error;
 pub mod http;
+pub mod identity;
 pub mod io;
 pub mod listener;
 pub mod readiness;

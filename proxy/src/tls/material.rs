@@ -236,6 +236,12 @@ fn leaf_first(
     Ok(chain)
 }
 
+/// Whether a certificate names itself as its issuer.
+#[must_use]
+pub fn is_self_signed(certificate: &CertificateDer<'_>) -> bool {
+    identity::parse(certificate).is_ok_and(|c| c.subject().as_raw() == c.issuer().as_raw())
+}
+
 fn spki_of<'a>(certificate: &'a CertificateDer<'_>) -> Option<&'a [u8]> {
     Some(identity::parse(certificate).ok()?.tbs_certificate.subject_pki.raw)
 }

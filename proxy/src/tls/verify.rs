@@ -118,6 +118,20 @@ pub struct Trust {
     pub send_ca_names: bool,
 }
 
+impl Trust {
+    /// Trust in everybody whose certificate comes from one of `roots`.
+    #[must_use]
+    pub const fn in_roots(roots: RootCertStore) -> Self {
+        Self {
+            roots: Some(roots),
+            revoked: Vec::new(),
+            only_leaf_revocation: false,
+            sans: Vec::new(),
+            send_ca_names: true,
+        }
+    }
+}
+
 /// What a context asks of its peers: trust, which it may share with other contexts, and names of its own.
 #[derive(Debug, Clone)]
 pub struct PeerRules {

@@ -58,6 +58,13 @@ impl Manager {
         }
     }
 
+    /// Whether the secrets of the connection to the control plane have come.
+    #[must_use]
+    pub fn can_reach_control_plane(&self) -> bool {
+        let cluster = self.ads().and_then(|spec| self.clusters.get(&spec.cluster));
+        cluster.is_some_and(|held| held.value.spec().tls.as_ref().is_none_or(|tls| tls.is_ready()))
+    }
+
     /// Reads again what was written out with file names. Gives what is wrong now; the old one stays in use then.
     pub fn reload_material(&mut self) -> Vec<ConfigError> {
         let mut mistakes = Vec::new();
