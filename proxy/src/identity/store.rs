@@ -73,7 +73,7 @@ mod tests {
         store.save(&text).unwrap();
         let loaded = store.load().unwrap().unwrap();
         assert_eq!(loaded.certificate.uri.as_deref(), Some("spiffe://a.example/ns/n/sa/s"));
-        assert!(loaded.trust.roots.as_ref().is_some_and(|roots| roots.len() == 1));
+        assert!(loaded.trust.roots.as_ref().is_some_and(|roots| roots.certificates.len() == 1));
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&store.folder), mode(store.path())), (0o700, 0o600));
         fs::write(store.path(), text.chain).unwrap();

@@ -152,6 +152,12 @@ impl ClientTls {
         self.certificate.as_ref()?.get()
     }
 
+    /// The secret of [`Self::certificate`].
+    #[must_use]
+    pub const fn secret(&self) -> Option<&Arc<Secret<OwnCertificate>>> {
+        self.certificate.as_ref()
+    }
+
     /// What servers are verified by.
     #[must_use]
     pub const fn peers(&self) -> &PeerRules {

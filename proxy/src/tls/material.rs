@@ -174,16 +174,34 @@ pub fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, MaterialError> 
     }
 }
 
+/// Trusted CAs.
+#[derive(Debug, Clone)]
+pub struct Authorities {
+    /// For verifiers.
+    pub store: RootCertStore,
+    /// For people.
+    pub certificates: Vec<CertificateDer<'static>>,
+}
+
+impl Authorities {
+    /// None (yet).
+    #[must_use]
+    pub fn none() -> Self {
+        Self { store: RootCertStore::empty(), certificates: Vec::new() }
+    }
+}
+
 /// Trusted CAs out of a PEM bundle.
 ///
 /// # Errors
 /// None is there, or one cannot be a trust anchor.
-pub fn roots(pem: &[u8]) -> Result<RootCertStore, MaterialError> {
+pub fn roots(pem: &[u8]) -> Result<Authorities, MaterialError> {
     let mut store = RootCertStore::empty();
-    for (i, certificate) in certificates(pem)?.into_iter().enumerate() {
-        store.add(certificate).map_err(|e| MaterialError::Ca(i, e.to_string()))?;
+    let certificates = certificates(pem)?;
+    for (i, certificate) in certificates.iter().enumerate() {
+        store.add(certificate.clone()).map_err(|e| MaterialError::Ca(i, e.to_string()))?;
     }
-    Ok(store)
+    Ok(Authorities { store, certificates })
 }
 
 /// Revocation lists out of PEM.

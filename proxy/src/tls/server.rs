@@ -107,6 +107,11 @@ impl ServerTls {
         self.certificates.iter().filter_map(|secret| secret.get())
     }
 
+    /// The secrets of [`Self::certificates`].
+    pub fn secrets(&self) -> impl Iterator<Item = &Arc<Secret<OwnCertificate>>> {
+        self.certificates.iter()
+    }
+
     /// What clients are verified by.
     #[must_use]
     pub const fn peers(&self) -> Option<&PeerRules> {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError};
 use rustls::{SignatureScheme, crypto::CryptoProvider};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use webpki::{
@@ -19,6 +19,7 @@ use webpki::{
 };
 
 use super::identity::{self, LeafError, LeafNames};
+use super::material::Authorities;
 use super::secret::Secret;
 use crate::route::text::{Place, StringMatch};
 
@@ -107,7 +108,7 @@ impl NameMismatch {
 #[derive(Debug)]
 pub struct Trust {
     /// `trusted_ca`. None under `ACCEPT_UNTRUSTED`: only possession of the key is verified.
-    pub roots: Option<RootCertStore>,
+    pub roots: Option<Authorities>,
     /// `crl`. As in Envoy, every certificate of a chain has to be covered as soon as there is one.
     pub revoked: Vec<CertRevocationList<'static>>,
     /// `only_verify_leaf_cert_crl`.
@@ -121,7 +122,7 @@ pub struct Trust {
 impl Trust {
     /// Trust in everybody whose certificate comes from one of `roots`.
     #[must_use]
-    pub const fn in_roots(roots: RootCertStore) -> Self {
+    pub const fn in_roots(roots: Authorities) -> Self {
         Self {
             roots: Some(roots),
             revoked: Vec::new(),
@@ -191,7 +192,7 @@ impl Verifier {
     pub(super) fn of_clients(policy: PeerPolicy, provider: &CryptoProvider, mandatory: bool) -> Self {
         let send_names = policy.rules.send_ca_names && policy.trust.send_ca_names;
         let ca_names = match &policy.trust.roots {
-            Some(roots) if send_names => roots.subjects(),
+            Some(roots) if send_names => roots.store.subjects(),
             _ => Vec::new(),
         };
         let algorithms = provider.signature_verification_algorithms;
@@ -222,7 +223,7 @@ impl Verifier {
         chain
             .verify_for_usage(
                 self.algorithms.all,
-                &roots.roots,
+                &roots.store.roots,
                 intermediates,
                 now,
                 usage,

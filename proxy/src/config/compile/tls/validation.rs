@@ -14,7 +14,6 @@ use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, SubjectAltNameMatcher,
 };
 use remora_xds::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
-use rustls::RootCertStore;
 
 use super::material::{files, hash_of, read, report};
 use super::secret;
@@ -22,7 +21,7 @@ use crate::config::compile::Scope;
 use crate::config::compile::common::{string_match, unsupported};
 use crate::config::compile::fields::refuse;
 use crate::config::secrets::{Recipe, Written, content_of};
-use crate::tls::material::{revocation_lists, roots};
+use crate::tls::material::{Authorities, revocation_lists, roots};
 use crate::tls::secret::Secret;
 use crate::tls::verify::{PeerRules, SanMatch, SanType, Trust};
 
@@ -195,7 +194,7 @@ fn rules(context: &CertificateValidationContext, at: &At<'_>, scope: &mut Scope<
     let sans = match_typed_subject_alt_names.iter().enumerate();
     let sans = sans.filter_map(|(i, pb)| san(pb, &list_at.index(i), scope)).collect();
     Some(Trust {
-        roots: (!untrusted).then(RootCertStore::empty),
+        roots: (!untrusted).then(Authorities::none),
         revoked: Vec::new(),
         only_leaf_revocation: *only_verify_leaf_cert_crl,
         sans,
@@ -203,7 +202,7 @@ fn rules(context: &CertificateValidationContext, at: &At<'_>, scope: &mut Scope<
     })
 }
 
-fn trusted(source: super::material::Source, at: &At<'_>, scope: &mut Scope<'_>) -> Option<RootCertStore> {
+fn trusted(source: super::material::Source, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Authorities> {
     roots(&source.content).map_err(|error| report(&error, source.name, at, scope)).ok()
 }
 
