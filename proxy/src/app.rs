@@ -129,7 +129,7 @@ struct App {
     control_plane: Option<ControlPlane>,
     /// For the control plane, until its stream is opened.
     last_good: Option<LastGood>,
-    identity: Option<mpsc::Receiver<crate::identity::Event>>,
+    identity: Option<identity::Agent>,
     workers: Vec<mpsc::Sender<Command>>,
     threads: Vec<std::thread::JoinHandle<()>>,
     watcher: FileWatcher,
@@ -193,7 +193,7 @@ pub async fn run(
     };
     let answers = start_admin(Arc::new(admin), &shared).await?;
     let mut app = App {
-        identity: identity::start(options.identity.as_ref()),
+        identity: identity::start(options.identity.as_ref())?,
         shared,
         manager,
         control_plane: None,

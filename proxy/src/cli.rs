@@ -57,6 +57,9 @@ pub struct ProxyArgs {
     /// Keep key and certificate in this folder, and start from them while the CA is down
     #[arg(long, value_name = "DIR", requires = "ca")]
     pub identity_dir: Option<PathBuf>,
+    /// Give key and certificates to programs on this machine by a UNIX socket: SPIFFE Workload API, and SDS
+    #[arg(long, value_name = "PATH", requires = "ca")]
+    pub identity_socket: Option<PathBuf>,
     /// Log level: error, warn, info, debug, or a filter such as remora_proxy::http=debug
     #[arg(short = 'l', long, value_name = "LEVEL", default_value = "info", env = "REMORA_LOG")]
     pub log_level: String,
@@ -109,6 +112,7 @@ fn identity(args: &ProxyArgs) -> Option<identity::Options> {
         roots: args.ca_roots.clone(),
         token: args.token_file.clone(),
         folder: args.identity_dir.clone(),
+        socket: args.identity_socket.clone(),
     })
 }
 

@@ -1,26 +1,46 @@
 //! The identity agent's part of the wiring.
 
 use std::future::pending;
+use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
-use super::App;
 use super::control_plane::ControlPlane;
+use super::{App, StartError};
 use crate::config::manager::{Changes, OWN, ROOTS};
 use crate::config::secrets::Material;
+use crate::identity::socket::Socket;
 use crate::identity::{self, Event, Identity, Options};
 
-/// Starts the agent, if there is to be one.
-pub(super) fn start(options: Option<&Options>) -> Option<mpsc::Receiver<Event>> {
+/// The agent that runs.
+pub(super) struct Agent {
+    events: mpsc::Receiver<Event>,
+    /// For the socket.
+    newest: watch::Sender<Option<Arc<Identity>>>,
+}
+
+/// Starts the agent and its socket, if there are to be any.
+///
+/// # Errors
+/// The socket cannot be had.
+pub(super) fn start(options: Option<&Options>) -> Result<Option<Agent>, StartError> {
+    let Some(options) = options else { return Ok(None) };
     let (send, events) = mpsc::channel(1);
-    tokio::spawn(identity::run(options?.clone(), send, fastrand::Rng::new()));
-    Some(events)
+    let (newest, identities) = watch::channel(None);
+    if let Some(path) = &options.socket {
+        let failed = |e: std::io::Error| {
+            StartError::Resource(format!("--identity-socket {}", path.display()), e.to_string())
+        };
+        tokio::spawn(Socket::bind(path).map_err(failed)?.serve(identities));
+    }
+    tokio::spawn(identity::run(options.clone(), send, fastrand::Rng::new()));
+    Ok(Some(Agent { events, newest }))
 }
 
 /// The next event; never, without an agent.
-pub(super) async fn next_event(identity: &mut Option<mpsc::Receiver<Event>>) -> Event {
-    match identity {
-        Some(events) => match events.recv().await {
+pub(super) async fn next_event(agent: &mut Option<Agent>) -> Event {
+    match agent {
+        Some(agent) => match agent.events.recv().await {
             Some(event) => event,
             None => pending().await,
         },
@@ -32,11 +52,15 @@ impl App {
     pub(super) async fn identity_said(&mut self, event: Event) {
         let control = &self.shared.registry.control;
         match event {
-            Event::Renewed(Identity { certificate, trust, .. }) => {
+            Event::Renewed(identity) => {
+                let Identity { certificate, trust, .. } = identity.clone();
                 control.identity_renewed(certificate.not_after);
                 tracing::info!(identity = certificate.uri.as_deref(), "a new certificate");
                 self.manager.put_own(OWN, Material::Certificate(certificate));
                 self.manager.put_own(ROOTS, Material::Trust(trust));
+                if let Some(agent) = &self.identity {
+                    agent.newest.send_replace(Some(Arc::new(identity)));
+                }
                 self.start_control_plane();
                 self.follow_promoted(Changes::default()).await;
             }

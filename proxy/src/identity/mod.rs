@@ -1,10 +1,12 @@
 //! The identity agent: a key of this process's own, and certificates for it from the control plane's CA.
 //!
 //! [`schedule`] decides when to ask (pure); [`request`] makes a key and asks; [`store`] keeps the newest for the next
-//! process, which then starts without a control plane. The private key never leaves this process and its folder.
+//! process, which then starts without a control plane. The private key never leaves this process and its folder, unless
+//! [`socket`] is there to give it to programs beside it.
 
 mod request;
 mod schedule;
+pub mod socket;
 mod store;
 mod wire;
 
@@ -18,6 +20,7 @@ use tokio::sync::mpsc;
 use self::request::Requester;
 use self::schedule::{Schedule, Warning};
 use self::store::Store;
+use crate::tls::identity::SpiffeId;
 use crate::tls::material::{MaterialError, OwnCertificate};
 use crate::tls::verify::Trust;
 
@@ -35,6 +38,8 @@ pub struct Options {
     pub token: Option<PathBuf>,
     /// Where key and certificates are kept.
     pub folder: Option<PathBuf>,
+    /// Where programs beside this process take them; see [`socket`].
+    pub socket: Option<PathBuf>,
 }
 
 /// Address of a CA.
@@ -95,6 +100,17 @@ impl Identity {
         let certificate = Arc::new(OwnCertificate::from_pem(chain, key, crate::tls::provider())?);
         let trust = Arc::new(Trust::in_roots(crate::tls::material::roots(text.roots.as_bytes())?));
         Ok(Self { certificate, trust, text })
+    }
+
+    /// Its SPIFFE ID.
+    fn spiffe(&self) -> Option<SpiffeId> {
+        SpiffeId::parse(self.certificate.uri.as_deref()?).ok()
+    }
+
+    /// Its private key, PKCS#8 in DER.
+    fn key_der(&self) -> Vec<u8> {
+        let key = crate::tls::material::private_key(self.text.key.as_bytes());
+        key.map(|key| key.secret_der().to_vec()).unwrap_or_default()
     }
 
     /// When its certificate ends.
