@@ -139,7 +139,7 @@ class World:
         addresses = self.dir / "addresses.json"
         addresses.unlink(missing_ok=True)
         self.plane = self.start(
-            "control", os.environ["REMORA"], "control", "--data", self.dir / data, "--listen-xds", xds,
+            "control", os.environ["REMORA"], "control", "--data", self.dir / data, "--listen-xds", xds, "--listen-tls", "127.0.0.1:0",
             "--listen-rest", "127.0.0.1:0", "--address-path", addresses, "--identity-files", self.dir,
             *self.options,
         )

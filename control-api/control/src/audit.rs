@@ -1,44 +1,24 @@
 //! Who changed what, and when: lines of JSON in a file beside the store.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
 use std::time::SystemTime;
 
 use serde_json::json;
-use tracing::error;
 
 use crate::clock::rfc3339;
+use crate::lines::Lines;
 use crate::registry::change::{Outcome, Verb};
-
-/// A file is put aside when it is this long…
-const MOST_BYTES: u64 = 16 << 20;
-/// …and so many are kept besides the newest.
-const OLD_FILES: u32 = 4;
 
 /// The log of changes.
 #[derive(Debug, Clone)]
-pub struct Audit(Option<Arc<Mutex<Log>>>);
-
-#[derive(Debug)]
-struct Log {
-    path: PathBuf,
-    most_bytes: u64,
-    file: Option<File>,
-}
+pub struct Audit(Option<Lines>);
 
 impl Audit {
     /// A log at `path`.
     #[must_use]
     pub fn at(path: &Path) -> Self {
-        Self::bounded(path, MOST_BYTES)
-    }
-
-    fn bounded(path: &Path, most_bytes: u64) -> Self {
-        Self(Some(Arc::new(Mutex::new(Log { path: path.to_owned(), most_bytes, file: None }))))
+        Self(Some(Lines::at(path)))
     }
 
     /// No log.
@@ -47,10 +27,9 @@ impl Audit {
         Self(None)
     }
 
-    /// Writes down what somebody changed. `actor` is the name that they give themselves. A log that cannot be written is an
-    /// error in the log of the process, and no reason to refuse the change, which has happened.
+    /// Writes down what somebody changed. `actor` is the name that they give themselves.
     pub async fn write(&self, address: Option<SocketAddr>, actor: &str, outcomes: &[Outcome]) {
-        let Some(log) = self.0.clone() else { return };
+        let Some(log) = &self.0 else { return };
         let time = rfc3339(SystemTime::now());
         let mut lines = String::new();
         for outcome in outcomes.iter().filter(|outcome| outcome.verb != Verb::Unchanged) {
@@ -66,47 +45,7 @@ impl Audit {
         if lines.is_empty() {
             return;
         }
-        let written = tokio::task::spawn_blocking(move || {
-            log.lock().unwrap_or_else(PoisonError::into_inner).append(lines.as_bytes())
-        });
-        match written.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => error!(%error, "the audit log cannot be written"),
-            Err(error) => error!(%error, "the audit log cannot be written"),
-        }
-    }
-}
-
-impl Log {
-    fn append(&mut self, lines: &[u8]) -> std::io::Result<()> {
-        if self.file.is_none() {
-            let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
-            self.file = Some(file);
-        }
-        let full = match &self.file {
-            Some(file) => file.metadata()?.len() >= self.most_bytes,
-            None => false,
-        };
-        if full {
-            self.file = None;
-            self.put_aside()?;
-            return self.append(lines);
-        }
-        match &mut self.file {
-            Some(file) => file.write_all(lines),
-            None => Ok(()),
-        }
-    }
-
-    fn put_aside(&self) -> std::io::Result<()> {
-        let old = |number: u32| self.path.with_extension(format!("jsonl.{number}"));
-        for number in (1..OLD_FILES).rev() {
-            match std::fs::rename(old(number), old(number + 1)) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        std::fs::rename(&self.path, old(1))
+        log.append(lines).await;
     }
 }
 
@@ -123,7 +62,7 @@ mod tests {
     async fn changes_are_written_down_and_old_files_are_few() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("audit.jsonl");
-        let audit = Audit::bounded(&path, 400);
+        let audit = Audit(Some(Lines::bounded(&path, 400)));
         let address = Some("127.0.0.1:4000".parse().unwrap());
         audit.write(address, "ada", &[outcome(Verb::Configured), outcome(Verb::Unchanged)]).await;
         let text = std::fs::read_to_string(&path).unwrap();

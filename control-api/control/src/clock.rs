@@ -7,10 +7,22 @@ const DAY: u64 = 24 * 3600;
 /// `time` in UTC and whole seconds: `2026-11-25T21:48:53Z` (RFC 3339).
 #[must_use]
 pub fn rfc3339(time: SystemTime) -> String {
-    let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let seconds = unix(time);
     let (year, month, day) = date(seconds / DAY);
     let (hour, minute, second) = (seconds % DAY / 3600, seconds % 3600 / 60, seconds % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// Seconds since 1970; 0 before.
+#[must_use]
+pub fn unix(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// [`rfc3339`] of a time that [`unix`] gave.
+#[must_use]
+pub fn rfc3339_of(seconds: u64) -> String {
+    rfc3339(UNIX_EPOCH + std::time::Duration::from_secs(seconds))
 }
 
 /// Year, month and day of a day since 1970, in the Gregorian calendar: 400 years have 146,097 days, and a year that begins in

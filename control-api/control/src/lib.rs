@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod board;
+pub mod ca;
 pub mod cli;
 pub mod client;
 pub mod clock;
@@ -18,5 +19,6 @@ mod check;
 mod commands;
 mod demo;
 mod files;
+mod lines;
 mod run;
 mod sidecar;

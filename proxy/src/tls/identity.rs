@@ -267,7 +267,9 @@ impl PeerIdentity {
     }
 }
 
-fn sha256(data: &[u8]) -> [u8; 32] {
+/// SHA-256 (FIPS 180-4) by the crypto of the process.
+#[must_use]
+pub fn sha256(data: &[u8]) -> [u8; 32] {
     let suite = rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
     let digest = suite.tls13().map(|suite| suite.common.hash_provider.hash(data));
     // This suite is a TLS 1.3 one and its hash is SHA-256: neither default is ever taken.

@@ -135,7 +135,17 @@ impl<'a> Rig<'a> {
         // A folder that is kept may be an earlier run's.
         let folder = tempfile::tempdir_in(&plan.folder)?.keep();
         let addresses = folder.join("addresses.json");
-        let words = ["control", "--listen-xds", "127.0.0.1:0", "--listen-rest", "127.0.0.1:0", "-l", "warn"];
+        let words = [
+            "control",
+            "--listen-xds",
+            "127.0.0.1:0",
+            "--listen-tls",
+            "127.0.0.1:0",
+            "--listen-rest",
+            "127.0.0.1:0",
+            "-l",
+            "warn",
+        ];
         let mut arguments: Vec<_> = words.map(Into::into).into();
         arguments.extend(["--data".into(), folder.join("data").into_os_string()]);
         arguments.extend(["--address-path".into(), addresses.clone().into_os_string()]);

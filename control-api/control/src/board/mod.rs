@@ -95,6 +95,15 @@ impl Stream {
         self.snapshots.borrow().clone().unwrap_or_default()
     }
 
+    /// What it is to have and asks for: a secret matters to a proxy only if it asked for it, and that shows in its answer to the first.
+    fn due<'s>(&self, snapshot: &'s NodeSnapshot) -> impl Iterator<Item = &'s Arc<Resource>> {
+        snapshot.iter().filter(|resource| resource.kind() != Kind::Secret || self.knows(&id(resource)))
+    }
+
+    fn knows(&self, id: &Id) -> bool {
+        self.has.contains_key(id) || self.refused.contains_key(id)
+    }
+
     fn lacks(&self, resource: &Resource) -> bool {
         self.has.get(&id(resource)) != Some(resource.version())
     }
@@ -109,9 +118,9 @@ impl Stream {
         let mut proxy = self.proxy.clone();
         let waits = self.snapshots.borrow().is_none();
         let snapshot = self.snapshot();
-        proxy.wanted = snapshot.len();
-        proxy.in_force = snapshot.iter().filter(|resource| !self.lacks(resource)).count();
-        proxy.refusals = snapshot.iter().filter_map(|resource| self.refusal(resource)).cloned().collect();
+        proxy.wanted = self.due(&snapshot).count();
+        proxy.in_force = self.due(&snapshot).filter(|resource| !self.lacks(resource)).count();
+        proxy.refusals = self.due(&snapshot).filter_map(|resource| self.refusal(resource)).cloned().collect();
         let state = match (&proxy.refusals[..], proxy.in_force < proxy.wanted) {
             _ if waits => "Waiting",
             ([], false) => "Synced",
@@ -130,7 +139,7 @@ impl Stream {
         }
         let mut lacking = BTreeSet::new();
         let mut complete = true;
-        for resource in snapshot.iter().filter(|resource| self.lacks(resource)) {
+        for resource in self.due(&snapshot).filter(|resource| self.lacks(resource)) {
             complete = false;
             match self.refusal(resource) {
                 Some(refusal) => standing.refusal(&self.proxy.node, refusal),
@@ -202,6 +211,14 @@ impl Board {
         if stream.refused.len() < REFUSALS || stream.refused.contains_key(&id) {
             stream.refused.insert(id, refusal);
         }
+    }
+
+    /// Nodes that asked for this resource, and have another version of it in force.
+    #[must_use]
+    pub fn laggards(&self, resource: &Resource) -> Vec<String> {
+        let streams = self.streams();
+        let lag = streams.values().filter(|stream| stream.knows(&id(resource)) && stream.lacks(resource));
+        lag.map(|stream| stream.proxy.node.clone()).collect()
     }
 
     /// Documents that are left out because they are not right together with the others, and why.

@@ -1,24 +1,33 @@
 //! `remora control`: store, registry, REST, compiler and ADS in one process.
 
+mod authority;
 mod folder;
 mod plane;
+mod tls;
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use remora_mesh::Listening;
 use tracing_subscriber::EnvFilter;
 
-pub use plane::{Options, Plane, StartError};
+use crate::ca::Overlap;
+use crate::ca::root::Files;
+use crate::run::time;
+
+pub use plane::{AuthorityOptions, Options, Plane, StartError};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  remora control                                     state in ./remora-data, proxies on 15010, people on 15014
+  remora control                                     state in ./remora-data, proxies on 15010 and 15012, people on 15014
   remora control --data /var/lib/remora -f /etc/remora/mesh
   remora control --store etcd://10.0.0.1:2379,10.0.0.2:2379
+  remora control --ca-cert ca.pem --ca-key ca.key --ca-roots root.pem
+  remora control --listen-tls 0.0.0.0:15012 --tls-name control.example.com
   remora control --listen-rest 127.0.0.1:0 --address-path ports.json
 
 Documents of the folder (-f) are watched, and written to the store; what leaves the folder is removed. Exit status: 0 after an orderly
@@ -33,6 +42,12 @@ pub(crate) struct ControlArgs {
     /// Where proxies connect (ADS, plaintext)
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15010")]
     listen_xds: SocketAddr,
+    /// Where proxies and their agents connect (CA and ADS, TLS)
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15012")]
+    listen_tls: SocketAddr,
+    /// Name or IP address that the TLS port is called by, besides localhost; may be repeated
+    #[arg(long = "tls-name", value_name = "NAME")]
+    tls_names: Vec<String>,
     /// Where people and programs connect (REST)
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15014")]
     listen_rest: SocketAddr,
@@ -45,6 +60,8 @@ pub(crate) struct ControlArgs {
     /// Trust domain of all identities
     #[arg(long, value_name = "NAME", default_value = "cluster.local")]
     trust_domain: String,
+    #[command(flatten)]
+    authority: AuthorityArgs,
     /// Folder, on the machine of each proxy, with its certificate: chain.pem, key.pem and roots.pem
     #[arg(long, value_name = "FOLDER", default_value = "/etc/remora/identity")]
     identity_files: String,
@@ -54,6 +71,50 @@ pub(crate) struct ControlArgs {
     /// Log level: error, warn, info, debug, or a filter such as remora_control=debug
     #[arg(short = 'l', long, value_name = "LEVEL", default_value = "info", env = "REMORA_LOG")]
     log_level: String,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Certificate authority")]
+struct AuthorityArgs {
+    /// Certificate of a CA to sign with, in PEM, and those between it and its root; without, a root is made at the first start
+    #[arg(long, value_name = "FILE", requires = "ca_key")]
+    ca_cert: Option<PathBuf>,
+    /// Its private key
+    #[arg(long, value_name = "FILE", requires = "ca_cert")]
+    ca_key: Option<PathBuf>,
+    /// What is trusted, when --ca-cert is an intermediate
+    #[arg(long, value_name = "FILE", requires = "ca_cert")]
+    ca_roots: Option<PathBuf>,
+    /// Life of a certificate whose request does not say how long
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = life)]
+    cert_ttl: Duration,
+    /// Longest life of a certificate
+    #[arg(long, value_name = "TIME", default_value = "2160h", value_parser = life)]
+    max_cert_ttl: Duration,
+    /// A new root is announced for at least so long before it signs
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = time)]
+    root_overlap: Duration,
+    /// It signs after so long even if a connected proxy does not trust it yet
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = time)]
+    root_overlap_max: Duration,
+}
+
+/// Certificates have whole seconds.
+fn life(text: &str) -> Result<Duration, String> {
+    let life = time(text)?;
+    if life < Duration::from_secs(1) { Err("a certificate lives for 1s at least".into()) } else { Ok(life) }
+}
+
+impl AuthorityArgs {
+    fn options(self) -> AuthorityOptions {
+        let files = self.ca_cert.zip(self.ca_key);
+        AuthorityOptions {
+            files: files.map(|(certificate, key)| Files { certificate, key, roots: self.ca_roots }),
+            ttl: self.cert_ttl.min(self.max_cert_ttl),
+            most_ttl: self.max_cert_ttl,
+            overlap: Overlap { least: self.root_overlap, most: self.root_overlap_max },
+        }
+    }
 }
 
 pub(crate) fn run(args: ControlArgs) -> ExitCode {
@@ -83,6 +144,9 @@ pub(crate) fn run(args: ControlArgs) -> ExitCode {
             folder: args.folder,
             trust_domain: args.trust_domain,
             identity_files: args.identity_files,
+            listen_tls: args.listen_tls,
+            tls_names: args.tls_names,
+            authority: args.authority.options(),
             listening: if args.ephemeral_ports { Listening::Ephemeral } else { Listening::AsWritten },
         };
         let plane = match Plane::start(options).await {
@@ -98,7 +162,7 @@ pub(crate) fn run(args: ControlArgs) -> ExitCode {
             eprintln!("remora control: {}: {error}", path.display());
             return ExitCode::FAILURE;
         }
-        tracing::info!(xds = %plane.xds, rest = %plane.rest, store = plane.store, "serving");
+        tracing::info!(xds = %plane.xds, tls = %plane.tls, rest = %plane.rest, store = plane.store, "serving");
         stop_signal().await;
         tracing::info!("stopping");
         ExitCode::SUCCESS

@@ -1,24 +1,34 @@
 //! The parts of a control plane, started and connected.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use remora_mesh::{Credentials, Listening, Profile};
+use remora_proxy::tls::identity::{SpiffeId, SpiffeIdError};
 use remora_xds::server::{self, AdsService, Settings};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use super::folder;
+use super::tls::{self, Port};
+use super::{authority, folder};
 use crate::audit::Audit;
 use crate::board::Board;
+use crate::ca::root::{Files, Root, Wrong};
+use crate::ca::{self, Ca, Overlap, Tokens};
+use crate::clock::unix;
 use crate::publish::{self, Publisher};
 use crate::registry::instances::Instances;
 use crate::registry::{self, Registry};
 use crate::rest::{self, App};
 use crate::store::{self, StoreError};
+
+/// What the TLS port is called anyway.
+const OWN_NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
 /// What a control plane is started with.
 #[derive(Debug, Clone)]
@@ -39,6 +49,37 @@ pub struct Options {
     pub identity_files: String,
     /// On which ports proxies listen.
     pub listening: Listening,
+    /// Where proxies and their agents connect by TLS.
+    pub listen_tls: SocketAddr,
+    /// What that port is called besides `localhost`: DNS names and IP addresses.
+    pub tls_names: Vec<String>,
+    /// The certificate authority.
+    pub authority: AuthorityOptions,
+}
+
+/// How the certificate authority is started.
+#[derive(Debug, Clone)]
+pub struct AuthorityOptions {
+    /// A root or intermediate in files; without, a root is made at the first start.
+    pub files: Option<Files>,
+    /// Life of a certificate whose request does not say how long.
+    pub ttl: Duration,
+    /// Longest life of a certificate.
+    pub most_ttl: Duration,
+    /// How long a new root is announced before it signs.
+    pub overlap: Overlap,
+}
+
+impl Default for AuthorityOptions {
+    fn default() -> Self {
+        let hour = Duration::from_secs(3600);
+        Self {
+            files: None,
+            ttl: 24 * hour,
+            most_ttl: 90 * 24 * hour,
+            overlap: Overlap { least: hour, most: 24 * hour },
+        }
+    }
 }
 
 /// Why a control plane does not start.
@@ -50,6 +91,12 @@ pub enum StartError {
     /// The store.
     #[error("{0}")]
     Store(#[from] StoreError),
+    /// The files of the authority.
+    #[error("--ca-cert, --ca-key, --ca-roots: {0}")]
+    Authority(#[from] Wrong),
+    /// The trust domain.
+    #[error("--trust-domain {0}: {1}")]
+    TrustDomain(String, SpiffeIdError),
     /// An address.
     #[error("cannot listen on {0}: {1}")]
     Listen(SocketAddr, std::io::Error),
@@ -60,6 +107,8 @@ pub enum StartError {
 pub struct Plane {
     /// Where proxies connect.
     pub xds: SocketAddr,
+    /// Where proxies and their agents connect by TLS.
+    pub tls: SocketAddr,
     /// Where people connect.
     pub rest: SocketAddr,
     /// The store, for people.
@@ -74,12 +123,14 @@ impl Plane {
     /// See [`StartError`].
     pub async fn start(options: Options) -> Result<Self, StartError> {
         std::fs::create_dir_all(&options.data).map_err(|e| StartError::Data(options.data.clone(), e))?;
+        let settings = ca_settings(&options)?;
         let address = options
             .store
             .clone()
             .unwrap_or_else(|| format!("redb:{}", options.data.join("remora.redb").display()));
         let store = store::open(&address).await?;
         let (xds_listener, xds) = listen(options.listen_xds).await?;
+        let (tls_listener, tls) = listen(options.listen_tls).await?;
         let (rest_listener, rest) = listen(options.listen_rest).await?;
 
         let name = store.describe();
@@ -87,42 +138,81 @@ impl Plane {
         let board = Arc::new(Board::default());
         let publisher = Arc::new(Publisher::new(profile(&options), Arc::clone(&board)));
         let audit = Arc::new(Audit::at(&options.data.join("audit.jsonl")));
+        let ca = Arc::new(Ca::new(Arc::clone(&registry), settings));
+        let tokens = Arc::new(Tokens::new(Arc::clone(&registry), Arc::clone(&ca)));
+        let log = Arc::new(ca::Log::at(&options.data.join("issued.jsonl")));
+        let certificates = ca::Service::new(Arc::clone(&ca), Arc::clone(&tokens), Arc::clone(&log));
         let app = App {
             registry: Arc::clone(&registry),
             instances: Arc::new(Instances::new(Arc::clone(&registry))),
             board: Arc::clone(&board),
             audit: Arc::clone(&audit),
+            ca: Arc::clone(&ca),
+            issued: Arc::clone(&log),
+            tokens: Arc::clone(&tokens),
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(registry::follow(Arc::clone(&registry)));
         tasks.spawn(Arc::clone(&app.instances).keep());
         tasks.spawn(rest::serve(rest_listener, rest::router(app)));
         if let Some(path) = options.folder {
-            tasks.spawn(folder::follow(path, Arc::clone(&registry), board, audit));
+            tasks.spawn(folder::follow(path, Arc::clone(&registry), Arc::clone(&board), audit));
         }
+        let names = options.tls_names.into_iter().chain(OWN_NAMES.map(str::to_owned)).collect();
+        let port = Port { ca: Arc::clone(&ca), log, certificates, publisher: Arc::clone(&publisher), names };
         tasks.spawn(async move {
             registry.filled().await;
+            ca.begin().await;
+            if let Ok(secret) = ca.secret() {
+                publisher.trust(&secret);
+            }
             let (ready, all_taken) = oneshot::channel();
+            let plaintext = port.certificates.clone();
+            let parts = authority::Parts { ca: Arc::clone(&ca), tokens, log: Arc::clone(&port.log), board };
+            let trust = authority::keep(parts, Arc::clone(&publisher));
             let serve = async {
                 if all_taken.await.is_ok() {
-                    serve_xds(xds_listener, Arc::clone(&publisher)).await;
+                    tokio::join!(
+                        serve_xds(xds_listener, Arc::clone(&publisher), plaintext),
+                        tls::serve(tls_listener, port)
+                    );
                 }
             };
-            tokio::join!(publish::follow(registry, Arc::clone(&publisher), ready), serve);
+            tokio::join!(
+                publish::follow(registry, Arc::clone(&publisher), ready),
+                Arc::clone(&ca).follow(),
+                trust,
+                serve
+            );
         });
-        Ok(Self { xds, rest, store: name, _tasks: tasks })
+        Ok(Self { xds, tls, rest, store: name, _tasks: tasks })
     }
 
-    /// Writes `{"xds": "…", "rest": "…"}`; whoever reads it meets all of it or nothing.
+    /// Writes `{"xds": "…", "tls": "…", "rest": "…"}`; whoever reads it meets all of it or nothing.
     ///
     /// # Errors
     /// I/O.
     pub fn write_addresses(&self, path: &Path) -> std::io::Result<()> {
-        let text = json!({"xds": self.xds.to_string(), "rest": self.rest.to_string()}).to_string();
+        let addresses = [("xds", self.xds), ("tls", self.tls), ("rest", self.rest)];
+        let text = json!(BTreeMap::from(addresses)).to_string();
         let fresh = path.with_extension("new");
         std::fs::write(&fresh, text)?;
         std::fs::rename(fresh, path)
     }
+}
+
+fn ca_settings(options: &Options) -> Result<ca::Settings, StartError> {
+    let domain = &options.trust_domain;
+    SpiffeId::parse(&format!("spiffe://{domain}")).map_err(|e| StartError::TrustDomain(domain.clone(), e))?;
+    let AuthorityOptions { files, ttl, most_ttl, overlap } = &options.authority;
+    let given = files.as_ref().map(|files| Root::read(files, unix(SystemTime::now()))).transpose()?;
+    Ok(ca::Settings {
+        trust_domain: domain.clone(),
+        ttl: *ttl,
+        most_ttl: *most_ttl,
+        overlap: *overlap,
+        given: given.map(Box::new),
+    })
 }
 
 fn profile(options: &Options) -> Profile {
@@ -147,11 +237,12 @@ async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartE
     bound.await.map_err(|error| StartError::Listen(address, error))
 }
 
-async fn serve_xds(listener: TcpListener, publisher: Arc<Publisher>) {
+async fn serve_xds(listener: TcpListener, publisher: Arc<Publisher>, certificates: ca::Service) {
     let settings = Settings::default();
     let service = AdsService::new(publisher, settings.clone()).into_server();
     let served = AdsService::<Arc<Publisher>>::transport(&settings)
         .add_service(service)
+        .add_service(certificates)
         .serve_with_incoming(server::incoming(listener))
         .await;
     if let Err(error) = served {

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::Publisher;
 use super::change::change;
+use crate::ca::{self, keeper::NAMESPACE};
 use crate::document::Record;
 use crate::registry::instances::REGISTRATION;
 use crate::registry::{Position, Registry};
@@ -20,6 +21,11 @@ const TOGETHER: Duration = Duration::from_millis(5);
 const STEP: usize = 5000;
 /// What documents say together is checked this long after a change of one.
 const CHECK: Duration = Duration::from_millis(200);
+
+/// What control planes keep for themselves is no part of the mesh.
+fn is_own(key: &Key) -> bool {
+    *key.namespace == *NAMESPACE && [ca::keeper::KIND, ca::tokens::KIND].contains(&&*key.kind)
+}
 
 /// Keys, and what is there now.
 type Changed = Vec<(Key, Option<Arc<Record>>)>;
@@ -48,7 +54,7 @@ impl Progress {
             Err(_) => self.everything(registry),
         };
         let mut made = Vec::with_capacity(changes.len());
-        for (key, new) in &changes {
+        for (key, new) in changes.iter().filter(|(key, _)| !is_own(key)) {
             self.unchecked |= *key.kind != *REGISTRATION;
             self.unreadable.remove(key);
             if new.is_some() {

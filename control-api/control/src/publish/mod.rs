@@ -14,7 +14,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use remora_mesh::{Compiler, Mesh, NodeKind, NodeRequest, Profile};
+use remora_mesh::{Compiler, Mesh, NodeKind, NodeRequest, Profile, Touched};
+use remora_proxy::tls::identity::{PeerIdentity, SpiffeId};
 use remora_xds::server::{Client, Denied, SnapshotWatch, Snapshots};
 use remora_xds::{Kind, Resource};
 use tokio::time::Instant;
@@ -44,10 +45,12 @@ struct State {
     /// By what they say of themselves: several streams may be of one node.
     nodes: HashMap<NodeKey, Node>,
     streams: HashMap<u64, NodeKey>,
+    /// The secret that says whom to trust; every node has it.
+    trust: Option<Arc<Resource>>,
 }
 
-/// Id of a node, and who it is.
-type NodeKey = (String, String);
+/// Id of a node, what it says of itself, and the identity that its certificate proves.
+type NodeKey = (String, String, Option<String>);
 
 impl Publisher {
     /// Without documents.
@@ -58,6 +61,7 @@ impl Publisher {
             shared: Shared::default(),
             nodes: HashMap::new(),
             streams: HashMap::new(),
+            trust: None,
         };
         Self { state: Mutex::new(state), board }
     }
@@ -72,13 +76,79 @@ impl Publisher {
         let mut state = self.state();
         let state = &mut *state;
         let touched = state.compiler.apply(changes);
-        for ((id, _), node) in &mut state.nodes {
+        for ((id, ..), node) in &mut state.nodes {
             if node.follow(&touched, &state.compiler, &mut state.shared) {
                 self.board.set_problems(id, node.problems());
             }
         }
+        state.part(&touched);
         state.shared.forget_unused();
         self.board.compiled(began.elapsed());
+    }
+}
+
+impl Publisher {
+    /// Gives every node `secret`, and what comes later too; nothing else of them changes.
+    pub fn trust(&self, secret: &Arc<Resource>) {
+        let mut state = self.state();
+        state.trust = Some(Arc::clone(secret));
+        for node in state.nodes.values_mut() {
+            node.trust(secret);
+        }
+    }
+}
+
+impl State {
+    /// Ends the streams of nodes whose workload is no longer that of their certificate: they connect again, and are told.
+    fn part(&mut self, touched: &Touched) {
+        if touched.workloads.is_empty() {
+            return;
+        }
+        let (mesh, streams) = (self.compiler.mesh(), &mut self.streams);
+        self.nodes.retain(|key, node| {
+            let stays =
+                key.2.as_deref().is_none_or(|identity| allowed(mesh, &node.request, identity).is_ok());
+            if !stays {
+                streams.retain(|_, of| of != key);
+            }
+            stays
+        });
+    }
+}
+
+/// Whether a node may have what it asks for with a certificate of `identity`: it says that it is of the identity's namespace, and its
+/// workload, once it is known, has the identity's service account.
+fn allowed(mesh: &Mesh, request: &NodeRequest, identity: &str) -> Result<(), Denied> {
+    let id = SpiffeId::parse(identity).ok();
+    let Some((namespace, account)) = id.as_ref().and_then(SpiffeId::service_account) else {
+        return Err(Denied::Forbidden(format!("ca_peer_identity: {identity} is no workload")));
+    };
+    if request.namespace != namespace {
+        let text = format!(
+            "ca_node_identity: a node of namespace {} came with the certificate of {identity}",
+            request.namespace
+        );
+        return Err(Denied::Forbidden(text));
+    }
+    let workload = request.workload.as_deref();
+    let instance = workload.and_then(|workload| mesh.instance(namespace, workload));
+    match instance.map(|instance| &*instance.workload.spec.service_account) {
+        Some(other) if other != account => Err(Denied::Forbidden(format!(
+            "ca_node_identity: workload {namespace}/{} has the service account {other}, and the certificate is of {identity}",
+            workload.unwrap_or_default()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The identity of a client that came with a certificate, whose chain was verified when it connected.
+fn identity(client: &Client) -> Result<Option<String>, Denied> {
+    let Some(leaf) = client.certificates.first() else { return Ok(None) };
+    let peer = PeerIdentity::of_leaf(&leaf.as_slice().into(), true);
+    let spiffe = peer.ok().and_then(|peer| peer.spiffe);
+    match spiffe {
+        Some(id) => Ok(Some(id.to_string())),
+        None => Err(Denied::Forbidden("ca_peer_identity: the certificate has no SPIFFE ID".into())),
     }
 }
 
@@ -86,12 +156,17 @@ impl Snapshots for Publisher {
     fn watch(&self, client: &Client) -> Result<SnapshotWatch, Denied> {
         let request = NodeRequest::of(&client.node).map_err(|bad| Denied::Unknown(bad.to_string()))?;
         let workload = request.workload.as_ref().map(|name| format!("{}/{name}", request.namespace));
-        let key = (client.node.id.clone(), format!("{request:?}"));
+        let identity = identity(client)?;
+        let key = (client.node.id.clone(), format!("{request:?}"), identity);
         let snapshots = {
             let mut state = self.state();
             let state = &mut *state;
+            if let Some(identity) = &key.2 {
+                allowed(state.compiler.mesh(), &request, identity)?;
+            }
             state.streams.insert(client.stream, key.clone());
-            let node = state.nodes.entry(key).or_insert_with(|| Node::new(request));
+            let trust = state.trust.as_ref();
+            let node = state.nodes.entry(key).or_insert_with(|| Node::new(request, trust));
             node.streams += 1;
             if node.streams == 1 {
                 node.assemble(&state.compiler, &mut state.shared);
@@ -120,8 +195,8 @@ impl Snapshots for Publisher {
         let Some(node) = state.streams.get(&client.stream).and_then(|key| state.nodes.get_mut(key)) else {
             return;
         };
-        // These names a sidecar knows from clusters and listeners that it was sent, and that may have gone this moment.
-        if node.request.kind == NodeKind::Sidecar && !kind.is_complete() {
+        // Secrets are no part of the mesh. The others a sidecar knows from clusters and listeners that it was sent, and that may have gone this moment.
+        if kind == Kind::Secret || node.request.kind == NodeKind::Sidecar && !kind.is_complete() {
             return;
         }
         let before = node.request.wanted.len();

@@ -19,6 +19,8 @@ pub(super) struct Node {
     pub(super) streams: usize,
     /// What it was put together of; None while its workload is not known.
     uses: Option<Uses>,
+    /// The secret that says whom to trust.
+    trust: Option<Arc<Resource>>,
     snapshots: watch::Sender<Option<Arc<NodeSnapshot>>>,
 }
 
@@ -42,8 +44,18 @@ enum Concern {
 }
 
 impl Node {
-    pub(super) fn new(request: NodeRequest) -> Self {
-        Self { request, streams: 0, uses: None, snapshots: watch::Sender::new(None) }
+    pub(super) fn new(request: NodeRequest, trust: Option<&Arc<Resource>>) -> Self {
+        Self { request, streams: 0, uses: None, trust: trust.cloned(), snapshots: watch::Sender::new(None) }
+    }
+
+    /// Trusts what `secret` says from now on.
+    pub(super) fn trust(&mut self, secret: &Arc<Resource>) {
+        self.trust = Some(Arc::clone(secret));
+        let Some(mut snapshot) = self.snapshots.borrow().as_deref().cloned() else { return };
+        if snapshot.get(Kind::Secret, secret.name()).is_none_or(|old| !alike(old, secret)) {
+            snapshot.insert(Arc::clone(secret));
+            self.snapshots.send_replace(Some(Arc::new(snapshot)));
+        }
     }
 
     /// What it should have and cannot be sent.
@@ -127,6 +139,11 @@ impl Node {
             if !same(&made, old.kind(kind)) {
                 new.set(kind, Arc::new(made));
             }
+        }
+        if let Some(secret) =
+            self.trust.as_ref().filter(|trust| new.get(Kind::Secret, trust.name()).is_none())
+        {
+            new.insert(Arc::clone(secret));
         }
         let NodeResources { services, whole_namespace, problems, .. } = resources;
         self.uses = Some(Uses { services, whole_namespace, problems });

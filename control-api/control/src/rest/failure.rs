@@ -4,6 +4,7 @@ use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use crate::ca;
 use crate::document::Mistake;
 use crate::registry::change::Refused;
 use crate::registry::instances;
@@ -94,6 +95,23 @@ impl From<StoreError> for Failure {
             StoreError::Busy => Self::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message),
             StoreError::Full(_) => Self::new(StatusCode::INSUFFICIENT_STORAGE, "StoreFull", message),
             _ => Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message),
+        }
+    }
+}
+
+impl From<ca::Refused> for Failure {
+    fn from(refused: ca::Refused) -> Self {
+        use tonic::Code;
+        let code = match refused.code() {
+            Code::FailedPrecondition => StatusCode::CONFLICT,
+            Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
+            Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            _ => StatusCode::UNPROCESSABLE_ENTITY,
+        };
+        match refused {
+            ca::Refused::Store(error) => error.into(),
+            other => Self::new(code, other.id(), other.to_string()),
         }
     }
 }

@@ -4,6 +4,7 @@
 
 mod body;
 mod bulk;
+mod ca;
 mod discovery;
 mod documents;
 mod failure;
@@ -13,6 +14,7 @@ mod pages;
 mod routes;
 mod selector;
 mod serve;
+mod tokens;
 mod watch;
 
 use std::net::IpAddr;
@@ -27,12 +29,14 @@ use axum::response::{IntoResponse, Response};
 
 use crate::audit::Audit;
 use crate::board::Board;
+use crate::ca::{Ca, Log, Tokens};
 use crate::registry::Registry;
 use crate::registry::instances::Instances;
 
 use failure::Failure;
 
 pub use bulk::{Outcome, Results, Texts};
+pub use ca::{Revocation, Shown, ShownRoot};
 pub use serve::serve;
 
 /// What every answer is made of.
@@ -46,6 +50,12 @@ pub struct App {
     pub board: Arc<Board>,
     /// Who changed what.
     pub audit: Arc<Audit>,
+    /// The certificate authority.
+    pub ca: Arc<Ca>,
+    /// What it signed.
+    pub issued: Arc<Log>,
+    /// Join tokens.
+    pub tokens: Arc<Tokens>,
 }
 
 /// The router of everything.

@@ -102,6 +102,23 @@ fn schemas() -> Value {
                 },
             },
         },
+        "Token": {
+            "type": "object",
+            "required": ["namespace", "serviceAccount"],
+            "properties": {
+                "namespace": text, "serviceAccount": text,
+                "ttlSeconds": {"type": "integer", "default": 3600}, "uses": {"type": "integer", "default": 1},
+            },
+        },
+        "Revocation": {
+            "type": "object",
+            "properties": {
+                "serial": text, "identity": text,
+                "reason": {"enum": [
+                    "unspecified", "key-compromise", "superseded", "cessation-of-operation", "privilege-withdrawn",
+                ]},
+            },
+        },
         "Registration": {
             "type": "object",
             "required": ["workload"],

@@ -18,11 +18,14 @@ pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// `GET /readyz`: the store has been read, so that proxies get what is true. A store that is away later on is no reason to take
+/// `GET /readyz`: the store has been read and the authority has begun, so that proxies get what is true. A store that is away later on is no reason to take
 /// this control plane away too.
 pub(super) async fn readyz(State(app): State<App>) -> Response {
     let (code, words) = match app.registry.health() {
         Health::Starting => (StatusCode::SERVICE_UNAVAILABLE, "the store has not been read yet\n".to_owned()),
+        _ if app.ca.secret().is_err() => {
+            (StatusCode::SERVICE_UNAVAILABLE, "the certificate authority has not begun yet\n".to_owned())
+        }
         Health::Following => (StatusCode::OK, "ok\n".to_owned()),
         Health::Away(why) => (StatusCode::OK, format!("ok; serving what was read last: {why}\n")),
     };

@@ -2,7 +2,7 @@
 
 use axum::routing::{MethodRouter, delete, get, patch, post, put};
 
-use super::{App, bulk, discovery, documents, instances, openapi, pages};
+use super::{App, bulk, ca, discovery, documents, instances, openapi, pages, tokens};
 
 /// A method at a path.
 pub(super) struct Route {
@@ -72,7 +72,33 @@ pub(super) fn routes() -> Vec<Route> {
         act("POST", RENEW, "The instance is alive.", post(instances::renew)),
         act("POST", DRAIN, "The instance is to get nothing new.", post(instances::drain)),
     ]);
+    all.extend(of_authority());
     all
+}
+
+fn of_authority() -> Vec<Route> {
+    const TOKENS: &str = "/remora/v1/tokens";
+    vec![
+        read("/remora/v1/ca", "Roots, revocations and the last certificates.", get(ca::show)),
+        act("POST", "/remora/v1/ca/rotate", "Announce a new root.", post(ca::rotate)),
+        write(
+            "POST",
+            "/remora/v1/ca/revoke",
+            "Revoke a certificate, or an identity.",
+            "Revocation",
+            post(ca::revoke),
+        ),
+        write(
+            "POST",
+            "/remora/v1/ca/restore",
+            "Let an identity have certificates again.",
+            "Revocation",
+            post(ca::restore),
+        ),
+        read(TOKENS, "Join tokens, without their secrets.", get(tokens::list)),
+        write("POST", TOKENS, "Make a join token; its text is in the answer.", "Token", post(tokens::create)),
+        act("DELETE", "/remora/v1/tokens/{id}", "Remove a join token.", delete(tokens::delete)),
+    ]
 }
 
 fn of_documents(

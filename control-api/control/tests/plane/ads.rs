@@ -15,8 +15,9 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tonic::Streaming;
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
 
-use crate::support::{PATIENCE, ROUTE, ROUTES, Rig, SERVICE};
+use crate::support::{PATIENCE, ROUTE, ROUTES, Rig, SERVICE, plaintext};
 
 pub(crate) const WORKLOADS: &str = "---
 apiVersion: remora.dev/v1alpha1
@@ -44,8 +45,12 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) async fn connect(rig: &Rig, id: &str) -> Self {
-        let mut stub =
-            AggregatedDiscoveryServiceClient::connect(format!("http://{}", rig.plane.xds)).await.unwrap();
+        Self::over(plaintext(rig).await, id).await.unwrap()
+    }
+
+    /// Over a connection of any kind.
+    pub(crate) async fn over(channel: Channel, id: &str) -> Result<Self, tonic::Status> {
+        let mut stub = AggregatedDiscoveryServiceClient::new(channel);
         let (requests, queue) = mpsc::channel(16);
         let node = Node { id: id.into(), user_agent_name: "test".into(), ..Node::default() };
         for (i, kind) in [Kind::Cluster, Kind::Listener].into_iter().enumerate() {
@@ -54,10 +59,20 @@ impl Client {
                 DeltaDiscoveryRequest { node, type_url: kind.type_url().into(), ..Default::default() };
             requests.send(first).await.unwrap();
         }
-        let responses =
-            stub.delta_aggregated_resources(ReceiverStream::new(queue)).await.unwrap().into_inner();
+        let responses = stub.delta_aggregated_resources(ReceiverStream::new(queue)).await?.into_inner();
         let (has, versions, absent) = Default::default();
-        Self { requests, responses, has, versions, absent }
+        Ok(Self { requests, responses, has, versions, absent })
+    }
+
+    /// The end of its stream.
+    pub(crate) async fn end(&mut self) -> tonic::Status {
+        loop {
+            match timeout(PATIENCE, self.responses.message()).await.expect("an end") {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("it ends without a word"),
+                Err(status) => return status,
+            }
+        }
     }
 
     pub(crate) async fn ask(&self, kind: Kind, name: &str) {
@@ -70,7 +85,7 @@ impl Client {
     }
 
     /// Answers one response; `refuse` says what is wrong with it.
-    async fn step(&mut self, refuse: Option<(&str, &str)>) {
+    pub(crate) async fn step(&mut self, refuse: Option<(&str, &str)>) {
         let response =
             timeout(PATIENCE, self.responses.message()).await.expect("a response").unwrap().unwrap();
         let kind = Kind::from_type_url(&response.type_url).unwrap();
@@ -112,7 +127,7 @@ impl Client {
         panic!("never came; it has {:?}", self.has.keys());
     }
 
-    fn get<M: prost::Message + Default>(&self, kind: Kind, name: &str) -> Option<M> {
+    pub(crate) fn get<M: prost::Message + Default>(&self, kind: Kind, name: &str) -> Option<M> {
         let bytes = self.has.get(&(kind, name.to_owned()))?;
         Some(M::decode(bytes.as_slice()).unwrap())
     }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod ads;
+mod ca;
 #[path = "../common/etcd.rs"]
 mod common;
 mod documents;

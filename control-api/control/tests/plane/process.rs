@@ -29,6 +29,8 @@ async fn start(data: &Path, more: &[&str]) -> Control {
             "control",
             "--listen-xds",
             "127.0.0.1:0",
+            "--listen-tls",
+            "127.0.0.1:0",
             "--listen-rest",
             "127.0.0.1:0",
             "--log-level",
@@ -217,7 +219,16 @@ fn a_control_plane_that_cannot_start_says_why() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("remora.redb"), "no database ".repeat(1000)).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_remora"))
-        .args(["control", "--listen-xds", "127.0.0.1:0", "--listen-rest", "127.0.0.1:0", "--data"])
+        .args([
+            "control",
+            "--listen-xds",
+            "127.0.0.1:0",
+            "--listen-tls",
+            "127.0.0.1:0",
+            "--listen-rest",
+            "127.0.0.1:0",
+            "--data",
+        ])
         .arg(folder.path())
         .output()
         .unwrap();

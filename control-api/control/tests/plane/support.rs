@@ -9,7 +9,7 @@ use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use remora_control::control::{Options, Plane};
+use remora_control::control::{AuthorityOptions, Options, Plane};
 use remora_mesh::Listening;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
@@ -36,6 +36,9 @@ pub(crate) fn options(data: &Path) -> Options {
         store: None,
         listen_xds: any,
         listen_rest: any,
+        listen_tls: any,
+        tls_names: Vec::new(),
+        authority: AuthorityOptions::default(),
         folder: None,
         trust_domain: "test".into(),
         identity_files: "/identity".into(),
@@ -92,6 +95,12 @@ impl Rig {
         assert_eq!(answer.status(), StatusCode::OK);
         Lines { body: answer.into_body(), rest: Vec::new() }
     }
+}
+
+/// The port without TLS.
+pub(crate) async fn plaintext(rig: &Rig) -> tonic::transport::Channel {
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", rig.plane.xds)).unwrap();
+    endpoint.connect().await.unwrap()
 }
 
 pub(crate) async fn until(what: &str, holds: impl AsyncFn() -> bool) {

@@ -7,11 +7,13 @@
 mod file;
 mod writer;
 
+use std::fs::{OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::redb::{Database, DatabaseError};
+use ::redb::{Database, DatabaseError, StorageError};
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -58,7 +60,10 @@ impl RedbStore {
     /// [`StoreError::Locked`], [`StoreError::Corrupt`], [`StoreError::Schema`], or an I/O error as [`StoreError::Unavailable`].
     pub async fn open(path: &Path, options: Options) -> Result<Self, StoreError> {
         let place = path.to_path_buf();
-        let opener: Opener = Arc::new(move || Database::builder().set_cache_size(CACHE).create(&place));
+        let opener: Opener = Arc::new(move || {
+            private(&place)?;
+            Database::builder().set_cache_size(CACHE).create(&place)
+        });
         Self::open_with(path.display().to_string(), opener, options).await
     }
 
@@ -95,6 +100,13 @@ impl RedbStore {
     ) -> Result<T, StoreError> {
         blocking(&self.file, read).await
     }
+}
+
+/// Makes the file, if there is none, and closes it to everybody else: the key of the authority is in it.
+fn private(path: &Path) -> Result<(), DatabaseError> {
+    let storage = |error: std::io::Error| DatabaseError::Storage(StorageError::Io(error));
+    let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path).map_err(storage)?;
+    file.set_permissions(Permissions::from_mode(0o600)).map_err(storage)
 }
 
 fn ended() -> StoreError {

@@ -1,0 +1,407 @@
+//! The authority as a value: roots and their phases, what is signed, what is revoked. Pure: `now` (seconds since 1970) and chance are
+//! arguments.
+//!
+//! At every moment exactly one root signs, and every certificate that has not ended leads to a root that is trusted.
+
+use std::time::Duration;
+
+use rcgen::{
+    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    PublicKeyData, SanType,
+};
+use remora_proxy::tls::identity::SpiffeId;
+use serde::{Deserialize, Serialize};
+
+use super::crl::{self, Lists};
+pub use super::crl::{Reason, Revoked};
+use super::csr::Csr;
+use super::refused::Refused;
+use super::root::{Phase, Root, lives};
+use super::{Source, hex};
+
+/// Clocks may differ by this: certificates begin so much earlier, and roots stay so much longer (seconds).
+pub(super) const SKEW: u64 = 300;
+/// Roots at one time: the value has to fit into the store.
+const ROOTS: usize = 4;
+/// Certificates on the revocation list.
+const REVOKED: usize = 2000;
+/// Identities that get no certificates.
+const BARRED: usize = 1000;
+
+/// How long a new root is announced before it signs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overlap {
+    /// At least so long, even if every node knows it at once.
+    pub least: Duration,
+    /// At most so long, even if a node does not take it.
+    pub most: Duration,
+}
+
+/// An identity that gets no certificates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Barred {
+    /// `spiffe://…`.
+    pub identity: String,
+    /// Since when, in seconds since 1970.
+    pub at: u64,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// The state of the authority.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Authority {
+    roots: Vec<Root>,
+    revoked: Vec<Revoked>,
+    barred: Vec<Barred>,
+    /// Number of the last revocation lists.
+    list_number: u64,
+    /// None while nothing is revoked.
+    lists: Option<Lists>,
+}
+
+/// What became of a root by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// It signs from now on; these nodes have not said that they know it.
+    Signs(String, Vec<String>),
+    /// It is no longer trusted: everything that it signed has ended.
+    Gone(String),
+    /// A new one is announced, because the one that signs ends in a while.
+    Announced(String),
+}
+
+/// A certificate that was signed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Issued {
+    /// In hexadecimal.
+    pub serial: String,
+    /// In seconds since 1970.
+    pub not_after: u64,
+    /// The certificate, in PEM.
+    pub leaf: String,
+    /// Those between it and a root, each in PEM.
+    pub intermediates: Vec<String>,
+    /// All roots that are trusted, in PEM.
+    pub roots: String,
+}
+
+/// What is asked to be signed.
+#[derive(Debug, Clone, Copy)]
+pub struct Order<'a> {
+    /// The one URI name.
+    pub identity: &'a SpiffeId,
+    /// Names of a server besides it: DNS names and IP addresses.
+    pub names: &'a [SanType],
+    /// How long it should hold; never beyond the end of the root.
+    pub ttl: Duration,
+}
+
+impl Authority {
+    /// One that signs with `root`.
+    #[must_use]
+    pub fn new(root: Root) -> Self {
+        let since = root.since;
+        Self { roots: vec![root.entering(Phase::Signing, since)], ..Self::default() }
+    }
+
+    /// All roots; all of them are trusted.
+    #[must_use]
+    pub fn roots(&self) -> &[Root] {
+        &self.roots
+    }
+
+    /// Certificates that are not to be believed.
+    #[must_use]
+    pub fn revoked(&self) -> &[Revoked] {
+        &self.revoked
+    }
+
+    /// Identities that get no certificates.
+    #[must_use]
+    pub fn barred(&self) -> &[Barred] {
+        &self.barred
+    }
+
+    /// The root that signs.
+    ///
+    /// # Errors
+    /// The store holds something else than an authority made.
+    pub fn signing(&self) -> Result<&Root, Refused> {
+        self.in_phase(Phase::Signing).ok_or_else(|| Refused::Corrupt("no root signs".into()))
+    }
+
+    /// The root that will sign next.
+    #[must_use]
+    pub fn announced(&self) -> Option<&Root> {
+        self.in_phase(Phase::Announced)
+    }
+
+    fn in_phase(&self, phase: Phase) -> Option<&Root> {
+        self.roots.iter().find(|root| root.phase == phase)
+    }
+
+    /// What everybody is to trust, in PEM.
+    #[must_use]
+    pub fn trusted(&self) -> String {
+        let mut seen: Vec<&String> = Vec::new();
+        for anchor in self.roots.iter().flat_map(Root::anchors) {
+            if !seen.contains(&anchor) {
+                seen.push(anchor);
+            }
+        }
+        seen.into_iter().map(String::as_str).collect()
+    }
+
+    /// The revocation lists of all roots, in PEM; None while nothing is revoked.
+    #[must_use]
+    pub fn revocation_lists(&self) -> Option<&str> {
+        self.lists.as_ref().map(|lists| lists.pem.as_str())
+    }
+
+    /// When the lists were made, and they.
+    #[cfg(test)]
+    pub(super) const fn lists(&self) -> Option<&Lists> {
+        self.lists.as_ref()
+    }
+
+    /// Announces `root`, which will sign after the overlap.
+    ///
+    /// # Errors
+    /// [`Refused::RootAnnounced`], [`Refused::RootsFull`].
+    pub fn announce(&mut self, root: Root, now: u64) -> Result<(), Refused> {
+        if let Some(announced) = self.announced() {
+            return Err(Refused::RootAnnounced(announced.short().to_owned()));
+        }
+        if self.roots.len() >= ROOTS {
+            return Err(Refused::RootsFull(self.roots.len()));
+        }
+        self.roots.push(root.entering(Phase::Announced, now));
+        self.list(now)
+    }
+
+    /// Moves what is due. `laggards` are the connected nodes that have not taken what is trusted now.
+    ///
+    /// # Errors
+    /// A list or a root cannot be made.
+    pub fn advance(
+        &mut self,
+        domain: &str,
+        laggards: &[String],
+        overlap: Overlap,
+        now: u64,
+        source: &mut impl Source,
+    ) -> Result<Vec<Step>, Refused> {
+        let mut steps = Vec::new();
+        if let Some(announced) = self.announced() {
+            let age = now.saturating_sub(announced.since);
+            let known = laggards.is_empty() && age >= overlap.least.as_secs();
+            if known || age >= overlap.least.max(overlap.most).as_secs() {
+                steps.push(Step::Signs(announced.short().to_owned(), laggards.to_vec()));
+                self.succeed(now);
+            }
+        }
+        let over = |root: &Root| root.phase == Phase::Retiring && root.signed_until + SKEW < now;
+        steps.extend(
+            self.roots.iter().filter(|root| over(root)).map(|root| Step::Gone(root.short().to_owned())),
+        );
+        self.roots.retain(|root| !over(root));
+        let (own, ends) = self.signing().map(|root| (root.own, ends_soon(root, now)))?;
+        if own && ends && self.announced().is_none() && self.roots.len() < ROOTS {
+            let root = Root::make(domain, now, source)?;
+            steps.push(Step::Announced(root.short().to_owned()));
+            self.announce(root, now)?;
+        }
+        let before = self.revoked.len();
+        self.revoked.retain(|revoked| revoked.until + SKEW >= now);
+        let old = self.lists.as_ref().is_some_and(|lists| lists.made + crl::LIFE / 2 < now);
+        if old || before != self.revoked.len() || steps.iter().any(|step| matches!(step, Step::Gone(_))) {
+            self.list(now)?;
+        }
+        Ok(steps)
+    }
+
+    /// The announced root signs, and the one that did retires.
+    fn succeed(&mut self, now: u64) {
+        for root in &mut self.roots {
+            let next = match root.phase {
+                Phase::Announced => Phase::Signing,
+                Phase::Signing => Phase::Retiring,
+                Phase::Retiring => continue,
+            };
+            (root.phase, root.since) = (next, now);
+        }
+    }
+
+    /// Makes room for certificates of `ttl`: notes that the root that signs signs until then. Half as much again is added, so that not every
+    /// certificate is a write. False: there is room.
+    ///
+    /// # Errors
+    /// No root signs.
+    pub fn reserve(&mut self, ttl: Duration, now: u64) -> Result<bool, Refused> {
+        let until = self.end(ttl, now)?;
+        let signing = self.roots.iter_mut().find(|root| root.phase == Phase::Signing);
+        let Some(root) = signing.filter(|root| root.signed_until < until) else { return Ok(false) };
+        root.signed_until = (until + ttl.as_secs() / 2 + 1).min(root.not_after);
+        Ok(true)
+    }
+
+    /// When a certificate of `ttl` ends.
+    fn end(&self, ttl: Duration, now: u64) -> Result<u64, Refused> {
+        let root = self.signing()?;
+        if root.not_after <= now {
+            return Err(Refused::Signing(format!("the root {} has expired", root.short())));
+        }
+        Ok(now.saturating_add(ttl.as_secs().max(1)).min(root.not_after))
+    }
+
+    /// Signs the key of `csr` for the identity of `order`. Nothing that the CSR asks for becomes a part of the certificate.
+    ///
+    /// # Errors
+    /// The CSR asks for another identity, or the identity is revoked.
+    pub fn issue(
+        &self,
+        csr: &Csr,
+        order: Order<'_>,
+        now: u64,
+        source: &mut impl Source,
+    ) -> Result<Issued, Refused> {
+        csr.admit(order.identity)?;
+        self.sign(&csr.key, order, now, source)
+    }
+
+    /// Signs a new key of this process. The answer is the certificate and the key, in PEM.
+    ///
+    /// # Errors
+    /// See [`Self::issue`].
+    pub fn issue_own(
+        &self,
+        order: Order<'_>,
+        now: u64,
+        source: &mut impl Source,
+    ) -> Result<(Issued, String), Refused> {
+        let key: KeyPair = source.key()?;
+        let issued = self.sign(&key, order, now, source)?;
+        Ok((issued, key.serialize_pem()))
+    }
+
+    fn sign(
+        &self,
+        key: &impl PublicKeyData,
+        order: Order<'_>,
+        now: u64,
+        source: &mut impl Source,
+    ) -> Result<Issued, Refused> {
+        if self.is_barred(order.identity) {
+            return Err(Refused::IdentityRevoked(order.identity.to_string()));
+        }
+        let root = self.signing()?;
+        // What was not reserved would not be waited for when the root retires.
+        let not_after = self.end(order.ttl, now)?.min(root.signed_until);
+        if not_after <= now {
+            return Err(Refused::Signing("the time of the certificate was not reserved".into()));
+        }
+        let serial = source.serial()?;
+        let mut params = CertificateParams::default();
+        lives(&mut params, now.saturating_sub(SKEW).max(root.not_before), not_after);
+        params.serial_number = Some(serial.to_vec().into());
+        // Without a subject the names are critical (RFC 5280 §4.2.1.6).
+        params.distinguished_name = DistinguishedName::new();
+        let uri = order.identity.as_str().try_into()?;
+        params.subject_alt_names =
+            [SanType::URI(uri)].into_iter().chain(order.names.iter().cloned()).collect();
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        let leaf = params.signed_by(key, &root.issuer()?)?.pem();
+        Ok(Issued {
+            serial: hex(&serial),
+            not_after,
+            leaf,
+            intermediates: root.intermediates().cloned().collect(),
+            roots: self.trusted(),
+        })
+    }
+
+    /// Whether an identity gets no certificates.
+    #[must_use]
+    pub fn is_barred(&self, identity: &SpiffeId) -> bool {
+        self.barred.iter().any(|barred| barred.identity == identity.as_str())
+    }
+
+    /// Whether a certificate is on the revocation list; `serial` as [`hex`] writes it.
+    #[must_use]
+    pub fn is_revoked(&self, serial: &str) -> bool {
+        self.revoked.iter().any(|revoked| revoked.serial == serial)
+    }
+
+    /// Puts certificates on the revocation list. Those that are there stay as they are.
+    ///
+    /// # Errors
+    /// [`Refused::Serial`], [`Refused::RevocationsFull`].
+    pub fn revoke(
+        &mut self,
+        certificates: &[(String, u64)],
+        reason: Reason,
+        now: u64,
+    ) -> Result<(), Refused> {
+        let mut new = Vec::new();
+        for (serial, until) in certificates {
+            let serial = hex(crl::serial(serial)?.as_ref());
+            if !self.is_revoked(&serial) {
+                new.push(Revoked { serial, at: now, until: *until, reason });
+            }
+        }
+        if self.revoked.len() + new.len() > REVOKED {
+            return Err(Refused::RevocationsFull(self.revoked.len()));
+        }
+        if new.is_empty() {
+            return Ok(());
+        }
+        self.revoked.append(&mut new);
+        self.list(now)
+    }
+
+    /// Signs nothing for `identity` from now on.
+    ///
+    /// # Errors
+    /// [`Refused::RevocationsFull`].
+    pub fn bar(&mut self, identity: &SpiffeId, reason: Reason, now: u64) -> Result<(), Refused> {
+        if self.is_barred(identity) {
+            return Ok(());
+        }
+        if self.barred.len() >= BARRED {
+            return Err(Refused::RevocationsFull(self.barred.len()));
+        }
+        self.barred.push(Barred { identity: identity.to_string(), at: now, reason });
+        Ok(())
+    }
+
+    /// Signs for `identity` again. Its certificates that are revoked stay so. False: nothing kept it from that.
+    pub fn restore(&mut self, identity: &SpiffeId) -> bool {
+        let before = self.barred.len();
+        self.barred.retain(|barred| barred.identity != identity.as_str());
+        before != self.barred.len()
+    }
+
+    /// Makes the revocation lists anew.
+    fn list(&mut self, now: u64) -> Result<(), Refused> {
+        if self.revoked.is_empty() {
+            self.lists = None;
+            return Ok(());
+        }
+        self.list_number += 1;
+        self.lists = Some(crl::make(&self.roots, &self.revoked, self.list_number, now)?);
+        Ok(())
+    }
+}
+
+/// A fifth of its life is left: enough for everybody to learn of the next one.
+fn ends_soon(root: &Root, now: u64) -> bool {
+    let life = root.not_after.saturating_sub(root.not_before);
+    root.not_after.saturating_sub(now) < life / 5
+}

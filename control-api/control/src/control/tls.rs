@@ -1,0 +1,263 @@
+//! The TLS port of the control plane: CA and ADS, with a certificate of the authority itself.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use rcgen::SanType;
+use remora_proxy::tls::material::{self, OwnCertificate};
+use remora_proxy::tls::server::{ServerParams, ServerStream, ServerTls};
+use remora_proxy::tls::verify::PeerPolicy;
+use remora_proxy::tls::{self, TlsParams};
+use remora_xds::server::{AdsService, PeerCertificates, Settings};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{Instant, sleep_until, timeout};
+use tonic::codegen::InterceptedService;
+use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::{Request, Status};
+use tracing::{debug, error, warn};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::ca::authority::Authority;
+use crate::ca::issued::Log;
+use crate::ca::service::{PeerAddress, Shown};
+use crate::ca::{self, Ca, Refused, hex};
+use crate::clock::unix;
+use crate::publish::Publisher;
+
+/// For a handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Handshakes at one time; what is above waits to be accepted.
+const HANDSHAKES: usize = 256;
+/// Between attempts to get a certificate of our own.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What the port is served with.
+#[derive(Debug)]
+pub(super) struct Port {
+    pub(super) ca: Arc<Ca>,
+    pub(super) log: Arc<Log>,
+    pub(super) certificates: ca::Service,
+    pub(super) publisher: Arc<Publisher>,
+    /// DNS names and IP addresses that it is called by.
+    pub(super) names: Vec<String>,
+}
+
+/// The certificate that is shown: which root signed it, and when it is replaced.
+struct Held {
+    root: String,
+    until: Instant,
+}
+
+/// Serves for ever.
+pub(super) async fn serve(listener: TcpListener, port: Port) {
+    let (tls, held) = loop {
+        match port.begin().await {
+            Ok((tls, held)) => break (Arc::new(tls), held),
+            Err(error) => error!(%error, "the TLS port has no certificate yet; tried again"),
+        }
+        tokio::time::sleep(RETRY).await;
+    };
+    let (accepted, connections) = mpsc::channel(16);
+    let settings = Settings::default();
+    let ads = AdsService::new(Arc::clone(&port.publisher), settings.clone()).into_server();
+    let ca = Arc::clone(&port.ca);
+    let served = AdsService::<Arc<Publisher>>::transport(&settings)
+        .add_service(InterceptedService::new(ads, move |request| node(&ca, request)))
+        .add_service(InterceptedService::new(port.certificates.clone(), client))
+        .serve_with_incoming(ReceiverStream::new(connections));
+    let (served, (), ()) =
+        tokio::join!(served, accept(listener, Arc::clone(&tls), accepted), port.renew(&tls, held));
+    if let Err(error) = served {
+        error!(%error, "the TLS server has ended");
+    }
+}
+
+impl Port {
+    async fn begin(&self) -> Result<(ServerTls, Held), Refused> {
+        let (own, held) = self.own().await?;
+        let params = ServerParams {
+            tls: TlsParams { alpn: vec![b"h2".to_vec()], ..TlsParams::default() },
+            // A session that is resumed would outlive a root.
+            session_timeout: None,
+            ..ServerParams::default()
+        };
+        let tls = ServerTls::new(params, vec![own], Some(self.peers()?));
+        Ok((tls.map_err(|e| Refused::Signing(e.to_string()))?, held))
+    }
+
+    /// A new certificate.
+    async fn own(&self) -> Result<(OwnCertificate, Held), Refused> {
+        let name = |name: &String| match name.parse::<IpAddr>() {
+            Ok(address) => Ok(SanType::IpAddress(address)),
+            Err(_) => Ok(SanType::DnsName(name.as_str().try_into()?)),
+        };
+        let names = self.names.iter().map(name).collect::<Result<Vec<_>, rcgen::Error>>()?;
+        let root = self.ca.read(|authority| authority.signing().cloned())??;
+        let (issued, key) = self.ca.issue_own(&names).await?;
+        self.log.write(&issued, self.ca.own_identity()?.as_str(), "control".into(), None).await;
+        // With the root, so that a client that knows nothing but its fingerprint finds it.
+        let chain = [issued.leaf, issued.intermediates.concat(), root.anchors().concat()].concat();
+        let own = OwnCertificate::from_pem(chain.as_bytes(), key.as_bytes(), tls::provider());
+        let life = Duration::from_secs(issued.not_after.saturating_sub(unix(SystemTime::now())));
+        let held = Held { root: root.id, until: Instant::now() + life / 2 };
+        Ok((own.map_err(|e| Refused::Signing(e.to_string()))?, held))
+    }
+
+    /// Clients of the authority; those without a certificate may ask for one.
+    fn peers(&self) -> Result<Arc<PeerPolicy>, Refused> {
+        let trusted = self.ca.read(Authority::trusted)?;
+        let roots = material::roots(trusted.as_bytes()).map_err(|e| Refused::Corrupt(e.to_string()))?;
+        Ok(Arc::new(PeerPolicy { roots: Some(roots), sans: Vec::new(), send_ca_names: false }))
+    }
+
+    /// Replaces whom to trust when that changes, and the certificate at half of its life or when another root signs.
+    async fn renew(&self, tls: &ServerTls, mut held: Held) {
+        let mut changes = self.ca.changes();
+        loop {
+            tokio::select! {
+                () = sleep_until(held.until) => {}
+                more = changes.next() => {
+                    let trust = self.peers().map(|peers| tls.replace_trust(Some(peers)));
+                    if let Err(error) = trust.map_err(|e| e.to_string()).and_then(|done| done.map_err(|e| e.to_string())) {
+                        error!(error, "the TLS port goes on trusting what it did");
+                    }
+                    let signing = self.ca.read(|authority| authority.signing().map(|root| root.id == held.root));
+                    match signing {
+                        Ok(Ok(false)) => {}
+                        _ if more => continue,
+                        _ => return,
+                    }
+                }
+            }
+            match self.own().await.map(|(own, next)| (tls.replace_certificates(vec![own]), next)) {
+                Ok((Ok(()), next)) => held = next,
+                Ok((Err(error), _)) => {
+                    error!(%error, "the certificate of the TLS port is not replaced; tried again");
+                    held.until = Instant::now() + RETRY;
+                }
+                Err(error) => {
+                    error!(%error, "the certificate of the TLS port is not replaced; tried again");
+                    held.until = Instant::now() + RETRY;
+                }
+            }
+        }
+    }
+}
+
+/// Accepts connections and shakes hands, each in its own task.
+async fn accept(listener: TcpListener, tls: Arc<ServerTls>, accepted: mpsc::Sender<io::Result<Connection>>) {
+    let slots = Arc::new(Semaphore::new(HANDSHAKES));
+    loop {
+        // It is never closed.
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let (stream, peer) = match listener.accept().await {
+            Ok(connection) => connection,
+            Err(error) => {
+                warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (tls, accepted) = (Arc::clone(&tls), accepted.clone());
+        tokio::spawn(async move {
+            let _slot = slot;
+            let shaken = timeout(HANDSHAKE, Connection::shake(&tls, stream, peer)).await;
+            match shaken {
+                // Its receiver is the server, which lives as long as this process.
+                Ok(Ok(connection)) => drop(accepted.send(Ok(connection)).await),
+                Ok(Err(why)) => debug!(%peer, why, "no handshake"),
+                Err(_) => debug!(%peer, "no handshake in time"),
+            }
+        });
+    }
+}
+
+/// A connection whose handshake is done.
+struct Connection {
+    stream: ServerStream<TcpStream>,
+    info: Info,
+}
+
+/// What requests know of their connection.
+#[derive(Debug, Clone)]
+struct Info {
+    tcp: TcpConnectInfo,
+    peer: SocketAddr,
+    certificates: PeerCertificates,
+    shown: Option<Shown>,
+}
+
+impl Connection {
+    async fn shake(tls: &ServerTls, stream: TcpStream, peer: SocketAddr) -> Result<Self, String> {
+        stream.set_nodelay(true).map_err(|e| e.to_string())?;
+        let tcp = stream.connect_info();
+        let (stream, session) = tls.accept(stream, &[]).await.map_err(|e| e.to_string())?;
+        let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let certificates = PeerCertificates(Arc::new(certificates.iter().map(|der| der.to_vec()).collect()));
+        let shown = certificates.0.first().and_then(|leaf| {
+            let (_, parsed) = X509Certificate::from_der(leaf).ok()?;
+            let identity = session.peer.as_ref().and_then(|peer| peer.spiffe.clone());
+            Some(Shown { identity, serial: hex(parsed.raw_serial()) })
+        });
+        Ok(Self { stream, info: Info { tcp, peer, certificates, shown } })
+    }
+}
+
+/// Tells a service who its client is.
+fn client(mut request: Request<()>) -> Result<Request<()>, Status> {
+    if let Some(info) = request.extensions().get::<Info>().cloned() {
+        let extensions = request.extensions_mut();
+        extensions.insert(info.tcp);
+        extensions.insert(PeerAddress(info.peer));
+        extensions.insert(info.certificates);
+        info.shown.map(|shown| extensions.insert(shown));
+    }
+    Ok(request)
+}
+
+/// Lets workloads of the trust domain have resources; of which node, the publisher checks.
+fn node(ca: &Ca, request: Request<()>) -> Result<Request<()>, Status> {
+    let request = client(request)?;
+    let shown = request.extensions().get::<Shown>().ok_or(Refused::NoCertificate)?;
+    ca.admit(shown)?;
+    Ok(request)
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Info;
+
+    fn connect_info(&self) -> Info {
+        self.info.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, into)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,6 @@
+//! The certificate authority, asked as agents and people ask it.
+
+mod client;
+mod nodes;
+mod tokens;
+mod trust;

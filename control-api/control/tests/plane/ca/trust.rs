@@ -1,0 +1,243 @@
+//! Whom everybody is to trust: the secret, rotation, revocation, replicas.
+
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use remora_control::ca::secret::ROOTCA;
+use remora_control::ca::{Ca, Overlap, Phase, Root, Settings};
+use remora_control::control::{Plane, StartError};
+use remora_control::registry::{self, Registry};
+use remora_control::store::{self, StoreError};
+use remora_xds::Kind;
+use remora_xds::pb::envoy::config::core::v3::data_source::Specifier;
+use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type;
+use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::{CertificateValidationContext, Secret};
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout};
+use tonic::Code;
+
+use super::client::{Agent, joined, reason, tls, token};
+use crate::ads::{CLUSTER, Client, WORKLOADS};
+use crate::common::start;
+use crate::support::{PATIENCE, Rig, SERVICE, options, plaintext, until};
+
+const CALLER: &str = "sidecar~10.0.0.9~caller.default~default.svc";
+
+fn overlap(least: u64) -> Overlap {
+    Overlap { least: Duration::from_secs(least), most: Duration::from_secs(3600) }
+}
+
+async fn rig() -> Rig {
+    let rig = Rig::with(|options| options.authority.overlap = overlap(0)).await;
+    assert!(rig.apply(&format!("{SERVICE}{WORKLOADS}"), "").await.0.is_success());
+    rig
+}
+
+/// A sidecar that has asked for the secret and taken it.
+async fn sidecar(rig: &Rig) -> Client {
+    let mut client = Client::connect(rig, CALLER).await;
+    client.ask(Kind::Secret, ROOTCA).await;
+    client.until(|c| c.has.contains_key(&(Kind::Cluster, CLUSTER.into())) && context(c).is_some()).await;
+    client
+}
+
+fn context(client: &Client) -> Option<CertificateValidationContext> {
+    let secret: Secret = client.get(Kind::Secret, ROOTCA)?;
+    match secret.r#type {
+        Some(Type::ValidationContext(context)) => Some(context),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn roots(client: &Client) -> usize {
+    let trusted = context(client).and_then(|context| context.trusted_ca?.specifier);
+    match trusted {
+        Some(Specifier::InlineString(pem)) => pem.matches("BEGIN CERTIFICATE").count(),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn phases(rig: &Rig) -> Vec<String> {
+    let (_, ca) = rig.get("/remora/v1/ca").await;
+    ca["roots"].as_array().unwrap().iter().map(|root| root["phase"].as_str().unwrap().to_owned()).collect()
+}
+
+async fn post(rig: &Rig, path: &str, body: &Value) -> (StatusCode, Value) {
+    rig.send(Method::POST, path, "application/json", &body.to_string()).await
+}
+
+#[tokio::test]
+async fn a_new_root_signs_when_every_node_has_taken_it() {
+    let rig = rig().await;
+    let old = joined(&rig, "caller").await;
+    let mut client = sidecar(&rig).await;
+    // One that never asked for it keeps nobody waiting.
+    let _other = Client::connect(&rig, "sidecar~10.0.0.1~shop-1.default~default.svc").await;
+    assert_eq!(post(&rig, "/remora/v1/ca/rotate", &json!({})).await.0, StatusCode::CREATED);
+    let (status, again) = post(&rig, "/remora/v1/ca/rotate", &json!({})).await;
+    assert_eq!((status, &again["reason"]), (StatusCode::CONFLICT, &json!("ca_root_announced")));
+
+    // Whichever response brings it.
+    let refusal = async || rig.get("/status").await.1["proxies"].to_string().contains("I do not like it");
+    let deadline = Instant::now() + PATIENCE;
+    while !refusal().await {
+        assert!(Instant::now() < deadline, "no refusal");
+        let step = client.step(Some((ROOTCA, "I do not like it")));
+        let _ = timeout(Duration::from_millis(100), step).await;
+    }
+    assert_eq!(phases(&rig).await, ["Signing", "Announced"]);
+    drop(client);
+    let client = sidecar(&rig).await;
+    assert_eq!(roots(&client), 2);
+    rig.until("it signs", async || phases(&rig).await == ["Retiring", "Signing"]).await;
+    assert_eq!(roots(&client), 2, "what the old one signed is trusted");
+
+    let mut agent = old;
+    let before = agent.chain.clone();
+    agent.ask(tls(&rig, Some(&agent)).await, None).await.unwrap();
+    assert_ne!(before[0], agent.chain[0]);
+}
+
+#[tokio::test]
+async fn what_is_revoked_is_in_the_secret_and_gets_nothing() {
+    let rig = rig().await;
+    let mut client = sidecar(&rig).await;
+    assert!(context(&client).unwrap().crl.is_none());
+    let (mut agent, made) = (joined(&rig, "caller").await, token(&rig, "caller", &json!({})).await);
+    let channel = tls(&rig, Some(&agent)).await;
+    let id = "spiffe://test/ns/default/sa/caller";
+    let (status, answer) =
+        post(&rig, "/remora/v1/ca/revoke", &json!({"identity": id, "reason": "key-compromise"})).await;
+    assert_eq!((status, answer["revoked"].as_array().map(Vec::len)), (StatusCode::OK, Some(1)), "{answer}");
+    client.until(|c| context(c).unwrap().crl.is_some()).await;
+
+    let denied = |id: &str| (Code::PermissionDenied, id.to_owned());
+    assert_eq!(reason(agent.ask(channel.clone(), None).await), denied("ca_certificate_revoked"));
+    let Err(node) = Client::over(channel, CALLER).await else {
+        panic!("resources for a revoked certificate")
+    };
+    assert!(node.message().starts_with("ca_certificate_revoked: "), "{node}");
+    let again = Agent::new().ask(plaintext(&rig).await, made["token"].as_str()).await;
+    assert_eq!(reason(again), denied("ca_identity_revoked"));
+
+    assert_eq!(post(&rig, "/remora/v1/ca/restore", &json!({"identity": id})).await.0, StatusCode::NO_CONTENT);
+    assert_eq!(post(&rig, "/remora/v1/ca/restore", &json!({"identity": id})).await.0, StatusCode::NOT_FOUND);
+    Agent::new().ask(plaintext(&rig).await, made["token"].as_str()).await.unwrap();
+    for wrong in [json!({}), json!({"serial": "shop"}), json!({"identity": "spiffe://other/ns/a/sa/b"})] {
+        let (status, answer) = post(&rig, "/remora/v1/ca/revoke", &wrong).await;
+        assert!(status.is_client_error(), "{wrong}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn the_authority_survives_a_restart_and_nobody_else_reads_its_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        // The one before may still be closing the file.
+        let plane = loop {
+            match Plane::start(options(folder.path())).await {
+                Err(StartError::Store(StoreError::Locked(_))) => tokio::task::yield_now().await,
+                started => break started.unwrap(),
+            }
+        };
+        let rig = Rig { plane, folder: tempfile::tempdir().unwrap() };
+        rig.until("the authority", async || rig.get("/remora/v1/ca").await.0 == StatusCode::OK).await;
+        seen.push(rig.get("/remora/v1/ca").await.1["roots"].clone());
+        let mode = std::fs::metadata(folder.path().join("remora.redb")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+    assert_eq!(seen[0][0]["id"], seen[1][0]["id"]);
+}
+
+async fn two_of(address: &str) -> [Arc<Ca>; 2] {
+    let store = store::open(address).await.unwrap();
+    let one = || {
+        let registry = Arc::new(Registry::new(Arc::clone(&store)));
+        tokio::spawn(registry::follow(Arc::clone(&registry)));
+        let (hour, given) = (Duration::from_secs(3600), None);
+        let settings =
+            Settings { trust_domain: "test".into(), ttl: hour, most_ttl: hour, overlap: overlap(0), given };
+        (Arc::clone(&registry), Arc::new(Ca::new(registry, settings)))
+    };
+    let (one, other) = (one(), one());
+    tokio::join!(one.0.filled(), other.0.filled());
+    tokio::join!(one.1.begin(), other.1.begin());
+    tokio::spawn(Arc::clone(&one.1).follow());
+    tokio::spawn(Arc::clone(&other.1).follow());
+    [one.1, other.1]
+}
+
+/// Both begin at once, rotate at once, and reserve and move at once.
+async fn agree(address: &str) {
+    let [one, other] = two_of(address).await;
+    let ids = |ca: &Ca| {
+        ca.read(|a| a.roots().iter().map(|root| (root.id.clone(), root.phase)).collect::<Vec<_>>()).unwrap()
+    };
+    until("one root", async || ids(&one) == ids(&other)).await;
+    let first = ids(&one)[0].0.clone();
+    let (a, b) = tokio::join!(one.rotate(), other.rotate());
+    let refused =
+        [a.as_ref().err(), b.as_ref().err()].into_iter().flatten().map(|r| r.id()).collect::<Vec<_>>();
+    assert_eq!(refused, ["ca_root_announced"]);
+    let second = a.or(b).unwrap();
+    let expected = vec![(first.clone(), Phase::Signing), (second.clone(), Phase::Announced)];
+    until("both have both", async || ids(&one) == expected && ids(&other) == expected).await;
+
+    let hour = Duration::from_secs(3600);
+    // A root that signed nothing would go at once.
+    one.signer(hour).await.unwrap();
+    let (a, b, c) = tokio::join!(one.signer(2 * hour), other.signer(hour), one.advance(&[]));
+    assert!(a.is_ok() && b.is_ok() && c.is_ok());
+    let expected = vec![(first, Phase::Retiring), (second, Phase::Signing)];
+    until("it signs", async || ids(&one) == expected && ids(&other) == expected).await;
+    let until_when = |ca: &Ca| ca.read(|a| a.roots()[0].signed_until).unwrap();
+    assert!(until_when(&one) > 0, "the old root stays for what it signed");
+    assert_eq!(one.secret().unwrap().version(), other.secret().unwrap().version());
+}
+
+#[tokio::test]
+async fn two_authorities_over_one_store_agree() {
+    let folder = tempfile::tempdir().unwrap();
+    agree(&format!("redb:{}", folder.path().join("store").display())).await;
+    let Some(etcd) = start().await else { return };
+    agree(&format!("etcd://{}", etcd.fresh_address())).await;
+}
+
+#[tokio::test]
+async fn a_token_for_one_use_is_used_once_by_two_control_planes() {
+    let Some(etcd) = start().await else { return };
+    let address = format!("etcd://{}", etcd.fresh_address());
+    let with = async || Rig::with(|options| options.store = Some(address.clone())).await;
+    let (one, two) = (with().await, with().await);
+    let made = token(&one, "shop", &json!({})).await;
+    let text = made["token"].as_str();
+    let (mut a, mut b) = (Agent::new(), Agent::new());
+    let (at_one, at_two) = (plaintext(&one).await, plaintext(&two).await);
+    let (a, b) = tokio::join!(a.ask(at_one, text), b.ask(at_two, text));
+    assert!(a.is_ok() != b.is_ok(), "{a:?} {b:?}");
+    assert_eq!(reason(a.and(b)), (Code::Unauthenticated, "ca_token_used".into()));
+}
+
+#[tokio::test]
+async fn a_root_that_is_given_takes_over_from_the_own_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let [one, _] = two_of(&format!("redb:{}", folder.path().join("store").display())).await;
+    let own = one.read(|a| a.roots()[0].id.clone()).unwrap();
+    let given = Root::make("test", 1_800_000_000, &mut remora_control::ca::System).unwrap();
+    let id = given.id.clone();
+    let registry = one.registry();
+    let settings = Settings { given: Some(Box::new(given)), ..one.settings().clone() };
+    let two = Ca::new(Arc::clone(registry), settings);
+    two.begin().await;
+    two.advance(&["slow".into()]).await.unwrap();
+    let ids = || {
+        two.read(|a| a.roots().iter().map(|root| (root.id.clone(), root.phase)).collect::<Vec<_>>()).unwrap()
+    };
+    assert_eq!(ids(), [(own.clone(), Phase::Signing), (id.clone(), Phase::Announced)]);
+    two.advance(&[]).await.unwrap();
+    two.advance(&[]).await.unwrap();
+    assert_eq!(ids().last(), Some(&(id, Phase::Signing)));
+}
