@@ -48,7 +48,7 @@ pub struct ProxyArgs {
     /// CA of the control plane, https://IP:PORT (http:// on loopback): this process gets its certificate from there
     #[arg(long, value_name = "URL", env = "REMORA_CA")]
     pub ca: Option<Authority>,
-    /// Certificates by one of which the CA's server is believed at first
+    /// Certificates by one of which the CA's server is believed at first [default: the root that the join token names]
     #[arg(long, value_name = "FILE", requires = "ca")]
     pub ca_roots: Option<PathBuf>,
     /// File with a join token or a service account token, shown to the CA when there is no certificate to show

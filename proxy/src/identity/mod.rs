@@ -27,12 +27,16 @@ use crate::tls::verify::Trust;
 /// The longest sleep: the wall clock may jump, or the machine may have slept.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
+/// How the SPIFFE ID of every control plane ends.
+pub const CONTROL_PLANE: &str = "/ns/remora-system/sa/remora-control";
+
 /// What the command line says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// Where the CA is.
     pub authority: Authority,
-    /// Certificates (PEM) by one of which the CA's server is believed before there is a first certificate.
+    /// Certificates (PEM) by one of which the CA's server is believed before there is a first certificate. Without, the join
+    /// token names the root by its fingerprint.
     pub roots: Option<PathBuf>,
     /// A join token or a service account token, read for each request.
     pub token: Option<PathBuf>,
@@ -148,7 +152,7 @@ pub async fn run(options: Options, events: mpsc::Sender<Event>, mut rng: fastran
     {
         return;
     }
-    let requester = Requester::new(options);
+    let mut requester = Requester::new(options);
     loop {
         let now = wall();
         if let Some(warning) = schedule.warning(now)

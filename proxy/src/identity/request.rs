@@ -4,6 +4,7 @@
 
 use std::error::Error;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -21,10 +22,10 @@ use tonic::{Request, Status};
 use tonic_prost::ProstCodec;
 
 use super::wire::{CREATE, CertificateRequest, CertificateResponse};
-use super::{Authority, Identity, Options, Text};
+use super::{CONTROL_PLANE, Identity, Options, Text};
 use crate::route::text::{Place, StringMatch};
 use crate::tls::client::{AlpnOffer, ClientParams, ClientTls, Target};
-use crate::tls::material::{self, OwnCertificate};
+use crate::tls::material::{self, Authorities, OwnCertificate};
 use crate::tls::secret::Secret;
 use crate::tls::verify::{PeerRules, SanMatch, SanType, Trust};
 use crate::upstream::connect::{self, ConnectSpec};
@@ -33,21 +34,28 @@ use crate::upstream::connect::{self, ConnectSpec};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Largest answer: a chain and some roots.
 const MAX_ANSWER: usize = 1 << 20;
-/// Whoever serves the CA must be the control plane of its trust domain.
-const CONTROL_PLANE: &str = "/ns/remora-system/sa/remora-control";
 
 #[derive(Debug)]
 pub(super) struct Requester {
     options: Options,
+    /// Of the request that is under way. It stays the same until there is a certificate for it: a token for one use is one
+    /// for one key, and an answer that was lost may be asked for again.
+    key: Option<KeyPair>,
 }
 
 impl Requester {
     pub(super) const fn new(options: Options) -> Self {
-        Self { options }
+        Self { options, key: None }
     }
 
     /// Asks, with the certificate that there is as the credential, or else with the token.
-    pub(super) async fn ask(&self, held: Option<&Identity>) -> Result<Identity, String> {
+    pub(super) async fn ask(&mut self, held: Option<&Identity>) -> Result<Identity, String> {
+        let identity = self.either_way(held).await?;
+        self.key = None;
+        Ok(identity)
+    }
+
+    async fn either_way(&mut self, held: Option<&Identity>) -> Result<Identity, String> {
         let asked = tokio::time::timeout(PATIENCE, self.call(held)).await;
         let late = || format!("no answer in {} s", PATIENCE.as_secs());
         match (asked.map_err(|_| late()).flatten(), held) {
@@ -60,9 +68,20 @@ impl Requester {
         }
     }
 
-    async fn call(&self, held: Option<&Identity>) -> Result<Identity, String> {
-        let key = KeyPair::generate().map_err(|e| e.to_string())?;
-        let csr = CertificateParams::default().serialize_request(&key).and_then(|csr| csr.pem());
+    fn key(&mut self) -> Result<&KeyPair, String> {
+        let key = match self.key.take() {
+            Some(key) => key,
+            None => KeyPair::generate().map_err(|e| e.to_string())?,
+        };
+        Ok(self.key.insert(key))
+    }
+
+    async fn call(&mut self, held: Option<&Identity>) -> Result<Identity, String> {
+        let (csr, key) = {
+            let key = self.key()?;
+            let csr = CertificateParams::default().serialize_request(key).and_then(|csr| csr.pem());
+            (csr, key.serialize_pem())
+        };
         let request = CertificateRequest { csr: csr.map_err(|e| e.to_string())?, validity_duration: 0 };
         let mut request = Request::new(request);
         if !(held.is_some() && self.options.authority.tls) {
@@ -70,7 +89,7 @@ impl Requester {
             let value = token.parse().map_err(|_| "the token has characters that no token has")?;
             request.metadata_mut().insert("authorization", value);
         }
-        let dial = Dial { authority: self.options.authority, tls: self.tls(held)? };
+        let dial = Dial { address: self.options.authority.address, tls: self.tls(held).await? };
         let endpoint = Endpoint::from_static("http://remora-control");
         let channel: Channel = endpoint.connect_with_connector(dial).await.map_err(|e| with_causes(&e))?;
         let mut grpc = Grpc::new(channel).max_decoding_message_size(MAX_ANSWER);
@@ -79,7 +98,7 @@ impl Requester {
         let answer = grpc.unary(request, PathAndQuery::from_static(CREATE), codec).await;
         let answer = answer.map_err(|status| said(&status))?.into_inner();
         let Parts { chain, roots } = parts(&answer.cert_chain.join("\n"))?;
-        let text = Text { chain, key: key.serialize_pem(), roots };
+        let text = Text { chain, key, roots };
         let identity = Identity::new(text).map_err(|e| format!("the answer: {e}"))?;
         if identity.certificate.uri.is_none() {
             return Err("the answer: the certificate has no URI name".into());
@@ -94,7 +113,7 @@ impl Requester {
     }
 
     /// TLS to the CA: it is believed by the roots that we have, and shown our certificate, if that is to prove who we are.
-    fn tls(&self, held: Option<&Identity>) -> Result<Option<ClientTls>, String> {
+    async fn tls(&self, held: Option<&Identity>) -> Result<Option<ClientTls>, String> {
         if !self.options.authority.tls {
             return Ok(None);
         }
@@ -103,18 +122,43 @@ impl Requester {
             let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
             pem.push_str(&text);
         }
-        let roots = material::roots(pem.as_bytes()).map_err(|e| format!("roots of the CA: {e}"))?;
+        let roots = if pem.is_empty() {
+            self.pinned().await?
+        } else {
+            material::roots(pem.as_bytes()).map_err(|e| format!("roots of the CA: {e}"))?
+        };
         let name = StringMatch::text(Place::Suffix, CONTROL_PLANE, false);
         let sans = vec![SanMatch { san: SanType::Uri, text: name }];
-        let peers = PeerRules::inline(Trust { sans, ..Trust::in_roots(roots) });
-        let own = held.map(|held| {
-            let own: Arc<Secret<OwnCertificate>> = Secret::awaited("own".into());
-            own.set(Arc::clone(&held.certificate));
-            own
-        });
-        let params = ClientParams { sessions: 0, ..ClientParams::default() };
-        ClientTls::new(params, own, peers).map(Some).map_err(|e| e.to_string())
+        client_tls(Trust { sans, ..Trust::in_roots(roots) }, held).map(Some)
     }
+
+    /// The root that the token names by its fingerprint: the CA shows it behind its own certificate. Nothing is said on that
+    /// connection, and nothing else that was shown on it is believed.
+    async fn pinned(&self) -> Result<Authorities, String> {
+        let token = self.token()?;
+        let pin = token.rsplit('-').next().filter(|pin| pin.len() == 64);
+        let pin = pin.ok_or("neither --ca-roots nor the token says whom to believe")?;
+        let address = self.options.authority.address;
+        let anyone = Trust { roots: None, ..Trust::in_roots(Authorities::none()) };
+        let tls = client_tls(anyone, None)?;
+        let tcp = connect::connect(address, &ConnectSpec::default()).await.map_err(|e| e.to_string())?;
+        let target = Target::new(address, AlpnOffer::Http2);
+        let (stream, _) = tls.connect(tcp, target).await.map_err(|e| e.to_string())?;
+        let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let root = shown.iter().find(|der| material::fingerprint_hex(der).is_some_and(|found| found == pin));
+        let root = root.ok_or("the server of the CA does not show the root that the token names")?;
+        Authorities::new(vec![root.clone().into_owned()]).map_err(|e| e.to_string())
+    }
+}
+
+fn client_tls(trust: Trust, held: Option<&Identity>) -> Result<ClientTls, String> {
+    let own = held.map(|held| {
+        let own: Arc<Secret<OwnCertificate>> = Secret::awaited("own".into());
+        own.set(Arc::clone(&held.certificate));
+        own
+    });
+    let params = ClientParams { sessions: 0, ..ClientParams::default() };
+    ClientTls::new(params, own, PeerRules::inline(trust)).map_err(|e| e.to_string())
 }
 
 /// An answer taken apart.
@@ -138,7 +182,7 @@ pub(super) fn parts(pem: &str) -> Result<Parts, String> {
 
 /// Opens the connection of a channel.
 struct Dial {
-    authority: Authority,
+    address: SocketAddr,
     tls: Option<ClientTls>,
 }
 
@@ -154,7 +198,7 @@ impl Service<Uri> for Dial {
     }
 
     fn call(&mut self, _: Uri) -> Dialled {
-        let (address, tls) = (self.authority.address, self.tls.take());
+        let (address, tls) = (self.address, self.tls.take());
         Box::pin(async move {
             let tcp = connect::connect(address, &ConnectSpec::default()).await.map_err(io::Error::other)?;
             let io: Box<dyn Duplex> = match tls {

@@ -184,6 +184,18 @@ pub struct Authorities {
 }
 
 impl Authorities {
+    /// Out of certificates.
+    ///
+    /// # Errors
+    /// One cannot be a trust anchor.
+    pub fn new(certificates: Vec<CertificateDer<'static>>) -> Result<Self, MaterialError> {
+        let mut store = RootCertStore::empty();
+        for (i, certificate) in certificates.iter().enumerate() {
+            store.add(certificate.clone()).map_err(|e| MaterialError::Ca(i, e.to_string()))?;
+        }
+        Ok(Self { store, certificates })
+    }
+
     /// None (yet).
     #[must_use]
     pub fn none() -> Self {
@@ -196,12 +208,7 @@ impl Authorities {
 /// # Errors
 /// None is there, or one cannot be a trust anchor.
 pub fn roots(pem: &[u8]) -> Result<Authorities, MaterialError> {
-    let mut store = RootCertStore::empty();
-    let certificates = certificates(pem)?;
-    for (i, certificate) in certificates.iter().enumerate() {
-        store.add(certificate.clone()).map_err(|e| MaterialError::Ca(i, e.to_string()))?;
-    }
-    Ok(Authorities { store, certificates })
+    Authorities::new(certificates(pem)?)
 }
 
 /// Revocation lists out of PEM.
@@ -252,6 +259,13 @@ fn leaf_first(
     // Cross-signed alternatives stay behind the chain, where verifiers still find them.
     chain.append(&mut rest);
     Ok(chain)
+}
+
+/// SHA-256 of a certificate's public key (SPKI), in hexadecimal, as join tokens name roots.
+#[must_use]
+pub fn fingerprint_hex(certificate: &CertificateDer<'_>) -> Option<String> {
+    let digest = identity::sha256(spki_of(certificate)?);
+    Some(digest.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Whether a certificate names itself as its issuer.
