@@ -11,12 +11,15 @@ use crate::config::manager::{Changes, OWN, ROOTS};
 use crate::config::secrets::Material;
 use crate::identity::socket::Socket;
 use crate::identity::{self, Event, Identity, Options};
+use crate::tls::verify::Trust;
 
 /// The agent that runs.
 pub(super) struct Agent {
     events: mpsc::Receiver<Event>,
     /// For the socket.
     newest: watch::Sender<Option<Arc<Identity>>>,
+    /// For the agent.
+    roots: watch::Sender<Option<Arc<Trust>>>,
 }
 
 /// Starts the agent and its socket, if there are to be any.
@@ -33,8 +36,9 @@ pub(super) fn start(options: Option<&Options>) -> Result<Option<Agent>, StartErr
         };
         tokio::spawn(Socket::bind(path).map_err(failed)?.serve(identities));
     }
-    tokio::spawn(identity::run(options.clone(), send, fastrand::Rng::new()));
-    Ok(Some(Agent { events, newest }))
+    let (roots, given) = watch::channel(None);
+    tokio::spawn(identity::run(options.clone(), given, send, fastrand::Rng::new()));
+    Ok(Some(Agent { events, newest, roots }))
 }
 
 /// The next event; never, without an agent.
@@ -53,16 +57,13 @@ impl App {
         let control = &self.shared.registry.control;
         match event {
             Event::Renewed(identity) => {
-                let Identity { certificate, trust, .. } = identity.clone();
-                control.identity_renewed(certificate.not_after);
-                tracing::info!(identity = certificate.uri.as_deref(), "a new certificate");
-                self.manager.put_own(OWN, Material::Certificate(certificate));
-                self.manager.put_own(ROOTS, Material::Trust(trust));
-                if let Some(agent) = &self.identity {
-                    agent.newest.send_replace(Some(Arc::new(identity)));
-                }
-                self.start_control_plane();
-                self.follow_promoted(Changes::default()).await;
+                control.identity_renewed(identity.certificate.not_after);
+                tracing::info!(identity = identity.certificate.uri.as_deref(), "a new certificate");
+                self.take_identity(identity).await;
+            }
+            Event::Trusting(identity) => {
+                tracing::info!("the control plane has other roots");
+                self.take_identity(identity).await;
             }
             Event::Failed { reason, held } => {
                 control.identity_failed();
@@ -78,6 +79,29 @@ impl App {
             Event::Ending { ended: true } => {
                 tracing::error!("the certificate has ended: new connections fail until there is a new one");
             }
+        }
+    }
+
+    async fn take_identity(&mut self, identity: Identity) {
+        self.manager.put_own(OWN, Material::Certificate(Arc::clone(&identity.certificate)));
+        self.manager.put_own(ROOTS, Material::Trust(Arc::clone(&identity.trust)));
+        if let Some(agent) = &self.identity {
+            agent.newest.send_replace(Some(Arc::new(identity)));
+        }
+        self.start_control_plane();
+        self.follow_promoted(Changes::default()).await;
+    }
+
+    /// Tells the agent which roots the control plane has, after secrets have come.
+    pub(super) fn tell_agent_roots(&self) {
+        if let Some(agent) = &self.identity
+            && let Some(trust) = self.manager.roots_of_control_plane()
+        {
+            agent.roots.send_if_modified(|old| {
+                let modified = old.as_ref().is_none_or(|old| !Arc::ptr_eq(old, &trust));
+                *old = Some(trust);
+                modified
+            });
         }
     }
 

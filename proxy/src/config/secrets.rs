@@ -206,6 +206,15 @@ impl Secrets {
         self.entries.get(&(source.clone(), Arc::clone(name)))?.hash
     }
 
+    /// The trust that has come under a name.
+    #[must_use]
+    pub fn newest_trust(&self, source: &SecretSource, name: &str) -> Option<Arc<Trust>> {
+        match &self.entries.get(&(source.clone(), Arc::from(name)))?.slot {
+            Slot::Trust(secret) => secret.get(),
+            Slot::Certificate(_) => None,
+        }
+    }
+
     /// Names that contexts take from `source`.
     pub fn wanted(&self, source: &SecretSource) -> BTreeSet<Arc<str>> {
         let used = self.entries.iter().filter(|((from, _), entry)| from == source && entry.slot.is_used());

@@ -15,13 +15,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use self::request::Requester;
 use self::schedule::{Schedule, Warning};
 use self::store::Store;
 use crate::tls::identity::SpiffeId;
-use crate::tls::material::{MaterialError, OwnCertificate};
+use crate::tls::material::{Authorities, MaterialError, OwnCertificate, to_pem};
 use crate::tls::verify::Trust;
 
 /// The longest sleep: the wall clock may jump, or the machine may have slept.
@@ -106,6 +106,16 @@ impl Identity {
         Ok(Self { certificate, trust, text })
     }
 
+    /// The same with other roots.
+    fn trusting(&self, roots: &Authorities) -> Self {
+        let text = Text { roots: to_pem(&roots.certificates), ..self.text.clone() };
+        Self {
+            certificate: Arc::clone(&self.certificate),
+            trust: Arc::new(Trust::in_roots(roots.clone())),
+            text,
+        }
+    }
+
     /// Its SPIFFE ID.
     fn spiffe(&self) -> Option<SpiffeId> {
         SpiffeId::parse(self.certificate.uri.as_deref()?).ok()
@@ -128,6 +138,8 @@ impl Identity {
 pub enum Event {
     /// A certificate from now on.
     Renewed(Identity),
+    /// The same one, and other roots.
+    Trusting(Identity),
     /// A request failed; `held` is whether there is a certificate that still serves.
     Failed {
         /// Why.
@@ -142,8 +154,11 @@ pub enum Event {
     },
 }
 
+/// Roots as the control plane has them now: a new one signs its own certificate long before ours is renewed.
+pub type Roots = watch::Receiver<Option<Arc<Trust>>>;
+
 /// Keeps this process in certificates for as long as somebody listens to `events`.
-pub async fn run(options: Options, events: mpsc::Sender<Event>, mut rng: fastrand::Rng) {
+pub async fn run(options: Options, mut roots: Roots, events: mpsc::Sender<Event>, mut rng: fastrand::Rng) {
     let store = options.folder.clone().map(Store::new);
     let mut held = restored(store.as_ref());
     let mut schedule = Schedule::new(wall(), held.as_ref().map(Identity::ends));
@@ -163,9 +178,19 @@ pub async fn run(options: Options, events: mpsc::Sender<Event>, mut rng: fastran
         let wait = schedule.due().saturating_sub(now);
         if !wait.is_zero() {
             tokio::select! {
-                () = tokio::time::sleep(wait.min(LOOK_EVERY)) => continue,
+                () = tokio::time::sleep(wait.min(LOOK_EVERY)) => {}
                 () = events.closed() => return,
+                Ok(()) = roots.changed() => {
+                    let newest = roots.borrow_and_update().clone();
+                    if let Some(identity) = newest.zip(held.as_mut()).and_then(|(trust, held)| retrust(held, &trust)) {
+                        keep(store.as_ref(), &identity);
+                        if events.send(Event::Trusting(identity)).await.is_err() {
+                            return;
+                        }
+                    }
+                }
             }
+            continue;
         }
         let event = match requester.ask(held.as_ref().filter(|identity| identity.ends() > now)).await {
             Ok(identity) => {
@@ -183,6 +208,17 @@ pub async fn run(options: Options, events: mpsc::Sender<Event>, mut rng: fastran
             return;
         }
     }
+}
+
+/// Gives `held` other roots, if they are others.
+fn retrust(held: &mut Identity, trust: &Trust) -> Option<Identity> {
+    let roots = trust.roots.as_ref()?;
+    let has = held.trust.roots.as_ref().map(|has| &has.certificates);
+    if has == Some(&roots.certificates) {
+        return None;
+    }
+    *held = held.trusting(roots);
+    Some(held.clone())
 }
 
 /// What an earlier process left, if it still serves.

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use rustls::RootCertStore;
 use rustls::SignatureAlgorithm;
 use rustls::crypto::CryptoProvider;
@@ -201,6 +202,22 @@ impl Authorities {
     pub fn none() -> Self {
         Self { store: RootCertStore::empty(), certificates: Vec::new() }
     }
+}
+
+/// Certificates as PEM (RFC 7468).
+#[must_use]
+pub fn to_pem(certificates: &[CertificateDer<'_>]) -> String {
+    let mut out = String::new();
+    for der in certificates {
+        let text = BASE64_STANDARD.encode(der);
+        out.push_str("-----BEGIN CERTIFICATE-----\n");
+        for line in text.as_bytes().chunks(64) {
+            out.extend(line.iter().map(|byte| char::from(*byte)));
+            out.push('\n');
+        }
+        out.push_str("-----END CERTIFICATE-----\n");
+    }
+    out
 }
 
 /// Trusted CAs out of a PEM bundle.

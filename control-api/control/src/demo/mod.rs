@@ -9,6 +9,7 @@ mod report;
 mod screen;
 mod sidecar;
 mod stage;
+mod streams;
 mod visitors;
 
 use std::process::ExitCode;

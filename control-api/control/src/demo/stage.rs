@@ -2,7 +2,7 @@
 
 mod documents;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Permissions;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -11,6 +11,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use http::Method;
 use remora_mesh::{Listening, names};
 use tokio::process::Command;
 use tokio::time::Instant;
@@ -18,10 +19,12 @@ use tokio::time::Instant;
 use super::apps::App;
 use super::metrics::View;
 use super::sidecar::Process;
-use crate::ca::Overlap;
+use crate::ca::issued::Entry;
+use crate::ca::{Overlap, Phase};
 use crate::client::Server;
 use crate::control;
 use crate::files::private;
+use crate::rest::Shown;
 use crate::sidecar::join_token;
 
 use documents::Documents;
@@ -47,6 +50,17 @@ pub(super) struct Stage {
 
 /// Workloads, in the order in which they are shown.
 pub(super) const WORKLOADS: [&str; 5] = ["visitors", "shop-1", "shop-2", "stock-1", "stock-2"];
+
+/// Whom everybody's certificate is from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Authority {
+    /// The root that signs.
+    pub(super) root: String,
+    /// Certificates of sidecars that it signed.
+    pub(super) certificates: usize,
+    /// Identities that have one.
+    pub(super) identities: usize,
+}
 
 impl Stage {
     /// Starts everything.
@@ -98,6 +112,24 @@ impl Stage {
     /// The control plane, for `remora --server`.
     pub(super) fn server(&self) -> String {
         format!("http://{}", self.plane.rest)
+    }
+
+    /// Announces a new root, which signs when every sidecar trusts it.
+    pub(super) async fn rotate_root(&self) -> anyhow::Result<()> {
+        self.rest()?.call(Method::POST, "/remora/v1/ca/rotate", None).await.map(drop)
+    }
+
+    /// What the authority is now.
+    pub(super) async fn authority(&self) -> anyhow::Result<Authority> {
+        let shown: Shown =
+            serde_json::from_value(self.rest()?.call(Method::GET, "/remora/v1/ca", None).await?)?;
+        let signing = shown.roots.into_iter().find(|root| root.phase == Phase::Signing);
+        let signing = signing.context("no root signs")?;
+        let of_it = |entry: &&Entry| entry.time >= signing.since && entry.credential != "control";
+        let certificates = shown.issued.iter().filter(of_it).count();
+        let identities: BTreeSet<_> =
+            shown.issued.iter().filter(of_it).map(|entry| entry.identity.clone()).collect();
+        Ok(Authority { root: signing.id, certificates, identities: identities.len() })
     }
 
     fn rest(&self) -> anyhow::Result<Server> {

@@ -11,6 +11,7 @@ use crate::config::compile::{Scope, tls};
 use crate::config::secrets::{Material, Recipe, SecretSource};
 use crate::config::spec::{ConfigSource, ListenerSpec};
 use crate::tls::secret::Secret;
+use crate::tls::verify::Trust;
 
 /// Name of the secret with the process's own certificate.
 pub const OWN: &str = "default";
@@ -56,6 +57,12 @@ impl Manager {
         if let Err(error) = self.names.secrets.put(&None, &name.into(), self.own_secrets, material) {
             tracing::error!(name, error, "the agent's secret is not used");
         }
+    }
+
+    /// The authorities that the control plane has sent.
+    #[must_use]
+    pub fn roots_of_control_plane(&self) -> Option<Arc<Trust>> {
+        self.names.secrets.newest_trust(&Some(ConfigSource::Ads), ROOTS)
     }
 
     /// Whether the secrets of the connection to the control plane have come.
