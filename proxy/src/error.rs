@@ -157,6 +157,8 @@ reasons! {
     Overloaded = "overloaded", 503, Unavailable, "OM", Proxy;
     /// The proxy is shutting down and its deadline is over.
     Draining = "draining", 503, Unavailable, "DT", Proxy;
+    /// An access policy (RBAC) refuses it.
+    RbacDenied = "rbac_denied", 403, PermissionDenied, "", Proxy;
     /// Original-destination routing was asked for, but the connection has none.
     NoOriginalDestination = "no_original_destination", 503, Unavailable, "UH", Proxy;
 

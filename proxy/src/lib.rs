@@ -14,6 +14,7 @@ pub mod error;
 pub mod http;
 pub mod io;
 pub mod listener;
+pub mod policy;
 pub mod readiness;
 pub mod resilience;
 pub mod route;

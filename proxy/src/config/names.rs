@@ -52,12 +52,17 @@ pub enum RouteTableKind {}
 /// Kind of [`ChainId`].
 #[derive(Debug)]
 pub enum ChainKind {}
+/// Kind of [`PolicyId`].
+#[derive(Debug)]
+pub enum PolicyKind {}
 /// Number of a cluster name.
 pub type ClusterId = Id<ClusterKind>;
 /// Number of a route configuration name.
 pub type RouteTableId = Id<RouteTableKind>;
 /// Number of a filter chain (listener name and chain name or position).
 pub type ChainId = Id<ChainKind>;
+/// Number of a policy in metrics (prefix of its statistics, and its name).
+pub type PolicyId = Id<PolicyKind>;
 
 /// The numbers of one kind.
 #[derive(Debug)]
@@ -123,4 +128,6 @@ pub struct Names {
     pub route_tables: Interner<RouteTableKind>,
     /// Filter chains.
     pub chains: Interner<ChainKind>,
+    /// Policies: `prefix/name`.
+    pub policies: Interner<PolicyKind>,
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::config::names::{ChainId, ClusterId, RouteTableId};
 use crate::listener::chain_match::ChainMatcher;
+use crate::policy::rbac::RbacFilter;
 use crate::route::RouteTable;
 use crate::telemetry::access_log::AccessLog;
 use crate::tls::server::ServerTls;
@@ -226,6 +227,8 @@ pub enum ClientCertMode {
 /// HTTP filters: a closed set, compiled from `http_filters`.
 #[derive(Debug)]
 pub enum HttpFilter {
+    /// `envoy.filters.http.rbac`, with its name: routes say something about it by that.
+    Rbac(Arc<str>, Box<RbacFilter>),
     /// `envoy.filters.http.router`.
     Router,
 }

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::body::BodyProgress;
 use super::downstream::Downstream;
+use super::filters::Findings;
 use super::head::{HeaderCase, RequestHead, ResponseHead};
 use super::headers::Origin;
 use super::interim::InterimSink;
@@ -72,6 +73,8 @@ pub struct RequestCtx {
     pub timeout_alternative: bool,
     /// Trailers of the answer, when it is gRPC: its status is there.
     pub trailers: Rc<std::cell::OnceCell<HeaderMap>>,
+    /// What policy filters found; None when there was nothing to keep.
+    pub policy: Option<Box<Findings>>,
     /// When the head of the answer came.
     pub answered: Option<Duration>,
     original_path: Option<PathAndQuery>,
@@ -116,6 +119,7 @@ impl RequestCtx {
             permits: [None, None],
             timeout_alternative: false,
             trailers: Rc::default(),
+            policy: None,
             answered: None,
             original_path: None,
             status: None,
@@ -208,6 +212,8 @@ impl RequestCtx {
             status: self.status,
             reason: self.reason,
             flags: self.flags,
+            response_code_details: self.policy.as_ref().and_then(|p| p.details.as_deref()),
+            shadow: self.policy.as_ref().and_then(|p| p.shadow.as_deref()),
             bytes_received: self.progress.bytes.get(),
             bytes_sent: sent,
             timings: Timings {

@@ -16,7 +16,15 @@ pub const REASON_HEADER: HeaderName = HeaderName::from_static("x-remora-reason")
 /// The answer for `reason`, with a short explanation as its body.
 #[must_use]
 pub fn reply(reason: Reason, grpc: bool) -> Response {
-    reply_with(reason, reason.status(), Bytes::from_static(reason.explain().trim_ascii().as_bytes()), grpc)
+    reply_with(reason, reason.status(), Bytes::from_static(text(reason).as_bytes()), grpc)
+}
+
+/// What the answer says. Refusals by policy have Envoy's words, which clients and tests know.
+fn text(reason: Reason) -> &'static str {
+    match reason {
+        Reason::RbacDenied => "RBAC: access denied",
+        other => other.explain().trim_ascii(),
+    }
 }
 
 /// An answer with a body of its own (direct responses).

@@ -5,6 +5,7 @@ pub mod authority;
 pub mod body;
 pub mod context;
 pub mod downstream;
+pub mod filters;
 pub mod forward;
 pub mod guard;
 pub mod h1;

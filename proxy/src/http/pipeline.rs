@@ -7,6 +7,7 @@ use http::{HeaderValue, Method, StatusCode};
 
 use super::body::Body;
 use super::context::RequestCtx;
+use super::filters;
 use super::forward;
 use super::head::ResponseHead;
 use super::headers;
@@ -72,16 +73,14 @@ async fn run(ctx: &mut RequestCtx, body: Body) -> Result<Response, Reason> {
     if ctx.head.authority.is_none() && ctx.head.method == Method::CONNECT {
         return Err(Reason::MissingHost);
     }
-    let inline;
     let table = match &http.routes {
-        RouteSource::Inline(table) => {
-            inline = table;
-            inline
-        }
-        RouteSource::Rds(id) => snapshot.route_table(*id).ok_or(Reason::NoRoute)?,
+        RouteSource::Inline(table) => Some(table),
+        RouteSource::Rds(id) => snapshot.route_table(*id),
     };
     let random = ctx.downstream.worker.with_rng(|rng| rng.u64(..));
-    let found = table.find(&Query { head: &ctx.head, internal: ctx.origin.internal, random });
+    let query = Query { head: &ctx.head, internal: ctx.origin.internal, random };
+    let found = table.map_or(Found::NoVirtualHost, |table| table.find(&query));
+    filters::run(ctx, &http.filters, found.overrides())?;
     match found {
         Found::Route(_, route) => take(ctx, route, &http, body).await,
         Found::TlsRequired(_) => redirect(StatusCode::MOVED_PERMANENTLY, tls_location(&ctx.head)),
