@@ -101,6 +101,8 @@ pub struct FilterChain {
     pub tls: Option<Arc<ServerTls>>,
     /// `transport_socket_connect_timeout`, default 10 s here (Envoy: none): an idle handshake must end.
     pub tls_timeout: Duration,
+    /// `envoy.filters.network.rbac`, as often and in the order as they stand there.
+    pub policies: Vec<RbacFilter>,
     /// The network filter.
     pub filter: NetworkFilter,
 }

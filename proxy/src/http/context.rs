@@ -16,6 +16,7 @@ use super::head::{HeaderCase, RequestHead, ResponseHead};
 use super::headers::Origin;
 use super::interim::InterimSink;
 use super::local_reply;
+use super::recheck::Recheck;
 use super::response::Response;
 use crate::config::names::ClusterId;
 use crate::config::spec::HttpSpec;
@@ -75,6 +76,8 @@ pub struct RequestCtx {
     pub trailers: Rc<std::cell::OnceCell<HeaderMap>>,
     /// What policy filters found; None when there was nothing to keep.
     pub policy: Option<Box<Findings>>,
+    /// Judges the request again when the configuration changes.
+    pub recheck: Option<Box<Recheck>>,
     /// When the head of the answer came.
     pub answered: Option<Duration>,
     original_path: Option<PathAndQuery>,
@@ -120,6 +123,7 @@ impl RequestCtx {
             timeout_alternative: false,
             trailers: Rc::default(),
             policy: None,
+            recheck: None,
             answered: None,
             original_path: None,
             status: None,
@@ -191,7 +195,8 @@ impl RequestCtx {
 
     fn close(&mut self, sent: u64, failed: Option<Reason>) {
         self.finished = true;
-        self.reason = self.reason.or(failed);
+        let evicted = self.downstream.evicted.get().then_some(Reason::RbacDenied);
+        self.reason = self.reason.or(evicted).or(failed);
         let total = self.start.elapsed();
         let worker = Rc::clone(&self.downstream.worker);
         let record = self.record(sent, total);

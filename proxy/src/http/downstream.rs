@@ -35,6 +35,8 @@ pub struct Downstream {
     pub chain: Arc<FilterChain>,
     /// The worker that owns the connection.
     pub worker: Rc<Worker>,
+    /// Policy closes the connection.
+    pub evicted: Cell<bool>,
     /// Streams started on it.
     pub streams: Cell<u64>,
 }

@@ -3,6 +3,8 @@
 use http::HeaderValue;
 
 use super::context::RequestCtx;
+use super::downstream::Downstream;
+use super::recheck::Recheck;
 use crate::config::spec::HttpFilter;
 use crate::error::Reason;
 use crate::policy::overrides::{Override, Overrides};
@@ -28,14 +30,49 @@ pub struct Findings {
 /// # Errors
 /// Why one of them refuses the request.
 pub fn run(ctx: &mut RequestCtx, filters: &[HttpFilter], route: Option<&Overrides>) -> Result<(), Reason> {
+    let mut judged = false;
     for filter in filters {
         match filter {
-            HttpFilter::Rbac(name, filter) => match route.and_then(|route| route.of(name)) {
-                None => access(ctx, filter)?,
-                Some(Override::Rbac(filter)) => access(ctx, filter)?,
-                Some(Override::Disabled) => {}
-            },
+            HttpFilter::Rbac(name, filter) => {
+                judged = true;
+                if let Some(filter) = effective(name, filter, route) {
+                    access(ctx, filter)?;
+                }
+            }
             HttpFilter::Router => {}
+        }
+    }
+    if judged {
+        ctx.recheck = Some(Box::new(Recheck::new(ctx)));
+    }
+    Ok(())
+}
+
+/// The rules that hold for a route.
+fn effective<'f>(name: &str, filter: &'f RbacFilter, route: Option<&'f Overrides>) -> Option<&'f RbacFilter> {
+    match route.and_then(|route| route.of(name)) {
+        None => Some(filter),
+        Some(Override::Rbac(filter)) => Some(filter),
+        Some(Override::Disabled) => None,
+    }
+}
+
+/// Judges a request that was let in once more. Only a refusal counts: the request was counted when it came.
+///
+/// # Errors
+/// It would be refused now.
+pub fn still_allowed(
+    downstream: &Downstream,
+    filters: &[HttpFilter],
+    route: Option<&Overrides>,
+    view: &View<'_>,
+) -> Result<(), Reason> {
+    for filter in filters {
+        let HttpFilter::Rbac(name, filter) = filter else { continue };
+        let rules = effective(name, filter, route).and_then(|filter| filter.rules.as_ref());
+        if let Some(verdict) = rules.map(|rules| rules.judge(view)).filter(|verdict| !verdict.allowed) {
+            downstream.worker.metrics.decided(downstream, &verdict, Decision::Denied);
+            return Err(Reason::RbacDenied);
         }
     }
     Ok(())

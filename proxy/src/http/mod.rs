@@ -17,6 +17,7 @@ pub mod local_reply;
 pub mod path;
 pub mod pipeline;
 pub mod pump;
+pub mod recheck;
 pub mod replay;
 pub mod response;
 pub mod tunnel;
