@@ -39,6 +39,8 @@ wire! {
     pb::extensions::access_loggers::stream::v3::StdoutAccessLog,
     pb::extensions::clusters::dns::v3::DnsCluster,
     pb::config::route::v3::FilterConfig,
+    pb::extensions::filters::http::jwt_authn::v3::JwtAuthentication,
+    pb::extensions::filters::http::jwt_authn::v3::PerRouteConfig,
     pb::extensions::filters::http::rbac::v3::Rbac,
     pb::extensions::filters::http::rbac::v3::RbacPerRoute,
     pb::extensions::filters::http::router::v3::Router,

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::config::names::{ChainId, ClusterId, RouteTableId};
 use crate::listener::chain_match::ChainMatcher;
+use crate::policy::jwt::JwtFilter;
 use crate::policy::rbac::RbacFilter;
 use crate::route::RouteTable;
 use crate::telemetry::access_log::AccessLog;
@@ -231,6 +232,8 @@ pub enum ClientCertMode {
 pub enum HttpFilter {
     /// `envoy.filters.http.rbac`, with its name: routes say something about it by that.
     Rbac(Arc<str>, Box<RbacFilter>),
+    /// `envoy.filters.http.jwt_authn`, with its name.
+    Jwt(Arc<str>, Box<JwtFilter>),
     /// `envoy.filters.http.router`.
     Router,
 }

@@ -41,6 +41,9 @@ fn failure(ctx: &RequestCtx, reason: Reason) -> Response {
         return local_reply::reply_with(reason, StatusCode::NO_CONTENT, bytes::Bytes::new(), false);
     }
     let mut response = local_reply::reply(reason, ctx.is_grpc());
+    if let Some(challenge) = ctx.policy.as_ref().and_then(|policy| policy.challenge.clone()) {
+        response.head.headers.insert(header::WWW_AUTHENTICATE, challenge);
+    }
     if reason == Reason::UpstreamOverflow && !ctx.http.suppress_envoy_headers {
         response.head.headers.insert(OVERLOADED.clone(), HeaderValue::from_static("true"));
     }
@@ -80,7 +83,7 @@ async fn run(ctx: &mut RequestCtx, body: Body) -> Result<Response, Reason> {
     let random = ctx.downstream.worker.with_rng(|rng| rng.u64(..));
     let query = Query { head: &ctx.head, internal: ctx.origin.internal, random };
     let found = table.map_or(Found::NoVirtualHost, |table| table.find(&query));
-    filters::run(ctx, &http.filters, found.overrides())?;
+    filters::run(ctx, &http.filters, found.overrides()).await?;
     match found {
         Found::Route(_, route) => take(ctx, route, &http, body).await,
         Found::TlsRequired(_) => redirect(StatusCode::MOVED_PERMANENTLY, tls_location(&ctx.head)),

@@ -3,9 +3,11 @@
 //! - [`view`]: what a rule may look at.
 //! - [`rbac`]: `envoy.config.rbac.v3.RBAC`, for requests and for connections.
 //! - [`index`]: which policies of many can match at all.
+//! - [`jwt`]: tokens, and who must show which.
 //! - [`overrides`]: what routes say about the filters of their listener.
 
 pub mod index;
+pub mod jwt;
 pub mod overrides;
 pub mod rbac;
 pub mod view;

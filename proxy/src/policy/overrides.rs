@@ -16,6 +16,8 @@ pub enum Override {
     Disabled,
     /// `RBACPerRoute.rbac`.
     Rbac(Arc<RbacFilter>),
+    /// `PerRouteConfig.requirement_name` of `jwt_authn`.
+    Jwt(Arc<str>),
 }
 
 impl Overrides {

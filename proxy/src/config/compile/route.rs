@@ -30,6 +30,7 @@ mod matches;
 mod redirect;
 mod retry;
 
+pub use matches::route_match as compile_route_match;
 pub use retry::compile_retry_policy;
 
 /// Envoy's limit of a direct response's body, bytes.

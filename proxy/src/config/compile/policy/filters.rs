@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use remora_xds::diag::At;
 use remora_xds::pb::envoy::config::route::v3::FilterConfig;
+use remora_xds::pb::envoy::extensions::filters::http::jwt_authn::v3::PerRouteConfig;
+use remora_xds::pb::envoy::extensions::filters::http::jwt_authn::v3::per_route_config::RequirementSpecifier;
 use remora_xds::pb::envoy::extensions::filters::http::rbac::v3::RbacPerRoute;
 use remora_xds::pb::google::protobuf::Any;
 
@@ -48,6 +50,17 @@ fn filter_override(any: &Any, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Over
             None => Override::Disabled,
             Some(rbac) => Override::Rbac(Arc::new(http_filter(&rbac, &at.field("rbac"), scope))),
         });
+    }
+    if holds::<PerRouteConfig>(any) {
+        let PerRouteConfig { requirement_specifier } = unpack(any, at, scope)?;
+        return match requirement_specifier {
+            Some(RequirementSpecifier::Disabled(true)) => Some(Override::Disabled),
+            Some(RequirementSpecifier::RequirementName(name)) => Some(Override::Jwt(name.into())),
+            Some(RequirementSpecifier::Disabled(false)) | None => {
+                scope.errors.report(at, "says nothing").fix("set requirement_name, or disabled: true");
+                None
+            }
+        };
     }
     let message = format!("`{}` is no setting of a filter that is supported here", any.type_url);
     scope.errors.report(at, message).fix("use RBACPerRoute, PerRouteConfig of jwt_authn or FilterConfig");
