@@ -3,6 +3,7 @@
 mod control_plane;
 mod dns;
 mod identity;
+mod key_sets;
 mod listeners;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 use self::control_plane::ControlPlane;
 pub use self::control_plane::ControlPlaneStatus;
 use self::dns::Unresolved;
+use self::key_sets::KeySets;
 use crate::admin::view::AdminView;
 use crate::admin::{Admin, DrainListeners, LevelControl, OpenAnswers, Pages};
 use crate::bootstrap::{self, Settings};
@@ -136,6 +138,7 @@ struct App {
     dns: DnsHandle,
     dns_updates: mpsc::Receiver<DnsUpdate>,
     unresolved: Unresolved,
+    key_sets: KeySets,
     requests: mpsc::Receiver<DrainListeners>,
     drain: Drain,
     readiness: Readiness,
@@ -204,6 +207,7 @@ pub async fn run(
         dns,
         dns_updates,
         unresolved: Unresolved::default(),
+        key_sets: KeySets::default(),
         requests,
         drain,
         readiness,
@@ -341,6 +345,7 @@ impl App {
         if let Some(control_plane) = &self.control_plane {
             control_plane.follow(&snapshot);
         }
+        self.key_sets.follow(&snapshot, &self.shared.config);
         self.shared.config.store(Arc::new(snapshot));
         self.tell(|| Command::Changed).await;
     }

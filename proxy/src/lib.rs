@@ -15,6 +15,7 @@ pub mod http;
 pub mod identity;
 pub mod io;
 pub mod listener;
+pub mod policy;
 pub mod readiness;
 pub mod resilience;
 pub mod route;

@@ -54,12 +54,17 @@ pub enum RouteTableKind {}
 /// Kind of [`ChainId`].
 #[derive(Debug)]
 pub enum ChainKind {}
+/// Kind of [`PolicyId`].
+#[derive(Debug)]
+pub enum PolicyKind {}
 /// Number of a cluster name.
 pub type ClusterId = Id<ClusterKind>;
 /// Number of a route configuration name.
 pub type RouteTableId = Id<RouteTableKind>;
 /// Number of a filter chain (listener name and chain name or position).
 pub type ChainId = Id<ChainKind>;
+/// Number of a policy in metrics (prefix of its statistics, and its name).
+pub type PolicyId = Id<PolicyKind>;
 
 /// The numbers of one kind.
 #[derive(Debug)]
@@ -127,4 +132,6 @@ pub struct Names {
     pub chains: Interner<ChainKind>,
     /// Certificates and trust.
     pub secrets: Secrets,
+    /// Policies: `prefix/name`.
+    pub policies: Interner<PolicyKind>,
 }
