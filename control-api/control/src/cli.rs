@@ -20,6 +20,9 @@ use crate::{bench, check, commands, control, demo, run};
   remora run --service orders --port 8080 -- ./orders
                                     a program with a sidecar, registered while it runs
   remora apply -f mesh.yaml         mesh documents; also get, diff, delete, status
+  remora token create --service-account orders
+                                    what a program on another machine gets its identity with
+  remora certs                      roots and certificates; also certs rotate-root, certs revoke
   remora check -f mesh.yaml         every mistake in mesh documents or bootstraps, with its line
 
 `remora COMMAND --help` has more."
@@ -49,6 +52,10 @@ enum Command {
     Delete(commands::DeleteArgs),
     /// Show every connected proxy with its sync state
     Status(commands::StatusArgs),
+    /// Show roots and certificates; rotate the root, revoke certificates
+    Certs(commands::CertsArgs),
+    /// Make, show and remove join tokens
+    Token(commands::TokenArgs),
     /// Check mesh documents and bootstraps without running anything
     Check(check::CheckArgs),
     /// Measure
@@ -70,6 +77,8 @@ pub fn main() -> ExitCode {
         Command::Diff(args) => commands::diff(&args),
         Command::Delete(args) => commands::delete(&args),
         Command::Status(args) => commands::status(&args),
+        Command::Certs(args) => commands::certs(args),
+        Command::Token(args) => commands::token(args),
         Command::Check(args) => check::run(&args),
         Command::Bench(args) => bench::run(&args),
     }

@@ -42,6 +42,17 @@ const fn date(days: u64) -> (u64, u64, u64) {
 /// Seconds since the time that [`rfc3339`] wrote. None: it is no such time.
 #[must_use]
 pub fn age(text: &str, now: SystemTime) -> Option<u64> {
+    Some(unix(now).saturating_sub(parse(text)?))
+}
+
+/// Seconds until the time that [`rfc3339`] wrote. None: it is past, or no such time.
+#[must_use]
+pub fn left(text: &str, now: SystemTime) -> Option<u64> {
+    parse(text)?.checked_sub(unix(now)).filter(|left| *left > 0)
+}
+
+/// The way back from [`rfc3339_of`].
+fn parse(text: &str) -> Option<u64> {
     let number = |range: std::ops::Range<usize>| text.get(range)?.parse::<u64>().ok();
     let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
     let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
@@ -50,9 +61,7 @@ pub fn age(text: &str, now: SystemTime) -> Option<u64> {
     }
     let (year, from_march) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let days = year * 365 + year / 4 - year / 100 + year / 400 + (153 * from_march + 2) / 5 + day - 1;
-    let then = days.checked_sub(719_468)? * DAY + hour * 3600 + minute * 60 + second;
-    let now = now.duration_since(UNIX_EPOCH).ok()?.as_secs();
-    Some(now.saturating_sub(then))
+    Some(days.checked_sub(719_468)? * DAY + hour * 3600 + minute * 60 + second)
 }
 
 #[cfg(test)]
@@ -78,6 +87,8 @@ mod tests {
             let text = rfc3339(UNIX_EPOCH + Duration::from_secs(seconds));
             assert_eq!(age(&text, now), Some(4_200_000_000 - seconds), "{text}");
         }
+        let (past, future) = (rfc3339_of(unix(now) - 7), rfc3339_of(unix(now) + 7));
+        assert_eq!((left(&past, now), left(&future, now), age(&future, now)), (None, Some(7), Some(0)));
         for wrong in ["", "yesterday", "2026-13-01T00:00:00Z", "2026-11-25T21:48:53+01:00"] {
             assert_eq!(age(wrong, now), None, "{wrong}");
         }

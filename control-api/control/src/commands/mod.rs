@@ -1,12 +1,14 @@
 //! Commands that ask a control plane, with kubectl's habits.
 
 mod apply;
+mod certs;
 mod delete;
 mod diff;
 mod files;
 mod get;
 mod status;
 mod table;
+mod token;
 mod wait;
 
 use std::future::Future;
@@ -17,10 +19,12 @@ use clap::Args;
 use crate::client::Server;
 
 pub(crate) use apply::{ApplyArgs, apply};
+pub(crate) use certs::{CertsArgs, certs};
 pub(crate) use delete::{DeleteArgs, delete};
 pub(crate) use diff::{DiffArgs, diff};
 pub(crate) use get::{GetArgs, get};
 pub(crate) use status::{StatusArgs, status};
+pub(crate) use token::{TokenArgs, token};
 
 /// Where the control plane is.
 #[derive(Debug, Clone, Args)]

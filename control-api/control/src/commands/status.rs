@@ -30,10 +30,23 @@ pub(crate) struct StatusArgs {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Output {
+pub(super) enum Output {
     Table,
     Json,
     Yaml,
+}
+
+impl Output {
+    /// Prints everything: as JSON, or as YAML.
+    pub(super) fn print(self, answer: &Value) {
+        match self {
+            Self::Yaml => print!("{}", remora_xds::write_yaml(answer)),
+            // A Value is always JSON.
+            Self::Json | Self::Table => {
+                println!("{}", serde_json::to_string_pretty(answer).unwrap_or_default())
+            }
+        }
+    }
 }
 
 const REFUSED: u8 = 3;
@@ -44,10 +57,8 @@ pub(crate) fn status(args: &StatusArgs) -> ExitCode {
         let proxies: Vec<Proxy> = serde_json::from_value(answer["proxies"].clone())
             .context("the control plane answers something else")?;
         match args.output {
-            // A Value is always JSON.
-            Output::Json => println!("{}", serde_json::to_string_pretty(&answer).unwrap_or_default()),
-            Output::Yaml => print!("{}", remora_xds::write_yaml(&answer)),
             Output::Table => show(&answer, &proxies),
+            output => output.print(&answer),
         }
         let refused = proxies.iter().any(|proxy| !proxy.refusals.is_empty());
         Ok(if refused { REFUSED } else { 0 })

@@ -174,6 +174,46 @@ async fn what_is_got_of_several_kinds_is_one_text_and_what_is_gone_need_not_be_t
 }
 
 #[tokio::test]
+async fn people_see_and_change_the_authority_by_commands() {
+    let folder = tempfile::tempdir().unwrap();
+    let control = start(folder.path(), &["--root-overlap", "0s", "--trust-domain", "test"]).await;
+    let (code, out, _) = remora(&control, &["certs"]);
+    assert_eq!(code, Some(0));
+    assert!(out.starts_with("trust domain test: 1 roots, 0 certificates revoked\n\nROOT  "), "{out}");
+    assert!(out.contains("spiffe://test/ns/remora-system/sa/remora-control"), "its own certificate: {out}");
+
+    let (code, text, _) = remora(&control, &["token", "create", "--service-account", "shop", "--uses", "3"]);
+    assert_eq!((code, text.split('-').count()), (Some(0), 4), "{text}");
+    let id = text.split('-').nth(1).unwrap();
+    let (_, list, _) = remora(&control, &["token", "list"]);
+    let rows: Vec<Vec<&str>> = list.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows[1][..3], [id, "spiffe://test/ns/default/sa/shop", "3"]);
+    assert_eq!(remora(&control, &["token", "delete", id]).1, format!("token/{id} deleted\n"));
+    assert_eq!(remora(&control, &["token", "delete", id]).0, Some(1));
+    assert_eq!(remora(&control, &["token", "list"]).2, "No tokens found.\n");
+
+    let (code, out, _) = remora(&control, &["certs", "rotate-root"]);
+    assert!(code == Some(0) && out.ends_with(" announced\n"), "{out}");
+    let json = || serde_json::from_str::<Value>(&remora(&control, &["certs", "-o", "json"]).1).unwrap();
+    until("the new root signs", async || json()["roots"][1]["phase"] == "Signing").await;
+    let serial = json()["issued"][0]["serial"].as_str().unwrap().to_owned();
+    assert_eq!(
+        remora(&control, &["certs", "revoke", "--serial", &serial]).1,
+        format!("certificate {serial} revoked\n")
+    );
+    assert_eq!(json()["revoked"][0]["serial"], serial.as_str());
+    let identity = ["--identity", "spiffe://test/ns/default/sa/shop"];
+    let revoke = [&["certs", "revoke"][..], &identity].concat();
+    assert!(remora(&control, &revoke).1.contains("gets no certificates any more"));
+    assert!(
+        remora(&control, &["certs"]).1.contains("\nspiffe://test/ns/default/sa/shop gets no certificates\n")
+    );
+    assert_eq!(remora(&control, &[&["certs", "restore"][..], &identity].concat()).0, Some(0));
+    assert_eq!(remora(&control, &["certs", "revoke"]).0, Some(2));
+    assert_eq!(remora(&control, &["certs", "revoke", "--serial", "shop"]).0, Some(1));
+}
+
+#[tokio::test]
 async fn a_folder_is_followed() {
     let (folder, mesh) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     std::fs::write(mesh.path().join("a.yaml"), SERVICE).unwrap();
