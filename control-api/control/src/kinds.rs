@@ -25,7 +25,7 @@ const REMORA: &str = "remora.dev";
 const DISCOVERY: &str = "discovery.k8s.io";
 
 /// All kinds. Those that others refer to come first.
-pub const KINDS: [Kind; 10] = [
+pub const KINDS: [Kind; 11] = [
     kind("", "v1", "Service", ["services", "service"], &["svc"]),
     kind(REMORA, "v1alpha1", "Workload", ["workloads", "workload"], &["wl"]),
     kind(DISCOVERY, "v1", "EndpointSlice", ["endpointslices", "endpointslice"], &[]),
@@ -37,6 +37,13 @@ pub const KINDS: [Kind; 10] = [
         "AuthenticationPolicy",
         ["authenticationpolicies", "authenticationpolicy"],
         &["authn"],
+    ),
+    kind(
+        REMORA,
+        "v1alpha1",
+        "AuthorizationPolicy",
+        ["authorizationpolicies", "authorizationpolicy"],
+        &["authz"],
     ),
     kind(GATEWAY, "v1", "HTTPRoute", ["httproutes", "httproute"], &[]),
     kind(GATEWAY, "v1", "GRPCRoute", ["grpcroutes", "grpcroute"], &[]),

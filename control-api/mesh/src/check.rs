@@ -1,5 +1,6 @@
 //! What must hold between documents, and what their types cannot say.
 
+mod authorization;
 mod http;
 mod names;
 mod order;
@@ -53,6 +54,7 @@ pub fn findings(mesh: &Mesh, document: &AnyDocument) -> Vec<Finding> {
         AnyDocument::ReferenceGrant(d) => with(d, |report| route::grant(d, report)),
         AnyDocument::TrafficPolicy(d) => with(d, |report| policy::traffic(mesh, d, report)),
         AnyDocument::AuthenticationPolicy(d) => with(d, |report| policy::authentication(mesh, d, report)),
+        AnyDocument::AuthorizationPolicy(d) => with(d, |report| authorization::check(mesh, d, report)),
     }
 }
 

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use remora_xds::diag::SourceMap;
 
 use crate::document::{
-    AuthenticationPolicySpec, BackendRef, Document, EndpointSliceSpec, GrpcRouteSpec, HttpRouteSpec,
-    ParentRef, ReferenceGrantSpec, ServiceSpec, TcpRouteSpec, TlsRouteSpec, TrafficPolicySpec, WorkloadSpec,
+    AuthenticationPolicySpec, AuthorizationPolicySpec, BackendRef, Document, EndpointSliceSpec,
+    GrpcRouteSpec, HttpRouteSpec, ParentRef, ReferenceGrantSpec, ServiceSpec, TcpRouteSpec, TlsRouteSpec,
+    TrafficPolicySpec, WorkloadSpec,
 };
 use crate::name::{ByName, Key};
 
@@ -154,6 +155,8 @@ kinds! {
     TrafficPolicy, policies, TrafficPolicySpec, "TrafficPolicy", ["remora.dev/v1alpha1"];
     /// AuthenticationPolicy.
     AuthenticationPolicy, authentications, AuthenticationPolicySpec, "AuthenticationPolicy", ["remora.dev/v1alpha1"];
+    /// AuthorizationPolicy.
+    AuthorizationPolicy, authorizations, AuthorizationPolicySpec, "AuthorizationPolicy", ["remora.dev/v1alpha1"];
 }
 
 impl fmt::Display for Kind {

@@ -93,6 +93,7 @@ impl Documents {
             Some(Kind::ReferenceGrant) => self.grants.push(read.document()?),
             Some(Kind::TrafficPolicy) => self.policies.push(read.document()?),
             Some(Kind::AuthenticationPolicy) => self.authentications.push(read.document()?),
+            Some(Kind::AuthorizationPolicy) => self.authorizations.push(read.document()?),
             None => {
                 let (said, fix) = unknown(version, kind);
                 return Err(vec![error(at, "kind".into(), said, Some(fix))]);
@@ -103,8 +104,7 @@ impl Documents {
 }
 
 /// Kinds that people know from elsewhere, or that are planned, and what to do without them.
-const REFUSED: [(&str, &str); 9] = [
-    ("AuthorizationPolicy", "is not supported yet"),
+const REFUSED: [(&str, &str); 8] = [
     ("RateLimitPolicy", "is not supported yet"),
     ("FaultPolicy", "is not supported yet"),
     ("TelemetryPolicy", "is not supported yet"),

@@ -213,8 +213,7 @@ fn found(text: &str) -> String {
 #[test]
 fn what_cannot_be_honoured_is_refused_by_name() {
     insta::assert_snapshot!(found(REFUSED));
-    let kinds =
-        ["AuthorizationPolicy", "RateLimitPolicy", "FaultPolicy", "TelemetryPolicy", "VirtualService", "Pod"];
+    let kinds = ["RateLimitPolicy", "FaultPolicy", "TelemetryPolicy", "VirtualService", "Pod"];
     let said: String =
         kinds.map(|kind| found(&format!("apiVersion: remora.dev/v1alpha1\nkind: {kind}\n"))).concat();
     insta::assert_snapshot!("kinds_that_are_refused", said);
@@ -268,6 +267,105 @@ spec: {{targetRefs: [{{name: b}}], mtls: {{mode: {second}}}}}
 
     assert!(found(&text("Permissive")).contains("plaintext could be for any of 2 ports"));
     assert!(listener("Permissive").filter_chains.iter().all(|chain| chain.transport_socket.is_some()));
+}
+
+const AUTHORIZED: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: a}
+spec: {selector: {app: a}, ports: [{name: http, port: 80, targetPort: 8080}, {name: tcp-db, port: 90, targetPort: 9090}]}
+---
+apiVersion: remora.dev/v1alpha1
+kind: Workload
+metadata: {name: w, labels: {app: a}}
+spec: {address: 10.0.0.1, ports: [{port: 8080}, {port: 9090}]}
+---
+apiVersion: remora.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: readers}
+spec:
+  targetRefs: [{name: a}]
+  rules:
+  - from: [{source: {principals: [mesh.test/ns/default/sa/web], notNamespaces: [evil]}}, {source: {namespaces: [ops]}}]
+    to: [{operation: {methods: [GET, HEAD], paths: [/items/*, '/users/{*}/cart'], hosts: [A.example], ports: [80]}}]
+    when: [{key: 'request.headers[X-Team]', values: [red, 'blue*']}]
+  - from: [{source: {ipBlocks: [10.0.0.0/8, 192.168.1.1]}}]
+    to: [{operation: {ports: [90]}}]
+---
+apiVersion: remora.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: never}
+spec:
+  targetRefs: [{name: a}]
+  action: Deny
+  rules: [{to: [{operation: {paths: [/admin*], notMethods: [OPTIONS], ports: [80]}}]}]
+---
+apiVersion: remora.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: perhaps}
+spec: {targetRefs: [{name: a}], dryRun: true, action: Deny, rules: [{from: [{source: {notPrincipals: ['*']}}]}]}
+";
+
+#[test]
+fn a_denial_of_what_only_http_has_names_its_ports() {
+    let text = AUTHORIZED.replace("notMethods: [OPTIONS], ports: [80]", "notMethods: [OPTIONS]");
+    assert!(found(&text).contains("spec.rules[0]: would deny everything on port 90"), "{}", found(&text));
+}
+
+/// Rules as RBAC, on a port that speaks HTTP and on one that does not.
+#[test]
+fn authorization_is_rbac_in_front_of_the_program() {
+    assert_eq!(found(AUTHORIZED), "");
+    let node = sidecar(&compiler(AUTHORIZED), "default", "w");
+    let listener = &node.listeners["inbound"];
+    let documents: Vec<_> = listener.documents.iter().map(ToString::to_string).collect();
+    assert_eq!(documents.iter().filter(|d| d.contains("AuthorizationPolicy")).count(), 3, "{documents:?}");
+    let text = Schema::load().any_to_yaml(&listener.body);
+    let rbac: String = text
+        .split("- name: envoy.filters.")
+        .filter(|part| part.contains("rbac.v3.RBAC"))
+        .map(|part| format!("- name: envoy.filters.{part}"))
+        .collect();
+    insta::assert_snapshot!(rbac);
+    assert_eq!(Schema::load().check_any(&listener.body, "inbound"), Ok(()));
+}
+
+#[test]
+fn rules_that_mean_nothing_are_refused() {
+    let policy = |spec: &str| {
+        found(&format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: a}}\nspec: {{ports: [{{name: http, port: 80}}]}}\n---\n\
+             apiVersion: remora.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: p}}\nspec: {spec}\n"
+        ))
+    };
+    for (spec, says) in [
+        ("{targetRefs: [{name: a}], action: Deny}", "Deny without rules does nothing"),
+        ("{targetRefs: []}", "must not be empty"),
+        ("{targetRefs: [{name: b}]}", "b"),
+        ("{targetRefs: [{name: a}], rules: [{from: [{source: {}}]}]}", "says nothing"),
+        (
+            "{targetRefs: [{name: a}], rules: [{to: [{operation: {paths: [admin]}}]}]}",
+            "is the beginning of no path",
+        ),
+        (
+            "{targetRefs: [{name: a}], rules: [{to: [{operation: {paths: ['/a*b']}}]}]}",
+            "has a * in its middle",
+        ),
+        ("{targetRefs: [{name: a}], rules: [{to: [{operation: {ports: [81]}}]}]}", "81 is a port of none"),
+        ("{targetRefs: [{name: a}], rules: [{from: [{source: {ipBlocks: [10.0.0.0/33]}}]}]}", "is no range"),
+        (
+            "{targetRefs: [{name: a}], rules: [{when: [{key: source.ips, values: [a]}]}]}",
+            "did you mean source.ip?",
+        ),
+        ("{targetRefs: [{name: a}], rules: [{when: [{key: source.ip}]}]}", "is missing"),
+        (
+            "{targetRefs: [{name: a}], rules: [{when: [{key: 'request.headers[a b]', values: [x]}]}]}",
+            "nothing that can be",
+        ),
+    ] {
+        let said = policy(spec);
+        assert!(said.contains(says), "{spec}: {said}");
+    }
 }
 
 #[test]

@@ -25,7 +25,7 @@ use crate::kinds::{KINDS, Kind};
   remora get all
 
 Kinds: services (svc), workloads (wl), endpointslices, httproutes, grpcroutes, tcproutes, tlsroutes, referencegrants,
-trafficpolicies (tp), authenticationpolicies (authn), instances, and all of them (all). Exit status: 0, 1 when a
+trafficpolicies (tp), authenticationpolicies (authn), authorizationpolicies (authz), instances, and all of them (all). Exit status: 0, 1 when a
 document is not there or the control plane cannot be asked, 2 for wrong arguments.")]
 pub(crate) struct GetArgs {
     /// A kind and names of it, or KIND/NAME
@@ -200,6 +200,7 @@ fn columns(kind: &Kind, items: &[Value], wide: bool) -> (Vec<&'static str>, Vec<
         "Workload" => &["ADDRESS", "PORTS", "ACCOUNT"],
         "EndpointSlice" | "ReferenceGrant" => &[],
         "TrafficPolicy" | "AuthenticationPolicy" => &["TARGETS"],
+        "AuthorizationPolicy" => &["TARGETS", "ACTION", "RULES"],
         _ => &["PARENTS", "RULES"],
     };
     let mut head = vec!["NAME"];
@@ -240,6 +241,7 @@ fn cell(column: &str, spec: &Value) -> String {
         "ADDRESS" => text(&spec["address"]),
         "ACCOUNT" => spec["serviceAccount"].as_str().unwrap_or("default").to_owned(),
         "PARENTS" => joined(&spec["parentRefs"], name),
+        "ACTION" => spec["action"].as_str().unwrap_or("Allow").to_owned(),
         "RULES" => spec["rules"].as_array().map_or(0, Vec::len).to_string(),
         _ => joined(&spec["targetRefs"], name),
     }

@@ -73,6 +73,7 @@ async fn show(
     let began = Instant::now();
     let client = Client::new(stage.outbound("visitors", "shop")?);
     let streams = Streams::open(&client);
+    let trespass = Client::new(stage.outbound("visitors", "stock")?).get("stock", "/items").await?;
     let traffic = visitors.start(client, args.rate);
     let course = run(args, stage, screen, interrupts, &visitors).await;
     let elapsed = began.elapsed();
@@ -98,6 +99,7 @@ async fn show(
         streams: &seen,
         elapsed,
         authority: &authority,
+        trespass: &trespass,
         old_root: course.old_root.as_deref(),
     };
     let checks = report::checks(&outcome);

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use http::StatusCode;
+
+use super::client::Answer;
 use super::metrics::View;
 use super::screen::{Screen, percent};
 use super::stage::{Authority, LIFE};
@@ -30,6 +33,8 @@ pub(super) struct Outcome<'a> {
     pub(super) streams: &'a Seen,
     pub(super) elapsed: Duration,
     pub(super) authority: &'a Authority,
+    /// What stock's sidecar said to somebody who may not ask.
+    pub(super) trespass: &'a Answer,
     /// The root that signed before another one was announced.
     pub(super) old_root: Option<&'a str>,
 }
@@ -100,7 +105,7 @@ pub(super) fn checks(outcome: &Outcome<'_>) -> Vec<Check> {
 
 /// Certificates change, and nobody notices.
 fn identity(outcome: &Outcome<'_>) -> Vec<Check> {
-    let Outcome { view, sidecars, streams, elapsed, authority, old_root, .. } = outcome;
+    let Outcome { view, sidecars, streams, elapsed, authority, old_root, trespass, .. } = outcome;
     let mut list = Vec::new();
     let mut add = |what: &str, held: bool, found: String| list.push(Check { what: what.into(), found, held });
     let least = view.certificates.iter().min().map_or(0, |n| n.saturating_sub(1));
@@ -117,6 +122,10 @@ fn identity(outcome: &Outcome<'_>) -> Vec<Check> {
     }
     let held = streams.opened == WATCHERS && streams.closed.is_empty() && streams.events > 0;
     add("no stream was closed", held, found);
+    let reason = trespass.reason.as_deref().unwrap_or("no reason");
+    let refused = trespass.status == StatusCode::FORBIDDEN && reason == "rbac_denied";
+    let found = format!("visitors asked stock and got {}, {reason}", trespass.status.as_u16());
+    add("who may not call is refused", refused, found);
     if let Some(old) = old_root {
         add(
             "a new root took over",

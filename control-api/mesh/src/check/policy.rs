@@ -85,8 +85,8 @@ pub(super) fn authentication(
     }
 }
 
-/// Each target is a Service of the policy's namespace, and has no other policy of this kind.
-fn targets(mesh: &Mesh, policy: &Key, refs: &[TargetRef], report: &mut Report) {
+/// Each target is a Service of the policy's namespace, and has no other policy of this kind, if it can have one only.
+pub(super) fn targets(mesh: &Mesh, policy: &Key, refs: &[TargetRef], report: &mut Report) {
     let root = At::root();
     let spec = root.field("spec");
     let list = spec.field("targetRefs");
@@ -105,6 +105,8 @@ fn targets(mesh: &Mesh, policy: &Key, refs: &[TargetRef], report: &mut Report) {
             crate::kinds::Kind::TrafficPolicy => {
                 mesh.policy(service).cloned().map(AnyDocument::TrafficPolicy)
             }
+            // They add up.
+            crate::kinds::Kind::AuthorizationPolicy => None,
             _ => mesh.authentication(service).cloned().map(AnyDocument::AuthenticationPolicy),
         };
         if let Some(other) = holds.filter(|other| other.key() != *policy) {

@@ -62,12 +62,18 @@ pub(super) fn router() -> HttpFilter {
     }
 }
 
-/// An HTTP connection manager.
-pub(super) fn connection_manager(name: &str, side: Side, routes: RouteSpecifier) -> Filter {
+/// An HTTP connection manager with `filters` before the router.
+pub(super) fn connection_manager(
+    name: &str,
+    side: Side,
+    routes: RouteSpecifier,
+    mut filters: Vec<HttpFilter>,
+) -> Filter {
+    filters.push(router());
     let manager = HttpConnectionManager {
         codec_type: CodecType::Auto.into(),
         stat_prefix: name.into(),
-        http_filters: vec![router()],
+        http_filters: filters,
         common_http_protocol_options: Some(HttpProtocolOptions {
             idle_timeout: seconds(3600),
             max_headers_count: number(200),

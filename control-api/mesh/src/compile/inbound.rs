@@ -14,8 +14,9 @@ use remora_xds::pb::envoy::config::route::v3::{
 };
 use remora_xds::pb::google::protobuf::Duration as PbDuration;
 
+use super::authorization::{self, Subject};
 use super::http::{self, RouteSpecifier, Side};
-use super::{Listening, Profile, Scope, cluster, key_of, names, parts, retry, tls};
+use super::{Listening, Scope, cluster, key_of, names, parts, retry, tls};
 use crate::document::{AppProtocol, Document, MtlsMode, ServiceSpec};
 use crate::kinds::Kind;
 use crate::mesh::{Instance, Mesh, target};
@@ -30,6 +31,8 @@ const SERVER_FIRST: Option<PbDuration> = Some(PbDuration { seconds: 0, nanos: 20
 struct Port<'a> {
     speaks: AppProtocol,
     service: &'a Document<ServiceSpec>,
+    /// Services and ports of theirs that lead here.
+    calls: Vec<(&'a Document<ServiceSpec>, u16)>,
     server_names: Vec<String>,
     /// Plaintext is taken, too.
     permissive: bool,
@@ -63,10 +66,14 @@ pub(super) fn compile(scope: Scope<'_>, instance: &Instance) -> (Option<Arc<Reso
     let clusters = ports.iter().map(local).collect();
     let mut documents = vec![Key::new(Kind::Workload, instance.workload.name())];
     let services = scope.mesh.services_of(instance);
-    documents.extend(services.into_iter().map(|service| key_of(service)));
-    let chain = |(key, port): (&_, &Port<'_>)| chain(scope.profile, named(key), port);
+    for service in services {
+        documents.push(key_of(service));
+        let policies = authorization::of(scope.mesh, service);
+        documents.extend(policies.map(|policy| Key::new(Kind::AuthorizationPolicy, policy.name())));
+    }
+    let chain = |(key, port): (&_, &Port<'_>)| chain(scope, named(key), port);
     let mut chains: Vec<_> = ports.iter().map(chain).collect();
-    let plain = plaintext(&ports).map(|(key, port)| plaintext_chain(named(key), port));
+    let plain = plaintext(&ports).map(|(key, port)| plaintext_chain(scope, named(key), port));
     let permissive = plain.is_some();
     chains.extend(plain);
     if chains.is_empty() {
@@ -102,9 +109,11 @@ fn ports<'a>(mesh: &'a Mesh, instance: &Instance) -> Ports<'a> {
             let known = ports.entry((number, spoken(port.speaks()))).or_insert_with(|| Port {
                 speaks: port.speaks(),
                 service,
+                calls: Vec::new(),
                 server_names: Vec::new(),
                 permissive: false,
             });
+            known.calls.push((service, port.port));
             known.permissive |= mesh.mtls(service) == MtlsMode::Permissive;
             known.server_names.push(names::sni(namespace, name, port.port));
             if matches!(port.speaks(), AppProtocol::Grpc | AppProtocol::Http2) {
@@ -127,48 +136,56 @@ pub(crate) fn permissive_ports(mesh: &Mesh, instance: &Instance) -> usize {
 }
 
 /// Over mTLS, found by the server name.
-fn chain(profile: &Profile, named: (u16, &str), port: &Port<'_>) -> FilterChain {
-    let (stat, filter, alpn) = filter(named, port);
+fn chain(scope: Scope<'_>, named: (u16, &str), port: &Port<'_>) -> FilterChain {
+    let (stat, filters, alpn) = filters(scope, named, port);
     FilterChain {
         name: stat,
         filter_chain_match: Some(FilterChainMatch {
             server_names: port.server_names.clone(),
             ..FilterChainMatch::default()
         }),
-        filters: vec![filter],
-        transport_socket: Some(tls::downstream(profile, alpn)),
+        filters,
+        transport_socket: Some(tls::downstream(scope.profile, alpn)),
         transport_socket_connect_timeout: parts::seconds(10),
         ..FilterChain::default()
     }
 }
 
 /// In plaintext.
-fn plaintext_chain(named: (u16, &str), port: &Port<'_>) -> FilterChain {
-    let (stat, filter, _) = filter(named, port);
+fn plaintext_chain(scope: Scope<'_>, named: (u16, &str), port: &Port<'_>) -> FilterChain {
+    let (stat, filters, _) = filters(scope, named, port);
     FilterChain {
         name: format!("{stat}_plaintext"),
         filter_chain_match: Some(FilterChainMatch {
             transport_protocol: "raw_buffer".into(),
             ..FilterChainMatch::default()
         }),
-        filters: vec![filter],
+        filters,
         ..FilterChain::default()
     }
 }
 
-/// The name of a port's chain, its filter, and what is offered by ALPN.
-fn filter((number, suffix): (u16, &str), port: &Port<'_>) -> (String, Filter, &'static [&'static str]) {
+/// The name of a port's chain, its filters, and what is offered by ALPN.
+fn filters(
+    scope: Scope<'_>,
+    (number, suffix): (u16, &str),
+    port: &Port<'_>,
+) -> (String, Vec<Filter>, &'static [&'static str]) {
     let cluster = names::local(number, suffix);
     let stat =
         if suffix.is_empty() { format!("inbound_{number}") } else { format!("inbound_{number}_{suffix}") };
-    if port.speaks == AppProtocol::Tcp {
+    let http = port.speaks != AppProtocol::Tcp;
+    let trust_domain = &scope.profile.trust_domain;
+    let rules = authorization::rules(Subject { mesh: scope.mesh, trust_domain, http }, &port.calls);
+    if !http {
         let proxy = http::Tcp { name: &stat, idle: None, tries: 1 };
-        let filter = http::tcp_proxy(proxy, http::ClusterSpecifier::Cluster(cluster));
-        return (stat, filter, &[]);
+        let mut filters = rules.network(&stat);
+        filters.push(http::tcp_proxy(proxy, http::ClusterSpecifier::Cluster(cluster)));
+        return (stat, filters, &[]);
     }
     let routes = RouteSpecifier::RouteConfig(to_program(cluster));
-    let filter = http::connection_manager(&stat, Side::Inbound, routes);
-    (stat, filter, &["h2", "http/1.1"])
+    let filter = http::connection_manager(&stat, Side::Inbound, routes, rules.http());
+    (stat, vec![filter], &["h2", "http/1.1"])
 }
 
 /// Everything to the program, without a time limit: that is the caller's to set.

@@ -1,6 +1,7 @@
 //! Documents -> resources. What a Service gives to its callers ([`service`]) does not depend on who calls, and is compiled once;
 //! what is a node's own ([`node`]) is small. [`Compiler`] keeps both up to date.
 
+mod authorization;
 mod cluster;
 mod compiler;
 mod grpc;

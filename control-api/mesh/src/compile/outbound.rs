@@ -39,7 +39,7 @@ pub(super) fn listener(
         (tcp::chains(scope.mesh, routes, proxy, own), !routes.tls.is_empty())
     } else {
         let rds = Rds { config_source: Some(parts::ads()), route_config_name: name.clone() };
-        let filter = http::connection_manager(&name, Side::Outbound, RouteSpecifier::Rds(rds));
+        let filter = http::connection_manager(&name, Side::Outbound, RouteSpecifier::Rds(rds), Vec::new());
         (vec![FilterChain { filters: vec![filter], ..FilterChain::default() }], false)
     };
     let number = if scope.profile.listening == Listening::Ephemeral { 0 } else { local_port };

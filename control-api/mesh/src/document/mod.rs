@@ -1,5 +1,6 @@
 //! The documents as people write them. An unknown field is a mistake, never ignored.
 
+mod authorization;
 mod backend;
 mod grant;
 mod grpc;
@@ -20,6 +21,10 @@ use serde::de::{Deserializer, Error, IgnoredAny, Unexpected};
 
 use crate::name::Name;
 
+pub use authorization::{
+    Action, Attribute, AuthorizationPolicySpec, AuthorizationRule, Condition, From, Operation, Source, To,
+    cidr,
+};
 pub use backend::{BackendRef, ParentRef};
 pub use grant::{GrantFrom, GrantTo, ReferenceGrantSpec};
 pub use grpc::{GrpcMatch, GrpcMethod, GrpcRouteSpec, GrpcRule};

@@ -89,11 +89,10 @@ impl Mesh {
             AnyDocument::TrafficPolicy(policy) => targets(&name, &policy.spec.target_refs, touched),
             AnyDocument::AuthenticationPolicy(policy) => {
                 targets(&name, &policy.spec.target_refs, touched);
-                for target in &policy.spec.target_refs {
-                    let service = self.service(&name.namespace, &target.name);
-                    let behind = service.into_iter().flat_map(|service| self.behind(service));
-                    touched.workloads.extend(behind.map(|instance| instance.workload.name()));
-                }
+                self.behind_targets(&name, &policy.spec.target_refs, touched);
+            }
+            AnyDocument::AuthorizationPolicy(policy) => {
+                self.behind_targets(&name, &policy.spec.target_refs, touched);
             }
             AnyDocument::EndpointSlice(slice) => {
                 let named = slice.spec.endpoints.iter().filter_map(|e| e.target_ref.as_ref());
@@ -101,6 +100,15 @@ impl Mesh {
             }
             // `replace_instance` has them.
             AnyDocument::Workload(_) => {}
+        }
+    }
+
+    /// The workloads behind the Services that a policy is attached to.
+    fn behind_targets(&self, policy: &Name, refs: &[TargetRef], touched: &mut Touched) {
+        for target in refs {
+            let service = self.service(&policy.namespace, &target.name);
+            let behind = service.into_iter().flat_map(|service| self.behind(service));
+            touched.workloads.extend(behind.map(|instance| instance.workload.name()));
         }
     }
 

@@ -57,6 +57,7 @@ impl Index {
             AnyDocument::EndpointSlice(slice) => self.slice(slice, add),
             AnyDocument::TrafficPolicy(policy) => self.policy(&key, &policy.spec.target_refs, add),
             AnyDocument::AuthenticationPolicy(policy) => self.policy(&key, &policy.spec.target_refs, add),
+            AnyDocument::AuthorizationPolicy(policy) => self.policy(&key, &policy.spec.target_refs, add),
             // Workloads are indexed as instances, routes are done, and grants are few in each namespace.
             _ => {}
         }

@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::document::{
-    AuthenticationPolicySpec, BackendRef, Document, MtlsMode, ReferenceGrantSpec, ServiceSpec,
-    TrafficPolicySpec,
+    AuthenticationPolicySpec, AuthorizationPolicySpec, BackendRef, Document, MtlsMode, ReferenceGrantSpec,
+    ServiceSpec, TrafficPolicySpec,
 };
 use crate::kinds::{AnyDocument, Documents, Kind, Tables};
 use crate::name::{ByName, Key, Name};
@@ -145,6 +145,15 @@ impl Mesh {
         let keys = self.policies(service).filter(|key| key.kind == Kind::AuthenticationPolicy);
         let found = keys.filter_map(|key| self.tables.authentications.of(&key.name));
         found.min_by(|a, b| a.age().cmp(&b.age()))
+    }
+
+    /// The AuthorizationPolicies of a Service, by name.
+    pub(crate) fn authorizations(
+        &self,
+        service: &Document<ServiceSpec>,
+    ) -> impl Iterator<Item = &Arc<Document<AuthorizationPolicySpec>>> {
+        let keys = self.policies(service).filter(|key| key.kind == Kind::AuthorizationPolicy);
+        keys.filter_map(|key| self.tables.authorizations.of(&key.name))
     }
 
     /// Whether callers of a Service must use mTLS.

@@ -1,0 +1,275 @@
+//! AuthorizationPolicies -> RBAC filters of the listener in front of a program.
+//!
+//! Rules about what only HTTP has are strict on an opaque port: a `Deny` looks at the rest of the rule, an `Allow` never matches.
+
+mod matchers;
+
+use remora_xds::pb::envoy::config::listener::v3::Filter;
+use remora_xds::pb::envoy::config::listener::v3::filter::ConfigType;
+use remora_xds::pb::envoy::config::rbac::v3::rbac::Action as RbacAction;
+use remora_xds::pb::envoy::config::rbac::v3::{Permission, Policy, Principal, Rbac};
+use remora_xds::pb::envoy::extensions::filters::http::rbac::v3::Rbac as HttpRbac;
+use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpFilter;
+use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType as HttpConfigType;
+use remora_xds::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
+
+use super::parts;
+use crate::document::{
+    Action, AuthorizationPolicySpec, AuthorizationRule, Condition, Document, Operation, ServiceSpec, Source,
+};
+use crate::mesh::Mesh;
+
+use matchers::{Permit, Who};
+
+/// In front of metrics of decisions that are not followed.
+const DRY_RUN: &str = "dry_run_";
+
+/// The rules of one port.
+#[derive(Debug, Default)]
+pub(super) struct Rules {
+    deny: Set,
+    allow: Set,
+}
+
+/// Rules of one action.
+#[derive(Debug, Default)]
+struct Set {
+    enforced: Option<Rbac>,
+    dry_run: Option<Rbac>,
+}
+
+/// What rules are about.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Subject<'a> {
+    pub(super) mesh: &'a Mesh,
+    pub(super) trust_domain: &'a str,
+    /// Whether the port speaks HTTP.
+    pub(super) http: bool,
+}
+
+/// The policies of a Service.
+pub(super) fn of<'a>(
+    mesh: &'a Mesh,
+    service: &'a Document<ServiceSpec>,
+) -> impl Iterator<Item = &'a Document<AuthorizationPolicySpec>> {
+    mesh.authorizations(service).map(|policy| &**policy)
+}
+
+/// The rules of a port that is `calls`: Services and ports of theirs.
+pub(super) fn rules(subject: Subject<'_>, calls: &[(&Document<ServiceSpec>, u16)]) -> Rules {
+    let mut rules = Rules::default();
+    let mut seen = Vec::new();
+    for (service, _) in calls {
+        for policy in of(subject.mesh, service) {
+            if seen.contains(&policy.name()) {
+                continue;
+            }
+            seen.push(policy.name());
+            rules.add(subject, policy, &ports_of(policy, calls));
+        }
+    }
+    rules
+}
+
+/// The ports of `calls` that are of a policy's targets.
+fn ports_of(policy: &Document<AuthorizationPolicySpec>, calls: &[(&Document<ServiceSpec>, u16)]) -> Vec<u16> {
+    let targeted = |service: &Document<ServiceSpec>| {
+        policy.metadata.namespace == service.metadata.namespace
+            && policy.spec.target_refs.iter().any(|target| target.name == service.metadata.name)
+    };
+    calls.iter().filter(|(service, _)| targeted(service)).map(|(_, port)| *port).collect()
+}
+
+impl Rules {
+    fn add(&mut self, subject: Subject<'_>, policy: &Document<AuthorizationPolicySpec>, ports: &[u16]) {
+        let (set, action) = match policy.spec.action {
+            Action::Allow => (&mut self.allow, RbacAction::Allow),
+            Action::Deny => (&mut self.deny, RbacAction::Deny),
+        };
+        let into = if policy.spec.dry_run { &mut set.dry_run } else { &mut set.enforced };
+        // An `Allow` without rules allows nothing.
+        let rbac = into.get_or_insert_with(|| Rbac { action: action.into(), ..Rbac::default() });
+        let context = Context { subject, action: policy.spec.action, ports };
+        let name = policy.name();
+        for (i, rule) in policy.spec.rules.iter().enumerate() {
+            if let Some(compiled) = context.rule(rule) {
+                rbac.policies.insert(format!("{}/{}:rules[{i}]", name.namespace, name.name), compiled);
+            }
+        }
+    }
+
+    /// Before the router.
+    pub(super) fn http(self) -> Vec<HttpFilter> {
+        let sets = [self.deny, self.allow].into_iter().filter(|set| !set.is_empty());
+        let filter = |Set { enforced, dry_run }| HttpFilter {
+            name: "envoy.filters.http.rbac".into(),
+            config_type: Some(HttpConfigType::TypedConfig(parts::pack(&HttpRbac {
+                rules: enforced,
+                shadow_rules: dry_run,
+                shadow_rules_stat_prefix: DRY_RUN.into(),
+                ..HttpRbac::default()
+            }))),
+            ..HttpFilter::default()
+        };
+        sets.map(filter).collect()
+    }
+
+    /// Before the TCP proxy.
+    pub(super) fn network(self, stat: &str) -> Vec<Filter> {
+        let sets = [self.deny, self.allow].into_iter().filter(|set| !set.is_empty());
+        let filter = |Set { enforced, dry_run }| Filter {
+            name: "envoy.filters.network.rbac".into(),
+            config_type: Some(ConfigType::TypedConfig(parts::pack(&NetworkRbac {
+                rules: enforced,
+                shadow_rules: dry_run,
+                shadow_rules_stat_prefix: DRY_RUN.into(),
+                stat_prefix: stat.into(),
+                ..NetworkRbac::default()
+            }))),
+        };
+        sets.map(filter).collect()
+    }
+}
+
+impl Set {
+    const fn is_empty(&self) -> bool {
+        self.enforced.is_none() && self.dry_run.is_none()
+    }
+}
+
+/// What a rule is compiled for.
+struct Context<'a> {
+    subject: Subject<'a>,
+    action: Action,
+    /// Ports of the Services that lead here.
+    ports: &'a [u16],
+}
+
+impl Context<'_> {
+    /// None: it never matches here.
+    fn rule(&self, rule: &AuthorizationRule) -> Option<Policy> {
+        let (mut permit, mut who) = (Vec::new(), Vec::new());
+        for condition in &rule.when {
+            self.condition(condition, &mut permit, &mut who)?;
+        }
+        let mut permissions = Vec::new();
+        for to in &rule.to {
+            if let Some(mut all) = self.operation(&to.operation) {
+                all.extend(permit.iter().cloned());
+                permissions.push(Permit::all(all));
+            }
+        }
+        let mut principals = Vec::new();
+        for from in &rule.from {
+            if let Some(mut all) = self.source(&from.source) {
+                all.extend(who.iter().cloned());
+                principals.push(Who::all(all));
+            }
+        }
+        if rule.to.is_empty() {
+            permissions.push(Permit::all(permit));
+        }
+        if rule.from.is_empty() {
+            principals.push(Who::all(who));
+        }
+        let matches_nothing = permissions.is_empty() || principals.is_empty();
+        (!matches_nothing).then(|| Policy { permissions, principals, ..Policy::default() })
+    }
+
+    /// Something that only HTTP has, on an opaque port: an `Allow` cannot match, and a `Deny` does without it.
+    fn http_only(&self, present: bool) -> Option<bool> {
+        match (present && !self.subject.http, self.action) {
+            (false, _) => Some(present),
+            (true, Action::Deny) => Some(false),
+            (true, Action::Allow) => None,
+        }
+    }
+
+    fn operation(&self, operation: &Operation) -> Option<Vec<Permission>> {
+        let Operation { hosts, not_hosts, ports, not_ports, methods, not_methods, paths, not_paths } =
+            operation;
+        let mut all = Vec::new();
+        let lists = [
+            (hosts, not_hosts, Permit::host as fn(&str) -> Permission),
+            (methods, not_methods, Permit::method),
+            (paths, not_paths, Permit::path),
+        ];
+        for (one_of, none_of, make) in lists {
+            if self.http_only(!(one_of.is_empty() && none_of.is_empty()))? {
+                all.extend(Permit::any_of(one_of.iter().map(|text| make(text)).collect()));
+                all.extend(Permit::none_of(none_of.iter().map(|text| make(text)).collect()));
+            }
+        }
+        self.is_for(ports, not_ports).then_some(all)
+    }
+
+    /// Whether the ports of the Services that lead here are meant. Where some are and some are not, the stricter answer.
+    fn is_for(&self, ports: &[u16], not_ports: &[u16]) -> bool {
+        let meant = |port: &u16| (ports.is_empty() || ports.contains(port)) && !not_ports.contains(port);
+        match self.action {
+            Action::Allow => self.ports.iter().all(meant),
+            Action::Deny => self.ports.iter().any(meant),
+        }
+    }
+
+    fn source(&self, source: &Source) -> Option<Vec<Principal>> {
+        let Source {
+            principals,
+            not_principals,
+            namespaces,
+            not_namespaces,
+            ip_blocks,
+            not_ip_blocks,
+            remote_ip_blocks,
+            not_remote_ip_blocks,
+        } = source;
+        let domain = self.subject.trust_domain;
+        let namespace = |text: &str| Who::namespace(domain, text);
+        let mut all = Vec::new();
+        let mut add = |one_of: &[String], none_of: &[String], make: &dyn Fn(&str) -> Principal| {
+            all.extend(Who::any_of(one_of.iter().map(|text| make(text)).collect()));
+            all.extend(Who::none_of(none_of.iter().map(|text| make(text)).collect()));
+        };
+        add(principals, not_principals, &Who::principal);
+        add(namespaces, not_namespaces, &namespace);
+        add(ip_blocks, not_ip_blocks, &Who::direct_ip);
+        if self.http_only(!(remote_ip_blocks.is_empty() && not_remote_ip_blocks.is_empty()))? {
+            add(remote_ip_blocks, not_remote_ip_blocks, &Who::remote_ip);
+        }
+        Some(all)
+    }
+
+    fn condition(
+        &self,
+        condition: &Condition,
+        permit: &mut Vec<Permission>,
+        who: &mut Vec<Principal>,
+    ) -> Option<()> {
+        use crate::document::Attribute as A;
+        // Checked: it has a meaning.
+        let attribute = A::parse(&condition.key)?;
+        if attribute.is_http() && !self.http_only(true)? {
+            return Some(());
+        }
+        let domain = self.subject.trust_domain;
+        let Condition { values, not_values, .. } = condition;
+        if let A::Header(_) | A::Sni = attribute {
+            let make = |text: &String| match &attribute {
+                A::Header(name) => Permit::header(name, text),
+                _ => Permit::sni(text),
+            };
+            permit.extend(Permit::any_of(values.iter().map(make).collect()));
+            permit.extend(Permit::none_of(not_values.iter().map(make).collect()));
+            return Some(());
+        }
+        let make = |text: &String| match attribute {
+            A::SourceIp => Who::direct_ip(text),
+            A::RemoteIp => Who::remote_ip(text),
+            A::Namespace => Who::namespace(domain, text),
+            _ => Who::principal(text),
+        };
+        who.extend(Who::any_of(values.iter().map(make).collect()));
+        who.extend(Who::none_of(not_values.iter().map(make).collect()));
+        Some(())
+    }
+}

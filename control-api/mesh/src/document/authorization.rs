@@ -1,0 +1,192 @@
+//! AuthorizationPolicy, with the words of Istio's: rules that people have are rules here.
+
+use serde::Deserialize;
+
+use super::TargetRef;
+
+/// `remora.dev/v1alpha1` AuthorizationPolicy: who may call a Service, and what for.
+///
+/// What a `Deny` matches is refused. As soon as one `Allow` is attached to a Service, only what an `Allow` matches passes.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AuthorizationPolicySpec {
+    /// The Services (GEP-713). A Service may have many AuthorizationPolicies.
+    pub target_refs: Vec<TargetRef>,
+    /// What becomes of what matches.
+    #[serde(default)]
+    pub action: Action,
+    /// Decisions are counted and logged, and not followed.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// One of them must match. `Allow` without rules allows nothing.
+    #[serde(default)]
+    pub rules: Vec<AuthorizationRule>,
+}
+
+/// What a policy does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+pub enum Action {
+    /// What matches may pass.
+    #[default]
+    Allow,
+    /// What matches is refused, whatever others allow.
+    Deny,
+}
+
+/// One way to match: one of `from`, one of `to` and all of `when`; what is left out matches everything.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AuthorizationRule {
+    /// Who calls.
+    #[serde(default)]
+    pub from: Vec<From>,
+    /// What is asked for.
+    #[serde(default)]
+    pub to: Vec<To>,
+    /// Anything else.
+    #[serde(default)]
+    pub when: Vec<Condition>,
+}
+
+/// An entry of `from`.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct From {
+    /// Who.
+    pub source: Source,
+}
+
+/// An entry of `to`.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct To {
+    /// What.
+    pub operation: Operation,
+}
+
+/// A caller: all of the fields that are there must match, each by one of its entries (`not…`: by none).
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Source {
+    /// SPIFFE IDs, with or without `spiffe://`; `*` at the beginning or the end is anything.
+    pub principals: Vec<String>,
+    /// See [`Self::principals`].
+    pub not_principals: Vec<String>,
+    /// Namespaces of the trust domain.
+    pub namespaces: Vec<String>,
+    /// See [`Self::namespaces`].
+    pub not_namespaces: Vec<String>,
+    /// Addresses of the connection, as CIDR.
+    pub ip_blocks: Vec<String>,
+    /// See [`Self::ip_blocks`].
+    pub not_ip_blocks: Vec<String>,
+    /// Addresses of the client behind trusted proxies (X-Forwarded-For), as CIDR. HTTP only.
+    pub remote_ip_blocks: Vec<String>,
+    /// See [`Self::remote_ip_blocks`].
+    pub not_remote_ip_blocks: Vec<String>,
+}
+
+/// What is asked for; see [`Source`].
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Operation {
+    /// Host of the request, in any case, with or without a port. HTTP only.
+    pub hosts: Vec<String>,
+    /// See [`Self::hosts`].
+    pub not_hosts: Vec<String>,
+    /// Ports of the Service.
+    pub ports: Vec<u16>,
+    /// See [`Self::ports`].
+    pub not_ports: Vec<u16>,
+    /// Methods. HTTP only.
+    pub methods: Vec<String>,
+    /// See [`Self::methods`].
+    pub not_methods: Vec<String>,
+    /// Paths without a query, as they are routed: `*` at the beginning or the end is anything, `{*}` one segment, `{**}` any
+    /// number of them. HTTP only.
+    pub paths: Vec<String>,
+    /// See [`Self::paths`].
+    pub not_paths: Vec<String>,
+}
+
+/// An attribute of the request or connection.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Condition {
+    /// `request.headers[NAME]`, `source.ip`, `remote.ip`, `source.namespace`, `source.principal` or `connection.sni`.
+    pub key: String,
+    /// One of these.
+    #[serde(default)]
+    pub values: Vec<String>,
+    /// None of these.
+    #[serde(default)]
+    pub not_values: Vec<String>,
+}
+
+/// What a [`Condition`] is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Attribute {
+    /// A header, in lower case.
+    Header(String),
+    /// Address of the connection.
+    SourceIp,
+    /// Address of the client behind trusted proxies.
+    RemoteIp,
+    /// Namespace of the caller.
+    Namespace,
+    /// SPIFFE ID of the caller.
+    Principal,
+    /// Server name of the TLS connection.
+    Sni,
+}
+
+impl Attribute {
+    /// The words before the name of a header.
+    pub const KEYS: [&'static str; 6] = [
+        "request.headers[…]",
+        "source.ip",
+        "remote.ip",
+        "source.namespace",
+        "source.principal",
+        "connection.sni",
+    ];
+
+    /// What a key means; None when it means nothing here.
+    #[must_use]
+    pub fn parse(key: &str) -> Option<Self> {
+        if let Some(name) = key.strip_prefix("request.headers[") {
+            let name = name.strip_suffix(']').filter(|name| !name.is_empty())?;
+            let fits = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+            return name.chars().all(fits).then(|| Self::Header(name.to_ascii_lowercase()));
+        }
+        match key {
+            "source.ip" => Some(Self::SourceIp),
+            "remote.ip" => Some(Self::RemoteIp),
+            "source.namespace" => Some(Self::Namespace),
+            "source.principal" => Some(Self::Principal),
+            "connection.sni" => Some(Self::Sni),
+            _ => None,
+        }
+    }
+
+    /// Whether only HTTP has it.
+    #[must_use]
+    pub const fn is_http(&self) -> bool {
+        matches!(self, Self::Header(_) | Self::RemoteIp)
+    }
+}
+
+/// A range of addresses; a single address is one, too.
+#[must_use]
+pub fn cidr(text: &str) -> Option<(std::net::IpAddr, u8)> {
+    let (address, length) = match text.split_once('/') {
+        Some((address, length)) => (address.parse().ok()?, Some(length.parse::<u8>().ok()?)),
+        None => (text.parse().ok()?, None),
+    };
+    let most = match address {
+        std::net::IpAddr::V4(_) => 32,
+        std::net::IpAddr::V6(_) => 128,
+    };
+    let length = length.unwrap_or(most);
+    (length <= most).then_some((address, length))
+}
