@@ -20,7 +20,7 @@ fn errors(output: &Output) -> String {
 fn the_documents_of_the_demo_are_right() {
     let output = check(&[&examples().join("demo.yaml")]);
     assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("OK, 11 documents"));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("OK, 12 documents"));
 }
 
 #[test]

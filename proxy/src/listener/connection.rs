@@ -184,7 +184,7 @@ async fn secure(
         Some(Ok((stream, session))) => Ok((Io::Tls(Box::new(stream.into())), BytesMut::new(), Some(session))),
         Some(Err(error)) => {
             tracing::debug!(chain = &*chain.name, %error, "downstream TLS");
-            Err(Refusal::TlsHandshake)
+            Err(Refusal::Tls(error.kind))
         }
         None => Err(Refusal::TlsTimeout),
     }

@@ -44,6 +44,27 @@ pub enum TlsFailure {
 }
 
 impl TlsFailure {
+    /// Every kind.
+    pub const ALL: [Self; 17] = [
+        Self::PeerClosed,
+        Self::Io,
+        Self::NotTls,
+        Self::Protocol,
+        Self::Incompatible,
+        Self::NoCommonAlpn,
+        Self::NoClientCertificate,
+        Self::NoServerCertificate,
+        Self::CertificateExpired,
+        Self::CertificateRevoked,
+        Self::CertificateUntrusted,
+        Self::CertificateName,
+        Self::CertificateRefused,
+        Self::RefusedByPeer,
+        Self::NoServerName,
+        Self::SecretMissing,
+        Self::Internal,
+    ];
+
     /// Stable id for logs and metrics.
     #[must_use]
     pub const fn id(self) -> &'static str {

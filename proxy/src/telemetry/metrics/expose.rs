@@ -196,7 +196,7 @@ impl Registry {
         for shard in lock(&self.workers).iter() {
             super::shard::add_all(&mut sum, &shard.read());
         }
-        let refused = Refusal::ALL.iter().map(|r| (vec![("reason", r.as_str())], sum[*r as usize]));
+        let refused = Refusal::all().map(|r| (vec![("reason", r.as_str())], sum[r.cell()]));
         let help = "Connections that were refused before any request.";
         out.push(counters("remora_downstream_rejected_total", help, refused));
         let replies = Reason::ALL

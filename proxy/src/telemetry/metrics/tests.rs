@@ -315,3 +315,11 @@ fn the_prefix_may_be_istios() {
     let text = registry.encode(Instant::now()).unwrap();
     assert_eq!(value(&text, "istio_requests_total", "200"), Some(1.0));
 }
+
+#[test]
+fn every_refusal_has_a_cell_and_a_name_of_its_own() {
+    let cells: std::collections::BTreeSet<_> = Refusal::all().map(Refusal::cell).collect();
+    let names: std::collections::BTreeSet<_> = Refusal::all().map(|refusal| refusal.as_str()).collect();
+    assert_eq!(cells, (0..Refusal::COUNT).collect());
+    assert_eq!(names.len(), Refusal::COUNT);
+}

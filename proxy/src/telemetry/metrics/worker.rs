@@ -16,6 +16,7 @@ use crate::error::Reason;
 use crate::telemetry::labels::{
     ClusterLabel, ListenerLabel, Peer, PeerLabels, RequestKey, RequestLabels, TcpKey, TcpLabels,
 };
+use crate::tls::error::TlsFailure;
 
 /// Upper bounds of the request duration, µs: 0.1 ms to 5 min.
 pub(super) const DURATION_BOUNDS_US: [u64; 19] = [
@@ -138,11 +139,9 @@ pub enum Refusal {
     /// The first bytes that the listener needs did not arrive in time.
     DetectTimeout,
     /// The TLS handshake failed.
-    TlsHandshake,
+    Tls(TlsFailure),
     /// The TLS handshake did not end in time.
     TlsTimeout,
-    /// The certificate for the handshake has not arrived yet.
-    NoCertificate,
     /// Policy refuses this peer.
     Unauthorized,
     /// The original destination is unknown, or it is this proxy: a loop.
@@ -150,18 +149,37 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    pub(super) const ALL: [Self; 10] = [
+    const PLAIN: [Self; 8] = [
         Self::ConnectionLimit,
         Self::Overloaded,
         Self::Draining,
         Self::NoFilterChain,
         Self::DetectTimeout,
-        Self::TlsHandshake,
         Self::TlsTimeout,
-        Self::NoCertificate,
         Self::Unauthorized,
         Self::NoOriginalDestination,
     ];
+    pub(super) const COUNT: usize = Self::PLAIN.len() + TlsFailure::ALL.len();
+
+    /// Every reason.
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        Self::PLAIN.into_iter().chain(TlsFailure::ALL.into_iter().map(Self::Tls))
+    }
+
+    /// Its place among the cells.
+    pub(super) fn cell(self) -> usize {
+        match self {
+            Self::ConnectionLimit => 0,
+            Self::Overloaded => 1,
+            Self::Draining => 2,
+            Self::NoFilterChain => 3,
+            Self::DetectTimeout => 4,
+            Self::TlsTimeout => 5,
+            Self::Unauthorized => 6,
+            Self::NoOriginalDestination => 7,
+            Self::Tls(failure) => Self::PLAIN.len() + failure as usize,
+        }
+    }
 
     /// Value of the label `reason`.
     #[must_use]
@@ -172,9 +190,8 @@ impl Refusal {
             Self::Draining => "draining",
             Self::NoFilterChain => "no_filter_chain",
             Self::DetectTimeout => "detect_timeout",
-            Self::TlsHandshake => "tls_handshake",
+            Self::Tls(failure) => failure.id(),
             Self::TlsTimeout => "tls_timeout",
-            Self::NoCertificate => "no_certificate",
             Self::Unauthorized => "unauthorized",
             Self::NoOriginalDestination => "no_original_destination",
         }
@@ -182,11 +199,11 @@ impl Refusal {
 }
 
 /// Cells of a worker: refusals, then reasons, then floods.
-pub(super) const FLOOD_CELL: usize = Refusal::ALL.len() + Reason::ALL.len();
+pub(super) const FLOOD_CELL: usize = Refusal::COUNT + Reason::ALL.len();
 pub(super) const WORKER_CELLS: usize = FLOOD_CELL + 1;
 
 pub(super) const fn reason_cell(reason: Reason) -> usize {
-    Refusal::ALL.len() + reason as usize
+    Refusal::COUNT + reason as usize
 }
 
 pub(super) fn open_upstream(cells: &[u64; CLUSTER_CELLS]) -> u64 {
@@ -388,7 +405,7 @@ impl WorkerMetrics {
 
     /// A connection was refused.
     pub fn refused(&self, why: Refusal) {
-        self.0.own.add(why as usize, 1);
+        self.0.own.add(why.cell(), 1);
     }
 
     /// The proxy answered, or lost, a request itself.
