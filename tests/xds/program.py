@@ -24,9 +24,9 @@ def ask(port):
 
 def programs():
     """Two instances and a caller, each under `remora run`: one instance leaves in order, one is killed."""
-    with world() as w:
+    with world(issued=True) as w:
         def run(name, *arguments):
-            where = ("--name", name, "--control", w.xds, "--server", w.rest)
+            where = ("--name", name, "--control", w.tls, "--server", w.rest)
             return w.start(name, os.environ["REMORA"], "run", *where, *arguments, "--", "sleep", "600")
 
         local = free_port()

@@ -79,9 +79,9 @@ class Proxy:
 
 
 class World:
-    def __init__(self, *options):
-        """`options` are for the control plane."""
-        self.options = options
+    def __init__(self, *options, issued=False):
+        """`options` are for the control plane. `issued`: proxies get their certificates from its CA, not from files."""
+        self.options = options if issued else ("--identity-files", None, *options)
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="remora-xds-"))
         self.processes = []
         self.servers = []
@@ -140,11 +140,11 @@ class World:
         addresses.unlink(missing_ok=True)
         self.plane = self.start(
             "control", os.environ["REMORA"], "control", "--data", self.dir / data, "--listen-xds", xds, "--listen-tls", "127.0.0.1:0",
-            "--listen-rest", "127.0.0.1:0", "--address-path", addresses, "--identity-files", self.dir,
-            *self.options,
+            "--listen-rest", "127.0.0.1:0", "--address-path", addresses,
+            *(self.dir if option is None else option for option in self.options),
         )
         bound = wait_for("the control plane", lambda: addresses.exists() and json.loads(addresses.read_text()))
-        self.xds, self.rest = bound["xds"], f"http://{bound['rest']}"
+        self.xds, self.tls, self.rest = bound["xds"], bound["tls"], f"http://{bound['rest']}"
         wait_for("the store", lambda: self.get("/readyz"))
 
     def kill_control(self):
@@ -250,9 +250,9 @@ class World:
 
 
 @contextlib.contextmanager
-def world(*options, mesh=True):
+def world(*options, mesh=True, issued=False):
     """`mesh`: with our control plane, which has `options`, and certificates."""
-    w = World(*options)
+    w = World(*options, issued=issued)
     try:
         if mesh:
             w.certificates()

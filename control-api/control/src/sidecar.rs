@@ -34,6 +34,8 @@ pub(crate) struct Options<'a> {
     pub(crate) control: SocketAddr,
     /// A join token for its identity.
     pub(crate) token: &'a str,
+    /// Where programs may take its identity.
+    pub(crate) socket: Option<&'a Path>,
     pub(crate) namespace: &'a str,
     /// Its Workload or registration.
     pub(crate) workload: &'a str,
@@ -82,6 +84,13 @@ impl Sidecar {
             .arg(&token)
             .arg("--identity-dir")
             .arg(options.folder.join("identity"))
+            .args(
+                options
+                    .socket
+                    .map(|path| ["--identity-socket".as_ref(), path.as_os_str()])
+                    .into_iter()
+                    .flatten(),
+            )
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(options.log.map_or_else(Stdio::inherit, Stdio::from))

@@ -35,6 +35,7 @@ impl Process {
         let options = Options {
             control,
             token,
+            socket: None,
             namespace: super::stage::NAMESPACE,
             workload: name,
             labels,

@@ -65,6 +65,9 @@ pub(crate) struct RunArgs {
     /// File with a join token for the sidecar [default: one that is asked for here]
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// Give the sidecar's identity to the program by a UNIX socket: SPIFFE Workload API, and SDS
+    #[arg(long, value_name = "PATH")]
+    identity_socket: Option<PathBuf>,
     /// Only register the program
     #[arg(long)]
     no_sidecar: bool,
@@ -171,6 +174,7 @@ fn options<'a>(
     sidecar::Options {
         control: args.control,
         token,
+        socket: args.identity_socket.as_deref(),
         namespace: &args.namespace,
         workload: name,
         labels,
