@@ -44,12 +44,14 @@ pub struct Worker {
     pub pools: Pools,
     /// Draining.
     pub drain: LocalDrain,
-    /// Changes of the configuration.
+    /// Changes of rules.
     pub changes: Changes,
     /// This worker's shard of the metrics.
     pub metrics: WorkerTelemetry,
     config: Arc<ArcSwap<Snapshot>>,
     cached: RefCell<Rc<Pinned>>,
+    /// The configuration that [`Self::changes`] told of last.
+    announced: RefCell<Rc<Pinned>>,
     logs: WorkerLogs,
     rng: RefCell<fastrand::Rng>,
     cursors: RefCell<HashMap<Arc<str>, WorkerCursor>>,
@@ -81,7 +83,7 @@ impl Worker {
         logs: WorkerLogs,
         counts: OpenCounts,
     ) -> Rc<Self> {
-        let cached = RefCell::new(Rc::new(Pinned(config.load_full())));
+        let first = Rc::new(Pinned(config.load_full()));
         Rc::new(Self {
             id,
             pools: Pools::default(),
@@ -89,7 +91,8 @@ impl Worker {
             changes: Changes::default(),
             metrics,
             config,
-            cached,
+            cached: RefCell::new(Rc::clone(&first)),
+            announced: RefCell::new(first),
             logs,
             rng: RefCell::new(fastrand::Rng::new()),
             cursors: RefCell::default(),
@@ -110,6 +113,15 @@ impl Worker {
             *cached = Rc::new(Pinned(Arc::clone(&newest)));
         }
         Rc::clone(&cached)
+    }
+
+    /// Wakes what is open when rules may say something else about it now. New endpoints alone wake nobody.
+    pub fn announce_changes(&self) {
+        let newest = self.snapshot();
+        let before = self.announced.replace(Rc::clone(&newest));
+        if !newest.same_rules(&before) {
+            self.changes.announce();
+        }
     }
 
     /// Uses the worker's random numbers.

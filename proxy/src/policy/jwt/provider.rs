@@ -69,6 +69,8 @@ pub struct Verified<'f> {
     pub payload: Arc<Value>,
     /// The claims as they came, base64url.
     pub encoded: Box<str>,
+    /// The whole token.
+    pub token: Box<str>,
 }
 
 /// An audience as Envoy compares it: without scheme and the slash at its end.
@@ -103,8 +105,12 @@ impl Provider {
             return Err(Reason::JwtSubject);
         }
         self.keys.verify(&token, now.instant)?;
-        let encoded = token.encoded_payload.into();
-        Ok(Verified { provider: self, payload: Arc::new(token.payload), encoded })
+        Ok(Verified {
+            provider: self,
+            encoded: token.encoded_payload.into(),
+            token: token.text.into(),
+            payload: Arc::new(token.payload),
+        })
     }
 
     fn check_time(&self, token: &Token<'_>, now: u64) -> Result<(), Reason> {
@@ -129,7 +135,7 @@ impl Verified<'_> {
         let provider = self.provider;
         if !provider.forward {
             for location in &provider.locations {
-                location.remove(head);
+                location.remove(head, &self.token);
             }
         }
         if let Some((name, pad)) = &provider.payload_header {
