@@ -24,6 +24,7 @@ use self::telemetry::WorkerTelemetry;
 use crate::balance::WorkerCursor;
 use crate::config::snapshot::Snapshot;
 use crate::drain::OpenCounts;
+use crate::policy::jwt::signatures::Signatures;
 use crate::telemetry::access_log::{AccessLog, WorkerLogs};
 use crate::telemetry::format::{Absent, Format};
 use crate::telemetry::record::AccessRecord;
@@ -46,6 +47,8 @@ pub struct Worker {
     pub drain: LocalDrain,
     /// Changes of rules.
     pub changes: Changes,
+    /// Tokens that were verified.
+    pub signatures: RefCell<Signatures>,
     /// This worker's shard of the metrics.
     pub metrics: WorkerTelemetry,
     config: Arc<ArcSwap<Snapshot>>,
@@ -89,6 +92,7 @@ impl Worker {
             pools: Pools::default(),
             drain: LocalDrain::new(counts),
             changes: Changes::default(),
+            signatures: RefCell::default(),
             metrics,
             config,
             cached: RefCell::new(Rc::clone(&first)),

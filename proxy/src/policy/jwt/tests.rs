@@ -102,8 +102,9 @@ fn provider(signer: &Signer) -> Provider {
     }
 }
 
-fn now() -> Now {
-    Now { unix: NOW, instant: Instant::now() }
+/// A moment for a worker that remembers nothing.
+fn now() -> Now<'static> {
+    Now { unix: NOW, instant: Instant::now(), signatures: Box::leak(Box::default()) }
 }
 
 fn verify(provider: &Provider, token: &str) -> Result<(), Reason> {
@@ -234,6 +235,28 @@ fn what_is_known_is_passed_on_and_the_token_is_not() {
     assert!(payload.starts_with(token.split('.').nth(1).unwrap()));
 }
 
+/// What is remembered is that the signature is genuine, and nothing else.
+#[test]
+fn a_token_that_was_verified_expires_all_the_same() {
+    let provider = provider(&RSA);
+    let signatures = Default::default();
+    let token = RSA.token(json!({ "exp": NOW }));
+    let verify = |unix| {
+        let now = Now { unix, instant: Instant::now(), signatures: &signatures };
+        provider.verify(Token::parse(&token).unwrap(), None, now).map(|_| ())
+    };
+    assert_eq!((verify(NOW), verify(NOW + 60)), (Ok(()), Ok(())));
+    assert!(signatures.borrow().knows(&token, key_set_id(&provider)));
+    assert_eq!(verify(NOW + 61), Err(Reason::JwtExpired));
+}
+
+fn key_set_id(provider: &Provider) -> keys::KeySetId {
+    match &provider.keys {
+        Keys::Local(set) => set.id(),
+        Keys::Remote(_) => unreachable!(),
+    }
+}
+
 #[test]
 fn clients_do_not_write_the_filters_headers() {
     let mut head = head("/", &[("x-claims", "admin"), ("x-other", "1")]);
@@ -311,7 +334,9 @@ fn remote_keys_count_from_the_fetch_to_the_end_of_their_cache() {
     let now = Instant::now();
     let keys = KeySet::parse(&RSA.set("one")).unwrap();
     remote.state.put(Some(std::sync::Arc::new(Fetched { keys, until: now + Duration::from_secs(600) })));
-    let at = |seconds| Now { unix: NOW, instant: now + Duration::from_secs(seconds) };
+    let signatures = Default::default();
+    let at =
+        |seconds| Now { unix: NOW, instant: now + Duration::from_secs(seconds), signatures: &signatures };
     let verify = |seconds| provider.verify(Token::parse(&token).unwrap(), None, at(seconds)).map(|_| ());
     assert_eq!(verify(599), Ok(()));
     remote.state.put(None);
