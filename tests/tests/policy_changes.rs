@@ -165,6 +165,26 @@ async fn a_tunnel_and_a_request_that_waits_are_judged_again_too() {
     assert_eq!(tunnels[0].raw(5).await.unwrap(), b"again", "ann's");
 }
 
+/// The same listener without any policy.
+fn open_web() -> Resource {
+    lds(Listener::http("ingress").upgrade("websocket").route(to_cluster("/", "origin")))
+}
+
+#[tokio::test]
+async fn the_first_policy_of_a_listener_finds_the_tunnels_that_were_there_before() {
+    let tunnel = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let origin = Http1Upstream::answering(Answer::raw(tunnel).echo()).await;
+    let rig = Rig::new(origin.address()).await;
+    rig.publish([open_web()]);
+    let proxy = rig.start().await;
+    let mut client = proxy.http1().await;
+    let head = "GET /chat HTTP/1.1\r\nHost: a.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    client.send(head).await;
+    assert_eq!(client.any_head().await.unwrap().word(1), "101");
+    rig.publish([web(&only(&["ann"]))]);
+    assert!(client.is_closed().await);
+}
+
 #[tokio::test]
 async fn an_opaque_connection_that_is_not_allowed_any_more_is_closed_and_one_elsewhere_is_not() {
     let origin = Http1Upstream::answering(Answer::ok("x").echo()).await;

@@ -23,6 +23,16 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Whether policy says the same in both: no filter chain and no route configuration differs.
+    #[must_use]
+    pub fn same_rules(&self, other: &Self) -> bool {
+        fn same<T>(one: &[Option<Arc<T>>], other: &[Option<Arc<T>>]) -> bool {
+            let pointer = |entry: &Option<Arc<T>>| entry.as_ref().map(Arc::as_ptr);
+            one.iter().map(pointer).eq(other.iter().map(pointer))
+        }
+        same(&self.chains, &other.chains) && same(&self.route_tables, &other.route_tables)
+    }
+
     /// The newest version of a filter chain.
     #[must_use]
     pub fn chain(&self, id: ChainId) -> Option<&Arc<FilterChain>> {

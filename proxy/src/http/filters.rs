@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use http::HeaderValue;
+use http::{HeaderValue, Method};
 use tokio::time::Instant;
 
 use super::context::RequestCtx;
@@ -41,7 +41,8 @@ pub async fn run(
     filters: &[HttpFilter],
     route: Option<&Overrides>,
 ) -> Result<(), Reason> {
-    let mut judged = false;
+    // A tunnel lasts: rules that come later are to find it.
+    let mut judged = ctx.upgrade.is_some() || ctx.head.method == Method::CONNECT;
     for filter in filters {
         match filter {
             HttpFilter::Rbac(name, filter) => {
@@ -136,7 +137,8 @@ async fn tokens(ctx: &mut RequestCtx, filter: &JwtFilter, said: Option<&Override
     let Some(requirement) = requirement else { return Ok(()) };
     filter.keys_ready().await;
     let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let now = Now { unix, instant: Instant::now() };
+    let worker = std::rc::Rc::clone(&ctx.downstream.worker);
+    let now = Now { unix, instant: Instant::now(), signatures: &worker.signatures };
     match requirement.check(filter, &ctx.head, now) {
         Ok(verified) => {
             for token in verified {

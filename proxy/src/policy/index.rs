@@ -2,11 +2,12 @@
 //! those that ask for nothing of the kind) are evaluated. The answer is the same as that of trying all in their order.
 
 use foldhash::{HashMap, HashMapExt};
+use http::{HeaderMap, HeaderName};
 use smallvec::SmallVec;
 
 use super::rbac::{Policy, Rule};
 use super::view::View;
-use crate::route::matcher::{HeaderKey, HeaderRule};
+use crate::route::matcher::{HeaderKey, HeaderMatch, HeaderRule};
 use crate::route::table::first_in_order;
 use crate::route::text::{Place, StringMatch};
 
@@ -16,6 +17,7 @@ enum Key {
     Path(Box<[u8]>),
     PathPrefix(Box<[u8]>),
     Host(Box<[u8]>),
+    Header(HeaderName, Box<[u8]>),
     Name(Box<[u8]>),
     NamePrefix(Box<[u8]>),
 }
@@ -23,12 +25,16 @@ enum Key {
 /// Positions of policies, ascending.
 type Positions = SmallVec<[u32; 2]>;
 
+/// Lists of positions to look at.
+type Lists<'i> = SmallVec<[&'i [u32]; 16]>;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Index {
     paths: HashMap<Box<[u8]>, Positions>,
     path_prefixes: Prefixes,
     hosts: HashMap<Box<[u8]>, Positions>,
+    headers: HashMap<HeaderName, HashMap<Box<[u8]>, Positions>>,
     names: HashMap<Box<[u8]>, Positions>,
     name_prefixes: Prefixes,
     /// Policies of which nothing is known.
@@ -62,6 +68,9 @@ impl Index {
         let list = match key {
             Key::Path(text) => self.paths.entry(text.clone()).or_default(),
             Key::Host(text) => self.hosts.entry(text.clone()).or_default(),
+            Key::Header(name, text) => {
+                self.headers.entry(name.clone()).or_default().entry(text.clone()).or_default()
+            }
             Key::Name(text) => self.names.entry(text.clone()).or_default(),
             Key::PathPrefix(text) => self.path_prefixes.entry(text),
             Key::NamePrefix(text) => self.name_prefixes.entry(text),
@@ -73,7 +82,7 @@ impl Index {
 
     /// The first position of a policy for which `test` is true; only those are tested that can match.
     pub fn first(&self, view: &View<'_>, test: impl Fn(usize) -> bool) -> Option<usize> {
-        let mut lists: SmallVec<[&[u32]; 16]> = SmallVec::new();
+        let mut lists = Lists::new();
         if !self.rest.is_empty() {
             lists.push(&self.rest);
         }
@@ -83,6 +92,7 @@ impl Index {
             self.path_prefixes.of(path, &mut lists);
             let host = request.authority.map_or(&b""[..], |a| a.as_str().as_bytes());
             lists.extend(self.hosts.get(host).map(|l| &**l));
+            self.by_headers(request.headers, &mut lists);
         }
         if let Some(peer) = view.connection.peer.filter(|_| self.asks_for_names()) {
             for name in peer.names() {
@@ -91,6 +101,21 @@ impl Index {
             }
         }
         first_in_order(&mut lists, |position| test(position as usize)).map(|position| position as usize)
+    }
+
+    fn by_headers<'i>(&'i self, headers: &HeaderMap, lists: &mut Lists<'i>) {
+        if self.headers.is_empty() {
+            return;
+        }
+        for (name, value) in headers {
+            let Some(known) = self.headers.get(name) else { continue };
+            let value = value.as_bytes();
+            lists.extend(known.get(value).map(|l| &**l));
+            if memchr::memchr(b',', value).is_some() {
+                let elements = value.split(|b| *b == b',').map(<[u8]>::trim_ascii);
+                lists.extend(elements.filter_map(|element| known.get(element)).map(|l| &**l));
+            }
+        }
     }
 
     fn asks_for_names(&self) -> bool {
@@ -110,15 +135,25 @@ fn keys(rule: &Rule) -> Vec<Vec<Key>> {
         Rule::Or(rules) => any_of(rules).into_iter().collect(),
         Rule::Path(text) => of_text(text, Key::Path, Key::PathPrefix),
         Rule::Authenticated(text) => of_text(text, Key::Name, Key::NamePrefix),
-        Rule::Header { matcher, .. } if matcher.key == HeaderKey::Authority && !matcher.invert => {
-            match &matcher.rule {
-                HeaderRule::Text(StringMatch::Text { place: Place::Exact, text, ignore_case: false }) => {
-                    vec![vec![Key::Host(text.clone())]]
-                }
-                _ => Vec::new(),
-            }
-        }
+        Rule::Header { matcher, .. } => of_header(matcher).into_iter().collect(),
         _ => Vec::new(),
+    }
+}
+
+/// The key of a header that must have one text. A list with that text in it has the key, too; several lines that make it up
+/// together do not, so that a text with a separator has none.
+fn of_header(matcher: &HeaderMatch) -> Option<Vec<Key>> {
+    let HeaderMatch { key, rule: HeaderRule::Text(text), invert: false, missing_is_empty: _ } = matcher
+    else {
+        return None;
+    };
+    let StringMatch::Text { place: Place::Exact, text, ignore_case: false } = text else { return None };
+    match key {
+        HeaderKey::Authority => Some(vec![Key::Host(text.clone())]),
+        HeaderKey::Name(name) if !text.is_empty() && !text.iter().any(|b| matches!(b, b',' | b';')) => {
+            Some(vec![Key::Header(name.clone(), text.clone())])
+        }
+        _ => None,
     }
 }
 
@@ -184,7 +219,7 @@ impl Prefixes {
     }
 
     /// Appends the positions of every prefix of `text`.
-    fn of<'p>(&'p self, text: &[u8], lists: &mut SmallVec<[&'p [u32]; 16]>) {
+    fn of<'p>(&'p self, text: &[u8], lists: &mut Lists<'p>) {
         let after = self.list.partition_point(|p| *p.text <= *text);
         let mut next = after.checked_sub(1);
         while let Some(prefix) = next.and_then(|at| self.list.get(at)) {

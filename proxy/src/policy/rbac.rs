@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::index::Index;
 use super::view::View;
 use crate::config::names::PolicyId;
-use crate::route::matcher::{HeaderKey, HeaderMatch};
+use crate::route::matcher::HeaderMatch;
 use crate::route::text::StringMatch;
 
 pub use claim::{ClaimMatch, ValueMatch};
@@ -114,6 +114,18 @@ impl Rules {
         Self { action, policies: policies.into(), stat_prefix, none, index }
     }
 
+    /// How many policies there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.policies.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.policies.is_empty()
+    }
+
     /// The verdict about `view`.
     #[must_use]
     pub fn judge(&self, view: &View<'_>) -> Verdict<'_> {
@@ -128,12 +140,6 @@ impl Rules {
             stat_prefix: &self.stat_prefix,
             id: policy.map_or(self.none, |p| p.id),
         }
-    }
-
-    /// Whether a rule looks at a header that is no pseudo-header.
-    #[must_use]
-    pub fn reads_headers(&self) -> bool {
-        self.policies.iter().any(|p| p.permissions.iter().chain(&p.principals).any(Rule::reads_headers))
     }
 }
 
@@ -172,15 +178,6 @@ impl Rule {
             Self::DirectRemoteIp(net) => net.contains(&connection.direct_remote),
             Self::RemoteIp(net) => net.contains(&connection.remote),
             Self::Claim(claim) => claim.is_match(view.claims),
-        }
-    }
-
-    fn reads_headers(&self) -> bool {
-        match self {
-            Self::And(rules) | Self::Or(rules) => rules.iter().any(Self::reads_headers),
-            Self::Not(rule) => rule.reads_headers(),
-            Self::Header { matcher, .. } => matches!(matcher.key, HeaderKey::Name(_)),
-            _ => false,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Tells the connections and streams of one worker that the configuration changed.
+//! Tells the connections and streams of one worker that listeners or routes changed.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

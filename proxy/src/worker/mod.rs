@@ -24,6 +24,7 @@ use self::telemetry::WorkerTelemetry;
 use crate::balance::WorkerCursor;
 use crate::config::snapshot::Snapshot;
 use crate::drain::OpenCounts;
+use crate::policy::jwt::signatures::Signatures;
 use crate::telemetry::access_log::{AccessLog, WorkerLogs};
 use crate::telemetry::format::{Absent, Format};
 use crate::telemetry::record::AccessRecord;
@@ -44,12 +45,16 @@ pub struct Worker {
     pub pools: Pools,
     /// Draining.
     pub drain: LocalDrain,
-    /// Changes of the configuration.
+    /// Changes of rules.
     pub changes: Changes,
+    /// Tokens that were verified.
+    pub signatures: RefCell<Signatures>,
     /// This worker's shard of the metrics.
     pub metrics: WorkerTelemetry,
     config: Arc<ArcSwap<Snapshot>>,
     cached: RefCell<Rc<Pinned>>,
+    /// The configuration that [`Self::changes`] told of last.
+    announced: RefCell<Rc<Pinned>>,
     logs: WorkerLogs,
     rng: RefCell<fastrand::Rng>,
     cursors: RefCell<HashMap<Arc<str>, WorkerCursor>>,
@@ -81,15 +86,17 @@ impl Worker {
         logs: WorkerLogs,
         counts: OpenCounts,
     ) -> Rc<Self> {
-        let cached = RefCell::new(Rc::new(Pinned(config.load_full())));
+        let first = Rc::new(Pinned(config.load_full()));
         Rc::new(Self {
             id,
             pools: Pools::default(),
             drain: LocalDrain::new(counts),
             changes: Changes::default(),
+            signatures: RefCell::default(),
             metrics,
             config,
-            cached,
+            cached: RefCell::new(Rc::clone(&first)),
+            announced: RefCell::new(first),
             logs,
             rng: RefCell::new(fastrand::Rng::new()),
             cursors: RefCell::default(),
@@ -110,6 +117,15 @@ impl Worker {
             *cached = Rc::new(Pinned(Arc::clone(&newest)));
         }
         Rc::clone(&cached)
+    }
+
+    /// Wakes what is open when rules may say something else about it now. New endpoints alone wake nobody.
+    pub fn announce_changes(&self) {
+        let newest = self.snapshot();
+        let before = self.announced.replace(Rc::clone(&newest));
+        if !newest.same_rules(&before) {
+            self.changes.announce();
+        }
     }
 
     /// Uses the worker's random numbers.

@@ -50,7 +50,7 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
             Command::Changed => {
                 worker.prune();
                 worker.metrics.forget_labels();
-                worker.changes.announce();
+                worker.announce_changes();
             }
             Command::Drain => worker.drain.start(Instant::now()),
             Command::Exit => break,

@@ -68,8 +68,11 @@ impl Location {
         }
     }
 
-    /// Takes the token out of the request. A cookie stays, as in Envoy.
-    pub fn remove(&self, head: &mut RequestHead) {
+    /// Takes `token` out of the request if it stands here. A cookie stays, as in Envoy.
+    pub fn remove(&self, head: &mut RequestHead, token: &str) {
+        if !self.tokens(head).is_ok_and(|found| found.contains(&token)) {
+            return;
+        }
         match self {
             Self::Header { name, .. } => {
                 head.headers.remove(name);

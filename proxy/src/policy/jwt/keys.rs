@@ -1,6 +1,8 @@
 //! Key sets (RFC 7517): which keys there are, and which algorithms each of them may be used with.
 
+use std::cell::RefCell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -11,6 +13,8 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::provider::Now;
+use super::signatures::Signatures;
 use super::token::Token;
 use crate::error::Reason;
 
@@ -21,9 +25,21 @@ pub const MAX_KEY_SET: usize = 1 << 20;
 const MAX_KEYS: usize = 64;
 
 /// The keys of a provider.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct KeySet {
+    id: KeySetId,
     keys: Vec<Key>,
+}
+
+/// The number of a key set: another one for each that is read, even if it says the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeySetId(u64);
+
+impl KeySetId {
+    fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 struct Key {
@@ -59,7 +75,23 @@ impl KeySet {
                 "has no key that can be used: RSA from 2048 bits, P-256, P-384, Ed25519 or oct".into()
             );
         }
-        Ok(Self { keys })
+        Ok(Self { id: KeySetId::next(), keys })
+    }
+
+    /// Its number.
+    #[must_use]
+    pub const fn id(&self) -> KeySetId {
+        self.id
+    }
+
+    /// Verifies the signature of a token, unless that was done before.
+    fn verify_once(&self, token: &Token<'_>, signatures: &RefCell<Signatures>) -> Result<(), Reason> {
+        if signatures.borrow().knows(token.text, self.id) {
+            return Ok(());
+        }
+        self.verify(token)?;
+        signatures.borrow_mut().remember(token.text, self.id);
+        Ok(())
     }
 
     /// Verifies the signature of a token.
@@ -208,11 +240,13 @@ impl Keys {
     ///
     /// # Errors
     /// Those of [`KeySet::verify`], and [`Reason::JwtKeysUnavailable`].
-    pub fn verify(&self, token: &Token<'_>, now: Instant) -> Result<(), Reason> {
+    pub fn verify(&self, token: &Token<'_>, now: Now<'_>) -> Result<(), Reason> {
         match self {
-            Self::Local(set) => set.verify(token),
+            Self::Local(set) => set.verify_once(token, now.signatures),
             Self::Remote(remote) => match &*remote.state.current.load() {
-                Some(fetched) if now < fetched.until => fetched.keys.verify(token),
+                Some(fetched) if now.instant < fetched.until => {
+                    fetched.keys.verify_once(token, now.signatures)
+                }
                 _ => Err(Reason::JwtKeysUnavailable),
             },
         }

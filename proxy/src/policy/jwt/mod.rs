@@ -6,11 +6,13 @@
 //! - [`keys`]: key sets (RFC 7517). Each key has its algorithms; a token only says which of them it used.
 //! - [`provider`]: an issuer: what its tokens must say, and what is passed on of them.
 //! - [`requirement`]: which tokens a request needs.
+//! - [`signatures`]: what was verified before.
 
 pub mod extract;
 pub mod keys;
 pub mod provider;
 pub mod requirement;
+pub mod signatures;
 pub mod token;
 
 #[cfg(test)]

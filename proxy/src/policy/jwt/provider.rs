@@ -1,5 +1,6 @@
 //! A provider: what its tokens must say, and what is passed on of them.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tokio::time::Instant;
 
 use super::extract::Location;
 use super::keys::Keys;
+use super::signatures::Signatures;
 use super::token::Token;
 use crate::error::Reason;
 use crate::http::head::RequestHead;
@@ -51,13 +53,15 @@ pub struct Provider {
 /// The names on the way to a claim, outermost first.
 pub type ClaimPath = Box<[Box<str>]>;
 
-/// The time, by both clocks.
+/// The time, by both clocks, and what was verified until then.
 #[derive(Debug, Clone, Copy)]
-pub struct Now {
+pub struct Now<'w> {
     /// Seconds since 1970: what tokens count in.
     pub unix: u64,
     /// For the age of keys.
     pub instant: Instant,
+    /// Of this worker.
+    pub signatures: &'w RefCell<Signatures>,
 }
 
 /// A token that is genuine and says what it must.
@@ -69,6 +73,8 @@ pub struct Verified<'f> {
     pub payload: Arc<Value>,
     /// The claims as they came, base64url.
     pub encoded: Box<str>,
+    /// The whole token.
+    pub token: Box<str>,
 }
 
 /// An audience as Envoy compares it: without scheme and the slash at its end.
@@ -87,7 +93,7 @@ impl Provider {
         &self,
         token: Token<'_>,
         audiences: Option<&[Box<str>]>,
-        now: Now,
+        now: Now<'_>,
     ) -> Result<Verified<'_>, Reason> {
         if self.issuer.as_deref().is_some_and(|issuer| token.issuer.as_deref() != Some(issuer)) {
             return Err(Reason::JwtUnknownIssuer);
@@ -102,9 +108,13 @@ impl Provider {
         if !self.subjects.as_ref().is_none_or(named) {
             return Err(Reason::JwtSubject);
         }
-        self.keys.verify(&token, now.instant)?;
-        let encoded = token.encoded_payload.into();
-        Ok(Verified { provider: self, payload: Arc::new(token.payload), encoded })
+        self.keys.verify(&token, now)?;
+        Ok(Verified {
+            provider: self,
+            encoded: token.encoded_payload.into(),
+            token: token.text.into(),
+            payload: Arc::new(token.payload),
+        })
     }
 
     fn check_time(&self, token: &Token<'_>, now: u64) -> Result<(), Reason> {
@@ -129,7 +139,7 @@ impl Verified<'_> {
         let provider = self.provider;
         if !provider.forward {
             for location in &provider.locations {
-                location.remove(head);
+                location.remove(head, &self.token);
             }
         }
         if let Some((name, pad)) = &provider.payload_header {

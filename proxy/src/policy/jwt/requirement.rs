@@ -45,7 +45,7 @@ impl Requirement {
         &self,
         filter: &'f JwtFilter,
         head: &RequestHead,
-        now: Now,
+        now: Now<'_>,
     ) -> Result<Vec<Verified<'f>>, Reason> {
         match self {
             Self::Provider { provider, audiences } => {
@@ -79,7 +79,7 @@ fn any<'f>(
     list: &[Requirement],
     filter: &'f JwtFilter,
     head: &RequestHead,
-    now: Now,
+    now: Now<'_>,
 ) -> Result<Vec<Verified<'f>>, Reason> {
     let telling = |why: &Reason| match why {
         Reason::JwtMissing => 0,
@@ -102,7 +102,7 @@ fn optional<'f>(
     leniency: Leniency,
     filter: &'f JwtFilter,
     head: &RequestHead,
-    now: Now,
+    now: Now<'_>,
 ) -> Result<Vec<Verified<'f>>, Reason> {
     let mut seen: Vec<&str> = Vec::new();
     let mut verified = Vec::new();

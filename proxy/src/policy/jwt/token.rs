@@ -14,6 +14,8 @@ const MAX: usize = 64 * 1024;
 /// A token that was read and not verified.
 #[derive(Debug)]
 pub struct Token<'t> {
+    /// As it came.
+    pub text: &'t str,
     /// `alg`: which algorithm it claims to use.
     pub algorithm: String,
     /// `kid`: which key it claims to be signed with.
@@ -60,6 +62,7 @@ impl<'t> Token<'t> {
         }
         let payload = object(encoded_payload)?;
         let token = Self {
+            text,
             algorithm: header.get("alg")?.as_str()?.to_owned(),
             key_id: string(&header, "kid")?,
             encoded_payload,

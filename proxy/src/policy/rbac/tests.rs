@@ -8,7 +8,7 @@ use serde_json::json;
 use super::*;
 use crate::http::head::RequestHead;
 use crate::policy::view::{Claims, ConnectionView, RequestView};
-use crate::route::matcher::HeaderRule;
+use crate::route::matcher::{HeaderKey, HeaderRule};
 use crate::route::text::Place;
 use crate::tls::identity::PeerIdentity;
 
@@ -230,6 +230,7 @@ fn any_rule() -> impl Strategy<Value = Rule> {
         matcher.prop_map(Rule::Authenticated),
         "(shop|cart).example".prop_map(|host| header(":authority", &host, true)),
         Just(header(":method", "GET", true)),
+        ("[ab],?[ab]?", any::<bool>()).prop_map(|(role, grants)| header("x-role", &role, grants)),
     ];
     leaf.prop_recursive(3, 12, 3, |inner| {
         let set = proptest::collection::vec(inner.clone(), 1..3);
@@ -248,11 +249,15 @@ proptest! {
         parts in proptest::collection::vec((any_rule(), any_rule()), 0..12),
         path in "(/[ab]{0,2}){1,3}",
         peer in proptest::option::of("(/[ab]{0,2}){1,3}"),
+        roles in proptest::collection::vec("[ab](, ?[ab])?", 0..3),
     ) {
         let parts = parts.into_iter().enumerate();
         let policies = parts.map(|(n, (permission, principal))| policy(&format!("{n:02}"), permission, principal));
         let rules = rules(Action::Allow, policies.collect());
         let mut subject = Subject::new(&path, &[]);
+        for role in roles {
+            subject.head.headers.append("x-role", role.parse().unwrap());
+        }
         if let Some(peer) = peer {
             subject = subject.peer(&peer, &["/a", "/b/a"], "/");
         }

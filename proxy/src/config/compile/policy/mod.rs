@@ -7,3 +7,6 @@ mod rbac;
 
 pub use jwt::jwt_filter as compile_jwt;
 pub use rbac::{http_filter as compile_http_rbac, network_filter as compile_network_rbac};
+
+#[cfg(test)]
+mod tests;

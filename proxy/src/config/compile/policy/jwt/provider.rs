@@ -173,10 +173,11 @@ fn remote(pb: &pb::RemoteJwks, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Rem
         return None;
     };
     scope.names.clusters.intern(cluster);
+    let timeout = positive_duration(timeout.as_ref(), &at.field("timeout"), scope);
     Some(RemoteKeys {
         uri: parsed?,
         cluster: cluster.as_str().into(),
-        timeout: positive_duration(timeout.as_ref(), &at.field("timeout"), scope)?,
+        timeout: timeout?,
         cache: cache.unwrap_or(Duration::from_secs(600)),
         retry: retry.unwrap_or(Duration::from_secs(1)),
         state: Default::default(),
