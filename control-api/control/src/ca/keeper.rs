@@ -57,6 +57,8 @@ pub struct Ca {
     registry: Arc<Registry>,
     settings: Settings,
     current: watch::Sender<Option<Arc<Current>>>,
+    /// Nodes that were said to lack the secret, the last time.
+    laggards: watch::Sender<Vec<String>>,
 }
 
 fn key() -> Key {
@@ -71,7 +73,7 @@ impl Ca {
     /// One that has not been read yet.
     #[must_use]
     pub fn new(registry: Arc<Registry>, settings: Settings) -> Self {
-        Self { registry, settings, current: watch::Sender::new(None) }
+        Self { registry, settings, current: watch::Sender::new(None), laggards: watch::Sender::default() }
     }
 
     /// Where it is read from.
@@ -313,12 +315,20 @@ impl Ca {
         Ok(id)
     }
 
+    /// The nodes that an announced root waits for.
+    #[must_use]
+    pub fn waits_for(&self) -> Vec<String> {
+        let announced = self.read(|authority| authority.announced().is_some()).unwrap_or(false);
+        if announced { self.laggards.borrow().clone() } else { Vec::new() }
+    }
+
     /// Moves what is due; `laggards` are the nodes that have not taken the secret as it is now.
     ///
     /// # Errors
     /// The store.
     pub async fn advance(&self, laggards: &[String]) -> Result<(), Refused> {
         self.adopt().await?;
+        self.laggards.send_replace(laggards.to_vec());
         let (domain, overlap) = (&self.settings.trust_domain, self.settings.overlap);
         let mut seen = self.read(Authority::clone)?;
         let before = seen.clone();

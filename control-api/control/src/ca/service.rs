@@ -8,7 +8,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prost::Message;
-use remora_proxy::tls::identity::SpiffeId;
+use remora_proxy::tls::identity::{PeerIdentity, SpiffeId};
+use rustls_pki_types::CertificateDer;
 use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Context, Poll, http};
@@ -16,12 +17,13 @@ use tonic::server::{Grpc, NamedService, UnaryService};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 use tracing::{info, warn};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::authority::{Authority, Issued};
 use super::failures::Failures;
 use super::issued::Log;
 use super::tokens::{Presented, Tokens};
-use super::{Ca, Csr, Refused};
+use super::{Ca, Csr, Refused, hex};
 
 /// Bytes of a request: a CSR of an RSA key of 8192 bits has 3 KiB.
 const MAX_REQUEST: usize = 64 << 10;
@@ -47,12 +49,22 @@ pub struct CertificateResponse {
 }
 
 /// The certificate that a client of a TLS port has shown, put into the extensions of a request by whoever accepted the connection.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Shown {
     /// Its SPIFFE ID; None when it has none.
     pub identity: Option<SpiffeId>,
     /// Its serial number, in hexadecimal.
     pub serial: String,
+}
+
+impl Shown {
+    /// What a certificate says, in DER, whose chain was verified in the handshake.
+    #[must_use]
+    pub fn of(leaf: &[u8]) -> Self {
+        let peer = PeerIdentity::of_leaf(&CertificateDer::from(leaf), true);
+        let serial = X509Certificate::from_der(leaf).map(|(_, parsed)| hex(parsed.raw_serial()));
+        Self { identity: peer.ok().and_then(|peer| peer.spiffe), serial: serial.unwrap_or_default() }
+    }
 }
 
 /// Where a request came from, put into its extensions by whoever accepted a TLS connection.

@@ -4,6 +4,7 @@ mod authority;
 mod folder;
 mod plane;
 mod tls;
+mod votes;
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
@@ -18,6 +19,8 @@ use tracing_subscriber::EnvFilter;
 use crate::ca::Overlap;
 use crate::ca::root::Files;
 use crate::run::time;
+
+pub(crate) use votes::KIND as CONTROL_PLANE;
 
 pub use plane::{AuthorityOptions, Options, Plane, StartError};
 

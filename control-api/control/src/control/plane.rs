@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::tls::{self, Port};
+use super::votes::Votes;
 use super::{authority, folder};
 use crate::audit::Audit;
 use crate::board::Board;
@@ -168,7 +169,9 @@ impl Plane {
             }
             let (ready, all_taken) = oneshot::channel();
             let plaintext = port.certificates.clone();
-            let parts = authority::Parts { ca: Arc::clone(&ca), tokens, log: Arc::clone(&port.log), board };
+            let votes = Votes::new(Arc::clone(&registry));
+            let parts =
+                authority::Parts { ca: Arc::clone(&ca), tokens, log: Arc::clone(&port.log), board, votes };
             let trust = authority::keep(parts, Arc::clone(&publisher));
             let serve = async {
                 if all_taken.await.is_ok() {

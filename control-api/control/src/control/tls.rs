@@ -22,12 +22,11 @@ use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 use tonic::{Request, Status};
 use tracing::{debug, error, warn};
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::ca::authority::Authority;
 use crate::ca::issued::Log;
 use crate::ca::service::{PeerAddress, Shown};
-use crate::ca::{self, Ca, Refused, hex};
+use crate::ca::{self, Ca, Refused};
 use crate::clock::unix;
 use crate::publish::Publisher;
 
@@ -198,14 +197,10 @@ impl Connection {
     async fn shake(tls: &ServerTls, stream: TcpStream, peer: SocketAddr) -> Result<Self, String> {
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
         let tcp = stream.connect_info();
-        let (stream, session) = tls.accept(stream, &[]).await.map_err(|e| e.to_string())?;
+        let (stream, _) = tls.accept(stream, &[]).await.map_err(|e| e.to_string())?;
         let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let certificates = PeerCertificates(Arc::new(certificates.iter().map(|der| der.to_vec()).collect()));
-        let shown = certificates.0.first().and_then(|leaf| {
-            let (_, parsed) = X509Certificate::from_der(leaf).ok()?;
-            let identity = session.peer.as_ref().and_then(|peer| peer.spiffe.clone());
-            Some(Shown { identity, serial: hex(parsed.raw_serial()) })
-        });
+        let shown = certificates.0.first().map(|leaf| Shown::of(leaf));
         Ok(Self { stream, info: Info { tcp, peer, certificates, shown } })
     }
 }

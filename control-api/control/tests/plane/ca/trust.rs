@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use remora_control::ca::secret::ROOTCA;
 use remora_control::ca::{Ca, Overlap, Phase, Root, Settings};
-use remora_control::control::{Plane, StartError};
+use remora_control::control::{Options, Plane, StartError};
 use remora_control::registry::{self, Registry};
 use remora_control::store::{self, StoreError};
 use remora_xds::Kind;
@@ -87,6 +87,8 @@ async fn a_new_root_signs_when_every_node_has_taken_it() {
         let step = client.step(Some((ROOTCA, "I do not like it")));
         let _ = timeout(Duration::from_millis(100), step).await;
     }
+    rig.until("it is waited for", async || rig.get("/remora/v1/ca").await.1["waitsFor"] == json!([CALLER]))
+        .await;
     assert_eq!(phases(&rig).await, ["Signing", "Announced"]);
     drop(client);
     let client = sidecar(&rig).await;
@@ -107,11 +109,16 @@ async fn what_is_revoked_is_in_the_secret_and_gets_nothing() {
     assert!(context(&client).unwrap().crl.is_none());
     let (mut agent, made) = (joined(&rig, "caller").await, token(&rig, "caller", &json!({})).await);
     let channel = tls(&rig, Some(&agent)).await;
+    // A workload that is not known yet: it waits.
+    let mut node = Client::over(channel.clone(), "sidecar~10.0.0.8~new.default~default.svc").await.unwrap();
+    rig.until("it waits", async || rig.get("/status").await.1["proxies"].to_string().contains("default/new"))
+        .await;
     let id = "spiffe://test/ns/default/sa/caller";
     let (status, answer) =
         post(&rig, "/remora/v1/ca/revoke", &json!({"identity": id, "reason": "key-compromise"})).await;
     assert_eq!((status, answer["revoked"].as_array().map(Vec::len)), (StatusCode::OK, Some(1)), "{answer}");
     client.until(|c| context(c).unwrap().crl.is_some()).await;
+    assert_eq!(node.end().await.code(), Code::Unavailable, "it is to connect again");
 
     let denied = |id: &str| (Code::PermissionDenied, id.to_owned());
     assert_eq!(reason(agent.ask(channel.clone(), None).await), denied("ca_certificate_revoked"));
@@ -219,6 +226,30 @@ async fn a_token_for_one_use_is_used_once_by_two_control_planes() {
     let (a, b) = tokio::join!(a.ask(at_one, text), b.ask(at_two, text));
     assert!(a.is_ok() != b.is_ok(), "{a:?} {b:?}");
     assert_eq!(reason(a.and(b)), (Code::Unauthenticated, "ca_token_used".into()));
+}
+
+/// The proxies of the other control plane count too.
+#[tokio::test]
+async fn a_new_root_waits_for_the_proxies_of_all_control_planes() {
+    let Some(etcd) = start().await else { return };
+    let address = format!("etcd://{}", etcd.fresh_address());
+    let with = async || {
+        let changed = |options: &mut Options| {
+            options.store = Some(address.clone());
+            options.authority.overlap = overlap(0);
+        };
+        Rig::with(changed).await
+    };
+    let (one, two) = (with().await, with().await);
+    assert!(one.apply(&format!("{SERVICE}{WORKLOADS}"), "").await.0.is_success());
+    let mut lagging = sidecar(&two).await;
+    assert_eq!(post(&one, "/remora/v1/ca/rotate", &json!({})).await.0, StatusCode::CREATED);
+    // It is sent the new one, says nothing, and is named for it at the other control plane.
+    one.until("it is named", async || one.get("/remora/v1/ca").await.1["waitsFor"] == json!([CALLER])).await;
+    assert_eq!(phases(&one).await, ["Signing", "Announced"]);
+    lagging.until(|c| roots(c) == 2).await;
+    one.until("it signs", async || phases(&one).await.last().unwrap() == "Signing").await;
+    two.until("there too", async || phases(&two).await.last().unwrap() == "Signing").await;
 }
 
 #[tokio::test]
