@@ -2,6 +2,8 @@
 
 mod control_plane;
 mod dns;
+mod identity;
+mod key_sets;
 mod listeners;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,19 +22,21 @@ use tokio::time::Instant;
 use self::control_plane::ControlPlane;
 pub use self::control_plane::ControlPlaneStatus;
 use self::dns::Unresolved;
+use self::key_sets::KeySets;
 use crate::admin::view::AdminView;
 use crate::admin::{Admin, DrainListeners, LevelControl, OpenAnswers, Pages};
 use crate::bootstrap::{self, Settings};
 use crate::clock::at;
 use crate::config::manager::{Changes, Dump, Manager};
 use crate::config::snapshot::Snapshot;
+use crate::config::source::disk::LastGood;
 use crate::config::source::file::FileWatcher;
 use crate::config::spec::{Direction, ListenerSpec};
 use crate::drain::{Drain, Outcome, Phase, Plan};
 use crate::readiness::Readiness;
 use crate::signal::Signals;
 use crate::telemetry::access_log::{LogControl, LogWriter};
-use crate::telemetry::metrics::{Options as MetricsOptions, Registry};
+use crate::telemetry::metrics::{Options as MetricsOptions, Registry, ResourceKind};
 use crate::upstream::dns::{DnsHandle, DnsUpdate, Driver, SystemResolver};
 use crate::worker::Worker;
 use crate::worker::run::{self as worker_run, Command};
@@ -65,6 +69,8 @@ pub struct Options {
     pub drain_time: Duration,
     /// Where the last good configuration of the control plane is kept; None keeps it nowhere.
     pub state_dir: Option<PathBuf>,
+    /// The identity agent; None runs none.
+    pub identity: Option<crate::identity::Options>,
 }
 
 /// A parsed and compiled bootstrap.
@@ -74,18 +80,18 @@ pub struct Loaded {
     settings: Settings,
 }
 
-/// Reads and compiles a bootstrap file: all of `--check`.
+/// Reads and compiles a bootstrap file: all of `--check`. With `agent`, the secrets `default` and `ROOTCA` are the identity agent's.
 ///
 /// # Errors
 /// [`StartError::Read`] or [`StartError::Config`] with every mistake.
-pub fn load(path: &PathBuf) -> Result<Loaded, StartError> {
+pub fn load(path: &PathBuf, agent: bool) -> Result<Loaded, StartError> {
     let text = std::fs::read_to_string(path).map_err(|e| StartError::Read(path.clone(), e))?;
     let source = path.display().to_string();
     let schema = Schema::load();
     let parsed = schema.parse::<Bootstrap>(&text, &source).map_err(StartError::Config)?;
     drop(schema);
     let settings = bootstrap::settings(&parsed.message);
-    let manager = Manager::new(&parsed.message, &source, parsed.map).map_err(StartError::Config)?;
+    let manager = Manager::new(&parsed.message, &source, parsed.map, agent).map_err(StartError::Config)?;
     Ok(Loaded { manager, settings })
 }
 
@@ -123,12 +129,16 @@ struct App {
     shared: Arc<Shared>,
     manager: Manager,
     control_plane: Option<ControlPlane>,
+    /// For the control plane, until its stream is opened.
+    last_good: Option<LastGood>,
+    identity: Option<identity::Agent>,
     workers: Vec<mpsc::Sender<Command>>,
     threads: Vec<std::thread::JoinHandle<()>>,
     watcher: FileWatcher,
     dns: DnsHandle,
     dns_updates: mpsc::Receiver<DnsUpdate>,
     unresolved: Unresolved,
+    key_sets: KeySets,
     requests: mpsc::Receiver<DrainListeners>,
     drain: Drain,
     readiness: Readiness,
@@ -185,17 +195,19 @@ pub async fn run(
         levels,
     };
     let answers = start_admin(Arc::new(admin), &shared).await?;
-    let control_plane = ControlPlane::start(&manager, &shared.config.load(), last_good);
     let mut app = App {
+        identity: identity::start(options.identity.as_ref())?,
         shared,
         manager,
-        control_plane,
+        control_plane: None,
+        last_good,
         workers,
         threads,
         watcher,
         dns,
         dns_updates,
         unresolved: Unresolved::default(),
+        key_sets: KeySets::default(),
         requests,
         drain,
         readiness,
@@ -203,6 +215,7 @@ pub async fn run(
         listening: false,
         answers,
     };
+    app.start_control_plane();
     app.watch();
     app.publish().await;
     app.warm_up().await;
@@ -306,6 +319,7 @@ enum Happening {
     Alarm,
     Files,
     Dns(DnsUpdate),
+    Identity(crate::identity::Event),
     DrainListeners(DrainListeners),
 }
 
@@ -318,7 +332,7 @@ impl App {
     }
 
     fn watch(&mut self) {
-        self.watcher.watch(&self.manager.files(), self.manager.directories());
+        self.watcher.watch(&self.manager.watched_files(), self.manager.directories());
         let named = self.manager.dns();
         self.forget_unresolved(&named);
         self.dns.set_clusters(named);
@@ -331,6 +345,7 @@ impl App {
         if let Some(control_plane) = &self.control_plane {
             control_plane.follow(&snapshot);
         }
+        self.key_sets.follow(&snapshot, &self.shared.config);
         self.shared.config.store(Arc::new(snapshot));
         self.tell(|| Command::Changed).await;
     }
@@ -353,6 +368,12 @@ impl App {
     }
 
     async fn files_changed(&mut self) {
+        let mistakes = self.manager.reload_material();
+        if !mistakes.is_empty() {
+            self.shared.registry.control.config_rejected(ResourceKind::Secret, mistakes.len() as u64);
+            let text = StartError::Config(mistakes);
+            tracing::error!("certificates refused, those before serve on:\n{text}");
+        }
         if let Ok(true) = read_files(&mut self.manager, &self.shared.registry, false) {
             self.follow_promoted(Changes { snapshot: true, listeners: true, clusters: true }).await;
         }
@@ -378,6 +399,7 @@ impl App {
             () = at(alarm) => Happening::Alarm,
             () = self.watcher.changed() => Happening::Files,
             Some(update) = self.dns_updates.recv() => Happening::Dns(update),
+            event = identity::next_event(&mut self.identity) => Happening::Identity(event),
             Some(request) = self.requests.recv() => Happening::DrainListeners(request),
         }
     }
@@ -389,6 +411,7 @@ impl App {
             Happening::Alarm => self.alarm_rang().await,
             Happening::Files => self.files_changed().await,
             Happening::Dns(update) => self.dns_answered(&update).await,
+            Happening::Identity(event) => self.identity_said(event).await,
             Happening::DrainListeners(request) => self.drain_listeners(request).await,
         }
     }

@@ -14,6 +14,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::admin::LevelControl;
 use crate::admin::logging::Levels;
 use crate::app::{self, StartError};
+use crate::identity::{self, Authority};
 
 /// Runs the data plane from a bootstrap file in Envoy's v3 schema.
 #[derive(Debug, Args)]
@@ -21,6 +22,8 @@ use crate::app::{self, StartError};
   remora proxy -c bootstrap.yaml                  run
   remora proxy -c bootstrap.yaml --check          only validate; all mistakes at once
   remora proxy -c bootstrap.yaml --concurrency 1  one worker thread
+  remora proxy -c bootstrap.yaml --ca https://10.0.0.1:15012 --ca-roots roots.pem --token-file token --identity-dir /var/lib/remora
+                                                  with an identity: the secrets `default` and `ROOTCA` are the CA's
 
 Exit status: 0 after an orderly end, 1 when the proxy cannot start, 2 for wrong arguments or a wrong configuration.")]
 pub struct ProxyArgs {
@@ -42,6 +45,21 @@ pub struct ProxyArgs {
     /// Keep the last good configuration of the control plane in this folder, and start from it while the control plane is down
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// CA of the control plane, https://IP:PORT (http:// on loopback): this process gets its certificate from there
+    #[arg(long, value_name = "URL", env = "REMORA_CA")]
+    pub ca: Option<Authority>,
+    /// Certificates by one of which the CA's server is believed at first [default: the root that the join token names]
+    #[arg(long, value_name = "FILE", requires = "ca")]
+    pub ca_roots: Option<PathBuf>,
+    /// File with a join token or a service account token, shown to the CA when there is no certificate to show
+    #[arg(long, value_name = "FILE", requires = "ca")]
+    pub token_file: Option<PathBuf>,
+    /// Keep key and certificate in this folder, and start from them while the CA is down
+    #[arg(long, value_name = "DIR", requires = "ca")]
+    pub identity_dir: Option<PathBuf>,
+    /// Give key and certificates to programs on this machine by a UNIX socket: SPIFFE Workload API, and SDS
+    #[arg(long, value_name = "PATH", requires = "ca")]
+    pub identity_socket: Option<PathBuf>,
     /// Log level: error, warn, info, debug, or a filter such as remora_proxy::http=debug
     #[arg(short = 'l', long, value_name = "LEVEL", default_value = "info", env = "REMORA_LOG")]
     pub log_level: String,
@@ -57,7 +75,7 @@ pub fn run(args: &ProxyArgs) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let loaded = match load(&args.config) {
+    let loaded = match load(&args.config, args.ca.is_some()) {
         Ok(loaded) => loaded,
         Err(error) => return refuse(&error),
     };
@@ -76,6 +94,7 @@ pub fn run(args: &ProxyArgs) -> ExitCode {
         admin_address_path: args.admin_address_path.clone(),
         drain_time: Duration::from_secs(args.drain_time_s),
         state_dir: args.state_dir.clone(),
+        identity: identity(args),
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -87,11 +106,22 @@ pub fn run(args: &ProxyArgs) -> ExitCode {
     }
 }
 
+fn identity(args: &ProxyArgs) -> Option<identity::Options> {
+    Some(identity::Options {
+        authority: args.ca?,
+        roots: args.ca_roots.clone(),
+        token: args.token_file.clone(),
+        folder: args.identity_dir.clone(),
+        socket: args.identity_socket.clone(),
+    })
+}
+
 /// Loads the bootstrap on a thread that then ends: reading text leaves a megabyte of small free blocks in its thread's
 /// cache, which would otherwise stay for the life of the process.
-fn load(path: &PathBuf) -> Result<app::Loaded, StartError> {
+fn load(path: &PathBuf, agent: bool) -> Result<app::Loaded, StartError> {
     let loaded = std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("load".into()).spawn_scoped(scope, || app::load(path));
+        let thread =
+            std::thread::Builder::new().name("load".into()).spawn_scoped(scope, || app::load(path, agent));
         thread.map(|thread| thread.join())
     });
     let failed = |what: String| StartError::Resource("thread that loads the configuration".into(), what);

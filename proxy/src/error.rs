@@ -157,6 +157,34 @@ reasons! {
     Overloaded = "overloaded", 503, Unavailable, "OM", Proxy;
     /// The proxy is shutting down and its deadline is over.
     Draining = "draining", 503, Unavailable, "DT", Proxy;
+    /// An access policy (RBAC) refuses it.
+    RbacDenied = "rbac_denied", 403, PermissionDenied, "", Proxy;
+    /// The request needs a token (JWT) and has none.
+    JwtMissing = "jwt_missing", 401, Unauthenticated, "", Proxy;
+    /// What stands in the token's place is none, is too long, or there are several.
+    JwtMalformed = "jwt_malformed", 401, Unauthenticated, "", Proxy;
+    /// The token is of another issuer.
+    JwtUnknownIssuer = "jwt_unknown_issuer", 401, Unauthenticated, "", Proxy;
+    /// The token's time is over.
+    JwtExpired = "jwt_expired", 401, Unauthenticated, "", Proxy;
+    /// The token's time has not come.
+    JwtNotYetValid = "jwt_not_yet_valid", 401, Unauthenticated, "", Proxy;
+    /// The token does not expire, or lives for longer than is allowed.
+    JwtLifetime = "jwt_lifetime", 401, Unauthenticated, "", Proxy;
+    /// The token is for another audience.
+    JwtAudience = "jwt_audience", 403, PermissionDenied, "", Proxy;
+    /// The token's subject is not one of those that its issuer may vouch for.
+    JwtSubject = "jwt_subject", 401, Unauthenticated, "", Proxy;
+    /// The token names a key that its issuer does not have.
+    JwtUnknownKey = "jwt_unknown_key", 401, Unauthenticated, "", Proxy;
+    /// The token's algorithm is none of those of the key.
+    JwtAlgorithm = "jwt_algorithm", 401, Unauthenticated, "", Proxy;
+    /// The token's signature is not genuine.
+    JwtBadSignature = "jwt_bad_signature", 401, Unauthenticated, "", Proxy;
+    /// The keys of the token's issuer could not be fetched.
+    JwtKeysUnavailable = "jwt_keys_unavailable", 401, Unauthenticated, "", Proxy;
+    /// The route names a requirement for tokens that the listener does not have.
+    JwtNoRequirement = "jwt_no_requirement", 403, PermissionDenied, "", Proxy;
     /// Original-destination routing was asked for, but the connection has none.
     NoOriginalDestination = "no_original_destination", 503, Unavailable, "UH", Proxy;
 

@@ -13,6 +13,7 @@ use crate::config::spec::{NetworkFilter, TcpSpec};
 use crate::error::Reason;
 use crate::http::downstream::Downstream;
 use crate::io::Io;
+use crate::listener::admission;
 use crate::resilience::breaker::{Resource, RoutingPriority};
 use crate::tcp::{self, Ended, Traffic};
 use crate::telemetry::record::{self, AccessRecord, Timings};
@@ -32,7 +33,9 @@ pub async fn serve(mut io: Io, read: BytesMut, downstream: Rc<Downstream>, spec:
     let start = Instant::now();
     let registration = downstream.worker.drain.register();
     let (id, cluster) = choose(&downstream, &spec);
+    let mut refused = admission::admit(&downstream).err();
     let upstream = match &cluster {
+        _ if refused.is_some() => Err(Reason::RbacDenied),
         Some(cluster) => connect(&downstream, &spec, cluster).await,
         None => Err(Reason::NoCluster),
     };
@@ -55,12 +58,17 @@ pub async fn serve(mut io: Io, read: BytesMut, downstream: Rc<Downstream>, spec:
                 spec.idle_timeout,
                 &traffic,
             );
-            reason = match limited(spec.max_duration, copy).await {
-                Some(Ended::Closed) => None,
-                Some(Ended::Downstream) => Some(Reason::DownstreamGone),
-                Some(Ended::Upstream) => Some(Reason::UpstreamBodyReset),
-                Some(Ended::Idle) => Some(Reason::StreamIdle),
-                None => Some(Reason::MaxDuration),
+            let copy = admission::while_admitted(&downstream, limited(spec.max_duration, copy));
+            reason = match copy.await {
+                Ok(Some(Ended::Closed)) => None,
+                Ok(Some(Ended::Downstream)) => Some(Reason::DownstreamGone),
+                Ok(Some(Ended::Upstream)) => Some(Reason::UpstreamBodyReset),
+                Ok(Some(Ended::Idle)) => Some(Reason::StreamIdle),
+                Ok(None) => Some(Reason::MaxDuration),
+                Err(why) => {
+                    refused = Some(why);
+                    Some(Reason::RbacDenied)
+                }
             };
             if reason.is_some() {
                 // A side that broke off is told to the other as a reset, not as an end of data.
@@ -80,6 +88,7 @@ pub async fn serve(mut io: Io, read: BytesMut, downstream: Rc<Downstream>, spec:
         endpoint,
         traffic,
         reason,
+        details: refused.map(|refused| refused.details),
         total: start.elapsed(),
     });
 }
@@ -153,6 +162,7 @@ struct Finished<'a> {
     endpoint: Option<Arc<Endpoint>>,
     traffic: Traffic,
     reason: Option<Reason>,
+    details: Option<String>,
     total: Duration,
 }
 
@@ -164,6 +174,7 @@ fn log(done: &Finished<'_>) {
     let record = AccessRecord {
         start: SystemTime::now().checked_sub(done.total),
         reason: done.reason,
+        termination_details: done.details.as_deref(),
         bytes_received: done.traffic.received.get(),
         bytes_sent: done.traffic.sent.get(),
         timings: Timings { total: Some(done.total), ..Timings::default() },

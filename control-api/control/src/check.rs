@@ -87,7 +87,8 @@ fn check_documents(files: &[(String, String)], findings: &mut Vec<Finding>, fine
 
 fn check_bootstrap(path: &Path, findings: &mut Vec<Finding>, fine: &mut Vec<String>) {
     let path = path.to_path_buf();
-    match remora_proxy::app::load(&path).and_then(remora_proxy::app::check) {
+    // It may be one that is run with an identity agent.
+    match remora_proxy::app::load(&path, true).and_then(remora_proxy::app::check) {
         Ok(()) => fine.push(format!("{}: OK", path.display())),
         Err(remora_proxy::app::StartError::Config(errors)) => {
             findings.extend(errors.into_iter().map(|error| mistake(Rule::Invalid, error)));

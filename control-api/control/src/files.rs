@@ -1,11 +1,23 @@
-//! Folders of documents.
+//! Folders of documents, and files of their owner's own.
 
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Files of one folder tree.
 const MOST: usize = 10_000;
 /// Folders in folders.
 const DEPTH: usize = 16;
+
+/// Writes a file that only its owner reads.
+///
+/// # Errors
+/// I/O.
+pub(crate) fn private(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(text.as_bytes())
+}
 
 /// The documents' files at `path`, in order: itself if it is a file, else those that end with .yaml, .yml or .json. Names that begin
 /// with a dot are left out, as are the folders behind them (`..data` of a mounted ConfigMap).

@@ -8,24 +8,32 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use remora_mesh::names;
+use remora_proxy::identity::CONTROL_PLANE;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
+use crate::ca::tokens::Terms;
 use crate::client::Server;
+use crate::files::private;
 
 /// How long it may take to get its configuration, on a slow machine.
 const STARTS_IN: Duration = Duration::from_secs(60);
 /// How much longer than its drain time it may take to end.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long a token that it was given may be used.
+const JOINS_IN: Duration = Duration::from_secs(600);
 const POLL: Duration = Duration::from_millis(20);
 
 /// Which sidecar.
 #[derive(Debug)]
 pub(crate) struct Options<'a> {
-    /// The control plane (ADS).
+    /// The TLS port of the control plane (CA and ADS).
     pub(crate) control: SocketAddr,
+    /// A join token for its identity.
+    pub(crate) token: &'a str,
     pub(crate) namespace: &'a str,
     /// Its Workload or registration.
     pub(crate) workload: &'a str,
@@ -35,8 +43,6 @@ pub(crate) struct Options<'a> {
     pub(crate) address: IpAddr,
     /// For its own files.
     pub(crate) folder: &'a Path,
-    /// Where relative paths begin, those of its certificates.
-    pub(crate) directory: &'a Path,
     /// Instead of the standard error of this process.
     pub(crate) log: Option<File>,
     /// How long it may finish what it has.
@@ -59,6 +65,8 @@ impl Sidecar {
     pub(crate) async fn start(options: Options<'_>) -> anyhow::Result<Self> {
         let (config, address) = (options.folder.join("bootstrap.yaml"), options.folder.join("admin"));
         std::fs::write(&config, remora_xds::write_yaml(&bootstrap(&options)))?;
+        let token = options.folder.join("token");
+        private(&token, options.token)?;
         let child = Command::new(std::env::current_exe().context("where is this program?")?)
             .arg("proxy")
             .arg("-c")
@@ -68,7 +76,12 @@ impl Sidecar {
             .arg("--drain-time-s")
             .arg(options.drain.as_secs().to_string())
             .args(["--concurrency", "1", "--log-level", "warn"])
-            .current_dir(options.directory)
+            .arg("--ca")
+            .arg(format!("https://{}", options.control))
+            .arg("--token-file")
+            .arg(&token)
+            .arg("--identity-dir")
+            .arg(options.folder.join("identity"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(options.log.map_or_else(Stdio::inherit, Stdio::from))
@@ -128,6 +141,21 @@ impl Sidecar {
     }
 }
 
+/// A join token for one certificate of an identity.
+///
+/// # Errors
+/// The control plane refuses, or cannot be asked.
+pub(crate) async fn join_token(server: &Server, namespace: &str, account: &str) -> anyhow::Result<String> {
+    let terms = Terms {
+        namespace: namespace.to_owned(),
+        service_account: account.to_owned(),
+        ttl_seconds: JOINS_IN.as_secs(),
+        uses: 1,
+    };
+    let made = server.call(http::Method::POST, "/remora/v1/tokens", Some(&json!(terms))).await?;
+    made["token"].as_str().map(ToOwned::to_owned).context("the control plane made no token")
+}
+
 fn bootstrap(options: &Options<'_>) -> Value {
     let Options { control, namespace, workload, labels, address, .. } = options;
     let label = |name: &str, otherwise: &str| labels.get(name).map_or(otherwise, String::as_str).to_owned();
@@ -155,6 +183,7 @@ fn bootstrap(options: &Options<'_>) -> Value {
         },
         "static_resources": {"clusters": [{
             "name": "remora-control", "type": "STATIC", "connect_timeout": "2s",
+            "transport_socket": mutual_tls(),
             "typed_extension_protocol_options": {
                 "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                     "@type": http2, "explicit_http_config": {"http2_protocol_options": {}},
@@ -165,5 +194,23 @@ fn bootstrap(options: &Options<'_>) -> Value {
                 "endpoints": [{"lb_endpoints": [{"endpoint": {"address": socket(*control)}}]}],
             },
         }]},
+    })
+}
+
+/// To the control plane, and to nobody else: with the certificate of the identity agent, and the roots that came with it.
+fn mutual_tls() -> Value {
+    let accepted = json!([{"san_type": "URI", "matcher": {"suffix": CONTROL_PLANE}}]);
+    json!({
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+            "common_tls_context": {
+                "tls_certificate_sds_secret_configs": [{"name": names::OWN_SECRET}],
+                "combined_validation_context": {
+                    "default_validation_context": {"match_typed_subject_alt_names": accepted},
+                    "validation_context_sds_secret_config": {"name": names::ROOTS_SECRET},
+                },
+            },
+        },
     })
 }

@@ -14,6 +14,7 @@ use remora_mesh::{
     Change, Compiler, Documents, Health, Instance, Mesh, Name, NodeKind, NodeRequest, NodeResources, Resource,
 };
 use remora_xds::pb::envoy::config::core::v3::Node;
+use remora_xds::pb::envoy::config::listener::v3::Listener;
 use remora_xds::{Schema, any};
 use support::mutilated::mutilated;
 use support::profile::profile;
@@ -201,7 +202,7 @@ spec: {targetRefs: [{name: a}], outlierDetection: {}, healthChecks: [], circuitB
 apiVersion: remora.dev/v1alpha1
 kind: AuthenticationPolicy
 metadata: {name: q}
-spec: {targetRefs: [{name: a}], mtls: {mode: Permissive}, jwt: {}}
+spec: {targetRefs: [{name: a}], jwt: {}}
 ";
 
 fn found(text: &str) -> String {
@@ -217,6 +218,56 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     let said: String =
         kinds.map(|kind| found(&format!("apiVersion: remora.dev/v1alpha1\nkind: {kind}\n"))).concat();
     insta::assert_snapshot!("kinds_that_are_refused", said);
+}
+
+/// Plaintext has a chain of its own, and there can be one: it names nobody.
+#[test]
+fn plaintext_is_taken_for_one_permissive_port() {
+    let text = |second: &str| {
+        format!(
+            "apiVersion: v1
+kind: Service
+metadata: {{name: a}}
+spec: {{selector: {{app: a}}, ports: [{{name: http, port: 80, targetPort: 8080}}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: b}}
+spec: {{selector: {{app: a}}, ports: [{{name: tcp, port: 90, targetPort: 9090}}]}}
+---
+apiVersion: remora.dev/v1alpha1
+kind: Workload
+metadata: {{name: w, labels: {{app: a}}}}
+spec: {{address: 10.0.0.1, ports: [{{port: 8080}}, {{port: 9090}}]}}
+---
+apiVersion: remora.dev/v1alpha1
+kind: AuthenticationPolicy
+metadata: {{name: p}}
+spec: {{targetRefs: [{{name: a}}], mtls: {{mode: Permissive}}}}
+---
+apiVersion: remora.dev/v1alpha1
+kind: AuthenticationPolicy
+metadata: {{name: q}}
+spec: {{targetRefs: [{{name: b}}], mtls: {{mode: {second}}}}}
+"
+        )
+    };
+    assert_eq!(found(&text("Strict")), "");
+    let listener = |second: &str| {
+        let (documents, _) = Documents::check([("mesh.yaml", text(second).as_str())]);
+        let node = NodeRequest::new(NodeKind::Sidecar, "default").with_workload("w".into());
+        let resources = Compiler::new(Mesh::from(&documents), profile()).node(&node).unwrap();
+        any::unpack::<Listener>(&resources.listeners["inbound"].body).unwrap()
+    };
+    let strict = listener("Strict");
+    let plain: Vec<_> = strict.filter_chains.iter().filter(|c| c.transport_socket.is_none()).collect();
+    assert_eq!(plain.len(), 1);
+    assert_eq!(plain[0].name, "inbound_8080_plaintext");
+    assert_eq!(plain[0].filter_chain_match.as_ref().unwrap().transport_protocol, "raw_buffer");
+    assert!(strict.continue_on_listener_filters_timeout);
+
+    assert!(found(&text("Permissive")).contains("plaintext could be for any of 2 ports"));
+    assert!(listener("Permissive").filter_chains.iter().all(|chain| chain.transport_socket.is_some()));
 }
 
 #[test]

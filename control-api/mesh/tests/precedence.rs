@@ -12,7 +12,7 @@ use remora_xds::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
 fn profile() -> Profile {
     Profile {
         trust_domain: "mesh.test".into(),
-        credentials: Credentials::Secrets { certificate: "default".into(), roots: "ROOTCA".into() },
+        credentials: Credentials::Issued,
         listening: Listening::AsWritten,
     }
 }

@@ -27,6 +27,7 @@
 //! that resolves to 127.0.0.1. A query parameter that a page does not know is an error. Everything is bounded:
 //! connections, head size, the time to send a request and to get the answer.
 
+mod certificates;
 mod clusters;
 mod config_dump;
 mod html;

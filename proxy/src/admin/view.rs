@@ -6,6 +6,7 @@ use remora_xds::{Kind, Schema};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::certificates;
 use super::source::{
     AdminSource, Certificate, ClusterStatus, DrainListeners, EdsHealth, HealthFlags, HostStats, HostStatus,
     ListenerStatus, Locality, ServerInfo, Thresholds,
@@ -55,6 +56,7 @@ impl AdminSource for AdminView {
             section("ClustersConfigDump", "dynamic_active_clusters", "cluster", Kind::Cluster),
             section("ListenersConfigDump", "dynamic_listeners", "listener", Kind::Listener),
             section("RoutesConfigDump", "dynamic_route_configs", "route_config", Kind::RouteConfiguration),
+            section("SecretsConfigDump", "dynamic_active_secrets", "secret", Kind::Secret),
             section("EndpointsConfigDump", endpoints.0, endpoints.1, Kind::ClusterLoadAssignment),
         ];
         let control_plane = self.shared.control_plane.load();
@@ -84,7 +86,7 @@ impl AdminSource for AdminView {
     }
 
     fn certificates(&self) -> Vec<Certificate> {
-        Vec::new()
+        certificates::in_use(&self.shared.config.load())
     }
 
     fn server_info(&self) -> ServerInfo {

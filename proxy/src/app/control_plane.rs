@@ -212,6 +212,9 @@ impl App {
             self.ask();
             self.publish().await;
         }
+        if update.kind == Kind::Secret {
+            self.tell_agent_roots();
+        }
         let control = &self.shared.registry.control;
         control.config_accepted(metric_of(update.kind), accepted.len() as u64);
         control.config_rejected(metric_of(update.kind), refused.len() as u64);

@@ -8,6 +8,7 @@ mod ads;
 mod batch;
 mod clusters;
 mod dump;
+mod secrets;
 #[cfg(test)]
 mod tests;
 mod undo;
@@ -42,6 +43,7 @@ use crate::upstream::endpoint::Assignment;
 
 pub use self::ads::Applied;
 pub use self::dump::{Dump, Dumped};
+pub use self::secrets::{OWN, ROOTS};
 
 /// Where a resource came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,16 +113,27 @@ pub struct Manager {
     dump: Arc<Dump>,
     ads: Option<AdsSpec>,
     dynamic: Dynamic,
+    /// Counts what the identity agent has given.
+    own_secrets: u64,
     version: u64,
 }
 
 impl Manager {
-    /// The static part of a bootstrap.
+    /// The static part of a bootstrap. With `agent`, the secrets [`OWN`] and [`ROOTS`] will come from the identity agent.
     ///
     /// # Errors
     /// Every mistake in it.
-    pub fn new(bootstrap: &Bootstrap, source: &str, map: SourceMap) -> Result<Self, Vec<ConfigError>> {
+    pub fn new(
+        bootstrap: &Bootstrap,
+        source: &str,
+        map: SourceMap,
+        agent: bool,
+    ) -> Result<Self, Vec<ConfigError>> {
         let mut manager = Self::default();
+        if agent {
+            manager.names.secrets.await_certificate(OWN);
+            manager.names.secrets.await_trust(ROOTS);
+        }
         let mut errors = Errors::new(source, map);
         let mut batch = Batch::default();
         let root = At::root();
@@ -128,7 +141,13 @@ impl Manager {
         let fallback = Default::default();
         let resources = bootstrap.static_resources.as_ref().unwrap_or(&fallback);
         let mut scope = Scope { errors: &mut errors, names: &mut manager.names };
-        // Clusters first: routes of listeners may ask whether they exist.
+        // Secrets first: contexts name them. Then clusters: routes of listeners may ask whether they exist.
+        let secrets = statics.field("secrets");
+        for (i, secret) in resources.secrets.iter().enumerate() {
+            batch.secret(secret, &any::pack(secret), &secrets.index(i), &mut scope);
+        }
+        manager.put_static_secrets(&mut batch, &secrets, &mut errors);
+        let mut scope = Scope { errors: &mut errors, names: &mut manager.names };
         let clusters = statics.field("clusters");
         for (i, cluster) in resources.clusters.iter().enumerate() {
             batch.cluster(cluster, &any::pack(cluster), &clusters.index(i), &mut scope);
@@ -219,6 +238,10 @@ impl Manager {
             return Err(errors.into_list());
         }
         let origin = Origin::File(path.to_path_buf());
+        let refused = self.put_secrets(&mut batch, &origin);
+        if !refused.is_empty() {
+            return Err(secrets::refused_in(path, refused));
+        }
         self.remove_missing(&batch, &origin);
         self.install(batch, &origin);
         Ok(true)
@@ -247,7 +270,9 @@ impl Manager {
         };
         self.dynamic.is_warm()
             && self.clusters.values().all(|held| held.value.is_warm())
-            && self.listeners.values().all(|held| http_specs(&held.value).all(|http| routes(http)))
+            && self.listeners.values().all(|held| {
+                secrets::has_secrets(&held.value) && http_specs(&held.value).all(|http| routes(http))
+            })
     }
 
     /// The resources in force, for `/config_dump`: always the newest.

@@ -3,6 +3,7 @@
 pub mod compile;
 pub mod manager;
 pub mod names;
+pub mod secrets;
 pub mod snapshot;
 pub mod source;
 pub mod spec;

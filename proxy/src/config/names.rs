@@ -5,6 +5,8 @@ use foldhash::HashMap;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use super::secrets::Secrets;
+
 /// The number of a name of kind `K`.
 pub struct Id<K>(u32, PhantomData<fn() -> K>);
 
@@ -52,12 +54,17 @@ pub enum RouteTableKind {}
 /// Kind of [`ChainId`].
 #[derive(Debug)]
 pub enum ChainKind {}
+/// Kind of [`PolicyId`].
+#[derive(Debug)]
+pub enum PolicyKind {}
 /// Number of a cluster name.
 pub type ClusterId = Id<ClusterKind>;
 /// Number of a route configuration name.
 pub type RouteTableId = Id<RouteTableKind>;
 /// Number of a filter chain (listener name and chain name or position).
 pub type ChainId = Id<ChainKind>;
+/// Number of a policy in metrics (prefix of its statistics, and its name).
+pub type PolicyId = Id<PolicyKind>;
 
 /// The numbers of one kind.
 #[derive(Debug)]
@@ -114,7 +121,7 @@ impl<K> Interner<K> {
     }
 }
 
-/// The numbers of all kinds.
+/// What the compiler hands out by name: numbers, and the secrets that contexts share.
 #[derive(Debug, Default)]
 pub struct Names {
     /// Clusters.
@@ -123,4 +130,8 @@ pub struct Names {
     pub route_tables: Interner<RouteTableKind>,
     /// Filter chains.
     pub chains: Interner<ChainKind>,
+    /// Certificates and trust.
+    pub secrets: Secrets,
+    /// Policies: `prefix/name`.
+    pub policies: Interner<PolicyKind>,
 }

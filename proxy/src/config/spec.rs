@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use crate::config::names::{ChainId, ClusterId, RouteTableId};
 use crate::listener::chain_match::ChainMatcher;
+use crate::policy::jwt::JwtFilter;
+use crate::policy::rbac::RbacFilter;
 use crate::route::RouteTable;
 use crate::telemetry::access_log::AccessLog;
 use crate::tls::server::ServerTls;
@@ -100,6 +102,8 @@ pub struct FilterChain {
     pub tls: Option<Arc<ServerTls>>,
     /// `transport_socket_connect_timeout`, default 10 s here (Envoy: none): an idle handshake must end.
     pub tls_timeout: Duration,
+    /// `envoy.filters.network.rbac`, as often and in the order as they stand there.
+    pub policies: Vec<RbacFilter>,
     /// The network filter.
     pub filter: NetworkFilter,
 }
@@ -226,6 +230,10 @@ pub enum ClientCertMode {
 /// HTTP filters: a closed set, compiled from `http_filters`.
 #[derive(Debug)]
 pub enum HttpFilter {
+    /// `envoy.filters.http.rbac`, with its name: routes say something about it by that.
+    Rbac(Arc<str>, Box<RbacFilter>),
+    /// `envoy.filters.http.jwt_authn`, with its name.
+    Jwt(Arc<str>, Box<JwtFilter>),
     /// `envoy.filters.http.router`.
     Router,
 }
@@ -274,7 +282,7 @@ pub struct RdsSpec {
 }
 
 /// `core.v3.ConfigSource`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ConfigSource {
     /// `ads`: the one stream of the bootstrap.
     Ads,

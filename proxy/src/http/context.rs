@@ -11,10 +11,12 @@ use tokio::time::Instant;
 
 use super::body::BodyProgress;
 use super::downstream::Downstream;
+use super::filters::Findings;
 use super::head::{HeaderCase, RequestHead, ResponseHead};
 use super::headers::Origin;
 use super::interim::InterimSink;
 use super::local_reply;
+use super::recheck::Recheck;
 use super::response::Response;
 use crate::config::names::ClusterId;
 use crate::config::spec::HttpSpec;
@@ -72,6 +74,10 @@ pub struct RequestCtx {
     pub timeout_alternative: bool,
     /// Trailers of the answer, when it is gRPC: its status is there.
     pub trailers: Rc<std::cell::OnceCell<HeaderMap>>,
+    /// What policy filters found; None when there was nothing to keep.
+    pub policy: Option<Box<Findings>>,
+    /// Judges the request again when the configuration changes.
+    pub recheck: Option<Box<Recheck>>,
     /// When the head of the answer came.
     pub answered: Option<Duration>,
     original_path: Option<PathAndQuery>,
@@ -116,6 +122,8 @@ impl RequestCtx {
             permits: [None, None],
             timeout_alternative: false,
             trailers: Rc::default(),
+            policy: None,
+            recheck: None,
             answered: None,
             original_path: None,
             status: None,
@@ -187,7 +195,8 @@ impl RequestCtx {
 
     fn close(&mut self, sent: u64, failed: Option<Reason>) {
         self.finished = true;
-        self.reason = self.reason.or(failed);
+        let evicted = self.downstream.evicted.get().then_some(Reason::RbacDenied);
+        self.reason = self.reason.or(evicted).or(failed);
         let total = self.start.elapsed();
         let worker = Rc::clone(&self.downstream.worker);
         let record = self.record(sent, total);
@@ -208,6 +217,8 @@ impl RequestCtx {
             status: self.status,
             reason: self.reason,
             flags: self.flags,
+            response_code_details: self.policy.as_ref().and_then(|p| p.details.as_deref()),
+            shadow: self.policy.as_ref().and_then(|p| p.shadow.as_deref()),
             bytes_received: self.progress.bytes.get(),
             bytes_sent: sent,
             timings: Timings {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::config::snapshot::Snapshot;
 use crate::config::spec::{FilterChain, HttpSpec, ListenerSpec, NetworkFilter};
+use crate::policy::view::ConnectionView;
 use crate::telemetry::labels::Peer;
 use crate::tls::TlsSession;
 use crate::worker::Worker;
@@ -34,6 +35,8 @@ pub struct Downstream {
     pub chain: Arc<FilterChain>,
     /// The worker that owns the connection.
     pub worker: Rc<Worker>,
+    /// Policy closes the connection.
+    pub evicted: Cell<bool>,
     /// Streams started on it.
     pub streams: Cell<u64>,
 }
@@ -53,6 +56,21 @@ impl Downstream {
         match (&chain.filter, &self.chain.filter) {
             (NetworkFilter::Http(http), _) | (_, NetworkFilter::Http(http)) => Some(Arc::clone(http)),
             _ => None,
+        }
+    }
+
+    /// The connection as policy sees it. `client` is the peer, or the client as trusted hops tell it.
+    #[must_use]
+    pub fn view(&self, client: SocketAddr) -> ConnectionView<'_> {
+        let tls = self.tls.as_ref();
+        let sni = tls.filter(|_| self.listener.inspect_tls).and_then(|tls| tls.sni.as_deref());
+        ConnectionView {
+            destination: self.original_dst.unwrap_or(self.local),
+            direct_remote: self.remote.ip(),
+            remote: client.ip(),
+            secure: self.is_secure(),
+            server_name: sni.unwrap_or_default(),
+            peer: tls.and_then(|tls| tls.peer.as_deref()).filter(|peer| peer.verified),
         }
     }
 

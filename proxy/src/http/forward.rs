@@ -80,6 +80,7 @@ pub async fn forward(
     };
     let mut pause = idle.map(Idle::new);
     let mut read = progress.bytes.get();
+    let mut recheck = ctx.recheck.take();
     let answer = {
         let tries = Tries { state, per_try: limits.per_try };
         let mut work = pin!(retry_loop(ctx, action, &cluster, body, tries));
@@ -102,11 +103,17 @@ pub async fn forward(
                     return Poll::Ready(Err(Reason::idle(progress.done.get())));
                 }
             }
+            if let Some(recheck) = &mut recheck
+                && let Poll::Ready(reason) = recheck.poll(cx)
+            {
+                return Poll::Ready(Err(reason));
+            }
             deadline.poll(cx).map(Err)
         })
         .await
     };
     let mut response = answer?;
+    ctx.recheck = recheck;
     if response.upgraded.is_none() {
         guard(ctx, &mut response, deadline, idle);
     }
@@ -118,15 +125,16 @@ pub async fn forward(
     Ok(response)
 }
 
-/// Time limits go on while the body comes; the status of a gRPC answer is behind it.
-fn guard(ctx: &RequestCtx, response: &mut Response, deadline: Deadline, idle: Option<Duration>) {
-    let limited = idle.is_some() || deadline.left(ctx.start).is_some();
+/// Time limits and policy go on while the body comes; the status of a gRPC answer is behind it.
+fn guard(ctx: &mut RequestCtx, response: &mut Response, deadline: Deadline, idle: Option<Duration>) {
+    let limited = idle.is_some() || deadline.left(ctx.start).is_some() || ctx.recheck.is_some();
     let trailers = ctx.is_grpc().then(|| std::rc::Rc::clone(&ctx.trailers));
     if response.body.is_end() || !(limited || trailers.is_some()) {
         return;
     }
     let body = std::mem::take(&mut response.body);
-    response.body = Body::Guarded(Box::new(GuardedBody::new(body, deadline, idle, trailers)));
+    let guarded = GuardedBody::new(body, deadline, idle, trailers).while_allowed(ctx.recheck.take());
+    response.body = Body::Guarded(Box::new(guarded));
 }
 
 /// Passes an `Upgrade` on when listener or route allow it; otherwise it is ignored, as RFC 9110 §7.8 lets us (features.md B8).

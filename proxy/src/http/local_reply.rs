@@ -16,7 +16,27 @@ pub const REASON_HEADER: HeaderName = HeaderName::from_static("x-remora-reason")
 /// The answer for `reason`, with a short explanation as its body.
 #[must_use]
 pub fn reply(reason: Reason, grpc: bool) -> Response {
-    reply_with(reason, reason.status(), Bytes::from_static(reason.explain().trim_ascii().as_bytes()), grpc)
+    reply_with(reason, reason.status(), Bytes::from_static(text(reason).as_bytes()), grpc)
+}
+
+/// What the answer says. Refusals by policy have Envoy's words, which clients and tests know.
+#[must_use]
+pub const fn text(reason: Reason) -> &'static str {
+    match reason {
+        Reason::RbacDenied => "RBAC: access denied",
+        Reason::JwtMissing => "Jwt is missing",
+        Reason::JwtMalformed => {
+            "Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections"
+        }
+        Reason::JwtUnknownIssuer => "Jwt issuer is not configured",
+        Reason::JwtExpired => "Jwt is expired",
+        Reason::JwtNotYetValid => "Jwt not yet valid",
+        Reason::JwtAudience => "Audiences in Jwt are not allowed",
+        Reason::JwtUnknownKey => "Jwks doesn't have key to match kid or alg from Jwt",
+        Reason::JwtBadSignature => "Jwt verification fails",
+        Reason::JwtKeysUnavailable => "Jwks remote fetch is failed",
+        other => other.explain().trim_ascii(),
+    }
 }
 
 /// An answer with a body of its own (direct responses).

@@ -7,6 +7,7 @@ use http::{HeaderValue, Method, StatusCode};
 
 use super::body::Body;
 use super::context::RequestCtx;
+use super::filters;
 use super::forward;
 use super::head::ResponseHead;
 use super::headers;
@@ -40,6 +41,9 @@ fn failure(ctx: &RequestCtx, reason: Reason) -> Response {
         return local_reply::reply_with(reason, StatusCode::NO_CONTENT, bytes::Bytes::new(), false);
     }
     let mut response = local_reply::reply(reason, ctx.is_grpc());
+    if let Some(challenge) = ctx.policy.as_ref().and_then(|policy| policy.challenge.clone()) {
+        response.head.headers.insert(header::WWW_AUTHENTICATE, challenge);
+    }
     if reason == Reason::UpstreamOverflow && !ctx.http.suppress_envoy_headers {
         response.head.headers.insert(OVERLOADED.clone(), HeaderValue::from_static("true"));
     }
@@ -72,16 +76,14 @@ async fn run(ctx: &mut RequestCtx, body: Body) -> Result<Response, Reason> {
     if ctx.head.authority.is_none() && ctx.head.method == Method::CONNECT {
         return Err(Reason::MissingHost);
     }
-    let inline;
     let table = match &http.routes {
-        RouteSource::Inline(table) => {
-            inline = table;
-            inline
-        }
-        RouteSource::Rds(id) => snapshot.route_table(*id).ok_or(Reason::NoRoute)?,
+        RouteSource::Inline(table) => Some(table),
+        RouteSource::Rds(id) => snapshot.route_table(*id),
     };
     let random = ctx.downstream.worker.with_rng(|rng| rng.u64(..));
-    let found = table.find(&Query { head: &ctx.head, internal: ctx.origin.internal, random });
+    let query = Query { head: &ctx.head, internal: ctx.origin.internal, random };
+    let found = table.map_or(Found::NoVirtualHost, |table| table.find(&query));
+    filters::run(ctx, &http.filters, found.overrides()).await?;
     match found {
         Found::Route(_, route) => take(ctx, route, &http, body).await,
         Found::TlsRequired(_) => redirect(StatusCode::MOVED_PERMANENTLY, tls_location(&ctx.head)),

@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
+use super::admission;
 use super::chain_match::{ConnectionFacts, Transport};
 use super::detect::{ClientHelloInfo, Detected, detect};
 use super::original_dst::{Kernel, OriginalDst, canonical};
@@ -60,10 +61,25 @@ pub async fn serve(
         listener: spec,
         chain: Arc::clone(&chain),
         worker,
+        evicted: std::cell::Cell::new(false),
         streams: std::cell::Cell::new(0),
     });
     match &chain.filter {
-        NetworkFilter::Http(http) => serve_http(io, read, downstream, Arc::clone(http)).await,
+        NetworkFilter::Http(http) => {
+            let served = serve_http(io, read, Rc::clone(&downstream), Arc::clone(http));
+            let admitted = match admission::admit(&downstream) {
+                Ok(()) => admission::while_admitted(&downstream, served).await,
+                Err(refused) => Err(refused),
+            };
+            if let Err(refused) = admitted {
+                tracing::debug!(
+                    chain = &*chain.name,
+                    details = refused.details,
+                    "policy refuses the connection"
+                );
+                downstream.worker.metrics.refused(Refusal::Unauthorized);
+            }
+        }
         NetworkFilter::Tcp(tcp) => tcp_proxy::serve(io, read, downstream, Arc::clone(tcp)).await,
     }
 }

@@ -13,6 +13,7 @@ use super::rewrite::{BadRewrite, HostRewrite, PathRewrite};
 use super::split::WeightedClusters;
 use crate::config::names::ClusterId;
 use crate::http::head::RequestHead;
+use crate::policy::overrides::Overrides;
 use crate::resilience::retry::RetryPolicy;
 use crate::resilience::timeout::TimeoutPolicy;
 
@@ -29,6 +30,8 @@ pub struct Route {
     pub request_headers: HeaderMutations,
     /// Response mutations, likewise.
     pub response_headers: HeaderMutations,
+    /// `typed_per_filter_config` of the route and the levels above.
+    pub overrides: Overrides,
 }
 
 /// What a route does.

@@ -274,6 +274,19 @@ impl HeaderMatch {
         })
     }
 
+    /// Like [`HeaderMatch::is_match`], but for rules that refuse something: one value is enough, inverted or not, and one
+    /// element of a list is a value, whether or not a proxy before us has joined them.
+    #[must_use]
+    pub fn is_match_some<V: HeaderView + ?Sized>(&self, view: &V) -> bool {
+        self.test(view, |values| {
+            if self.invert {
+                values.iter().all(|v| self.hit(v))
+            } else {
+                values.iter().any(|v| self.hit(v) || self.hit_element(v)) || self.hit_joined(values)
+            }
+        })
+    }
+
     fn test<V: HeaderView + ?Sized>(&self, view: &V, hit: impl Fn(&[&[u8]]) -> bool) -> bool {
         let mut values = view.values(&self.key);
         if values.is_empty() && self.missing_is_empty {
@@ -293,6 +306,11 @@ impl HeaderMatch {
             HeaderRule::Text(text) => text.is_match(value),
             HeaderRule::Range(range) => integer(value).is_some_and(|n| range.contains(&n)),
         }
+    }
+
+    fn hit_element(&self, value: &[u8]) -> bool {
+        let list = matches!(self.key, HeaderKey::Name(_)) && memchr::memchr(b',', value).is_some();
+        list && value.split(|b| *b == b',').any(|element| self.hit(element.trim_ascii()))
     }
 
     fn hit_joined(&self, values: &[&[u8]]) -> bool {

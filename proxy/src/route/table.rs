@@ -18,6 +18,7 @@ use super::action::{Route, port_start};
 use super::matcher::{PathMatch, Subject};
 use crate::config::names::ClusterId;
 use crate::http::head::RequestHead;
+use crate::policy::overrides::Overrides;
 
 /// Up to this many routes are tried one after the other: cheaper than the index.
 const LINEAR: usize = 12;
@@ -108,6 +109,17 @@ pub enum Found<'t> {
     NoRoute(&'t VirtualHost),
     /// No virtual host has the domain.
     NoVirtualHost,
+}
+
+impl Found<'_> {
+    /// What the route says about filters.
+    #[must_use]
+    pub const fn overrides(&self) -> Option<&Overrides> {
+        match self {
+            Self::Route(_, route) => Some(&route.overrides),
+            Self::TlsRequired(_) | Self::NoRoute(_) | Self::NoVirtualHost => None,
+        }
+    }
 }
 
 impl RouteTable {
@@ -328,14 +340,19 @@ impl RouteIndex {
         if !self.rest.is_empty() {
             lists.push(&self.rest);
         }
-        loop {
-            let next = lists.iter_mut().min_by_key(|l| l.first().copied().unwrap_or(u32::MAX))?;
-            let (position, others) = next.split_first()?;
-            *next = others;
-            let route = routes.get(*position as usize)?;
-            if route.matcher.is_match(subject) {
-                return Some(route);
-            }
+        let matches = |position| routes.get(position as usize).is_some_and(|r| r.matcher.is_match(subject));
+        routes.get(first_in_order(&mut lists, matches)? as usize)
+    }
+}
+
+/// The first position in `lists`, each of them ascending, for which `test` is true. A position may be in several lists.
+pub(crate) fn first_in_order(lists: &mut [&[u32]], test: impl Fn(u32) -> bool) -> Option<u32> {
+    loop {
+        let next = lists.iter_mut().min_by_key(|l| l.first().copied().unwrap_or(u32::MAX))?;
+        let (position, others) = next.split_first()?;
+        *next = others;
+        if test(*position) {
+            return Some(*position);
         }
     }
 }

@@ -335,3 +335,22 @@ impl LabelSet for ListenerLabel {
         out.push(self.0.as_ref().to_owned());
     }
 }
+
+/// `listener`, `stat_prefix`, `policy`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PolicyLabels {
+    /// The listener.
+    pub listener: Arc<str>,
+    /// Prefix of the statistics of the rules.
+    pub stat_prefix: Arc<str>,
+    /// The policy; `none` where none matched.
+    pub policy: Arc<str>,
+}
+
+impl LabelSet for PolicyLabels {
+    const NAMES: &'static [&'static str] = &["listener", "stat_prefix", "policy"];
+    fn values(&self, out: &mut Vec<String>) {
+        let Self { listener, stat_prefix, policy } = self;
+        out.extend([listener, stat_prefix, policy].map(|value| value.as_ref().to_owned()));
+    }
+}

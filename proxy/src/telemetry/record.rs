@@ -33,6 +33,8 @@ pub struct AccessRecord<'a> {
     pub flags: ResponseFlags,
     /// `%RESPONSE_CODE_DETAILS%`; None derives it from `reason` and `response`.
     pub response_code_details: Option<&'a str>,
+    /// What `shadow_rules` would have said (`%REMORA_SHADOW%`).
+    pub shadow: Option<&'a str>,
     /// `%CONNECTION_TERMINATION_DETAILS%`.
     pub termination_details: Option<&'a str>,
     /// Body bytes received from downstream (TCP: all bytes).

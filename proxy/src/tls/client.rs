@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use rustls::ClientConfig;
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -14,7 +14,9 @@ use tokio_rustls::TlsConnector;
 use super::error::{TlsError, TlsFailure};
 use super::material::OwnCertificate;
 use super::resumption::LazySessions;
-use super::verify::{PeerPolicy, Verifier};
+use super::secret::Secret;
+use super::server::missing;
+use super::verify::{PeerPolicy, PeerRules, Verifier};
 use super::{TlsParams, TlsSession, unix_now};
 
 /// The stream of a TLS connection to an endpoint.
@@ -89,17 +91,22 @@ impl Target<'_> {
     }
 }
 
-/// A compiled `UpstreamTlsContext`. Certificates and trust can be replaced while connections are being made.
+/// A compiled `UpstreamTlsContext`. Its certificate and its trust are secrets, which change while connections are being
+/// made.
 #[derive(Debug)]
 pub struct ClientTls {
     params: ClientParams,
-    state: ArcSwap<State>,
+    certificate: Option<Arc<Secret<OwnCertificate>>>,
+    peers: PeerRules,
+    /// Made by the first handshake, and again by the first after a secret has changed: most of a mesh's thousands of
+    /// contexts never have one.
+    state: ArcSwapOption<State>,
 }
 
 #[derive(Debug)]
 struct State {
-    certificate: Option<OwnCertificate>,
-    peers: Arc<PeerPolicy>,
+    certificate: Option<Arc<OwnCertificate>>,
+    peers: PeerPolicy,
     /// Checked against the configured names, and against the connection's own name. Each has its own sessions: one
     /// made under the weaker check must not be resumed under the other.
     by_sans: Variants,
@@ -119,25 +126,12 @@ impl ClientTls {
     /// rustls refuses the combination, such as a version without a cipher suite.
     pub fn new(
         params: ClientParams,
-        certificate: Option<OwnCertificate>,
-        peers: Arc<PeerPolicy>,
+        certificate: Option<Arc<Secret<OwnCertificate>>>,
+        peers: PeerRules,
     ) -> Result<Self, rustls::Error> {
-        let state = ArcSwap::from_pointee(State::build(&params, certificate, peers)?);
-        Ok(Self { params, state })
-    }
-
-    /// New handshakes show `certificate` and verify by `peers`. Kept sessions are forgotten. Called by one task at a
-    /// time.
-    ///
-    /// # Errors
-    /// As for [`Self::new`]; nothing has changed then.
-    pub fn replace(
-        &self,
-        certificate: Option<OwnCertificate>,
-        peers: Arc<PeerPolicy>,
-    ) -> Result<(), rustls::Error> {
-        self.state.store(Arc::new(State::build(&self.params, certificate, peers)?));
-        Ok(())
+        ClientConfig::builder_with_provider(Arc::clone(&params.tls.provider))
+            .with_protocol_versions(params.tls.versions)?;
+        Ok(Self { params, certificate, peers, state: ArcSwapOption::empty() })
     }
 
     /// The parameters that it was built with.
@@ -146,16 +140,50 @@ impl ClientTls {
         &self.params
     }
 
+    /// Whether all its secrets have come.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.certificate.as_ref().is_none_or(|secret| secret.is_there()) && self.peers.trust.is_there()
+    }
+
     /// The certificate that new handshakes show.
     #[must_use]
-    pub fn certificate(&self) -> Option<OwnCertificate> {
-        self.state.load().certificate.clone()
+    pub fn certificate(&self) -> Option<Arc<OwnCertificate>> {
+        self.certificate.as_ref()?.get()
+    }
+
+    /// The secret of [`Self::certificate`].
+    #[must_use]
+    pub const fn secret(&self) -> Option<&Arc<Secret<OwnCertificate>>> {
+        self.certificate.as_ref()
     }
 
     /// What servers are verified by.
     #[must_use]
-    pub fn peers(&self) -> Arc<PeerPolicy> {
-        Arc::clone(&self.state.load().peers)
+    pub const fn peers(&self) -> &PeerRules {
+        &self.peers
+    }
+
+    /// What a handshake that begins now uses. Kept sessions are forgotten when a secret has changed.
+    fn state(&self) -> Result<Arc<State>, TlsError> {
+        if let Some(state) = self.state.load_full()
+            && self.is_current(&state)
+        {
+            return Ok(state);
+        }
+        let own = self.certificate.as_ref().map(|secret| secret.get().ok_or_else(|| missing(secret.name())));
+        let peers = self.peers.now().ok_or_else(|| missing(self.peers.trust.name()))?;
+        let state = Arc::new(State::build(&self.params, own.transpose()?, peers)?);
+        self.state.store(Some(Arc::clone(&state)));
+        Ok(state)
+    }
+
+    fn is_current(&self, state: &State) -> bool {
+        self.peers.trust.is(&state.peers.trust)
+            && match (&self.certificate, &state.certificate) {
+                (Some(secret), Some(used)) => secret.is(used),
+                _ => true,
+            }
     }
 
     /// Shakes hands with an endpoint over `io`. The caller sets the time limit (`connect_timeout`).
@@ -177,9 +205,9 @@ impl ClientTls {
             _ => None,
         };
         let (config, verified) = {
-            let state = self.state.load();
+            let state = self.state()?;
             let variants = if by_name { &state.by_name } else { &state.by_sans };
-            (variants.config(target.alpn), state.peers.roots.is_some())
+            (variants.config(target.alpn), state.peers.verifies())
         };
         let stream = TlsConnector::from(config).connect(name, io).await?;
         let session = TlsSession::read(stream.get_ref().1, sni, verified, unix_now())?;
@@ -219,11 +247,11 @@ fn without_port(host: &str) -> &str {
 impl State {
     fn build(
         params: &ClientParams,
-        certificate: Option<OwnCertificate>,
-        peers: Arc<PeerPolicy>,
+        certificate: Option<Arc<OwnCertificate>>,
+        peers: PeerPolicy,
     ) -> Result<Self, rustls::Error> {
-        let by_sans = Variants::build(params, certificate.as_ref(), &peers, false)?;
-        let by_name = Variants::build(params, certificate.as_ref(), &peers, true)?;
+        let by_sans = Variants::build(params, certificate.as_deref(), &peers, false)?;
+        let by_name = Variants::build(params, certificate.as_deref(), &peers, true)?;
         Ok(Self { certificate, peers, by_sans, by_name })
     }
 }
@@ -232,11 +260,11 @@ impl Variants {
     fn build(
         params: &ClientParams,
         certificate: Option<&OwnCertificate>,
-        peers: &Arc<PeerPolicy>,
+        peers: &PeerPolicy,
         by_name: bool,
     ) -> Result<Self, rustls::Error> {
         let provider = &params.tls.provider;
-        let verifier = Arc::new(Verifier::of_server(Arc::clone(peers), provider, by_name));
+        let verifier = Arc::new(Verifier::of_server(peers.clone(), provider, by_name));
         let builder = ClientConfig::builder_with_provider(Arc::clone(provider))
             .with_protocol_versions(params.tls.versions)?
             .dangerous()

@@ -25,6 +25,8 @@ pub enum TlsFailure {
     NoServerCertificate,
     /// The peer's certificate is past its end, or not valid yet.
     CertificateExpired,
+    /// The peer's certificate has been revoked, or the revocation lists do not say whether it is.
+    CertificateRevoked,
     /// No trusted CA signed the peer's certificate.
     CertificateUntrusted,
     /// No subject alternative name of the peer's certificate is one that we accept.
@@ -35,6 +37,8 @@ pub enum TlsFailure {
     RefusedByPeer,
     /// There is no server name to send or to verify.
     NoServerName,
+    /// A secret that the context refers to has not come (yet).
+    SecretMissing,
     /// A fault of ours.
     Internal,
 }
@@ -53,6 +57,8 @@ impl TlsFailure {
             Self::NoClientCertificate => "tls_no_client_certificate",
             Self::NoServerCertificate => "tls_no_server_certificate",
             Self::CertificateExpired => "tls_certificate_expired",
+            Self::CertificateRevoked => "tls_certificate_revoked",
+            Self::SecretMissing => "tls_secret_missing",
             Self::CertificateUntrusted => "tls_certificate_untrusted",
             Self::CertificateName => "tls_certificate_name",
             Self::CertificateRefused => "tls_certificate_refused",
@@ -128,6 +134,10 @@ fn classify_certificate(error: &CertificateError) -> TlsFailure {
         E::Expired | E::ExpiredContext { .. } | E::NotValidYet | E::NotValidYetContext { .. } => {
             TlsFailure::CertificateExpired
         }
+        E::Revoked
+        | E::UnknownRevocationStatus
+        | E::ExpiredRevocationList
+        | E::ExpiredRevocationListContext { .. } => TlsFailure::CertificateRevoked,
         E::UnknownIssuer | E::BadSignature => TlsFailure::CertificateUntrusted,
         E::NotValidForName | E::NotValidForNameContext { .. } => TlsFailure::CertificateName,
         E::Other(other) if other.0.downcast_ref::<super::verify::NameMismatch>().is_some() => {

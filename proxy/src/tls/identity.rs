@@ -256,6 +256,11 @@ impl PeerIdentity {
         })
     }
 
+    /// The names by which policy knows the peer, in Envoy's order: URI names, DNS names, the subject.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.uri_sans.iter().chain(&self.dns_sans).chain(std::iter::once(&self.subject)).map(|name| &**name)
+    }
+
     /// The fingerprint in lower-case hexadecimal, as in Envoy's `x-forwarded-client-cert` `Hash`.
     #[must_use]
     pub fn fingerprint_hex(&self) -> String {

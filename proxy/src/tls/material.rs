@@ -3,12 +3,14 @@
 
 use std::sync::Arc;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use rustls::RootCertStore;
 use rustls::SignatureAlgorithm;
 use rustls::crypto::CryptoProvider;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use webpki::{CertRevocationList, OwnedCertRevocationList};
 
 use super::identity;
 
@@ -39,6 +41,12 @@ pub enum MaterialError {
     /// No certificate belongs to the key.
     #[error("the private key belongs to none of the certificates in `certificate_chain`")]
     Mismatch,
+    /// No revocation list.
+    #[error("holds no revocation list")]
+    NoRevocationList,
+    /// A revocation list cannot be parsed.
+    #[error("revocation list {0} cannot be used: {1}")]
+    RevocationList(usize, String),
     /// A CA cannot be used as a trust anchor.
     #[error("CA certificate {0} cannot be used: {1}")]
     Ca(usize, String),
@@ -51,7 +59,10 @@ impl MaterialError {
         match self {
             Self::NoCertificate => "it needs at least one block `-----BEGIN CERTIFICATE-----`",
             Self::Der => "convert it: openssl x509 -inform der -in FILE -out FILE.pem",
-            Self::Pem(_) | Self::Certificate(_) | Self::Ca(..) => "export it again as PEM",
+            Self::NoRevocationList => "it needs at least one block `-----BEGIN X509 CRL-----`",
+            Self::Pem(_) | Self::Certificate(_) | Self::Ca(..) | Self::RevocationList(..) => {
+                "export it again as PEM"
+            }
             Self::NoKey => {
                 "it needs one block `-----BEGIN PRIVATE KEY-----`, `RSA PRIVATE KEY` or `EC PRIVATE KEY`"
             }
@@ -77,6 +88,8 @@ pub struct OwnCertificate {
     pub key: Arc<CertifiedKey>,
     /// DNS names of the leaf in lower case; its common name when it has none.
     pub names: Vec<Box<str>>,
+    /// The URI name of the leaf: its SPIFFE ID, when it has one.
+    pub uri: Option<Box<str>>,
     /// Beginning of validity, in seconds since 1970.
     pub not_before: i64,
     /// End of validity, in seconds since 1970.
@@ -98,7 +111,8 @@ impl OwnCertificate {
         let (not_before, not_after) =
             (leaf.validity().not_before.timestamp(), leaf.validity().not_after.timestamp());
         let names = server_names(&leaf);
-        Ok(Self { key: Arc::new(CertifiedKey::new(chain, key)), names, not_before, not_after })
+        let uri = identity::names(&leaf).ok().and_then(|names| names.uri.map(Into::into));
+        Ok(Self { key: Arc::new(CertifiedKey::new(chain, key)), names, uri, not_before, not_after })
     }
 
     /// Whether the key is ECDSA.
@@ -161,16 +175,72 @@ pub fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, MaterialError> 
     }
 }
 
+/// Trusted CAs.
+#[derive(Debug, Clone)]
+pub struct Authorities {
+    /// For verifiers.
+    pub store: RootCertStore,
+    /// For people.
+    pub certificates: Vec<CertificateDer<'static>>,
+}
+
+impl Authorities {
+    /// Out of certificates.
+    ///
+    /// # Errors
+    /// One cannot be a trust anchor.
+    pub fn new(certificates: Vec<CertificateDer<'static>>) -> Result<Self, MaterialError> {
+        let mut store = RootCertStore::empty();
+        for (i, certificate) in certificates.iter().enumerate() {
+            store.add(certificate.clone()).map_err(|e| MaterialError::Ca(i, e.to_string()))?;
+        }
+        Ok(Self { store, certificates })
+    }
+
+    /// None (yet).
+    #[must_use]
+    pub fn none() -> Self {
+        Self { store: RootCertStore::empty(), certificates: Vec::new() }
+    }
+}
+
+/// Certificates as PEM (RFC 7468).
+#[must_use]
+pub fn to_pem(certificates: &[CertificateDer<'_>]) -> String {
+    let mut out = String::new();
+    for der in certificates {
+        let text = BASE64_STANDARD.encode(der);
+        out.push_str("-----BEGIN CERTIFICATE-----\n");
+        for line in text.as_bytes().chunks(64) {
+            out.extend(line.iter().map(|byte| char::from(*byte)));
+            out.push('\n');
+        }
+        out.push_str("-----END CERTIFICATE-----\n");
+    }
+    out
+}
+
 /// Trusted CAs out of a PEM bundle.
 ///
 /// # Errors
 /// None is there, or one cannot be a trust anchor.
-pub fn roots(pem: &[u8]) -> Result<RootCertStore, MaterialError> {
-    let mut store = RootCertStore::empty();
-    for (i, certificate) in certificates(pem)?.into_iter().enumerate() {
-        store.add(certificate).map_err(|e| MaterialError::Ca(i, e.to_string()))?;
+pub fn roots(pem: &[u8]) -> Result<Authorities, MaterialError> {
+    Authorities::new(certificates(pem)?)
+}
+
+/// Revocation lists out of PEM.
+///
+/// # Errors
+/// None is there, or one is broken.
+pub fn revocation_lists(pem: &[u8]) -> Result<Vec<CertRevocationList<'static>>, MaterialError> {
+    let text = normalise(pem)?;
+    let mut lists = Vec::new();
+    for (i, item) in CertificateRevocationListDer::pem_slice_iter(&text).enumerate() {
+        let der = item.map_err(|e| MaterialError::Pem(e.to_string()))?;
+        let list = OwnedCertRevocationList::from_der(&der);
+        lists.push(list.map_err(|e| MaterialError::RevocationList(i, e.to_string()))?.into());
     }
-    Ok(store)
+    if lists.is_empty() { Err(MaterialError::NoRevocationList) } else { Ok(lists) }
 }
 
 /// Lines without indentation and byte order mark; a marker must stand at the beginning of its line.
@@ -206,6 +276,19 @@ fn leaf_first(
     // Cross-signed alternatives stay behind the chain, where verifiers still find them.
     chain.append(&mut rest);
     Ok(chain)
+}
+
+/// SHA-256 of a certificate's public key (SPKI), in hexadecimal, as join tokens name roots.
+#[must_use]
+pub fn fingerprint_hex(certificate: &CertificateDer<'_>) -> Option<String> {
+    let digest = identity::sha256(spki_of(certificate)?);
+    Some(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Whether a certificate names itself as its issuer.
+#[must_use]
+pub fn is_self_signed(certificate: &CertificateDer<'_>) -> bool {
+    identity::parse(certificate).is_ok_and(|c| c.subject().as_raw() == c.issuer().as_raw())
 }
 
 fn spki_of<'a>(certificate: &'a CertificateDer<'_>) -> Option<&'a [u8]> {

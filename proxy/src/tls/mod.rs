@@ -8,6 +8,7 @@ pub mod error;
 pub mod identity;
 pub mod material;
 mod resumption;
+pub mod secret;
 pub mod server;
 pub mod verify;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use rustls::ServerConfig;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{
@@ -16,7 +16,8 @@ use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 use super::error::{TlsError, TlsFailure};
 use super::material::OwnCertificate;
 use super::resumption::Tickets;
-use super::verify::{PeerPolicy, Verifier};
+use super::secret::Secret;
+use super::verify::{PeerPolicy, PeerRules, Verifier};
 use super::{TlsParams, TlsSession, unix_now};
 
 /// The stream of an accepted TLS connection.
@@ -52,18 +53,21 @@ impl Default for ServerParams {
     }
 }
 
-/// A compiled `DownstreamTlsContext`. Certificates and trust can be replaced while connections are being accepted:
-/// a handshake uses what it began with.
+/// A compiled `DownstreamTlsContext`. Its certificates and its trust are secrets, which change while connections are
+/// being accepted: a handshake uses what it began with.
 #[derive(Debug)]
 pub struct ServerTls {
     params: ServerParams,
-    state: ArcSwap<State>,
+    certificates: Vec<Arc<Secret<OwnCertificate>>>,
+    peers: Option<PeerRules>,
+    /// Made by the first handshake, and again by the first after a secret has changed.
+    state: ArcSwapOption<State>,
 }
 
 #[derive(Debug)]
 struct State {
     certificates: Arc<Certificates>,
-    peers: Option<Arc<PeerPolicy>>,
+    peers: Option<PeerPolicy>,
     tickets: Option<Arc<Tickets>>,
     config: Arc<ServerConfig>,
     /// The same without ALPN, for clients that offer none of our protocols: as in Envoy they go on without one.
@@ -77,38 +81,12 @@ impl ServerTls {
     /// rustls refuses the combination, such as a version without a cipher suite.
     pub fn new(
         params: ServerParams,
-        certificates: Vec<OwnCertificate>,
-        peers: Option<Arc<PeerPolicy>>,
+        certificates: Vec<Arc<Secret<OwnCertificate>>>,
+        peers: Option<PeerRules>,
     ) -> Result<Self, rustls::Error> {
-        let certificates = Arc::new(Certificates::new(certificates, &params));
-        let tickets = params.session_timeout.map(Tickets::new).transpose()?;
-        let state = ArcSwap::from_pointee(State::build(&params, certificates, peers, tickets)?);
-        Ok(Self { params, state })
-    }
-
-    /// New handshakes show `certificates`. Sessions can still be resumed. Called by one task at a time.
-    ///
-    /// # Errors
-    /// As for [`Self::new`]; nothing has changed then.
-    pub fn replace_certificates(&self, certificates: Vec<OwnCertificate>) -> Result<(), rustls::Error> {
-        let old = self.state.load_full();
-        let certificates = Arc::new(Certificates::new(certificates, &self.params));
-        let state = State::build(&self.params, certificates, old.peers.clone(), old.tickets.clone())?;
-        self.state.store(Arc::new(state));
-        Ok(())
-    }
-
-    /// New handshakes verify clients by `peers`. Tickets given out before are void: a session that the old trust
-    /// allowed is not resumed under the new one. Called by one task at a time.
-    ///
-    /// # Errors
-    /// As for [`Self::new`]; nothing has changed then.
-    pub fn replace_trust(&self, peers: Option<Arc<PeerPolicy>>) -> Result<(), rustls::Error> {
-        let old = self.state.load_full();
-        let tickets = self.params.session_timeout.map(Tickets::new).transpose()?;
-        let state = State::build(&self.params, Arc::clone(&old.certificates), peers, tickets)?;
-        self.state.store(Arc::new(state));
-        Ok(())
+        ServerConfig::builder_with_provider(Arc::clone(&params.tls.provider))
+            .with_protocol_versions(params.tls.versions)?;
+        Ok(Self { params, certificates, peers, state: ArcSwapOption::empty() })
     }
 
     /// The parameters that it was built with.
@@ -117,16 +95,67 @@ impl ServerTls {
         &self.params
     }
 
-    /// The certificates that new handshakes show, for the admin page and the expiry metric.
+    /// Whether all its secrets have come.
     #[must_use]
-    pub fn certificates(&self) -> Vec<OwnCertificate> {
-        self.state.load().certificates.list.clone()
+    pub fn is_ready(&self) -> bool {
+        self.certificates.iter().all(|secret| secret.is_there())
+            && self.peers.as_ref().is_none_or(|peers| peers.trust.is_there())
+    }
+
+    /// The certificates that new handshakes show, those that have come.
+    pub fn certificates(&self) -> impl Iterator<Item = Arc<OwnCertificate>> {
+        self.certificates.iter().filter_map(|secret| secret.get())
+    }
+
+    /// The secrets of [`Self::certificates`].
+    pub fn secrets(&self) -> impl Iterator<Item = &Arc<Secret<OwnCertificate>>> {
+        self.certificates.iter()
+    }
+
+    /// What clients are verified by.
+    #[must_use]
+    pub const fn peers(&self) -> Option<&PeerRules> {
+        self.peers.as_ref()
+    }
+
+    /// What a handshake that begins now uses.
+    fn state(&self) -> Result<Arc<State>, TlsError> {
+        let old = self.state.load_full();
+        if let Some(old) = &old
+            && self.is_current(old)
+        {
+            return Ok(Arc::clone(old));
+        }
+        let own = self.certificates.iter().map(|secret| secret.get().ok_or_else(|| missing(secret.name())));
+        let own = own.collect::<Result<Vec<_>, _>>()?;
+        let peers = self.peers.as_ref().map(|rules| rules.now().ok_or_else(|| missing(rules.trust.name())));
+        let peers = peers.transpose()?;
+        // Sessions outlive a new certificate of ours. Those that an old trust allowed must not be resumed under a new one.
+        let tickets = match (&old, self.params.session_timeout) {
+            (Some(old), _) if same_trust(old.peers.as_ref(), peers.as_ref()) => old.tickets.clone(),
+            (_, timeout) => timeout.map(Tickets::new).transpose()?,
+        };
+        let certificates = Arc::new(Certificates::new(own, &self.params));
+        let state = Arc::new(State::build(&self.params, certificates, peers, tickets)?);
+        self.state.store(Some(Arc::clone(&state)));
+        Ok(state)
+    }
+
+    fn is_current(&self, state: &State) -> bool {
+        let mut own = self.certificates.iter().zip(&state.certificates.list);
+        own.all(|(secret, used)| secret.is(used))
+            && match (&self.peers, &state.peers) {
+                (Some(rules), Some(used)) => rules.trust.is(&used.trust),
+                _ => true,
+            }
     }
 
     /// The rustls configuration of new handshakes.
-    #[must_use]
-    pub fn config(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.state.load().config)
+    ///
+    /// # Errors
+    /// A secret has not come.
+    pub fn config(&self) -> Result<Arc<ServerConfig>, TlsError> {
+        Ok(Arc::clone(&self.state()?.config))
     }
 
     /// Shakes hands. `first` is what detection has read from `io` already; the stream afterwards is on `io` itself.
@@ -166,8 +195,8 @@ impl ServerTls {
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         let (config, verified) = {
-            let state = self.state.load();
-            let verified = state.peers.as_ref().is_some_and(|p| p.roots.is_some());
+            let state = self.state()?;
+            let verified = state.peers.as_ref().is_some_and(PeerPolicy::verifies);
             (state.config_for(&start.client_hello()), verified)
         };
         let stream = start.into_stream(config).await?;
@@ -178,11 +207,24 @@ impl ServerTls {
     }
 }
 
+fn same_trust(a: Option<&PeerPolicy>, b: Option<&PeerPolicy>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => Arc::ptr_eq(&a.trust, &b.trust),
+        (None, None) => true,
+        _ => false,
+    }
+}
+
+/// A handshake needs a secret that has not come.
+pub(super) fn missing(name: &str) -> TlsError {
+    TlsError::new(TlsFailure::SecretMissing, format!("the secret {name:?} has not come"))
+}
+
 impl State {
     fn build(
         params: &ServerParams,
         certificates: Arc<Certificates>,
-        peers: Option<Arc<PeerPolicy>>,
+        peers: Option<PeerPolicy>,
         tickets: Option<Arc<Tickets>>,
     ) -> Result<Self, rustls::Error> {
         let provider = &params.tls.provider;
@@ -190,7 +232,7 @@ impl State {
             None => WebPkiClientVerifier::no_client_auth(),
             Some(policy) => {
                 let mandatory = params.require_client_certificate;
-                Arc::new(Verifier::of_clients(Arc::clone(policy), provider, mandatory))
+                Arc::new(Verifier::of_clients(policy.clone(), provider, mandatory))
             }
         };
         let resolver = Arc::clone(&certificates);
@@ -224,19 +266,19 @@ impl State {
 /// exactly the name, then one with a wildcard, then the first; ECDSA before others.
 #[derive(Debug)]
 struct Certificates {
-    list: Vec<OwnCertificate>,
+    list: Vec<Arc<OwnCertificate>>,
     require_sni: bool,
     full_scan: bool,
 }
 
 impl Certificates {
-    fn new(list: Vec<OwnCertificate>, params: &ServerParams) -> Self {
+    fn new(list: Vec<Arc<OwnCertificate>>, params: &ServerParams) -> Self {
         Self { list, require_sni: params.require_sni, full_scan: params.full_scan }
     }
 
     fn choose(&self, sni: Option<&str>, usable: impl Fn(&OwnCertificate) -> bool) -> Option<&OwnCertificate> {
         let best = |fits: &dyn Fn(&OwnCertificate) -> bool| {
-            let fitting = || self.list.iter().filter(|c| fits(c) && usable(c));
+            let fitting = || self.list.iter().map(|c| &**c).filter(|c| fits(c) && usable(c));
             fitting().find(|c| c.is_ecdsa()).or_else(|| fitting().next())
         };
         if let Some(sni) = sni {
@@ -246,7 +288,7 @@ impl Certificates {
                 return named;
             }
         }
-        let first = self.list.first().filter(|c| !self.full_scan && usable(c));
+        let first = self.list.first().map(|c| &**c).filter(|c| !self.full_scan && usable(c));
         // A client that cannot use the first certificate still gets one that it can.
         first.or_else(|| best(&|_| true))
     }

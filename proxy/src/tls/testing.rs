@@ -1,12 +1,16 @@
 //! Certificates for tests.
 
+use std::sync::Arc;
+
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, SignatureAlgorithm,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+    SignatureAlgorithm,
 };
 
 use super::material::{self, OwnCertificate};
-use super::verify::{PeerPolicy, SanMatch};
+use super::secret::Secret;
+use super::verify::{PeerRules, SanMatch, Trust};
 
 /// A certificate authority.
 pub(crate) struct Ca {
@@ -72,15 +76,53 @@ impl Ca {
         Pair { chain, key: key.serialize_pem() }
     }
 
-    pub(crate) fn policy(&self, sans: Vec<SanMatch>) -> PeerPolicy {
-        PeerPolicy { roots: Some(material::roots(self.pem.as_bytes()).unwrap()), sans, send_ca_names: true }
+    /// A revocation list with these certificates, in PEM.
+    pub(crate) fn revoke(&self, pairs: &[&Pair]) -> String {
+        let day = |day| rcgen::date_time_ymd(day, 1, 1);
+        let serial = |pair: &&Pair| {
+            let leaf = material::certificates(pair.chain.as_bytes()).unwrap().remove(0);
+            let (_, leaf) = x509_parser::parse_x509_certificate(&leaf).unwrap();
+            RevokedCertParams {
+                serial_number: SerialNumber::from_slice(leaf.raw_serial()),
+                revocation_time: day(2020),
+                reason_code: None,
+                invalidity_date: None,
+            }
+        };
+        let params = CertificateRevocationListParams {
+            this_update: day(2020),
+            next_update: day(2100),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: pairs.iter().map(serial).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer()).unwrap().pem().unwrap()
+    }
+
+    pub(crate) fn policy(&self, sans: Vec<SanMatch>) -> PeerRules {
+        PeerRules::inline(self.trust(sans))
+    }
+
+    pub(crate) fn trust(&self, sans: Vec<SanMatch>) -> Trust {
+        let roots = Some(material::roots(self.pem.as_bytes()).unwrap());
+        Trust { roots, sans, ..anyone() }
     }
 }
 
 impl Pair {
-    pub(crate) fn own(&self) -> OwnCertificate {
+    pub(crate) fn own(&self) -> Arc<Secret<OwnCertificate>> {
+        Secret::inline(self.certificate())
+    }
+
+    pub(crate) fn certificate(&self) -> OwnCertificate {
         OwnCertificate::from_pem(self.chain.as_bytes(), self.key.as_bytes(), super::provider()).unwrap()
     }
+}
+
+/// Trust in everybody who has a key.
+pub(crate) fn anyone() -> Trust {
+    Trust { roots: None, revoked: vec![], only_leaf_revocation: false, sans: vec![], send_ca_names: true }
 }
 
 pub(crate) fn dns(name: &str) -> SanType {

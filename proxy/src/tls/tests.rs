@@ -11,9 +11,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use super::client::{AlpnOffer, ClientParams, ClientTls, Target};
 use super::error::{TlsError, TlsFailure};
 use super::material::{self, MaterialError, OwnCertificate};
+use super::secret::Secret;
 use super::server::{ServerParams, ServerTls};
-use super::testing::{Ca, Pair, dns, expired, old_form, uri};
-use super::verify::{PeerPolicy, SanMatch, SanType};
+use super::testing::{Ca, Pair, anyone, dns, expired, old_form, uri};
+use super::verify::{PeerRules, SanMatch, SanType, Trust};
 use super::{TlsParams, TlsSession, provider};
 use crate::route::text::{Place, StringMatch};
 
@@ -39,11 +40,11 @@ fn alpn(protocols: &[&str]) -> TlsParams {
 /// A server that wants `ORDERS`' clients to show a certificate of `ca`.
 fn mtls_server(ca: &Ca, pair: &Pair, clients: Vec<SanMatch>) -> ServerTls {
     let params = ServerParams { require_client_certificate: true, ..ServerParams::default() };
-    ServerTls::new(params, vec![pair.own()], Some(Arc::new(ca.policy(clients)))).unwrap()
+    ServerTls::new(params, vec![pair.own()], Some(ca.policy(clients))).unwrap()
 }
 
 fn client(ca: &Ca, pair: Option<&Pair>, servers: Vec<SanMatch>) -> ClientTls {
-    ClientTls::new(ClientParams::default(), pair.map(Pair::own), Arc::new(ca.policy(servers))).unwrap()
+    ClientTls::new(ClientParams::default(), pair.map(Pair::own), ca.policy(servers)).unwrap()
 }
 
 type Outcome = (Result<TlsSession, TlsError>, Result<TlsSession, TlsError>);
@@ -182,7 +183,7 @@ async fn a_refused_name_says_which_names_there_are() {
 async fn optional_client_certificates_are_verified_when_shown() {
     let (ca, other) = (Ca::new("root"), Ca::new("other root"));
     let orders = ca.leaf(&[uri(ORDERS)], |_| {});
-    let policy = Some(Arc::new(ca.policy(vec![])));
+    let policy = Some(ca.policy(vec![]));
     let server = ServerTls::new(ServerParams::default(), vec![orders.own()], policy).unwrap();
     let (served, _) = shake(&server, &client(&ca, None, vec![]), target()).await;
     assert!(served.unwrap().peer.is_none());
@@ -197,13 +198,11 @@ async fn optional_client_certificates_are_verified_when_shown() {
 #[tokio::test]
 async fn an_unverified_peer_has_no_names() {
     let (ca, other) = (Ca::new("root"), Ca::new("other root"));
-    let anyone = || PeerPolicy { roots: None, sans: vec![], send_ca_names: true };
+    let anyone = || PeerRules::inline(anyone());
     let params = ServerParams { require_client_certificate: true, ..ServerParams::default() };
-    let server =
-        ServerTls::new(params, vec![ca.leaf(&[uri(ORDERS)], |_| {}).own()], Some(Arc::new(anyone())))
-            .unwrap();
+    let server = ServerTls::new(params, vec![ca.leaf(&[uri(ORDERS)], |_| {}).own()], Some(anyone())).unwrap();
     let web = other.leaf(&[uri(WEB), dns("web")], |_| {});
-    let client = ClientTls::new(ClientParams::default(), Some(web.own()), Arc::new(anyone())).unwrap();
+    let client = ClientTls::new(ClientParams::default(), Some(web.own()), anyone()).unwrap();
     let (served, asked) = shake(&server, &client, target()).await;
     for peer in [served.unwrap().peer.unwrap(), asked.unwrap().peer.unwrap()] {
         assert!(
@@ -225,10 +224,10 @@ async fn versions() {
     ] {
         let tls = TlsParams { versions: ours, ..TlsParams::default() };
         let params = ServerParams { tls, require_client_certificate: true, ..ServerParams::default() };
-        let server = ServerTls::new(params, vec![orders.own()], Some(Arc::new(ca.policy(vec![])))).unwrap();
+        let server = ServerTls::new(params, vec![orders.own()], Some(ca.policy(vec![]))).unwrap();
         let tls = TlsParams { versions: theirs, ..TlsParams::default() };
         let params = ClientParams { tls, ..ClientParams::default() };
-        let client = ClientTls::new(params, Some(orders.own()), Arc::new(ca.policy(vec![]))).unwrap();
+        let client = ClientTls::new(params, Some(orders.own()), ca.policy(vec![])).unwrap();
         let (served, _) = shake(&server, &client, target()).await;
         assert_eq!(served.map(|s| s.version).map_err(|e| e.kind), want);
     }
@@ -244,7 +243,7 @@ async fn application_protocols() {
     };
     let client = |protocols| {
         let params = ClientParams { tls: alpn(protocols), ..ClientParams::default() };
-        ClientTls::new(params, None, Arc::new(ca.policy(vec![]))).unwrap()
+        ClientTls::new(params, None, ca.policy(vec![])).unwrap()
     };
     for (ours, configured, offer, want) in [
         (&["h2", "http/1.1"][..], &[][..], AlpnOffer::Any, Some("h2")),
@@ -273,8 +272,11 @@ async fn sessions_resume_until_trust_changes() {
     for versions in [ONLY_13, ONLY_12] {
         let tls = TlsParams { versions, ..TlsParams::default() };
         let params = ServerParams { tls, require_client_certificate: true, ..ServerParams::default() };
-        let server = ServerTls::new(params, vec![orders.own()], Some(Arc::new(ca.policy(vec![])))).unwrap();
-        let client = client(&ca, Some(&web), vec![]);
+        let (own, clients) = (orders.own(), ca.policy(vec![]));
+        let server = ServerTls::new(params, vec![Arc::clone(&own)], Some(clients.clone())).unwrap();
+        let (shown, servers) = (web.own(), ca.policy(vec![]));
+        let shows = Some(Arc::clone(&shown));
+        let client = ClientTls::new(ClientParams::default(), shows, servers.clone()).unwrap();
         let resumed = async || {
             let (served, asked) = shake(&server, &client, target()).await;
             let (served, asked) = (served.unwrap(), asked.unwrap());
@@ -285,12 +287,14 @@ async fn sessions_resume_until_trust_changes() {
         };
         assert!(!resumed().await);
         assert!(resumed().await);
-        server.replace_certificates(vec![orders.own()]).unwrap();
+        own.set(Arc::new(orders.certificate()));
         assert!(resumed().await, "a new certificate of ours does not end sessions");
-        server.replace_trust(Some(Arc::new(ca.policy(exactly(SanType::Uri, WEB))))).unwrap();
+        clients.trust.set(Arc::new(ca.trust(exactly(SanType::Uri, WEB))));
         assert!(!resumed().await, "new trust does");
-        client.replace(Some(web.own()), Arc::new(ca.policy(vec![]))).unwrap();
-        assert!(!resumed().await);
+        servers.trust.set(Arc::new(ca.trust(vec![])));
+        assert!(!resumed().await, "a client's too");
+        shown.set(Arc::new(web.certificate()));
+        assert!(!resumed().await, "a client's new certificate is shown");
     }
 }
 
@@ -301,7 +305,7 @@ async fn a_client_that_is_no_longer_trusted_cannot_resume() {
     let server = mtls_server(&ca, &orders, vec![]);
     let client = client(&ca, Some(&web), vec![]);
     assert!(shake(&server, &client, target()).await.0.is_ok());
-    server.replace_trust(Some(Arc::new(ca.policy(exactly(SanType::Uri, ORDERS))))).unwrap();
+    server.peers().unwrap().trust.set(Arc::new(ca.trust(exactly(SanType::Uri, ORDERS))));
     let (served, _) = shake(&server, &client, target()).await;
     assert_eq!(served.unwrap_err().kind, TlsFailure::CertificateName);
 }
@@ -314,11 +318,11 @@ async fn a_session_is_not_resumed_after_the_peer_s_certificate_ended() {
     let client = client(&ca, Some(&web), vec![]);
     assert!(shake(&server, &client, target()).await.0.is_ok());
     let (near, far) = duplex(64 * 1024);
-    let acceptor = tokio_rustls::TlsAcceptor::from(server.config());
+    let acceptor = tokio_rustls::TlsAcceptor::from(server.config().unwrap());
     let (stream, _client) = tokio::join!(acceptor.accept(far), client.connect(near, target()));
     let stream = stream.unwrap();
     let state = stream.get_ref().1;
-    let end = web.own().not_after;
+    let end = web.certificate().not_after;
     assert!(TlsSession::read(state, None, true, end).unwrap().resumed);
     assert_eq!(
         TlsSession::read(state, None, true, end + 1).unwrap_err().kind,
@@ -334,7 +338,7 @@ async fn resumption_can_be_off_on_either_side() {
         let params = ServerParams { session_timeout: timeout, ..ServerParams::default() };
         let server = ServerTls::new(params, vec![orders.own()], None).unwrap();
         let params = ClientParams { sessions, ..ClientParams::default() };
-        let client = ClientTls::new(params, None, Arc::new(ca.policy(vec![]))).unwrap();
+        let client = ClientTls::new(params, None, ca.policy(vec![])).unwrap();
         for _ in 0..2 {
             assert!(!shake(&server, &client, target()).await.0.unwrap().resumed);
         }
@@ -397,7 +401,7 @@ async fn certificates_are_chosen_by_name_and_key_type() {
     let any = client(&ca, None, vec![]);
     let tls = TlsParams { provider: rsa_only, versions: ONLY_12, alpn: vec![] };
     let params = ClientParams { tls, ..ClientParams::default() };
-    let rsa = ClientTls::new(params, None, Arc::new(ca.policy(vec![]))).unwrap();
+    let rsa = ClientTls::new(params, None, ca.policy(vec![])).unwrap();
     let server = serve(false, false);
     for (server, client, host, want) in [
         (&server, &any, Some("both.example"), 2),
@@ -487,7 +491,7 @@ async fn chains_in_any_order_and_pem_as_people_have_it() {
     let client = client(&root, None, exactly(SanType::Uri, ORDERS));
     for chain in chains {
         let own = OwnCertificate::from_pem(chain.as_bytes(), leaf.key.as_bytes(), provider()).unwrap();
-        let server = ServerTls::new(ServerParams::default(), vec![own], None).unwrap();
+        let server = ServerTls::new(ServerParams::default(), vec![Secret::inline(own)], None).unwrap();
         assert!(shake(&server, &client, target()).await.1.is_ok(), "{chain}");
     }
 }
@@ -538,9 +542,39 @@ fn material_that_cannot_be_used() {
 #[test]
 fn a_certificate_that_has_ended_is_a_warning() {
     let ca = Ca::new("root");
-    let (good, ended) = (ca.leaf(&[dns("a")], |_| {}).own(), ca.leaf(&[dns("a")], expired).own());
+    let (good, ended) =
+        (ca.leaf(&[dns("a")], |_| {}).certificate(), ca.leaf(&[dns("a")], expired).certificate());
     let now = super::unix_now();
     assert_eq!(good.warning(now), None);
     assert!(ended.warning(now).unwrap().contains("expired"));
     assert!(good.warning(good.not_before - 1).unwrap().contains("not valid yet"));
+}
+
+#[tokio::test]
+async fn a_handshake_without_its_secret_says_which() {
+    let ca = Ca::new("root");
+    let orders = ca.leaf(&[uri(ORDERS)], |_| {});
+    let own = Secret::awaited("own".into());
+    let server = ServerTls::new(ServerParams::default(), vec![Arc::clone(&own)], None).unwrap();
+    assert!(!server.is_ready());
+    let client = client(&ca, None, vec![]);
+    let error = shake(&server, &client, target()).await.0.unwrap_err();
+    assert_eq!((error.kind, error.detail.contains("\"own\"")), (TlsFailure::SecretMissing, true));
+    own.set(Arc::new(orders.certificate()));
+    assert!(server.is_ready() && shake(&server, &client, target()).await.0.is_ok());
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_is_refused() {
+    let ca = Ca::new("root");
+    let (orders, web) = (ca.leaf(&[uri(ORDERS)], |_| {}), ca.leaf(&[uri(WEB)], |_| {}));
+    let server = mtls_server(&ca, &orders, vec![]);
+    let client = client(&ca, Some(&web), vec![]);
+    let lists = |revoked: &[&Pair]| material::revocation_lists(ca.revoke(revoked).as_bytes()).unwrap();
+    let trust = &server.peers().unwrap().trust;
+    trust.set(Arc::new(Trust { revoked: lists(&[&orders]), ..ca.trust(vec![]) }));
+    assert!(shake(&server, &client, target()).await.0.is_ok(), "another one is revoked");
+    trust.set(Arc::new(Trust { revoked: lists(&[&web]), ..ca.trust(vec![]) }));
+    let error = shake(&server, &client, target()).await.0.unwrap_err();
+    assert_eq!(error.kind, TlsFailure::CertificateRevoked, "{error}");
 }

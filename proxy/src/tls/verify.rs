@@ -10,12 +10,17 @@ use std::sync::Arc;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError};
 use rustls::{SignatureScheme, crypto::CryptoProvider};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyUsage};
+use webpki::{
+    CertRevocationList, EndEntityCert, ExpirationPolicy, ExtendedKeyUsageValidator, KeyUsage,
+    RevocationCheckDepth, RevocationOptions, RevocationOptionsBuilder, UnknownStatusPolicy,
+};
 
 use super::identity::{self, LeafError, LeafNames};
+use super::material::Authorities;
+use super::secret::Secret;
 use crate::route::text::{Place, StringMatch};
 
 /// Type of a subject alternative name.
@@ -99,21 +104,82 @@ impl NameMismatch {
     }
 }
 
-/// What we ask of a peer (`validation_context`).
+/// Whom we believe (`CertificateValidationContext`).
 #[derive(Debug)]
-pub struct PeerPolicy {
+pub struct Trust {
     /// `trusted_ca`. None under `ACCEPT_UNTRUSTED`: only possession of the key is verified.
-    pub roots: Option<RootCertStore>,
+    pub roots: Option<Authorities>,
+    /// `crl`. As in Envoy, every certificate of a chain has to be covered as soon as there is one.
+    pub revoked: Vec<CertRevocationList<'static>>,
+    /// `only_verify_leaf_cert_crl`.
+    pub only_leaf_revocation: bool,
     /// `match_typed_subject_alt_names`: one must match; an empty list accepts every name.
     pub sans: Vec<SanMatch>,
     /// Name the trusted CAs to clients (`suppress_client_ca_list` turns it off).
     pub send_ca_names: bool,
 }
 
+impl Trust {
+    /// Trust in everybody whose certificate comes from one of `roots`.
+    #[must_use]
+    pub const fn in_roots(roots: Authorities) -> Self {
+        Self {
+            roots: Some(roots),
+            revoked: Vec::new(),
+            only_leaf_revocation: false,
+            sans: Vec::new(),
+            send_ca_names: true,
+        }
+    }
+}
+
+/// What a context asks of its peers: trust, which it may share with other contexts, and names of its own.
+#[derive(Debug, Clone)]
+pub struct PeerRules {
+    /// Whom to believe.
+    pub trust: Arc<Secret<Trust>>,
+    /// Names besides those of the trust (`combined_validation_context`).
+    pub sans: Arc<[SanMatch]>,
+    /// As in [`Trust`]; both have to want it.
+    pub send_ca_names: bool,
+}
+
+impl PeerRules {
+    /// Trust that is written out where it is used.
+    #[must_use]
+    pub fn inline(trust: Trust) -> Self {
+        Self { trust: Secret::inline(trust), sans: Arc::new([]), send_ca_names: true }
+    }
+
+    /// With the trust that there is now; None: it has not come yet.
+    pub(super) fn now(&self) -> Option<PeerPolicy> {
+        Some(PeerPolicy { trust: self.trust.get()?, rules: self.clone() })
+    }
+}
+
+/// What is asked of the peer of one handshake.
+#[derive(Debug, Clone)]
+pub(super) struct PeerPolicy {
+    pub(super) trust: Arc<Trust>,
+    rules: PeerRules,
+}
+
+impl PeerPolicy {
+    /// Whether the peer's certificate is verified at all.
+    pub(super) fn verifies(&self) -> bool {
+        self.trust.roots.is_some()
+    }
+
+    fn accepts(&self, names: &LeafNames<'_>) -> bool {
+        let mut sans = self.rules.sans.iter().chain(&self.trust.sans).peekable();
+        sans.peek().is_none() || sans.any(|san| san.matches(names))
+    }
+}
+
 /// The verifier of one side of one context.
 #[derive(Debug)]
 pub(super) struct Verifier {
-    policy: Arc<PeerPolicy>,
+    policy: PeerPolicy,
     algorithms: WebPkiSupportedAlgorithms,
     ca_names: Vec<DistinguishedName>,
     mandatory: bool,
@@ -123,9 +189,10 @@ pub(super) struct Verifier {
 
 impl Verifier {
     /// For clients of a server; `mandatory` is `require_client_certificate`.
-    pub(super) fn of_clients(policy: Arc<PeerPolicy>, provider: &CryptoProvider, mandatory: bool) -> Self {
-        let ca_names = match &policy.roots {
-            Some(roots) if policy.send_ca_names => roots.subjects(),
+    pub(super) fn of_clients(policy: PeerPolicy, provider: &CryptoProvider, mandatory: bool) -> Self {
+        let send_names = policy.rules.send_ca_names && policy.trust.send_ca_names;
+        let ca_names = match &policy.trust.roots {
+            Some(roots) if send_names => roots.store.subjects(),
             _ => Vec::new(),
         };
         let algorithms = provider.signature_verification_algorithms;
@@ -133,11 +200,7 @@ impl Verifier {
     }
 
     /// For the server of a client.
-    pub(super) fn of_server(
-        policy: Arc<PeerPolicy>,
-        provider: &CryptoProvider,
-        by_server_name: bool,
-    ) -> Self {
+    pub(super) fn of_server(policy: PeerPolicy, provider: &CryptoProvider, by_server_name: bool) -> Self {
         let algorithms = provider.signature_verification_algorithms;
         Self { policy, algorithms, ca_names: Vec::new(), mandatory: true, by_server_name }
     }
@@ -151,23 +214,48 @@ impl Verifier {
         server_name: Option<&ServerName<'_>>,
     ) -> Result<(), Error> {
         // The handshake signature is verified by rustls in any case.
-        let Some(roots) = &self.policy.roots else { return Ok(()) };
+        let trust = &*self.policy.trust;
+        let Some(roots) = &trust.roots else { return Ok(()) };
         let certificate = identity::parse(leaf).map_err(refuse_leaf)?;
         let names = identity::inspect(&certificate).map_err(refuse_leaf)?;
         let chain = EndEntityCert::try_from(leaf).map_err(webpki_error)?;
+        let lists: Vec<_> = trust.revoked.iter().collect();
         chain
-            .verify_for_usage(self.algorithms.all, &roots.roots, intermediates, now, usage, None, None)
+            .verify_for_usage(
+                self.algorithms.all,
+                &roots.store.roots,
+                intermediates,
+                now,
+                usage,
+                revocation(trust, &lists),
+                None,
+            )
             .map_err(webpki_error)?;
         match server_name {
             Some(name) if self.by_server_name => {
                 chain.verify_is_valid_for_subject_name(name).map_err(|_| refuse_names(&names))
             }
-            _ if self.policy.sans.is_empty() || self.policy.sans.iter().any(|san| san.matches(&names)) => {
-                Ok(())
-            }
+            _ if self.policy.accepts(&names) => Ok(()),
             _ => Err(refuse_names(&names)),
         }
     }
+}
+
+/// As Envoy: every certificate of the chain is to be covered by a list, unless only the leaf is asked for.
+fn revocation<'a>(trust: &Trust, lists: &'a [&'a CertRevocationList<'a>]) -> Option<RevocationOptions<'a>> {
+    let depth = if trust.only_leaf_revocation {
+        RevocationCheckDepth::EndEntity
+    } else {
+        RevocationCheckDepth::Chain
+    };
+    let options = RevocationOptionsBuilder::new(lists).ok()?;
+    Some(
+        options
+            .with_depth(depth)
+            .with_status_policy(UnknownStatusPolicy::Deny)
+            .with_expiration_policy(ExpirationPolicy::Enforce)
+            .build(),
+    )
 }
 
 fn refuse_leaf(error: LeafError) -> Error {
@@ -186,6 +274,9 @@ fn webpki_error(error: webpki::Error) -> Error {
         E::CertExpired { time, not_after } => C::ExpiredContext { time, not_after },
         E::CertNotValidYet { time, not_before } => C::NotValidYetContext { time, not_before },
         E::UnknownIssuer => C::UnknownIssuer,
+        E::CertRevoked => C::Revoked,
+        E::UnknownRevocationStatus => C::UnknownRevocationStatus,
+        E::CrlExpired { time, next_update } => C::ExpiredRevocationListContext { time, next_update },
         E::InvalidSignatureForPublicKey => C::BadSignature,
         E::BadDer | E::BadDerTime | E::TrailingData(_) => C::BadEncoding,
         E::RequiredEkuNotFoundContext(_) => C::InvalidPurpose,

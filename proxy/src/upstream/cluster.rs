@@ -259,10 +259,10 @@ impl Cluster {
         &self.state
     }
 
-    /// Whether discovery has answered once, with endpoints or without.
+    /// Whether discovery has answered once, with endpoints or without, and the secrets of its TLS context have come.
     #[must_use]
-    pub const fn is_warm(&self) -> bool {
-        self.warm
+    pub fn is_warm(&self) -> bool {
+        self.warm && self.spec.tls.as_ref().is_none_or(|tls| tls.is_ready())
     }
 
     /// Picks the endpoint of a request; see [`EndpointSet::pick`]. None is [`crate::error::Reason::NoHealthyUpstream`].

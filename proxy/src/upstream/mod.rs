@@ -4,6 +4,7 @@ pub mod cluster;
 pub mod connect;
 pub mod dns;
 pub mod endpoint;
+pub mod fetch;
 pub mod lease;
 pub mod lifespan;
 pub mod original_dst;

@@ -1,6 +1,7 @@
 //! One worker: a thread with a current-thread runtime that owns its connections, its pools and its metric shard.
 //! Nothing in here is shared with another thread but the snapshot and the counters that must mean the same everywhere.
 
+pub mod changes;
 pub mod drain;
 pub mod run;
 pub mod telemetry;
@@ -17,6 +18,7 @@ use foldhash::HashMap;
 use http::HeaderValue;
 use tokio::time::Instant;
 
+use self::changes::Changes;
 use self::drain::LocalDrain;
 use self::telemetry::WorkerTelemetry;
 use crate::balance::WorkerCursor;
@@ -42,6 +44,8 @@ pub struct Worker {
     pub pools: Pools,
     /// Draining.
     pub drain: LocalDrain,
+    /// Changes of the configuration.
+    pub changes: Changes,
     /// This worker's shard of the metrics.
     pub metrics: WorkerTelemetry,
     config: Arc<ArcSwap<Snapshot>>,
@@ -82,6 +86,7 @@ impl Worker {
             id,
             pools: Pools::default(),
             drain: LocalDrain::new(counts),
+            changes: Changes::default(),
             metrics,
             config,
             cached,

@@ -19,7 +19,7 @@ pub enum Command {
     Listen(Arc<str>, TcpListener),
     /// Stop accepting for the listener; its connections go on.
     Close(Arc<str>),
-    /// Pools, cursors and labels follow the newest configuration.
+    /// Pools, cursors and labels follow the newest configuration; policy judges again what is open.
     Changed,
     /// Finish what is running and take nothing new: answers carry `Connection: close` or GOAWAY. Listeners stay open.
     Drain,
@@ -50,6 +50,7 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
             Command::Changed => {
                 worker.prune();
                 worker.metrics.forget_labels();
+                worker.changes.announce();
             }
             Command::Drain => worker.drain.start(Instant::now()),
             Command::Exit => break,

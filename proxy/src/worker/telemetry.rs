@@ -10,13 +10,14 @@ use crate::config::spec::Direction;
 use crate::error::Reason;
 use crate::http::context::RequestCtx;
 use crate::http::downstream::Downstream;
+use crate::policy::rbac::Verdict;
 use crate::resilience::retry::RetryKind;
 use crate::telemetry::flags::ResponseFlags;
 use crate::telemetry::labels::{
-    Peer, PeerLabels, Reporter, RequestKey, RequestLabels, RequestProtocol, SecurityPolicy, ServiceLabels,
-    TcpKey, TcpLabels, UNKNOWN,
+    Peer, PeerLabels, PolicyLabels, Reporter, RequestKey, RequestLabels, RequestProtocol, SecurityPolicy,
+    ServiceLabels, TcpKey, TcpLabels, UNKNOWN,
 };
-use crate::telemetry::metrics::{ClusterCount, Refusal, RequestSample, TcpSeries, WorkerMetrics};
+use crate::telemetry::metrics::{ClusterCount, Decision, Refusal, RequestSample, TcpSeries, WorkerMetrics};
 use crate::telemetry::record::AccessRecord;
 use crate::tls::TlsSession;
 use crate::upstream::cluster::Cluster;
@@ -174,6 +175,15 @@ impl WorkerTelemetry {
             self.counters.flooded();
         }
         self.counters.local_reply(reason);
+    }
+
+    /// A policy decided something about a request or connection.
+    pub fn decided(&self, downstream: &Downstream, verdict: &Verdict<'_>, decision: Decision) {
+        self.counters.decided((downstream.chain.id, verdict.id), decision, || PolicyLabels {
+            listener: Arc::clone(&downstream.listener.name),
+            stat_prefix: Arc::clone(verdict.stat_prefix),
+            policy: verdict.policy.map_or_else(|| "none".into(), Arc::clone),
+        });
     }
 
     /// A request is tried again.

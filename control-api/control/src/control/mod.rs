@@ -65,9 +65,9 @@ pub(crate) struct ControlArgs {
     trust_domain: String,
     #[command(flatten)]
     authority: AuthorityArgs,
-    /// Folder, on the machine of each proxy, with its certificate: chain.pem, key.pem and roots.pem
-    #[arg(long, value_name = "FOLDER", default_value = "/etc/remora/identity")]
-    identity_files: String,
+    /// Certificates of proxies come from elsewhere, into this folder on the machine of each: chain.pem, key.pem and roots.pem
+    #[arg(long, value_name = "FOLDER")]
+    identity_files: Option<String>,
     /// Proxies listen on any free ports, whatever the documents say: /listeners of their admin page tells which (for tests)
     #[arg(long)]
     ephemeral_ports: bool,

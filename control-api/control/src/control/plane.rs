@@ -46,8 +46,9 @@ pub struct Options {
     pub folder: Option<PathBuf>,
     /// Of all identities.
     pub trust_domain: String,
-    /// Where proxies find chain.pem, key.pem and roots.pem. A relative path begins at the working directory of each proxy.
-    pub identity_files: String,
+    /// Proxies find chain.pem, key.pem and roots.pem here, on their own machine; a relative path begins at the working directory of
+    /// each. None: they get their certificates from the CA.
+    pub identity_files: Option<String>,
     /// On which ports proxies listen.
     pub listening: Listening,
     /// Where proxies and their agents connect by TLS.
@@ -219,14 +220,13 @@ fn ca_settings(options: &Options) -> Result<ca::Settings, StartError> {
 }
 
 fn profile(options: &Options) -> Profile {
-    let file = |name: &str| format!("{}/{name}", options.identity_files.trim_end_matches('/'));
+    let files = |folder: &String| {
+        let file = |name: &str| format!("{}/{name}", folder.trim_end_matches('/'));
+        Credentials::Files { certificate: file("chain.pem"), key: file("key.pem"), roots: file("roots.pem") }
+    };
     Profile {
         trust_domain: options.trust_domain.clone(),
-        credentials: Credentials::Files {
-            certificate: file("chain.pem"),
-            key: file("key.pem"),
-            roots: file("roots.pem"),
-        },
+        credentials: options.identity_files.as_ref().map_or(Credentials::Issued, files),
         listening: options.listening,
     }
 }

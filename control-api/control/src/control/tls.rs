@@ -9,8 +9,9 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::SanType;
 use remora_proxy::tls::material::{self, OwnCertificate};
+use remora_proxy::tls::secret::Secret;
 use remora_proxy::tls::server::{ServerParams, ServerStream, ServerTls};
-use remora_proxy::tls::verify::PeerPolicy;
+use remora_proxy::tls::verify::{PeerRules, Trust};
 use remora_proxy::tls::{self, TlsParams};
 use remora_xds::server::{AdsService, PeerCertificates, Settings};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -54,11 +55,18 @@ struct Held {
     until: Instant,
 }
 
+/// What handshakes use, and what changes it.
+struct Shaking {
+    tls: ServerTls,
+    own: Arc<Secret<OwnCertificate>>,
+    trust: Arc<Secret<Trust>>,
+}
+
 /// Serves for ever.
 pub(super) async fn serve(listener: TcpListener, port: Port) {
-    let (tls, held) = loop {
+    let (shaking, held) = loop {
         match port.begin().await {
-            Ok((tls, held)) => break (Arc::new(tls), held),
+            Ok((shaking, held)) => break (Arc::new(shaking), held),
             Err(error) => error!(%error, "the TLS port has no certificate yet; tried again"),
         }
         tokio::time::sleep(RETRY).await;
@@ -72,14 +80,14 @@ pub(super) async fn serve(listener: TcpListener, port: Port) {
         .add_service(InterceptedService::new(port.certificates.clone(), client))
         .serve_with_incoming(ReceiverStream::new(connections));
     let (served, (), ()) =
-        tokio::join!(served, accept(listener, Arc::clone(&tls), accepted), port.renew(&tls, held));
+        tokio::join!(served, accept(listener, Arc::clone(&shaking), accepted), port.renew(&shaking, held));
     if let Err(error) = served {
         error!(%error, "the TLS server has ended");
     }
 }
 
 impl Port {
-    async fn begin(&self) -> Result<(ServerTls, Held), Refused> {
+    async fn begin(&self) -> Result<(Shaking, Held), Refused> {
         let (own, held) = self.own().await?;
         let params = ServerParams {
             tls: TlsParams { alpn: vec![b"h2".to_vec()], ..TlsParams::default() },
@@ -87,8 +95,10 @@ impl Port {
             session_timeout: None,
             ..ServerParams::default()
         };
-        let tls = ServerTls::new(params, vec![own], Some(self.peers()?));
-        Ok((tls.map_err(|e| Refused::Signing(e.to_string()))?, held))
+        let (own, trust) = (Secret::inline(own), Secret::inline(self.trust()?));
+        let peers = PeerRules { trust: Arc::clone(&trust), sans: Arc::new([]), send_ca_names: false };
+        let tls = ServerTls::new(params, vec![Arc::clone(&own)], Some(peers));
+        Ok((Shaking { tls: tls.map_err(|e| Refused::Signing(e.to_string()))?, own, trust }, held))
     }
 
     /// A new certificate.
@@ -110,22 +120,22 @@ impl Port {
     }
 
     /// Clients of the authority; those without a certificate may ask for one.
-    fn peers(&self) -> Result<Arc<PeerPolicy>, Refused> {
+    fn trust(&self) -> Result<Trust, Refused> {
         let trusted = self.ca.read(Authority::trusted)?;
         let roots = material::roots(trusted.as_bytes()).map_err(|e| Refused::Corrupt(e.to_string()))?;
-        Ok(Arc::new(PeerPolicy { roots: Some(roots), sans: Vec::new(), send_ca_names: false }))
+        Ok(Trust::in_roots(roots))
     }
 
     /// Replaces whom to trust when that changes, and the certificate at half of its life or when another root signs.
-    async fn renew(&self, tls: &ServerTls, mut held: Held) {
+    async fn renew(&self, shaking: &Shaking, mut held: Held) {
         let mut changes = self.ca.changes();
         loop {
             tokio::select! {
                 () = sleep_until(held.until) => {}
                 more = changes.next() => {
-                    let trust = self.peers().map(|peers| tls.replace_trust(Some(peers)));
-                    if let Err(error) = trust.map_err(|e| e.to_string()).and_then(|done| done.map_err(|e| e.to_string())) {
-                        error!(error, "the TLS port goes on trusting what it did");
+                    match self.trust() {
+                        Ok(trust) => shaking.trust.set(Arc::new(trust)),
+                        Err(error) => error!(%error, "the TLS port goes on trusting what it did"),
                     }
                     let signing = self.ca.read(|authority| authority.signing().map(|root| root.id == held.root));
                     match signing {
@@ -135,11 +145,10 @@ impl Port {
                     }
                 }
             }
-            match self.own().await.map(|(own, next)| (tls.replace_certificates(vec![own]), next)) {
-                Ok((Ok(()), next)) => held = next,
-                Ok((Err(error), _)) => {
-                    error!(%error, "the certificate of the TLS port is not replaced; tried again");
-                    held.until = Instant::now() + RETRY;
+            match self.own().await {
+                Ok((own, next)) => {
+                    shaking.own.set(Arc::new(own));
+                    held = next;
                 }
                 Err(error) => {
                     error!(%error, "the certificate of the TLS port is not replaced; tried again");
@@ -151,7 +160,11 @@ impl Port {
 }
 
 /// Accepts connections and shakes hands, each in its own task.
-async fn accept(listener: TcpListener, tls: Arc<ServerTls>, accepted: mpsc::Sender<io::Result<Connection>>) {
+async fn accept(
+    listener: TcpListener,
+    shaking: Arc<Shaking>,
+    accepted: mpsc::Sender<io::Result<Connection>>,
+) {
     let slots = Arc::new(Semaphore::new(HANDSHAKES));
     loop {
         // It is never closed.
@@ -164,10 +177,10 @@ async fn accept(listener: TcpListener, tls: Arc<ServerTls>, accepted: mpsc::Send
                 continue;
             }
         };
-        let (tls, accepted) = (Arc::clone(&tls), accepted.clone());
+        let (shaking, accepted) = (Arc::clone(&shaking), accepted.clone());
         tokio::spawn(async move {
             let _slot = slot;
-            let shaken = timeout(HANDSHAKE, Connection::shake(&tls, stream, peer)).await;
+            let shaken = timeout(HANDSHAKE, Connection::shake(&shaking.tls, stream, peer)).await;
             match shaken {
                 // Its receiver is the server, which lives as long as this process.
                 Ok(Ok(connection)) => drop(accepted.send(Ok(connection)).await),

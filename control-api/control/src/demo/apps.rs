@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -16,6 +16,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 
 use super::client::Client;
+use super::streams::Ticks;
 
 /// A program that listens on loopback until the demo ends.
 pub(super) struct App {
@@ -127,8 +128,9 @@ async fn serve(stream: tokio::net::TcpStream, role: Role) {
 }
 
 impl Role {
-    async fn answer(&self, request: &Request<Incoming>) -> Result<Response<Full<Bytes>>, Closed> {
+    async fn answer(&self, request: &Request<Incoming>) -> Result<Response<Sent>, Closed> {
         match self {
+            Self::Shop { .. } if request.uri().path() == "/events" => Ok(events()),
             Self::Shop { name, stock } => {
                 Ok(shop(name, stock.get()).await.unwrap_or_else(|never| match never {}))
             }
@@ -153,7 +155,7 @@ impl Role {
 }
 
 /// Asks stock on behalf of a visitor.
-async fn shop(name: &str, stock: Option<&Client>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn shop(name: &str, stock: Option<&Client>) -> Result<Response<Sent>, Infallible> {
     let failed = |why: String| answer(StatusCode::BAD_GATEWAY, &json!({ "shop": name, "error": why }));
     let Some(stock) = stock else { return Ok(failed("not ready".into())) };
     Ok(match stock.get("stock", "/items").await {
@@ -170,8 +172,18 @@ async fn shop(name: &str, stock: Option<&Client>) -> Result<Response<Full<Bytes>
     })
 }
 
-fn answer(status: StatusCode, body: &serde_json::Value) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(format!("{body}\n"))));
+/// An answer, or a stream without an end.
+type Sent = Either<Full<Bytes>, Ticks>;
+
+fn events() -> Response<Sent> {
+    let mut response = Response::new(Either::Right(Ticks::new()));
+    let kind = http::HeaderValue::from_static("text/event-stream");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+    response
+}
+
+fn answer(status: StatusCode, body: &serde_json::Value) -> Response<Sent> {
+    let mut response = Response::new(Either::Left(Full::new(Bytes::from(format!("{body}\n")))));
     *response.status_mut() = status;
     let json = http::HeaderValue::from_static("application/json");
     response.headers_mut().insert(http::header::CONTENT_TYPE, json);

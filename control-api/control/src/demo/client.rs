@@ -8,6 +8,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -37,6 +38,17 @@ impl Client {
     /// The answer to a GET.
     pub(super) async fn get(&self, host: &str, path: &str) -> anyhow::Result<Answer> {
         tokio::time::timeout(PATIENCE, self.exchange(host, path)).await.context("no answer in 30 s")?
+    }
+
+    /// A GET whose answer does not end.
+    pub(super) async fn open(&self, host: &str, path: &str) -> anyhow::Result<Incoming> {
+        let response = async {
+            let request = Request::get(path).header(http::header::HOST, host).body(Empty::new())?;
+            Ok::<_, anyhow::Error>(self.connection().await?.send_request(request).await?)
+        };
+        let response = tokio::time::timeout(PATIENCE, response).await.context("no answer in 30 s")??;
+        anyhow::ensure!(response.status() == StatusCode::OK, "{path} answers {}", response.status());
+        Ok(response.into_body())
     }
 
     async fn exchange(&self, host: &str, path: &str) -> anyhow::Result<Answer> {

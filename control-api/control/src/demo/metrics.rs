@@ -43,6 +43,10 @@ pub(super) struct View {
     pub(super) retries: u64,
     /// Configurations that a sidecar refused.
     pub(super) refused: u64,
+    /// Certificates that each sidecar got, the first included.
+    pub(super) certificates: Vec<u64>,
+    /// Requests for one that failed.
+    pub(super) certificates_refused: u64,
 }
 
 impl View {
@@ -56,6 +60,10 @@ impl View {
                     self.retries += value
                 }
                 "remora_config_updates_rejected_total" => self.refused += value,
+                "remora_identity_requests_total" if sample.label("result") == "ok" => {
+                    self.certificates.push(value);
+                }
+                "remora_identity_requests_total" => self.certificates_refused += value,
                 _ => {}
             }
         }

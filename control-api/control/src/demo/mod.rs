@@ -2,7 +2,6 @@
 //! one of them, mTLS between the sidecars, an instance that misbehaves, a route that is edited while everything runs.
 
 mod apps;
-mod authority;
 mod client;
 mod metrics;
 mod play;
@@ -10,6 +9,7 @@ mod report;
 mod screen;
 mod sidecar;
 mod stage;
+mod streams;
 mod visitors;
 
 use std::process::ExitCode;

@@ -10,10 +10,14 @@ use super::client::Client;
 use super::report::{self, Outcome};
 use super::screen::{Moment, Screen};
 use super::stage::{FIRST_SPLIT, SECOND_SPLIT, Stage};
+use super::streams::Streams;
 use super::visitors::{Phase, Visitors};
 
 /// Between two edits of a demo without an end.
 const EDIT_EVERY: Duration = Duration::from_secs(10);
+/// When a new root is announced, in a demo that is long enough to see it replace the old one.
+const ROTATE_AT: Duration = Duration::from_secs(15);
+const LONG_ENOUGH: Duration = Duration::from_secs(60);
 /// For answers that are under way at the end.
 const SETTLES_IN: Duration = Duration::from_secs(10);
 
@@ -25,6 +29,8 @@ struct Course {
     /// An edit that did not arrive, and why.
     lost: Option<String>,
     interrupted: bool,
+    /// The root of the beginning, once another one has been announced.
+    old_root: Option<String>,
 }
 
 /// Ctrl-C and its relatives.
@@ -65,13 +71,17 @@ async fn show(
     screen.introduce(stage);
     let visitors = Visitors::new(FIRST_SPLIT)?;
     let began = Instant::now();
-    let traffic = visitors.start(Client::new(stage.outbound("visitors", "shop")?), args.rate);
+    let client = Client::new(stage.outbound("visitors", "shop")?);
+    let streams = Streams::open(&client);
+    let traffic = visitors.start(client, args.rate);
     let course = run(args, stage, screen, interrupts, &visitors).await;
     let elapsed = began.elapsed();
+    let seen = streams.seen();
     traffic.abort();
     visitors.settle(SETTLES_IN).await;
     // The last answers may still be on their way into the counters.
     let view = stage.view().await;
+    let authority = stage.authority().await?;
     let dead = stage.dead();
     let mut tally = visitors.tally();
     if course.interrupted && tally.phases.len() > 1 && tally.phases.last().is_some_and(|p| p.answers() < 200)
@@ -85,9 +95,13 @@ async fn show(
         sidecars: stage.sidecars.len(),
         edits: &course.edits,
         lost: course.lost.as_deref(),
+        streams: &seen,
+        elapsed,
+        authority: &authority,
+        old_root: course.old_root.as_deref(),
     };
     let checks = report::checks(&outcome);
-    screen.say(&report::text(screen, &outcome, &checks, elapsed));
+    screen.say(&report::text(screen, &outcome, &checks));
     Ok(checks.iter().all(|check| check.held))
 }
 
@@ -102,6 +116,7 @@ async fn run(
     let began = Instant::now();
     let end = args.duration.map(|time| began + time);
     let mut edit_at = began + args.duration.map_or(EDIT_EVERY, |time| time / 2);
+    let long_enough = args.duration.is_none_or(|time| time >= LONG_ENOUGH);
     let (mut course, mut note) = (Course::default(), String::new());
     let mut clock = interval(screen.period());
     clock.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -120,6 +135,14 @@ async fn run(
                 course.edits.push(took);
                 edit_at += EDIT_EVERY;
             }
+            () = sleep_until(began + ROTATE_AT), if course.old_root.is_none() && long_enough => {
+                match rotate(stage).await {
+                    Ok(old) => course.old_root = Some(old),
+                    Err(error) => return Course { lost: Some(format!("a new root: {error:#}")), ..course },
+                }
+                note = "a new root was announced; it signs when every sidecar trusts it".into();
+                screen.note(&note);
+            }
             _ = clock.tick() => {
                 let view = stage.view().await;
                 let tally = visitors.tally();
@@ -128,6 +151,13 @@ async fn run(
             }
         }
     }
+}
+
+/// Announces a new root. The one that signs so far.
+async fn rotate(stage: &Stage) -> anyhow::Result<String> {
+    let old = stage.authority().await?.root;
+    stage.rotate_root().await?;
+    Ok(old)
 }
 
 /// Changes the split and begins a new phase when every sidecar has it.

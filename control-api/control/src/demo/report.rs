@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use super::metrics::View;
 use super::screen::{Screen, percent};
+use super::stage::{Authority, LIFE};
+use super::streams::{Seen, WATCHERS};
 use super::visitors::{Phase, Tally};
 
 /// A check and what was found.
@@ -24,6 +26,12 @@ pub(super) struct Outcome<'a> {
     pub(super) edits: &'a [Duration],
     /// Why an edit did not arrive.
     pub(super) lost: Option<&'a str>,
+    /// Streams that were to last.
+    pub(super) streams: &'a Seen,
+    pub(super) elapsed: Duration,
+    pub(super) authority: &'a Authority,
+    /// The root that signed before another one was announced.
+    pub(super) old_root: Option<&'a str>,
 }
 
 /// Fewer answers say nothing about a split.
@@ -36,7 +44,7 @@ fn tolerance(phase: &Phase) -> f64 {
 }
 
 pub(super) fn checks(outcome: &Outcome<'_>) -> Vec<Check> {
-    let Outcome { tally, view, dead, sidecars, edits, lost } = outcome;
+    let Outcome { tally, view, dead, sidecars, edits, lost, .. } = outcome;
     let mut list = Vec::new();
     let mut add = |what: &str, held: bool, found: String| list.push(Check { what: what.into(), found, held });
     let missing = tally.sent - tally.done + tally.skipped;
@@ -83,14 +91,48 @@ pub(super) fn checks(outcome: &Outcome<'_>) -> Vec<Check> {
     if let Some(why) = lost {
         add("every sidecar takes the edit", false, (*why).to_owned());
     }
-    let found = if dead.is_empty() { format!("{sidecars} of {sidecars} running") } else { dead.join("; ") };
-    add("no sidecar ended", dead.is_empty(), found);
+    list.extend(identity(outcome));
+    let held = dead.is_empty();
+    let found = if held { format!("{sidecars} of {sidecars} running") } else { dead.join("; ") };
+    list.push(Check { what: "no sidecar ended".into(), found, held });
+    list
+}
+
+/// Certificates change, and nobody notices.
+fn identity(outcome: &Outcome<'_>) -> Vec<Check> {
+    let Outcome { view, sidecars, streams, elapsed, authority, old_root, .. } = outcome;
+    let mut list = Vec::new();
+    let mut add = |what: &str, held: bool, found: String| list.push(Check { what: what.into(), found, held });
+    let least = view.certificates.iter().min().map_or(0, |n| n.saturating_sub(1));
+    // Each is renewed at half of its life, a tenth later at most.
+    let due = (elapsed.as_secs_f64() / (LIFE.as_secs_f64() * 0.56)).floor();
+    add(
+        "every certificate was renewed in time",
+        view.certificates.len() == *sidecars && least as f64 >= due && view.certificates_refused == 0,
+        format!("{least} times at least, with {} s of life", LIFE.as_secs()),
+    );
+    let mut found = format!("{} streams, {} events", streams.opened, streams.events);
+    for why in &streams.closed {
+        found.push_str(&format!("; one was closed: {why}"));
+    }
+    let held = streams.opened == WATCHERS && streams.closed.is_empty() && streams.events > 0;
+    add("no stream was closed", held, found);
+    if let Some(old) = old_root {
+        add(
+            "a new root took over",
+            authority.root != *old && authority.certificates >= *sidecars,
+            format!(
+                "it signed {} certificates of {} identities",
+                authority.certificates, authority.identities
+            ),
+        );
+    }
     list
 }
 
 /// The report as text.
-pub(super) fn text(screen: &Screen, outcome: &Outcome<'_>, checks: &[Check], elapsed: Duration) -> String {
-    let tally = outcome.tally;
+pub(super) fn text(screen: &Screen, outcome: &Outcome<'_>, checks: &[Check]) -> String {
+    let (tally, elapsed) = (outcome.tally, outcome.elapsed);
     let mut out = format!(
         "\n{}\n{}\n  latency as visitors see it: p50 {:.1} ms, p90 {:.1} ms, p99 {:.1} ms, max {:.1} ms\n\n",
         screen.bold(&format!("report after {:.1} s", elapsed.as_secs_f64())),

@@ -26,6 +26,7 @@ impl Process {
     /// Starts it in `folder` and waits until it is ready.
     pub(super) async fn start(
         control: SocketAddr,
+        token: &str,
         name: &str,
         labels: &BTreeMap<String, String>,
         folder: &Path,
@@ -33,12 +34,12 @@ impl Process {
         let log = folder.join("log");
         let options = Options {
             control,
+            token,
             namespace: super::stage::NAMESPACE,
             workload: name,
             labels,
             address: Ipv4Addr::LOCALHOST.into(),
             folder,
-            directory: folder,
             log: Some(File::create(&log)?),
             drain: Duration::from_secs(2),
         };

@@ -1,9 +1,8 @@
 //! Everything that runs: a control plane, programs, and a sidecar beside each, which takes its configuration from the control plane.
 
 mod documents;
-mod files;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Permissions;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -12,6 +11,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use http::Method;
 use remora_mesh::{Listening, names};
 use tokio::process::Command;
 use tokio::time::Instant;
@@ -19,7 +19,13 @@ use tokio::time::Instant;
 use super::apps::App;
 use super::metrics::View;
 use super::sidecar::Process;
+use crate::ca::issued::Entry;
+use crate::ca::{Overlap, Phase};
+use crate::client::Server;
 use crate::control;
+use crate::files::private;
+use crate::rest::Shown;
+use crate::sidecar::join_token;
 
 use documents::Documents;
 
@@ -27,6 +33,11 @@ pub(super) use documents::{FIRST_SPLIT, SECOND_SPLIT};
 
 const TRUST_DOMAIN: &str = "demo.remora";
 pub(super) const NAMESPACE: &str = "default";
+
+/// Life of a certificate: each is renewed several times while people look.
+pub(super) const LIFE: Duration = Duration::from_secs(30);
+/// A new root is announced for so long, and at most, before it signs.
+const OVERLAP: Overlap = Overlap { least: Duration::from_secs(5), most: Duration::from_secs(60) };
 
 pub(super) struct Stage {
     folder: tempfile::TempDir,
@@ -39,6 +50,17 @@ pub(super) struct Stage {
 
 /// Workloads, in the order in which they are shown.
 pub(super) const WORKLOADS: [&str; 5] = ["visitors", "shop-1", "shop-2", "stock-1", "stock-2"];
+
+/// Whom everybody's certificate is from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Authority {
+    /// The root that signs.
+    pub(super) root: String,
+    /// Certificates of sidecars that it signed.
+    pub(super) certificates: usize,
+    /// Identities that have one.
+    pub(super) identities: usize,
+}
 
 impl Stage {
     /// Starts everything.
@@ -58,7 +80,6 @@ impl Stage {
         for (name, app) in &apps {
             documents.set_program_port(name, app.address.port())?;
         }
-        files::issue_certificates(folder.path(), &documents)?;
         let plane = control::Plane::start(options(folder.path())).await?;
         let mut stage = Self { folder, documents, plane, apps, sidecars: Vec::new() };
         stage.apply(&stage.documents.text()).await?;
@@ -79,8 +100,11 @@ impl Stage {
     async fn start_sidecars(&mut self) -> anyhow::Result<()> {
         for name in WORKLOADS {
             let folder = self.folder.path().join(name);
+            std::fs::create_dir(&folder)?;
             let labels = self.documents.labels(name)?;
-            self.sidecars.push(Process::start(self.plane.xds, name, &labels, &folder).await?);
+            let account = self.documents.service_account(name)?;
+            let token = join_token(&self.rest()?, NAMESPACE, account).await?;
+            self.sidecars.push(Process::start(self.plane.tls, &token, name, &labels, &folder).await?);
         }
         Ok(())
     }
@@ -90,10 +114,32 @@ impl Stage {
         format!("http://{}", self.plane.rest)
     }
 
+    /// Announces a new root, which signs when every sidecar trusts it.
+    pub(super) async fn rotate_root(&self) -> anyhow::Result<()> {
+        self.rest()?.call(Method::POST, "/remora/v1/ca/rotate", None).await.map(drop)
+    }
+
+    /// What the authority is now.
+    pub(super) async fn authority(&self) -> anyhow::Result<Authority> {
+        let shown: Shown =
+            serde_json::from_value(self.rest()?.call(Method::GET, "/remora/v1/ca", None).await?)?;
+        let signing = shown.roots.into_iter().find(|root| root.phase == Phase::Signing);
+        let signing = signing.context("no root signs")?;
+        let of_it = |entry: &&Entry| entry.time >= signing.since && entry.credential != "control";
+        let certificates = shown.issued.iter().filter(of_it).count();
+        let identities: BTreeSet<_> =
+            shown.issued.iter().filter(of_it).map(|entry| entry.identity.clone()).collect();
+        Ok(Authority { root: signing.id, certificates, identities: identities.len() })
+    }
+
+    fn rest(&self) -> anyhow::Result<Server> {
+        Server::at(&self.server())
+    }
+
     /// `remora apply --wait`, as a person would do it.
     async fn apply(&self, text: &str) -> anyhow::Result<Duration> {
         let file: PathBuf = self.folder.path().join("mesh.yaml");
-        files::private(&file, text)?;
+        private(&file, text)?;
         let began = Instant::now();
         let done = Command::new(std::env::current_exe().context("where is this program?")?)
             .args(["apply", "--wait", "--timeout", "20s", "--server", &self.server(), "-f"])
@@ -163,7 +209,7 @@ impl Stage {
     }
 }
 
-/// A control plane on free ports, for sidecars on free ports, each with its certificate in its working directory.
+/// A control plane on free ports, for sidecars on free ports, whose certificates do not live long.
 fn options(folder: &Path) -> control::Options {
     let free = SocketAddr::from(([127, 0, 0, 1], 0));
     control::Options {
@@ -173,10 +219,10 @@ fn options(folder: &Path) -> control::Options {
         listen_rest: free,
         listen_tls: free,
         tls_names: Vec::new(),
-        authority: control::AuthorityOptions::default(),
+        authority: control::AuthorityOptions { ttl: LIFE, overlap: OVERLAP, ..Default::default() },
         folder: None,
         trust_domain: TRUST_DOMAIN.into(),
-        identity_files: ".".into(),
+        identity_files: None,
         listening: Listening::Ephemeral,
     }
 }

@@ -21,7 +21,7 @@ spec: {address: 10.0.0.1, ports: [{port: 8080}]}
 fn publisher() -> Publisher {
     let profile = Profile {
         trust_domain: "test".into(),
-        credentials: Credentials::Secrets { certificate: "default".into(), roots: "ROOTCA".into() },
+        credentials: Credentials::Issued,
         listening: Listening::AsWritten,
     };
     let publisher = Publisher::new(profile, Arc::new(Board::default()));

@@ -5,7 +5,7 @@ mod program;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -59,9 +59,12 @@ pub(crate) struct RunArgs {
     /// Port under which others reach the sidecar [default: a free one]
     #[arg(long, value_name = "PORT")]
     inbound_port: Option<u16>,
-    /// Where the sidecar finds the control plane (ADS)
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15010")]
+    /// Where the sidecar finds the control plane (CA and ADS, by TLS)
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:15012")]
     control: SocketAddr,
+    /// File with a join token for the sidecar [default: one that is asked for here]
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// Only register the program
     #[arg(long)]
     no_sidecar: bool,
@@ -122,17 +125,26 @@ async fn together(args: &RunArgs) -> anyhow::Result<u8> {
     };
     let said = registration(args, inbound);
     let labels = said.labels.clone();
-    let lease = Lease::take(server, &args.namespace, &name, said).await?;
-    let done = beside(args, &name, &labels, &lease).await;
+    let lease = Lease::take(server.clone(), &args.namespace, &name, said).await?;
+    let done = beside(args, &server, &name, &labels, &lease).await;
     lease.end().await;
     done
 }
 
-async fn beside(args: &RunArgs, name: &str, labels: &Labels, lease: &Lease) -> anyhow::Result<u8> {
+async fn beside(
+    args: &RunArgs,
+    server: &Server,
+    name: &str,
+    labels: &Labels,
+    lease: &Lease,
+) -> anyhow::Result<u8> {
     let folder = tempfile::Builder::new().prefix("remora-run-").tempdir().context("no temporary folder")?;
     let sidecar = match args.no_sidecar {
         true => None,
-        false => Some(Sidecar::start(options(args, name, labels, folder.path())).await?),
+        false => {
+            let token = token(args, server).await?;
+            Some(Sidecar::start(options(args, name, labels, folder.path(), &token)).await?)
+        }
     };
     let program = Program::start(&args.command)?;
     let status = supervise(args.drain_time, program, lease).await;
@@ -142,20 +154,28 @@ async fn beside(args: &RunArgs, name: &str, labels: &Labels, lease: &Lease) -> a
     status
 }
 
+async fn token(args: &RunArgs, server: &Server) -> anyhow::Result<String> {
+    match &args.token_file {
+        Some(path) => std::fs::read_to_string(path).with_context(|| path.display().to_string()),
+        None => sidecar::join_token(server, &args.namespace, &args.service_account).await,
+    }
+}
+
 fn options<'a>(
     args: &'a RunArgs,
     name: &'a str,
     labels: &'a Labels,
     folder: &'a Path,
+    token: &'a str,
 ) -> sidecar::Options<'a> {
     sidecar::Options {
         control: args.control,
+        token,
         namespace: &args.namespace,
         workload: name,
         labels,
         address: args.address,
         folder,
-        directory: Path::new("."),
         log: None,
         drain: SIDECAR_DRAINS_IN,
     }

@@ -41,7 +41,7 @@ pub(crate) fn options(data: &Path) -> Options {
         authority: AuthorityOptions::default(),
         folder: None,
         trust_domain: "test".into(),
-        identity_files: "/identity".into(),
+        identity_files: Some("/identity".into()),
         listening: Listening::AsWritten,
     }
 }

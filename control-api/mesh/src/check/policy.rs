@@ -8,7 +8,7 @@ use remora_xds::nearest;
 use super::names::{need_kind, need_service};
 use super::related;
 use super::report::Report;
-use crate::document::{AuthenticationPolicySpec, Document, MtlsMode, TargetRef, TrafficPolicySpec};
+use crate::document::{AuthenticationPolicySpec, Document, TargetRef, TrafficPolicySpec};
 use crate::kinds::AnyDocument;
 use crate::mesh::Mesh;
 use crate::name::Key;
@@ -82,10 +82,6 @@ pub(super) fn authentication(
     let spec = root.field("spec");
     if document.spec.jwt.is_some() {
         report.unsupported(&spec.field("jwt"), "is not supported yet").fix("remove it");
-    }
-    if document.spec.mtls.mode == MtlsMode::Permissive {
-        let mtls = spec.field("mtls");
-        report.unsupported(&mtls.field("mode"), "Permissive is not supported yet").fix("Strict or Disabled");
     }
 }
 

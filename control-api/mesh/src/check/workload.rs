@@ -7,7 +7,7 @@ use remora_xds::diag::At;
 use super::MAX_WEIGHT;
 use super::names::{is_dns_label, need_port, need_service};
 use super::report::Report;
-use crate::compile::egress;
+use crate::compile::{egress, permissive_ports};
 use crate::document::{Document, WorkloadSpec};
 use crate::mesh::Mesh;
 
@@ -47,6 +47,12 @@ pub(super) fn check(mesh: &Mesh, document: &Document<WorkloadSpec>, report: &mut
         }
     }
     loopback(mesh, document, &list, report);
+    let instance = mesh.instance(&document.metadata.namespace, &document.metadata.name);
+    let plain = instance.map_or(0, |instance| permissive_ports(mesh, instance));
+    if plain > 1 {
+        let text = format!("plaintext could be for any of {plain} ports (Permissive), and is taken for none");
+        report.report(&ports, text).fix("Permissive for one of its ports, Strict for the others");
+    }
 }
 
 /// Everything on loopback has a port of its own.

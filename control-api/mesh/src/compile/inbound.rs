@@ -5,27 +5,34 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use remora_xds::pb::envoy::config::core::v3::TrafficDirection;
-use remora_xds::pb::envoy::config::listener::v3::{FilterChain, FilterChainMatch, Listener};
+use remora_xds::pb::envoy::config::listener::v3::{Filter, FilterChain, FilterChainMatch, Listener};
 use remora_xds::pb::envoy::config::route::v3::route::Action;
 use remora_xds::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
 use remora_xds::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use remora_xds::pb::envoy::config::route::v3::{
     Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
 };
+use remora_xds::pb::google::protobuf::Duration as PbDuration;
 
 use super::http::{self, RouteSpecifier, Side};
 use super::{Listening, Profile, Scope, cluster, key_of, names, parts, retry, tls};
 use crate::document::{AppProtocol, Document, MtlsMode, ServiceSpec};
 use crate::kinds::Kind;
-use crate::mesh::{Instance, target};
+use crate::mesh::{Instance, Mesh, target};
 use crate::name::Key;
 use crate::resource::Resource;
+
+/// How long a client in plaintext may leave the first word to the program before it is taken for one that does: what TLS
+/// clients say comes with the connection.
+const SERVER_FIRST: Option<PbDuration> = Some(PbDuration { seconds: 0, nanos: 200_000_000 });
 
 /// A port of the program as some Services call it: what it speaks to them, and their names.
 struct Port<'a> {
     speaks: AppProtocol,
     service: &'a Document<ServiceSpec>,
     server_names: Vec<String>,
+    /// Plaintext is taken, too.
+    permissive: bool,
 }
 
 /// Ports by number and by what is spoken: a program may speak several protocols on one.
@@ -48,7 +55,7 @@ fn suffix(ports: &Ports<'_>, (number, spoken): (u16, &'static str)) -> &'static 
 
 /// The listener, unless no Service leads to this workload, and the clusters of the program.
 pub(super) fn compile(scope: Scope<'_>, instance: &Instance) -> (Option<Arc<Resource>>, Vec<Arc<Resource>>) {
-    let ports = ports(scope, instance);
+    let ports = ports(scope.mesh, instance);
     let named = |key: &(u16, &'static str)| (key.0, suffix(&ports, *key));
     let local = |(key, port): (&(u16, &'static str), &Port<'_>)| {
         cluster::local(named(key), port.speaks, port.service)
@@ -57,7 +64,11 @@ pub(super) fn compile(scope: Scope<'_>, instance: &Instance) -> (Option<Arc<Reso
     let mut documents = vec![Key::new(Kind::Workload, instance.workload.name())];
     let services = scope.mesh.services_of(instance);
     documents.extend(services.into_iter().map(|service| key_of(service)));
-    let chains: Vec<_> = ports.iter().map(|(key, port)| chain(scope.profile, named(key), port)).collect();
+    let chain = |(key, port): (&_, &Port<'_>)| chain(scope.profile, named(key), port);
+    let mut chains: Vec<_> = ports.iter().map(chain).collect();
+    let plain = plaintext(&ports).map(|(key, port)| plaintext_chain(named(key), port));
+    let permissive = plain.is_some();
+    chains.extend(plain);
     if chains.is_empty() {
         return (None, clusters);
     }
@@ -68,8 +79,9 @@ pub(super) fn compile(scope: Scope<'_>, instance: &Instance) -> (Option<Arc<Reso
         address: Some(parts::address(SocketAddr::new(spec.address, port))),
         filter_chains: chains,
         listener_filters: vec![parts::tls_inspector()],
-        // Only TLS is spoken here, and there the client begins.
-        listener_filters_timeout: parts::seconds(10),
+        // Under TLS the client begins. In plaintext the program may.
+        listener_filters_timeout: if permissive { SERVER_FIRST } else { parts::seconds(10) },
+        continue_on_listener_filters_timeout: permissive,
         per_connection_buffer_limit_bytes: parts::number(64 * 1024),
         traffic_direction: TrafficDirection::Inbound.into(),
         ..Listener::default()
@@ -77,11 +89,11 @@ pub(super) fn compile(scope: Scope<'_>, instance: &Instance) -> (Option<Arc<Reso
     (Some(Resource::listener(&listener, documents)), clusters)
 }
 
-fn ports<'a>(scope: Scope<'a>, instance: &Instance) -> Ports<'a> {
+fn ports<'a>(mesh: &'a Mesh, instance: &Instance) -> Ports<'a> {
     let mut ports = Ports::new();
-    let services = scope.mesh.services_of(instance).into_iter();
+    let services = mesh.services_of(instance).into_iter();
     // Callers of the others go to the program itself.
-    for service in services.filter(|service| scope.mesh.mtls(service) != MtlsMode::Disabled) {
+    for service in services.filter(|service| mesh.mtls(service) != MtlsMode::Disabled) {
         let (namespace, name) = names::of(service);
         // A gRPC library names the Service in SNI, and cannot name a port: it means the one that speaks gRPC.
         let mut plain = Some(names::aliases(namespace, name));
@@ -91,7 +103,9 @@ fn ports<'a>(scope: Scope<'a>, instance: &Instance) -> Ports<'a> {
                 speaks: port.speaks(),
                 service,
                 server_names: Vec::new(),
+                permissive: false,
             });
+            known.permissive |= mesh.mtls(service) == MtlsMode::Permissive;
             known.server_names.push(names::sni(namespace, name, port.port));
             if matches!(port.speaks(), AppProtocol::Grpc | AppProtocol::Http2) {
                 known.server_names.extend(plain.take().into_iter().flatten());
@@ -101,17 +115,20 @@ fn ports<'a>(scope: Scope<'a>, instance: &Instance) -> Ports<'a> {
     ports
 }
 
-fn chain(profile: &Profile, (number, suffix): (u16, &str), port: &Port<'_>) -> FilterChain {
-    let cluster = names::local(number, suffix);
-    let stat =
-        if suffix.is_empty() { format!("inbound_{number}") } else { format!("inbound_{number}_{suffix}") };
-    let (filter, alpn): (_, &[&str]) = if port.speaks == AppProtocol::Tcp {
-        let proxy = http::Tcp { name: &stat, idle: None, tries: 1 };
-        (http::tcp_proxy(proxy, http::ClusterSpecifier::Cluster(cluster)), &[])
-    } else {
-        let routes = RouteSpecifier::RouteConfig(to_program(cluster));
-        (http::connection_manager(&stat, Side::Inbound, routes), &["h2", "http/1.1"])
-    };
+/// The port that plaintext is for. It names nobody, so that there can be one only.
+fn plaintext<'p, 'a>(ports: &'p Ports<'a>) -> Option<(&'p (u16, &'static str), &'p Port<'a>)> {
+    let mut permissive = ports.iter().filter(|(_, port)| port.permissive);
+    permissive.next().filter(|_| permissive.next().is_none())
+}
+
+/// How many ports of a workload plaintext would be for: [`plaintext`] is lost with more than one.
+pub(crate) fn permissive_ports(mesh: &Mesh, instance: &Instance) -> usize {
+    ports(mesh, instance).values().filter(|port| port.permissive).count()
+}
+
+/// Over mTLS, found by the server name.
+fn chain(profile: &Profile, named: (u16, &str), port: &Port<'_>) -> FilterChain {
+    let (stat, filter, alpn) = filter(named, port);
     FilterChain {
         name: stat,
         filter_chain_match: Some(FilterChainMatch {
@@ -123,6 +140,35 @@ fn chain(profile: &Profile, (number, suffix): (u16, &str), port: &Port<'_>) -> F
         transport_socket_connect_timeout: parts::seconds(10),
         ..FilterChain::default()
     }
+}
+
+/// In plaintext.
+fn plaintext_chain(named: (u16, &str), port: &Port<'_>) -> FilterChain {
+    let (stat, filter, _) = filter(named, port);
+    FilterChain {
+        name: format!("{stat}_plaintext"),
+        filter_chain_match: Some(FilterChainMatch {
+            transport_protocol: "raw_buffer".into(),
+            ..FilterChainMatch::default()
+        }),
+        filters: vec![filter],
+        ..FilterChain::default()
+    }
+}
+
+/// The name of a port's chain, its filter, and what is offered by ALPN.
+fn filter((number, suffix): (u16, &str), port: &Port<'_>) -> (String, Filter, &'static [&'static str]) {
+    let cluster = names::local(number, suffix);
+    let stat =
+        if suffix.is_empty() { format!("inbound_{number}") } else { format!("inbound_{number}_{suffix}") };
+    if port.speaks == AppProtocol::Tcp {
+        let proxy = http::Tcp { name: &stat, idle: None, tries: 1 };
+        let filter = http::tcp_proxy(proxy, http::ClusterSpecifier::Cluster(cluster));
+        return (stat, filter, &[]);
+    }
+    let routes = RouteSpecifier::RouteConfig(to_program(cluster));
+    let filter = http::connection_manager(&stat, Side::Inbound, routes);
+    (stat, filter, &["h2", "http/1.1"])
 }
 
 /// Everything to the program, without a time limit: that is the caller's to set.

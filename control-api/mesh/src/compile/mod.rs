@@ -21,6 +21,8 @@ use crate::kinds::Kind;
 use crate::mesh::Mesh;
 use crate::name::Key;
 
+pub(crate) use inbound::permissive_ports;
+
 pub use compiler::Compiler;
 pub use node::{BadNode, NodeKind, NodeRequest, NodeResources, Problem, UnknownWorkload, node_resources};
 pub use service::{Callers, PortResources, ServiceResources, service_resources};
@@ -48,13 +50,9 @@ pub enum Credentials {
         /// Certificates of the authorities.
         roots: String,
     },
-    /// Secrets on the ADS stream (SDS).
-    Secrets {
-        /// Name of the secret with the chain and the key; Istio's is `default`.
-        certificate: String,
-        /// Name of the secret with the certificates of the authorities; Istio's is `ROOTCA`.
-        roots: String,
-    },
+    /// From the control plane's CA: the node has its certificate as the static secret [`names::OWN_SECRET`], whose key nobody
+    /// else ever has, and takes the roots as [`names::ROOTS_SECRET`] from the ADS stream.
+    Issued,
 }
 
 /// On which ports a node listens.

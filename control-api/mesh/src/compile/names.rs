@@ -2,6 +2,11 @@
 
 use crate::document::{Document, Metadata, ServiceSpec, WorkloadSpec};
 
+/// The secret with a node's own certificate (Istio's name).
+pub const OWN_SECRET: &str = "default";
+/// The secret with the certificates of the authorities (Istio's name).
+pub const ROOTS_SECRET: &str = "ROOTCA";
+
 /// The host name of a Service.
 #[must_use]
 pub fn host(namespace: &str, service: &str) -> String {

@@ -1,8 +1,8 @@
-//! mTLS between sidecars: TLS 1.3, certificates from files or secrets, identities by SPIFFE ID.
+//! mTLS between sidecars: TLS 1.3, certificates from the CA or from files, identities by SPIFFE ID.
 
 use remora_xds::pb::envoy::config::core::v3::data_source::Specifier;
 use remora_xds::pb::envoy::config::core::v3::transport_socket::ConfigType;
-use remora_xds::pb::envoy::config::core::v3::{DataSource, TransportSocket};
+use remora_xds::pb::envoy::config::core::v3::{ConfigSource, DataSource, TransportSocket};
 use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::{
     CombinedCertificateValidationContext, ValidationContextType,
 };
@@ -15,7 +15,7 @@ use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::{
 use remora_xds::pb::envoy::r#type::matcher::v3::StringMatcher;
 use remora_xds::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 
-use super::{Credentials, Profile, parts};
+use super::{Credentials, Profile, names, parts};
 
 /// Whose certificate is accepted.
 pub(super) enum Peers {
@@ -73,12 +73,15 @@ fn with_credentials(
             )),
             ..context
         },
-        Credentials::Secrets { certificate, roots } => CommonTlsContext {
-            tls_certificate_sds_secret_configs: vec![secret(certificate)],
+        Credentials::Issued => CommonTlsContext {
+            tls_certificate_sds_secret_configs: vec![secret(names::OWN_SECRET, None)],
             validation_context_type: Some(ValidationContextType::CombinedValidationContext(
                 CombinedCertificateValidationContext {
                     default_validation_context: Some(validation),
-                    validation_context_sds_secret_config: Some(secret(roots)),
+                    validation_context_sds_secret_config: Some(secret(
+                        names::ROOTS_SECRET,
+                        Some(parts::ads()),
+                    )),
                     ..CombinedCertificateValidationContext::default()
                 },
             )),
@@ -87,8 +90,8 @@ fn with_credentials(
     }
 }
 
-fn secret(name: &str) -> SdsSecretConfig {
-    SdsSecretConfig { name: name.to_owned(), sds_config: Some(parts::ads()) }
+fn secret(name: &str, sds_config: Option<ConfigSource>) -> SdsSecretConfig {
+    SdsSecretConfig { name: name.to_owned(), sds_config }
 }
 
 fn transport_socket(config: remora_xds::pb::google::protobuf::Any) -> TransportSocket {
@@ -133,13 +136,13 @@ pub(super) fn provider(instance: &str, identities: Vec<String>) -> TransportSock
         |name| StringMatcher { match_pattern: Some(MatchPattern::Exact(name)), ..StringMatcher::default() };
     #[expect(deprecated, reason = "the only matcher of names that gRPC libraries look at")]
     let validation = CertificateValidationContext {
-        ca_certificate_provider_instance: from("ROOTCA"),
+        ca_certificate_provider_instance: from(names::ROOTS_SECRET),
         match_subject_alt_names: identities.into_iter().map(exact).collect(),
         ..CertificateValidationContext::default()
     };
     transport_socket(parts::pack(&UpstreamTlsContext {
         common_tls_context: Some(CommonTlsContext {
-            tls_certificate_provider_instance: from("default"),
+            tls_certificate_provider_instance: from(names::OWN_SECRET),
             validation_context_type: Some(ValidationContextType::ValidationContext(validation)),
             ..CommonTlsContext::default()
         }),

@@ -152,7 +152,7 @@ pub enum MtlsMode {
     /// Callers reach the sidecars of the Service, over mTLS, or nobody.
     #[default]
     Strict,
-    /// Both. Not supported yet.
+    /// Callers with a sidecar use mTLS; plaintext on the same port is taken, too. For the time of a migration.
     Permissive,
     /// Callers reach the programs themselves, in plaintext, past their sidecars: for programs that have none.
     Disabled,

@@ -147,12 +147,9 @@ impl Mesh {
         found.min_by(|a, b| a.age().cmp(&b.age()))
     }
 
-    /// Whether callers of a Service must use mTLS. A mode that is not supported counts as the strictest.
+    /// Whether callers of a Service must use mTLS.
     pub(crate) fn mtls(&self, service: &Document<ServiceSpec>) -> MtlsMode {
-        match self.authentication(service).map(|policy| policy.spec.mtls.mode) {
-            Some(MtlsMode::Disabled) => MtlsMode::Disabled,
-            _ => MtlsMode::Strict,
-        }
+        self.authentication(service).map(|policy| policy.spec.mtls.mode).unwrap_or_default()
     }
 
     /// The port that a backend of `route` means; None when there is none, or no ReferenceGrant lets the route have it.

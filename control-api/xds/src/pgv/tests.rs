@@ -124,6 +124,7 @@ fn well_known_texts() {
         text(StringRules { well_known: Some(kind), strict: Some(false), ..StringRules::default() }, value)
     };
     assert_eq!(lax("a b\u{1}"), None);
+    assert_eq!(lax(""), None);
     assert_eq!(lax("a\nb").unwrap(), "must be a header name, not \"a\\nb\"");
     assert!(known(WellKnown::Ip(false), "x"));
 }

@@ -108,10 +108,11 @@ fn well_known(kind: WellKnown, strict: bool, value: &str) -> Option<String> {
     (!valid).then(|| format!("must be {what}, not {value:?}"))
 }
 
-/// Strict is a token of RFC 9110 §5.6.2, with a colon before it for pseudo headers; else nothing that ends a header.
+/// Strict is a token of RFC 9110 §5.6.2, with a colon before it for pseudo headers; else nothing that ends a header, and
+/// nothing at all: a field that is not set passes.
 fn is_header_name(value: &str, strict: bool) -> bool {
     if !strict {
-        return !value.is_empty() && is_header_value(value, false);
+        return is_header_value(value, false);
     }
     let name = value.strip_prefix(':').unwrap_or(value);
     !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))

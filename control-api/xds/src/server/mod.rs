@@ -27,6 +27,9 @@ use crate::pb::envoy::service::discovery::v3::aggregated_discovery_service_serve
 use crate::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
+use crate::pb::envoy::service::secret::v3::secret_discovery_service_server::{
+    SecretDiscoveryService, SecretDiscoveryServiceServer,
+};
 use crate::resource::Resource;
 use crate::stream::{DeltaStream, Limits, SotwStream, Stream};
 
@@ -186,6 +189,13 @@ impl<S: Snapshots> AdsService<S> {
         AggregatedDiscoveryServiceServer::new(self).max_decoding_message_size(bytes)
     }
 
+    /// The same for secrets alone (SDS), as a workload's own agent offers them.
+    #[must_use]
+    pub fn into_secret_server(self) -> SecretDiscoveryServiceServer<Self> {
+        let bytes = self.0.settings.request_bytes;
+        SecretDiscoveryServiceServer::new(self).max_decoding_message_size(bytes)
+    }
+
     /// A gRPC server with the keepalive and the bounds of `settings`, for the connections of [`incoming`].
     #[must_use]
     pub fn transport(settings: &Settings) -> tonic::transport::Server {
@@ -243,6 +253,33 @@ impl<S: Snapshots> AggregatedDiscoveryService for AdsService<S> {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         self.start::<DeltaStream>("delta", request)
+    }
+}
+
+#[tonic::async_trait]
+impl<S: Snapshots> SecretDiscoveryService for AdsService<S> {
+    type StreamSecretsStream = Responses<DiscoveryResponse>;
+    type DeltaSecretsStream = Responses<DeltaDiscoveryResponse>;
+
+    async fn stream_secrets(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamSecretsStream>, Status> {
+        self.start::<SotwStream>("sotw", request)
+    }
+
+    async fn delta_secrets(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaSecretsStream>, Status> {
+        self.start::<DeltaStream>("delta", request)
+    }
+
+    async fn fetch_secrets(
+        &self,
+        _: Request<DiscoveryRequest>,
+    ) -> Result<Response<DiscoveryResponse>, Status> {
+        Err(Status::unimplemented("open a stream"))
     }
 }
 

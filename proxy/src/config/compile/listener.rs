@@ -6,6 +6,8 @@ mod protocol;
 mod socket;
 mod tcp;
 
+pub(super) use self::hcm::source_of;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod common;
 pub(crate) mod fields;
 pub mod listener;
+pub mod policy;
 pub mod route;
 pub mod tls;
 

@@ -16,7 +16,9 @@ use remora_xds::pb::google::protobuf::{Any, UInt32Value, UInt64Value};
 use self::headers::Levels;
 use super::Scope;
 use super::common::{data_source, enumeration, header_key, header_name, unsupported};
+use crate::config::compile::policy::filters::overrides;
 use crate::config::names::ClusterId;
+use crate::policy::overrides::Overrides;
 use crate::resilience::retry::RetryPolicy;
 use crate::route::action::{Action, DirectResponse, Route};
 use crate::route::matcher::HeaderKey;
@@ -28,6 +30,7 @@ mod matches;
 mod redirect;
 mod retry;
 
+pub use matches::route_match as compile_route_match;
 pub use retry::compile_retry_policy;
 
 /// Envoy's limit of a direct response's body, bytes.
@@ -61,7 +64,7 @@ pub fn compile_route_table(pb: &pb::RouteConfiguration, at: &At<'_>, scope: &mut
     unsupported(!cluster_specifier_plugins.is_empty(), &at.field("cluster_specifier_plugins"), scope);
     unsupported(!request_mirror_policies.is_empty(), &at.field("request_mirror_policies"), scope);
     unsupported(!route_specifiers.is_empty(), &at.field("route_specifiers"), scope);
-    per_filter_config(typed_per_filter_config, at, scope);
+    let overrides = overrides(typed_per_filter_config, &Overrides::default(), at, scope);
     let rules = TableRules {
         ignore_port: *ignore_port_in_host_matching,
         vhost_header: non_empty(vhost_header)
@@ -78,6 +81,7 @@ pub fn compile_route_table(pb: &pb::RouteConfiguration, at: &At<'_>, scope: &mut
     );
     let mut table = TableContext {
         levels,
+        overrides,
         most_specific_wins: *most_specific_header_mutations_wins,
         max_body: max_direct_response_body_size_bytes.as_ref().map_or(DIRECT_BODY, |v| v.value) as usize,
         domains: HashMap::new(),
@@ -109,6 +113,7 @@ pub fn check_clusters(table: &RouteTable, scope: &mut Scope<'_>, exists: impl Fn
 /// What the compiler knows while it goes through a table.
 struct TableContext {
     levels: Levels,
+    overrides: Overrides,
     most_specific_wins: bool,
     max_body: usize,
     /// Domain -> virtual host that has it.
@@ -120,6 +125,7 @@ struct TableContext {
 /// What routes take from their virtual host.
 struct HostContext {
     levels: Levels,
+    overrides: Overrides,
     retry: Option<Arc<RetryPolicy>>,
     buffer_limit: Option<u64>,
     attempt_count_in_request: bool,
@@ -164,7 +170,7 @@ impl TableContext {
         unsupported(hedge_policy.is_some(), &at.field("hedge_policy"), scope);
         unsupported(!request_mirror_policies.is_empty(), &at.field("request_mirror_policies"), scope);
         unsupported(!route_specifiers.is_empty(), &at.field("route_specifiers"), scope);
-        per_filter_config(typed_per_filter_config, at, scope);
+        let overrides = overrides(typed_per_filter_config, &self.overrides, at, scope);
         let name: Arc<str> = name.as_str().into();
         if name.is_empty() {
             scope.errors.report(&at.field("name"), "must not be empty");
@@ -176,6 +182,7 @@ impl TableContext {
                 at,
                 scope,
             ),
+            overrides,
             retry: retry_policy
                 .as_ref()
                 .map(|p| Arc::new(compile_retry_policy(p, &at.field("retry_policy"), scope))),
@@ -257,7 +264,7 @@ impl TableContext {
         unsupported(tracing.is_some(), &at.field("tracing"), scope);
         unsupported(!stat_prefix.is_empty(), &at.field("stat_prefix"), scope);
         unsupported(!route_specifiers.is_empty(), &at.field("route_specifiers"), scope);
-        per_filter_config(typed_per_filter_config, at, scope);
+        let overrides = overrides(typed_per_filter_config, &host.overrides, at, scope);
         let levels = Levels::compile(
             (request_headers_to_add, request_headers_to_remove),
             (response_headers_to_add, response_headers_to_remove),
@@ -275,6 +282,7 @@ impl TableContext {
             action: action?,
             request_headers,
             response_headers,
+            overrides,
         })
     }
 
@@ -361,8 +369,8 @@ fn host_header(name: &str, at: &At<'_>, scope: &mut Scope<'_>) -> Option<HeaderN
     }
 }
 
-/// `typed_per_filter_config` at any level: no filter has a setting of its own for a route yet.
-fn per_filter_config(map: &std::collections::HashMap<String, Any>, at: &At<'_>, scope: &mut Scope<'_>) {
+/// `typed_per_filter_config` of a weighted cluster: filters run before it is chosen.
+fn no_per_filter_config(map: &std::collections::HashMap<String, Any>, at: &At<'_>, scope: &mut Scope<'_>) {
     let at = at.field("typed_per_filter_config");
     let mut filters: Vec<_> = map.keys().collect();
     filters.sort();

@@ -1,10 +1,11 @@
 //! Compiles `DownstreamTlsContext` and `UpstreamTlsContext`.
 //!
-//! Certificate files are read here: a mistake in one is a mistake of the configuration, with the path of the field that
+//! Certificates and trust are secrets, named (SDS) or written out. Certificate files are read here: a mistake in one is a mistake of the configuration, with the path of the field that
 //! names the file. A certificate that has expired is a warning only: everything else of the file still works.
 
 mod material;
 mod params;
+mod secret;
 mod validation;
 
 use std::sync::Arc;
@@ -22,8 +23,13 @@ use super::fields::{boolean, refuse};
 use crate::tls::TlsParams;
 use crate::tls::client::{ClientParams, ClientTls};
 use crate::tls::material::OwnCertificate;
+use crate::tls::secret::Secret;
 use crate::tls::server::{ServerParams, ServerTls};
-use crate::tls::verify::PeerPolicy;
+use crate::tls::verify::PeerRules;
+
+pub use material::own_certificate;
+pub use secret::compile_secret;
+pub use validation::trust;
 
 /// Compiles the TLS context of a filter chain. None when it has mistakes, which are in `scope.errors`.
 pub fn compile_downstream_tls(
@@ -80,7 +86,7 @@ pub fn compile_downstream_tls(
     if scope.errors.len() > before {
         return None;
     }
-    finish(ServerTls::new(params, common.certificates, common.peers.map(Arc::new)), at, scope)
+    finish(ServerTls::new(params, common.certificates, common.peers), at, scope)
 }
 
 fn check_server(at: &At<'_>, params: &ServerParams, common: &Common, scope: &mut Scope<'_>) {
@@ -142,7 +148,7 @@ pub fn compile_upstream_tls(
     if scope.errors.len() > before {
         return None;
     }
-    finish(ClientTls::new(params, common.certificates.pop(), Arc::new(common.peers?)), at, scope)
+    finish(ClientTls::new(params, common.certificates.pop(), common.peers?), at, scope)
 }
 
 fn server_name(name: &str, at: &At<'_>, scope: &mut Scope<'_>) -> Option<DnsName<'static>> {
@@ -175,8 +181,8 @@ fn finish<T>(made: Result<T, rustls::Error>, at: &At<'_>, scope: &mut Scope<'_>)
 /// What both directions have in common.
 struct Common {
     tls: TlsParams,
-    certificates: Vec<OwnCertificate>,
-    peers: Option<PeerPolicy>,
+    certificates: Vec<Arc<Secret<OwnCertificate>>>,
+    peers: Option<PeerRules>,
 }
 
 fn common(ctx: Option<&CommonTlsContext>, at: &At<'_>, scope: &mut Scope<'_>) -> Common {
@@ -199,7 +205,6 @@ fn common(ctx: Option<&CommonTlsContext>, at: &At<'_>, scope: &mut Scope<'_>) ->
     } = ctx;
     refuse!(
         scope, at;
-        tls_certificate_sds_secret_configs,
         tls_certificate_provider_instance,
         custom_tls_certificate_selector,
         tls_certificate_certificate_provider,
@@ -210,11 +215,14 @@ fn common(ctx: Option<&CommonTlsContext>, at: &At<'_>, scope: &mut Scope<'_>) ->
     let mut tls = params::compile(tls_params.as_ref(), &at.field("tls_params"), scope);
     tls.alpn = params::alpn(alpn_protocols, &at.field("alpn_protocols"), scope);
     let list = at.field("tls_certificates");
-    let certificates = tls_certificates
+    let mut certificates: Vec<_> = tls_certificates
         .iter()
         .enumerate()
         .filter_map(|(i, c)| material::certificate(c, &tls, &list.index(i), scope))
         .collect();
+    let list = at.field("tls_certificate_sds_secret_configs");
+    let named = tls_certificate_sds_secret_configs.iter().enumerate();
+    certificates.extend(named.filter_map(|(i, sds)| secret::certificate(sds, &list.index(i), scope)));
     let peers = validation::compile(validation_context_type.as_ref(), at, scope);
     Common { tls, certificates, peers }
 }

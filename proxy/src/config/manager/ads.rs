@@ -15,6 +15,7 @@ use super::warming::Warming;
 use super::{Changes, Dumped, Held, Manager, Origin, hash_of};
 use crate::config::compile::Scope;
 use crate::config::source::ads::AdsSpec;
+use crate::config::spec::ConfigSource;
 use crate::upstream::endpoint::Assignment;
 
 /// What the manager knows of its control plane.
@@ -141,7 +142,8 @@ impl Manager {
         match kind {
             Kind::ClusterLoadAssignment => self.eds_users.contains_key(name),
             Kind::RouteConfiguration => self.asks_for_routes(name),
-            Kind::Cluster | Kind::Listener | Kind::Secret => true,
+            Kind::Secret => self.names.secrets.wanted(&Some(ConfigSource::Ads)).contains(name),
+            Kind::Cluster | Kind::Listener => true,
         }
     }
 
@@ -198,6 +200,14 @@ impl Manager {
         if one.raw.is_empty() {
             return Err(format!("is no {kind}"));
         }
+        let misplaced = one.secrets.iter();
+        let mut misplaced = misplaced.filter_map(|(_, name, material)| {
+            self.names.secrets.conflict(&Some(ConfigSource::Ads), name, material)
+        });
+        if let Some(detail) = misplaced.next() {
+            return Err(detail);
+        }
+        drop(misplaced);
         good.append(one);
         Ok(())
     }
@@ -219,7 +229,7 @@ impl Manager {
                 let waiting = warming.tables.get(name).map(|w| of(&w.held));
                 waiting.or_else(|| self.route_tables.get(name).map(of))
             }
-            Kind::Secret => None,
+            Kind::Secret => Some((&Origin::Ads, self.names.secrets.hash(&Some(ConfigSource::Ads), name)?)),
         }
     }
 
@@ -257,7 +267,7 @@ impl Manager {
         gone.into_iter().collect()
     }
 
-    fn install_ads(&mut self, good: Batch, applied: &mut Applied, kind: Kind, now: Instant) {
+    fn install_ads(&mut self, mut good: Batch, applied: &mut Applied, kind: Kind, now: Instant) {
         self.dynamic.undo.clear();
         for (_, spec) in &good.listeners {
             self.keep_for_undo(&spec.name);
@@ -269,6 +279,9 @@ impl Manager {
         }
         for (name, _) in applied.accepted.iter().filter(|_| kind == Kind::Cluster) {
             self.dynamic.warming.leaving.remove(name);
+        }
+        for (name, detail) in self.put_secrets(&mut good, &Origin::Ads) {
+            tracing::error!(name = &*name, detail, "a secret is not used");
         }
         for (kind, name, bytes) in good.raw {
             let version = self.dynamic.versions.get(&kind).and_then(|v| v.get(&name)).cloned();
@@ -309,6 +322,7 @@ impl Manager {
 
     /// Routes and endpoints of the control plane that nothing refers to any more.
     pub(super) fn forget_unwanted(&mut self) {
+        self.names.secrets.forget_unused();
         let mut wanted = self.ads_wanted();
         // Connections of listeners that are gone still need their routes.
         wanted.entry(Kind::RouteConfiguration).or_default().extend(self.dynamic.warming.departed_routes());

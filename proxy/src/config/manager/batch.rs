@@ -8,6 +8,7 @@ use remora_xds::pb::envoy::config::cluster::v3::Cluster as PbCluster;
 use remora_xds::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use remora_xds::pb::envoy::config::listener::v3::Listener as PbListener;
 use remora_xds::pb::envoy::config::route::v3::RouteConfiguration;
+use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use remora_xds::pb::google::protobuf::Any;
 use remora_xds::{Kind, Named, any};
 
@@ -16,7 +17,9 @@ use crate::config::compile::Scope;
 use crate::config::compile::cluster::{compile_cluster, compile_load_assignment};
 use crate::config::compile::listener::compile_listener;
 use crate::config::compile::route::compile_route_table;
+use crate::config::compile::tls::compile_secret;
 use crate::config::names::Names;
+use crate::config::secrets::Material;
 use crate::config::spec::{ConfigSource, HttpSpec, ListenerSpec, RouteSource};
 use crate::route::RouteTable;
 use crate::upstream::cluster::{ClusterSpec, Discovery, EdsSource};
@@ -29,6 +32,7 @@ pub(super) struct Batch {
     pub(super) clusters: Vec<(u64, ClusterSpec)>,
     pub(super) route_tables: Vec<(u64, RouteTable)>,
     pub(super) assignments: Vec<(u64, Arc<str>, Assignment)>,
+    pub(super) secrets: Vec<(u64, Arc<str>, Material)>,
     pub(super) raw: Vec<(Kind, Arc<str>, Arc<[u8]>)>,
 }
 
@@ -62,12 +66,17 @@ impl Batch {
                     self.assignments.push((hash_of(&resource.value), name, assignment));
                 }
             }
-            Some(Kind::Secret) | None => {
+            Some(Kind::Secret) => {
+                if let Ok(pb) = any::unpack::<Secret>(resource) {
+                    self.secret(&pb, resource, at, scope);
+                }
+            }
+            None => {
                 let text = format!("{} is no resource that can stand here", resource.type_url);
                 scope
                     .errors
                     .report(at, text)
-                    .fix("use Listener, Cluster, RouteConfiguration or ClusterLoadAssignment");
+                    .fix("use Listener, Cluster, RouteConfiguration, ClusterLoadAssignment or Secret");
             }
         }
     }
@@ -86,6 +95,14 @@ impl Batch {
         }
     }
 
+    pub(super) fn secret(&mut self, pb: &Secret, raw: &Any, at: &At<'_>, scope: &mut Scope<'_>) {
+        if let Some(material) = compile_secret(pb, at, scope) {
+            let name: Arc<str> = pb.name.as_str().into();
+            self.keep(Kind::Secret, &name, raw);
+            self.secrets.push((hash_of(&raw.value), name, material));
+        }
+    }
+
     fn keep(&mut self, kind: Kind, name: &Arc<str>, raw: &Any) {
         self.raw.push((kind, Arc::clone(name), raw.value.as_slice().into()));
     }
@@ -96,6 +113,7 @@ impl Batch {
         self.clusters.append(&mut other.clusters);
         self.route_tables.append(&mut other.route_tables);
         self.assignments.append(&mut other.assignments);
+        self.secrets.append(&mut other.secrets);
         self.raw.append(&mut other.raw);
     }
 

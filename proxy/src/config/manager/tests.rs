@@ -11,7 +11,7 @@ use super::warming::INIT_TIMEOUT;
 use super::*;
 
 /// A manager with a control plane.
-fn manager() -> Manager {
+pub(super) fn manager() -> Manager {
     let ads = json!({ "resource_api_version": "V3", "ads": {} });
     let text = json!({
         "node": { "id": "n" },
@@ -29,20 +29,20 @@ fn manager() -> Manager {
         },
     });
     let parsed = Schema::load().parse::<Bootstrap>(&text.to_string(), "boot").unwrap();
-    Manager::new(&parsed.message, "boot", parsed.map).unwrap()
+    Manager::new(&parsed.message, "boot", parsed.map, false).unwrap()
 }
 
 fn endpoint(port: u16) -> Value {
     json!({ "endpoint": { "address": { "socket_address": { "address": "127.0.0.1", "port_value": port } } } })
 }
 
-fn incoming<M: Named + remora_xds::wire::Wire>(schema: &Schema, value: &Value) -> Incoming {
+pub(super) fn incoming<M: Named + remora_xds::wire::Wire>(schema: &Schema, value: &Value) -> Incoming {
     let message = schema.parse::<M>(&value.to_string(), "test").unwrap().message;
     let any = any::pack(&message);
     Incoming { name: Some(message.resource_name().into()), version: "1".into(), any }
 }
 
-fn eds_cluster(schema: &Schema, name: &str) -> Incoming {
+pub(super) fn eds_cluster(schema: &Schema, name: &str) -> Incoming {
     let source = json!({ "eds_config": { "resource_api_version": "V3", "ads": {} } });
     let value = json!({ "name": name, "type": "EDS", "eds_cluster_config": source });
     incoming::<remora_xds::pb::envoy::config::cluster::v3::Cluster>(schema, &value)
@@ -61,7 +61,7 @@ fn table(schema: &Schema, name: &str, cluster: &str) -> Incoming {
     incoming::<remora_xds::pb::envoy::config::route::v3::RouteConfiguration>(schema, &value)
 }
 
-fn apply(manager: &mut Manager, kind: Kind, resources: Vec<Incoming>) -> Applied {
+pub(super) fn apply(manager: &mut Manager, kind: Kind, resources: Vec<Incoming>) -> Applied {
     let applied = manager.apply_ads(&Update::restored(kind, resources), Instant::now());
     assert_eq!(applied.refused, []);
     applied

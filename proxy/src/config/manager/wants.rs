@@ -39,6 +39,7 @@ impl Manager {
             EdsSource::File { path, .. } => Some(PathBuf::from(&**path)),
             EdsSource::Ads => None,
         }));
+        files.extend(self.names.secrets.sds_files().map(|(path, _)| path.to_path_buf()));
         files
     }
 
@@ -55,7 +56,16 @@ impl Manager {
             }
             EdsSource::Ads => None,
         });
-        of_rds.chain(of_eds).collect()
+        let of_sds = self.names.secrets.sds_files().filter_map(|(_, watched)| watched.map(PathBuf::from));
+        of_rds.chain(of_eds).chain(of_sds).collect()
+    }
+
+    /// Everything whose changes are to be followed: [`Self::files`], and those that certificates are read from.
+    #[must_use]
+    pub fn watched_files(&self) -> BTreeSet<PathBuf> {
+        let mut files = self.files();
+        files.extend(self.material_files());
+        files
     }
 
     /// What a file is expected to hold, by who names it.
@@ -65,6 +75,8 @@ impl Manager {
             |rds: &RdsSpec| matches!(&rds.source, ConfigSource::Path { path: named, .. } if **named == *path);
         if self.rds().any(names_it) {
             ResourceKind::Route
+        } else if self.names.secrets.sds_files().any(|(named, _)| named == path) {
+            ResourceKind::Secret
         } else if self.roots.contains(path) {
             ResourceKind::Cluster
         } else {
@@ -100,6 +112,7 @@ impl Manager {
         Wanted::from([
             (Kind::ClusterLoadAssignment, eds.map(|eds| Arc::clone(&eds.service_name)).collect()),
             (Kind::RouteConfiguration, self.ads_rds().map(|rds| Arc::clone(&rds.name)).collect()),
+            (Kind::Secret, self.names.secrets.wanted(&Some(ConfigSource::Ads))),
         ])
     }
 }

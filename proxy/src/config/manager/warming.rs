@@ -8,6 +8,7 @@ use std::time::Duration;
 use remora_xds::Kind;
 use tokio::time::Instant;
 
+use super::secrets::has_secrets;
 use super::wants::rds_of;
 use super::{Changes, Held, Manager, http_specs};
 use crate::config::names::ClusterId;
@@ -262,15 +263,16 @@ impl Manager {
     }
 
     fn listener_is_ready(&self, listener: &ListenerSpec) -> bool {
-        listener.chains.iter().all(|chain| match &chain.filter {
-            NetworkFilter::Http(http) => match (&http.routes, &http.rds) {
-                (RouteSource::Inline(table), _) => self.table_is_ready(table),
-                (RouteSource::Rds(_), rds) => {
-                    rds.as_ref().is_none_or(|rds| self.route_tables.contains_key(&rds.name))
-                }
-            },
-            NetworkFilter::Tcp(tcp) => tcp.clusters.iter().all(|(id, _)| self.cluster_is_warm(*id)),
-        })
+        has_secrets(listener)
+            && listener.chains.iter().all(|chain| match &chain.filter {
+                NetworkFilter::Http(http) => match (&http.routes, &http.rds) {
+                    (RouteSource::Inline(table), _) => self.table_is_ready(table),
+                    (RouteSource::Rds(_), rds) => {
+                        rds.as_ref().is_none_or(|rds| self.route_tables.contains_key(&rds.name))
+                    }
+                },
+                NetworkFilter::Tcp(tcp) => tcp.clusters.iter().all(|(id, _)| self.cluster_is_warm(*id)),
+            })
     }
 
     /// Numbers of the clusters that routes and listeners name, in force or about to be.

@@ -27,6 +27,7 @@ use crate::http::local_reply;
 use crate::http::path::PathRules;
 use crate::http::pipeline;
 use crate::http::pump::{H1Pump, PumpError};
+use crate::http::recheck::while_allowed;
 use crate::http::response::{Response, Upgraded};
 use crate::http::tunnel::Tunnel;
 use crate::http::watchdog::Watchdog;
@@ -380,19 +381,19 @@ impl Session {
         Next::Tunnel(upgraded, Box::new(ctx))
     }
 
-    async fn tunnel(&mut self, upgraded: Upgraded, ctx: RequestCtx) {
+    async fn tunnel(&mut self, upgraded: Upgraded, mut ctx: RequestCtx) {
         let mut down = Tunnel::H1(Rc::clone(&self.conn));
         let Upgraded { io: mut up, held: _held, .. } = upgraded;
         let traffic = crate::tcp::Traffic::default();
-        crate::tcp::forward(
+        let copy = crate::tcp::forward(
             (&mut down, BytesMut::new()),
             (&mut up, BytesMut::new()),
             ctx.tunnel_idle(),
             &traffic,
-        )
-        .await;
+        );
+        let refused = while_allowed(ctx.recheck.take(), copy).await.err();
         self.progress.bytes.set(traffic.received.get());
-        ctx.finish(traffic.sent.get(), None);
+        ctx.finish(traffic.sent.get(), refused);
     }
 
     /// Closes our side and swallows what the client still sends, for a bounded time and size: a reset would destroy

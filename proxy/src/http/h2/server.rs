@@ -27,6 +27,7 @@ use crate::http::interim::InterimSink;
 use crate::http::local_reply;
 use crate::http::pipeline;
 use crate::http::pump::{H2Pump, PumpError};
+use crate::http::recheck::while_allowed;
 use crate::http::response::{Response, Upgraded};
 use crate::http::watchdog::Watchdog;
 use crate::worker::drain::Registration;
@@ -368,7 +369,7 @@ impl Stream {
 
 /// An accepted upgrade: bytes both ways from here on.
 async fn forward_tunnel(
-    ctx: RequestCtx,
+    mut ctx: RequestCtx,
     response: Response,
     upgraded: Upgraded,
     respond: &RefCell<SendResponse<Bytes>>,
@@ -380,9 +381,10 @@ async fn forward_tunnel(
     let Upgraded { io: mut up, held: _held, .. } = upgraded;
     let traffic = crate::tcp::Traffic::default();
     let empty = bytes::BytesMut::new;
-    crate::tcp::forward((&mut down, empty()), (&mut up, empty()), ctx.tunnel_idle(), &traffic).await;
+    let copy = crate::tcp::forward((&mut down, empty()), (&mut up, empty()), ctx.tunnel_idle(), &traffic);
+    let refused = while_allowed(ctx.recheck.take(), copy).await.err();
     ctx.progress.bytes.set(traffic.received.get());
-    ctx.finish(traffic.sent.get(), None);
+    ctx.finish(traffic.sent.get(), refused);
 }
 
 fn request_body(

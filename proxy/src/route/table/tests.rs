@@ -22,6 +22,7 @@ fn route(path: PathMatch, name: &str) -> Route {
         action: Action::Direct(DirectResponse { status: StatusCode::OK, body: Bytes::new() }),
         request_headers: HeaderMutations::default(),
         response_headers: HeaderMutations::default(),
+        overrides: Default::default(),
     }
 }
 

@@ -68,7 +68,8 @@ fields! {
     "STREAM_ID" = StreamId,
     "TRACE_ID" = TraceId,
     "REMORA_REASON" = Reason,
-    "REMORA_PARTY" = Party;
+    "REMORA_PARTY" = Party,
+    "REMORA_SHADOW" = Shadow;
     numbers:
     "RESPONSE_CODE" = ResponseCode,
     "BYTES_RECEIVED" = BytesReceived,
@@ -172,6 +173,7 @@ impl Field {
             Self::TraceId => r.trace_id?,
             Self::Reason => r.reason?.id(),
             Self::Party => r.reason?.party().as_str(),
+            Self::Shadow => r.shadow?,
             _ => return self.peer(r),
         };
         (!text.is_empty()).then_some(Text::Str(text))

@@ -14,6 +14,8 @@ mod render;
 mod tests;
 mod time;
 
+pub(crate) use time::rfc3339;
+
 use http::HeaderName;
 
 use crate::telemetry::record::AccessRecord;

@@ -55,6 +55,15 @@ const MONTHS: [&str; 12] = [
 ];
 const WEEKDAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
+/// A time as RFC 3339 writes it, to the second.
+pub(crate) fn rfc3339(at: SystemTime) -> String {
+    let mut out = Vec::new();
+    if let Ok(format) = TimeFormat::parse("%Y-%m-%dT%H:%M:%SZ") {
+        format.render(at, &mut out);
+    }
+    String::from_utf8(out).unwrap_or_default()
+}
+
 impl TimeFormat {
     /// Compiles `format`; the empty one is ISO 8601 with milliseconds.
     pub(super) fn parse(format: &str) -> Result<Self, String> {

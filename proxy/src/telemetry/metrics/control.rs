@@ -38,6 +38,8 @@ pub struct ControlMetrics {
     connected: AtomicU64,
     from_disk: AtomicU64,
     unresolved: AtomicU64,
+    identity_ends: AtomicU64,
+    identity_requests: [AtomicU64; 2],
 }
 
 impl ControlMetrics {
@@ -68,6 +70,17 @@ impl ControlMetrics {
         self.unresolved.store(names, Ordering::Relaxed);
     }
 
+    /// The identity agent has a new certificate, and when that ends.
+    pub fn identity_renewed(&self, not_after: i64) {
+        self.identity_ends.store(not_after.try_into().unwrap_or(0), Ordering::Relaxed);
+        self.identity_requests[0].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The identity agent could not get one.
+    pub fn identity_failed(&self) {
+        self.identity_requests[1].fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Whether the control plane is connected.
     pub fn control_plane_connected(&self, connected: bool) {
         self.connected.store(u64::from(connected), Ordering::Relaxed);
@@ -83,7 +96,16 @@ impl Collect for ControlMetrics {
         out.push(counters("remora_config_updates_accepted_total", help, by_kind(&self.accepted)));
         let help = "Resources of configuration updates that were refused; the last good ones stay.";
         out.push(counters("remora_config_updates_rejected_total", help, by_kind(&self.rejected)));
+        let help = "Certificates that the identity agent got, and requests that failed.";
+        let [got, failed] = [0, 1].map(|i| self.identity_requests[i].load(Ordering::Relaxed));
+        let results = [(vec![("result", "ok")], got), (vec![("result", "failed")], failed)];
+        out.push(counters("remora_identity_requests_total", help, results));
         for (name, help, value) in [
+            (
+                "remora_identity_not_after_timestamp_seconds",
+                "When the certificate of the identity agent ends; 0 without one.",
+                &self.identity_ends,
+            ),
             ("remora_config_version", "Number of the snapshot in use.", &self.version),
             ("remora_config_last_update_timestamp_seconds", "When it was published.", &self.updated),
             ("remora_control_plane_connected", "1 while the control plane is connected.", &self.connected),

@@ -8,7 +8,7 @@ use super::{Registry, lock};
 use crate::error::Reason;
 use crate::telemetry::labels::LabelSet;
 
-fn family(name: String, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
+pub(super) fn family(name: String, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
     let mut family = MetricFamily::default();
     family.set_name(name);
     family.set_help(help.to_owned());
@@ -17,14 +17,14 @@ fn family(name: String, help: &str, kind: MetricType, metrics: Vec<Metric>) -> M
     family
 }
 
-fn pair(name: &str, value: impl Into<String>) -> LabelPair {
+pub(super) fn pair(name: &str, value: impl Into<String>) -> LabelPair {
     let mut pair = LabelPair::default();
     pair.set_name(name.to_owned());
     pair.set_value(value.into());
     pair
 }
 
-fn counter(labels: Vec<LabelPair>, value: u64) -> Metric {
+pub(super) fn counter(labels: Vec<LabelPair>, value: u64) -> Metric {
     let mut metric = Metric::from_label(labels);
     let mut counter = Counter::default();
     counter.set_value(value as f64);
@@ -67,7 +67,7 @@ fn pairs(labels: Vec<(&str, &str)>) -> Vec<LabelPair> {
 }
 
 /// Label pairs of a series; None is the series `other`.
-fn label_pairs<L: LabelSet>(labels: Option<&L>) -> Vec<LabelPair> {
+pub(super) fn label_pairs<L: LabelSet>(labels: Option<&L>) -> Vec<LabelPair> {
     let mut values = Vec::with_capacity(L::NAMES.len());
     match labels {
         Some(labels) => labels.values(&mut values),
@@ -104,12 +104,14 @@ impl Registry {
         self.collect_tcp(now, out);
         self.collect_clusters(now, out);
         self.collect_listeners(now, out);
+        self.collect_policies(now, out);
         self.collect_workers(out);
         let refused = [
             (vec![("family", "requests")], self.requests.refused()),
             (vec![("family", "tcp")], self.tcp.refused()),
             (vec![("family", "clusters")], self.clusters.refused()),
             (vec![("family", "listeners")], self.listeners.refused()),
+            (vec![("family", "policies")], self.policies.refused()),
         ];
         let help = "Label sets beyond the limit of series; their counts are in the series `other`.";
         out.push(counters("remora_metrics_series_overflow_total", help, refused));

@@ -10,6 +10,7 @@
 mod control;
 mod expose;
 mod family;
+mod policy;
 mod process;
 mod shard;
 #[cfg(test)]
@@ -25,10 +26,13 @@ use foldhash::HashMap;
 use prometheus::TextEncoder;
 use tokio::time::Instant;
 
-use super::labels::{ClusterLabel, ListenerLabel, Peer, PeerId, PeerLabels, RequestLabels, TcpLabels};
+use super::labels::{
+    ClusterLabel, ListenerLabel, Peer, PeerId, PeerLabels, PolicyLabels, RequestLabels, TcpLabels,
+};
 
 pub use control::{ControlMetrics, ResourceKind};
 pub use expose::{counters, gauges};
+pub use policy::Decision;
 pub use prometheus::proto::MetricFamily;
 pub use worker::{
     ClusterCount, ClusterSeries, ListenerCount, ListenerSeries, Refusal, RequestSample, TcpSeries,
@@ -73,6 +77,7 @@ pub struct Registry {
     tcp: Family<TcpLabels, { worker::TCP_CELLS }>,
     clusters: Family<ClusterLabel, { worker::CLUSTER_CELLS }>,
     listeners: Family<ListenerLabel, { worker::LISTENER_CELLS }>,
+    policies: Family<PolicyLabels, { policy::POLICY_CELLS }>,
     workers: Mutex<Vec<Arc<Shard<{ worker::WORKER_CELLS }>>>>,
     peers: Mutex<HashMap<Arc<PeerLabels>, PeerId>>,
     next_worker: AtomicU32,
@@ -103,6 +108,7 @@ impl Registry {
             tcp: Family::new(max, idle, |_| false),
             clusters: Family::new(max, idle, worker::cluster_in_use),
             listeners: Family::new(max, idle, worker::listener_in_use),
+            policies: Family::new(max, idle, |_| false),
             workers: Mutex::default(),
             peers: Mutex::new(std::iter::once(unknown).collect()),
             next_worker: AtomicU32::new(0),

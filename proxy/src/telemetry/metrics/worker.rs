@@ -9,8 +9,9 @@ use foldhash::HashMap;
 
 use super::Registry;
 use super::family::Handles;
+use super::policy::POLICY_CELLS;
 use super::shard::Shard;
-use crate::config::names::{ChainId, ClusterId};
+use crate::config::names::{ChainId, ClusterId, PolicyId};
 use crate::error::Reason;
 use crate::telemetry::labels::{
     ClusterLabel, ListenerLabel, Peer, PeerLabels, RequestKey, RequestLabels, TcpKey, TcpLabels,
@@ -288,6 +289,9 @@ impl ListenerSeries {
     }
 }
 
+/// Policies by filter chain.
+pub(super) type PolicyHandles = Handles<(ChainId, PolicyId), POLICY_CELLS>;
+
 /// The metrics of one worker. A clone is the same metrics; it stays on its worker.
 #[derive(Clone)]
 pub struct WorkerMetrics(Rc<Inner>);
@@ -299,6 +303,7 @@ struct Inner {
     requests: RefCell<Handles<RequestKey, REQUEST_CELLS>>,
     tcp: RefCell<Handles<TcpKey, TCP_CELLS>>,
     clusters: RefCell<Handles<ClusterId, CLUSTER_CELLS>>,
+    policies: RefCell<PolicyHandles>,
     peers: RefCell<HashMap<Arc<PeerLabels>, Peer>>,
 }
 
@@ -317,8 +322,13 @@ impl WorkerMetrics {
             requests: RefCell::new(Handles::new(worker)),
             tcp: RefCell::new(Handles::new(worker)),
             clusters: RefCell::new(Handles::new(worker)),
+            policies: RefCell::new(Handles::new(worker)),
             peers: RefCell::default(),
         }))
+    }
+
+    pub(super) fn policies(&self) -> (&Registry, &RefCell<PolicyHandles>) {
+        (&self.0.registry, &self.0.policies)
     }
 
     /// Counts a finished request. `labels` is called only when `key` is new on this worker.
@@ -396,5 +406,6 @@ impl WorkerMetrics {
     pub fn forget_labels(&self) {
         self.0.requests.borrow_mut().forget();
         self.0.tcp.borrow_mut().forget();
+        self.0.policies.borrow_mut().forget();
     }
 }

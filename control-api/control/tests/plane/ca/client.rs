@@ -11,7 +11,8 @@ use remora_control::ca::{Source, System};
 use remora_proxy::tls::client::{AlpnOffer, ClientParams, ClientStream, ClientTls, Target};
 use remora_proxy::tls::material::{self, OwnCertificate};
 use remora_proxy::tls::provider;
-use remora_proxy::tls::verify::PeerPolicy;
+use remora_proxy::tls::secret::Secret;
+use remora_proxy::tls::verify::{PeerRules, Trust};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tonic::codegen::http::uri::PathAndQuery;
@@ -122,8 +123,9 @@ fn client_tls(roots: Option<&str>, agent: Option<&Agent>) -> ClientTls {
         verify_sni: roots.is_some(),
         ..ClientParams::default()
     };
-    let peers = Arc::new(PeerPolicy { roots, sans: Vec::new(), send_ca_names: false });
-    ClientTls::new(params, agent.map(Agent::certificate), peers).unwrap()
+    let trust = Trust { roots, ..Trust::in_roots(material::Authorities::none()) };
+    let own = agent.map(|agent| Secret::inline(agent.certificate()));
+    ClientTls::new(params, own, PeerRules::inline(trust)).unwrap()
 }
 
 #[derive(Clone)]

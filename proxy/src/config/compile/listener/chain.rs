@@ -16,16 +16,20 @@ use remora_xds::pb::envoy::config::listener::v3::{
     Filter, FilterChain as FilterChainPb, FilterChainMatch, Listener,
 };
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use remora_xds::pb::envoy::extensions::filters::network::rbac::v3::Rbac;
 use remora_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use remora_xds::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext;
+use remora_xds::pb::google::protobuf::Any;
 
 use crate::config::compile::Scope;
 use crate::config::compile::common::unsupported;
 use crate::config::compile::fields::{cidr, holds, number, refuse, timeout, unpack};
+use crate::config::compile::policy::compile_network_rbac;
 use crate::config::compile::tls::compile_downstream_tls;
 use crate::config::spec::{Direction, FilterChain, NetworkFilter};
 use crate::listener::chain_match::{ChainMatch, ChainMatchError, ChainMatcher, SourceType, Transport};
+use crate::policy::rbac::RbacFilter;
 use crate::tls::server::ServerTls;
 
 /// An idle handshake must end.
@@ -168,12 +172,13 @@ fn chain(
     // Envoy takes zero for unset; unset is our limit.
     let tls_timeout = timeout(transport_socket_connect_timeout.as_ref(), None, &at_timeout, scope);
     let tls = transport_socket.as_ref().map(|socket| tls(socket, &at.field("transport_socket"), scope));
-    let filter = network_filter(filters, direction, &at.field("filters"), scope);
+    let (policies, filter) = network_filters(filters, direction, &at.field("filters"), scope).unzip();
     Some(Arc::new(FilterChain {
         id: scope.names.chains.intern(&names.identity),
         name: if name.is_empty() { names.shown } else { name.as_str().into() },
         tls: tls.flatten(),
         tls_timeout: tls_timeout.unwrap_or(TLS_TIMEOUT),
+        policies: policies.unwrap_or_default(),
         filter: filter?,
     }))
 }
@@ -197,32 +202,61 @@ fn tls(socket: &TransportSocket, at: &At<'_>, scope: &mut Scope<'_>) -> Option<A
     None
 }
 
-fn network_filter(
+/// The filters of a chain: those that judge the connection, and the one that serves it.
+fn network_filters(
     filters: &[Filter],
     direction: Direction,
     at: &At<'_>,
     scope: &mut Scope<'_>,
-) -> Option<NetworkFilter> {
-    let [Filter { name, config_type }] = filters else {
+) -> Option<(Vec<RbacFilter>, NetworkFilter)> {
+    let Some((last, before)) = filters.split_last() else {
         scope
             .errors
-            .report(at, format!("a chain has one network filter here, not {}", filters.len()))
-            .fix("use http_connection_manager or tcp_proxy alone");
+            .report(at, "a chain has a network filter that serves the connection")
+            .fix("add http_connection_manager or tcp_proxy");
         return None;
     };
-    let at = at.index(0);
-    let any = match config_type {
-        Some(ConfigType::TypedConfig(any)) => any,
+    let mut policies = Vec::with_capacity(before.len());
+    for (i, filter) in before.iter().enumerate() {
+        let at = at.index(i);
+        let Some(any) = typed_config(filter, &at, scope) else { continue };
+        let at = at.field("typed_config");
+        if holds::<Rbac>(any) {
+            policies.extend(unpack(any, &at, scope).map(|pb| compile_network_rbac(&pb, &at, scope)));
+        } else {
+            let message = format!("before the last filter `{}` is not supported", any.type_url);
+            scope
+                .errors
+                .report(&at, message)
+                .fix("use envoy.filters.network.rbac, and http_connection_manager or tcp_proxy at the end");
+        }
+    }
+    Some((policies, terminal_filter(last, direction, &at.index(before.len()), scope)?))
+}
+
+fn typed_config<'f>(filter: &'f Filter, at: &At<'_>, scope: &mut Scope<'_>) -> Option<&'f Any> {
+    let Filter { name, config_type } = filter;
+    match config_type {
+        Some(ConfigType::TypedConfig(any)) => Some(any),
         Some(ConfigType::ConfigDiscovery(_)) => {
             unsupported(true, &at.field("config_discovery"), scope);
-            return None;
+            None
         }
         None => {
             let message = format!("`{name}` has no typed_config");
-            scope.errors.report(&at, message).fix("add typed_config with the filter's @type");
-            return None;
+            scope.errors.report(at, message).fix("add typed_config with the filter's @type");
+            None
         }
-    };
+    }
+}
+
+fn terminal_filter(
+    filter: &Filter,
+    direction: Direction,
+    at: &At<'_>,
+    scope: &mut Scope<'_>,
+) -> Option<NetworkFilter> {
+    let any = typed_config(filter, at, scope)?;
     let at = at.field("typed_config");
     if holds::<HttpConnectionManager>(any) {
         let pb = unpack(any, &at, scope)?;

@@ -7,26 +7,25 @@ use http::HeaderValue;
 use remora_xds::diag::At;
 use remora_xds::pb::envoy::config::core::v3::{ApiVersion, ConfigSource as ConfigSourcePb, PathConfigSource};
 use remora_xds::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
-use remora_xds::pb::envoy::extensions::filters::http::router::v3::Router;
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
     CodecType, ForwardClientCertDetails, InternalAddressConfig, PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation,
     SetCurrentClientCertDetails, StripPortMode, UpgradeConfig,
 };
-use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType;
-use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
-    HttpConnectionManager, HttpFilter as HttpFilterPb, Rds,
-};
+use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::{HttpConnectionManager, Rds};
 
+use self::filters::check_overrides;
 use super::protocol;
 use crate::config::compile::Scope;
 use crate::config::compile::access_log::compile_access_logs;
 use crate::config::compile::common::{duration, unsupported};
-use crate::config::compile::fields::{boolean, cidr, holds, number, refuse, timeout, unpack};
+use crate::config::compile::fields::{boolean, cidr, number, refuse, timeout};
 use crate::config::compile::route::compile_route_table;
 use crate::config::spec::{
-    ClientCertHeader, ClientCertMode, Codec, ConfigSource, Direction, EscapedSlashes, HttpFilter, HttpSpec,
-    RdsSpec, RouteSource, ServerHeader, StripPort,
+    ClientCertHeader, ClientCertMode, Codec, ConfigSource, Direction, EscapedSlashes, HttpSpec, RdsSpec,
+    RouteSource, ServerHeader, StripPort,
 };
+
+mod filters;
 
 pub(super) fn compile(
     pb: &HttpConnectionManager,
@@ -52,11 +51,14 @@ pub(super) fn compile(
     let codec = codec(pb.codec_type, &at.field("codec_type"), scope);
     let upgrades = upgrades(&pb.upgrade_configs, &at.field("upgrade_configs"), scope);
     let access_log = compile_access_logs(&pb.access_log, &at.field("access_log"), scope);
-    let filters = http_filters(&pb.http_filters, &at.field("http_filters"), scope);
+    let filters = filters::compile(&pb.http_filters, &at.field("http_filters"), scope);
     let internal_addresses = internal_addresses(pb, &at.field("internal_address_config"), scope);
     let client_cert = client_cert(pb, at, scope);
     let routes = routes(pb.route_specifier.as_ref(), at, scope);
     let (filters, (routes, rds)) = filters.zip(routes)?;
+    if let RouteSource::Inline(table) = &routes {
+        check_overrides(table, &filters.list, &at.field("route_config"), scope);
+    }
     Some(HttpSpec {
         stat_prefix: pb.stat_prefix.as_str().into(),
         direction,
@@ -343,84 +345,6 @@ fn strip_port(pb: &HttpConnectionManager) -> StripPort {
     }
 }
 
-#[derive(Default)]
-struct Filters {
-    list: Vec<HttpFilter>,
-    suppress_envoy_headers: bool,
-}
-
-fn http_filters(list: &[HttpFilterPb], at: &At<'_>, scope: &mut Scope<'_>) -> Option<Filters> {
-    let mut filters = Filters::default();
-    for (i, pb) in list.iter().enumerate() {
-        let at = at.index(i);
-        let HttpFilterPb { name, is_optional, disabled, config_type } = pb;
-        refuse!(scope, &at; disabled);
-        let any = match config_type {
-            Some(ConfigType::TypedConfig(any)) => any,
-            Some(ConfigType::ConfigDiscovery(_)) => {
-                unsupported(true, &at.field("config_discovery"), scope);
-                continue;
-            }
-            None => {
-                let message = format!("`{name}` has no typed_config");
-                scope.errors.report(&at, message).fix("add typed_config with the filter's @type");
-                continue;
-            }
-        };
-        let typed_at = at.field("typed_config");
-        if holds::<Router>(any) {
-            if i + 1 != list.len() {
-                scope.errors.report(&at, "the router must be the last filter").fix("move it to the end");
-            }
-            let router = unpack(any, &typed_at, scope)?;
-            filters.suppress_envoy_headers = router_options(&router, &typed_at, scope);
-            filters.list.push(HttpFilter::Router);
-        } else if *is_optional {
-            // The file says that whoever does not know this filter may leave it out.
-            tracing::warn!(path = %at, filter = any.type_url, "an optional filter that is not supported is left out");
-        } else {
-            scope.errors.report(&typed_at, format!("the HTTP filter `{}` is not supported", any.type_url));
-        }
-    }
-    let routed = filters.list.iter().any(|f| matches!(f, HttpFilter::Router));
-    if !routed {
-        let error = scope.errors.report(at, "the last filter must be the router");
-        error.fix("add envoy.filters.http.router");
-    }
-    routed.then_some(filters)
-}
-
-fn router_options(pb: &Router, at: &At<'_>, scope: &mut Scope<'_>) -> bool {
-    #[expect(deprecated, reason = "start_child_span is refused with the rest")]
-    let Router {
-        dynamic_stats,
-        start_child_span,
-        upstream_log,
-        upstream_log_options,
-        suppress_envoy_headers,
-        strict_check_headers,
-        respect_expected_rq_timeout,
-        suppress_grpc_request_failure_code_stats,
-        upstream_http_filters,
-        reject_connect_request_early_data,
-    } = pb;
-    refuse!(
-        scope, at;
-        start_child_span,
-        upstream_log,
-        upstream_log_options,
-        strict_check_headers,
-        respect_expected_rq_timeout,
-        suppress_grpc_request_failure_code_stats,
-        upstream_http_filters,
-        reject_connect_request_early_data,
-    );
-    if !boolean(dynamic_stats.as_ref(), true) {
-        scope.errors.report(&at.field("dynamic_stats"), "false is not supported").fix("remove it");
-    }
-    *suppress_envoy_headers
-}
-
 fn routes(
     specifier: Option<&RouteSpecifier>,
     at: &At<'_>,
@@ -464,7 +388,12 @@ fn rds(pb: &Rds, at: &At<'_>, scope: &mut Scope<'_>) -> Option<RdsSpec> {
     Some(RdsSpec { name: route_config_name.as_str().into(), source, initial_fetch_timeout: wait })
 }
 
-fn source_of(pb: &ConfigSourcePb, at: &At<'_>, scope: &mut Scope<'_>) -> Option<ConfigSource> {
+/// Where resources come from.
+pub(in crate::config::compile) fn source_of(
+    pb: &ConfigSourcePb,
+    at: &At<'_>,
+    scope: &mut Scope<'_>,
+) -> Option<ConfigSource> {
     let ConfigSourcePb {
         authorities,
         initial_fetch_timeout: _, // `rds` keeps it

@@ -185,7 +185,7 @@ impl TableContext {
             host_rewrite_specifier,
         } = pb;
         unsupported(metadata_match.is_some(), &at.field("metadata_match"), scope);
-        super::per_filter_config(typed_per_filter_config, at, scope);
+        super::no_per_filter_config(typed_per_filter_config, at, scope);
         if weight.is_none() {
             scope.errors.report(&at.field("weight"), "is required");
         }

@@ -10,11 +10,7 @@ use crate::config::compile::common::{header_matches, regex, runtime_fraction, st
 use crate::route::matcher::{CookieMatch, PathMatch, QueryMatch, QueryRule, RouteMatch};
 
 /// Compiles a `RouteMatch`.
-pub(super) fn route_match(
-    pb: Option<&pb::RouteMatch>,
-    at: &At<'_>,
-    scope: &mut Scope<'_>,
-) -> Option<RouteMatch> {
+pub fn route_match(pb: Option<&pb::RouteMatch>, at: &At<'_>, scope: &mut Scope<'_>) -> Option<RouteMatch> {
     let Some(pb) = pb else {
         scope.errors.report(at, "is required");
         return None;

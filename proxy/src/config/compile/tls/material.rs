@@ -1,24 +1,55 @@
 //! `TlsCertificate` and `DataSource`: files are read here.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use bytes::Bytes;
+use prost::Message as _;
 use remora_xds::diag::At;
 use remora_xds::pb::envoy::config::core::v3::DataSource;
 use remora_xds::pb::envoy::config::core::v3::data_source::Specifier;
 use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::TlsCertificate;
+use rustls::crypto::CryptoProvider;
 
 use crate::config::compile::Scope;
 use crate::config::compile::common::data_source;
 use crate::config::compile::fields::refuse;
+use crate::config::secrets::{Recipe, Written, content_of};
 use crate::tls::TlsParams;
 use crate::tls::material::{MaterialError, OwnCertificate};
+use crate::tls::secret::Secret;
 
 /// More than any bundle of CAs; a mistyped path must not fill the memory.
 const MAX_BYTES: usize = 4 << 20;
 
-/// Reads one entry of `tls_certificates`.
+/// One entry of `tls_certificates`. Entries that say the same are one; those with files are read again when these change.
 pub(super) fn certificate(
     pb: &TlsCertificate,
     tls: &TlsParams,
+    at: &At<'_>,
+    scope: &mut Scope<'_>,
+) -> Option<Arc<Secret<OwnCertificate>>> {
+    let hash = hash_of("certificate", &pb.encode_to_vec());
+    if let Some(Recipe::Certificate(_, provider, secret)) = scope.names.secrets.written(hash)
+        && Arc::ptr_eq(provider, &tls.provider)
+        && let Some(secret) = secret.upgrade()
+    {
+        return Some(secret);
+    }
+    let files = files([pb.certificate_chain.as_ref(), pb.private_key.as_ref()]);
+    let content = content_of(&files);
+    let secret = Secret::inline(own_certificate(pb, &tls.provider, at, scope)?);
+    let recipe =
+        Recipe::Certificate(Box::new(pb.clone()), Arc::clone(&tls.provider), Arc::downgrade(&secret));
+    scope.names.secrets.write(hash, Written { recipe, files, content });
+    Some(secret)
+}
+
+/// Reads a `TlsCertificate`.
+pub fn own_certificate(
+    pb: &TlsCertificate,
+    provider: &CryptoProvider,
     at: &At<'_>,
     scope: &mut Scope<'_>,
 ) -> Option<OwnCertificate> {
@@ -26,7 +57,8 @@ pub(super) fn certificate(
         certificate_chain,
         private_key,
         pkcs12,
-        watched_directory,
+        // Directories of all files are watched.
+        watched_directory: _,
         private_key_provider,
         password,
         ocsp_staple,
@@ -35,13 +67,13 @@ pub(super) fn certificate(
     } = pb;
     refuse!(
         scope, at;
-        pkcs12, watched_directory, private_key_provider, password, ocsp_staple, signed_certificate_timestamp, tls_params,
+        pkcs12, private_key_provider, password, ocsp_staple, signed_certificate_timestamp, tls_params,
     );
     let (chain_at, key_at) = (at.field("certificate_chain"), at.field("private_key"));
     let chain = read(certificate_chain.as_ref(), &chain_at, scope);
     let key = read(private_key.as_ref(), &key_at, scope);
     let (chain, key) = chain.zip(key)?;
-    match OwnCertificate::from_pem(&chain.content, &key.content, &tls.provider) {
+    match OwnCertificate::from_pem(&chain.content, &key.content, provider) {
         Ok(own) => {
             let now = rustls_pki_types::UnixTime::now().as_secs();
             if let Some(warning) = own.warning(i64::try_from(now).unwrap_or(i64::MAX)) {
@@ -55,6 +87,22 @@ pub(super) fn certificate(
             None
         }
     }
+}
+
+/// Tells apart what is written in contexts.
+pub(super) fn hash_of(kind: &str, bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (kind, bytes).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The files among data sources.
+pub(super) fn files<const N: usize>(sources: [Option<&DataSource>; N]) -> Vec<PathBuf> {
+    let named = sources.into_iter().flatten().filter_map(|source| match &source.specifier {
+        Some(Specifier::Filename(path)) => Some(PathBuf::from(path)),
+        _ => None,
+    });
+    named.collect()
 }
 
 /// Reports what is wrong with the material at `at`.

@@ -111,7 +111,7 @@ fn a_downstream_context() {
         Arc::ptr_eq(&params.tls.provider, crate::tls::provider()),
         "no copy of the provider without need"
     );
-    assert_eq!(made.certificates()[0].names, ["a.example".into()]);
+    assert_eq!(made.certificates().next().unwrap().names, ["a.example".into()]);
 }
 
 #[test]
@@ -127,7 +127,11 @@ fn an_upstream_context() {
     ctx.auto_sni_san_validation = true;
     ctx.max_session_keys = Some(UInt32Value { value: 0 });
     let made = client(&ctx).0.unwrap();
-    assert!(made.certificate().is_some() && made.params().verify_sni && made.peers().roots.is_some());
+    assert!(
+        made.certificate().is_some()
+            && made.params().verify_sni
+            && made.peers().trust.get().unwrap().roots.is_some()
+    );
     assert_eq!(made.params().sni.as_ref().unwrap().as_ref(), ctx.sni);
     assert_eq!((made.params().sessions, made.params().tls.versions.len()), (0, 2));
 }
@@ -149,7 +153,7 @@ fn verifying_nothing_must_be_written_down() {
         }),
         ..CommonTlsContext::default()
     };
-    assert!(client(&upstream(accept)).0.unwrap().peers().roots.is_none());
+    assert!(client(&upstream(accept)).0.unwrap().peers().trust.get().unwrap().roots.is_none());
 }
 
 #[test]

@@ -1,0 +1,106 @@
+//! Remote key sets (`remote_jwks`): fetched before they are needed, and again before they are too old.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use arc_swap::ArcSwap;
+use tokio::time::Instant;
+
+use crate::config::snapshot::Snapshot;
+use crate::config::spec::{HttpFilter, NetworkFilter};
+use crate::policy::jwt::keys::{Fetched, KeySet, Keys, MAX_KEY_SET, RemoteKeys};
+use crate::upstream::fetch;
+
+/// What was fetched, by URI and cluster: a new version of a listener goes on with it.
+type Known = Arc<Mutex<HashMap<(http::Uri, Arc<str>), Arc<Fetched>>>>;
+
+/// The key sets that the configuration names.
+#[derive(Debug, Default)]
+pub(super) struct KeySets {
+    followed: Vec<Weak<RemoteKeys>>,
+    known: Known,
+}
+
+impl KeySets {
+    /// Begins to fetch what `snapshot` names and nobody fetches yet. It may be in force from now on: what is known of the same
+    /// key set is given to its new version at once. `config` is asked for clusters.
+    pub(super) fn follow(&mut self, snapshot: &Snapshot, config: &Arc<ArcSwap<Snapshot>>) {
+        let named: Vec<Arc<RemoteKeys>> = remote_keys(snapshot).cloned().collect();
+        self.followed.retain(|old| old.strong_count() > 0);
+        lock(&self.known).retain(|key, _| named.iter().any(|keys| key_of(keys) == *key));
+        for keys in named {
+            if self.followed.iter().any(|old| std::ptr::eq(old.as_ptr(), Arc::as_ptr(&keys))) {
+                continue;
+            }
+            let known = lock(&self.known).get(&key_of(&keys)).cloned();
+            if let Some(known) = known.filter(|known| Instant::now() < known.until) {
+                keys.state.put(Some(known));
+            }
+            self.followed.push(Arc::downgrade(&keys));
+            tokio::spawn(keep(Arc::downgrade(&keys), Arc::clone(&self.known), Arc::clone(config)));
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn key_of(keys: &RemoteKeys) -> (http::Uri, Arc<str>) {
+    (keys.uri.clone(), Arc::clone(&keys.cluster))
+}
+
+fn remote_keys(snapshot: &Snapshot) -> impl Iterator<Item = &Arc<RemoteKeys>> {
+    let chains = snapshot.listeners.iter().flat_map(|listener| &listener.chains);
+    let filters = chains.flat_map(|chain| match &chain.filter {
+        NetworkFilter::Http(http) => &http.filters[..],
+        NetworkFilter::Tcp(_) => &[],
+    });
+    let providers = filters.flat_map(|filter| match filter {
+        HttpFilter::Jwt(_, jwt) => &jwt.providers[..],
+        HttpFilter::Rbac(..) | HttpFilter::Router => &[],
+    });
+    providers.filter_map(|provider| match &provider.keys {
+        Keys::Remote(keys) => Some(keys),
+        Keys::Local(_) => None,
+    })
+}
+
+/// Keeps a key set fresh until no configuration has it any more.
+async fn keep(keys: Weak<RemoteKeys>, known: Known, config: Arc<ArcSwap<Snapshot>>) {
+    let mut failures = 0;
+    for turn in 0.. {
+        let Some(keys) = keys.upgrade() else { return };
+        let pause = match attempt(&keys, turn, &config).await {
+            Ok(fetched) => {
+                failures = 0;
+                let fetched = Arc::new(fetched);
+                lock(&known).insert(key_of(&keys), Arc::clone(&fetched));
+                keys.state.put(Some(fetched));
+                // Early enough for some attempts before the old ones are too old.
+                keys.cache * 3 / 4
+            }
+            Err(error) => {
+                if failures == 0 {
+                    let (uri, cluster) = (&keys.uri, &*keys.cluster);
+                    tracing::warn!(%uri, cluster, error, "a key set cannot be fetched; trying again");
+                }
+                failures += 1;
+                keys.state.put(None);
+                keys.retry
+            }
+        };
+        drop(keys);
+        tokio::time::sleep(pause).await;
+    }
+}
+
+async fn attempt(keys: &RemoteKeys, turn: usize, config: &ArcSwap<Snapshot>) -> Result<Fetched, String> {
+    let cluster = config.load().cluster_by_name(&keys.cluster).cloned();
+    let cluster = cluster.ok_or_else(|| format!("there is no cluster {:?}", keys.cluster))?;
+    let began = Instant::now();
+    let answer = tokio::time::timeout(keys.timeout, fetch::get(&cluster, turn, &keys.uri, MAX_KEY_SET)).await;
+    let body = answer.map_err(|_| "no answer in time".to_owned())?.map_err(|error| error.to_string())?;
+    let set = KeySet::parse(&body).map_err(|error| format!("the answer {error}"))?;
+    Ok(Fetched { keys: set, until: began + keys.cache })
+}

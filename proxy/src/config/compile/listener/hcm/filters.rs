@@ -1,0 +1,143 @@
+//! `http_filters`.
+
+use std::sync::Arc;
+
+use remora_xds::diag::At;
+use remora_xds::pb::envoy::extensions::filters::http::jwt_authn::v3::JwtAuthentication;
+use remora_xds::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
+use remora_xds::pb::envoy::extensions::filters::http::router::v3::Router;
+use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpFilter as HttpFilterPb;
+use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType;
+use remora_xds::pb::google::protobuf::Any;
+
+use crate::config::compile::Scope;
+use crate::config::compile::common::unsupported;
+use crate::config::compile::fields::{boolean, holds, refuse, unpack};
+use crate::config::compile::policy::{compile_http_rbac, compile_jwt};
+use crate::config::spec::HttpFilter;
+use crate::policy::overrides::Override;
+use crate::route::RouteTable;
+
+/// The filters of a connection manager.
+#[derive(Default)]
+pub(super) struct Filters {
+    pub(super) list: Vec<HttpFilter>,
+    pub(super) suppress_envoy_headers: bool,
+}
+
+pub(super) fn compile(list: &[HttpFilterPb], at: &At<'_>, scope: &mut Scope<'_>) -> Option<Filters> {
+    let mut filters = Filters::default();
+    for (i, pb) in list.iter().enumerate() {
+        let at = at.index(i);
+        let HttpFilterPb { name, is_optional, disabled, config_type } = pb;
+        refuse!(scope, &at; disabled);
+        let any = match config_type {
+            Some(ConfigType::TypedConfig(any)) => any,
+            Some(ConfigType::ConfigDiscovery(_)) => {
+                unsupported(true, &at.field("config_discovery"), scope);
+                continue;
+            }
+            None => {
+                let message = format!("`{name}` has no typed_config");
+                scope.errors.report(&at, message).fix("add typed_config with the filter's @type");
+                continue;
+            }
+        };
+        let typed_at = at.field("typed_config");
+        if holds::<Router>(any) {
+            if i + 1 != list.len() {
+                scope.errors.report(&at, "the router must be the last filter").fix("move it to the end");
+            }
+            let router = unpack(any, &typed_at, scope)?;
+            filters.suppress_envoy_headers = router_options(&router, &typed_at, scope);
+            filters.list.push(HttpFilter::Router);
+        } else if let Some(filter) = policy(name, any, &typed_at, scope) {
+            filters.list.extend(filter);
+        } else if *is_optional {
+            // The file says that whoever does not know this filter may leave it out.
+            tracing::warn!(path = %at, filter = any.type_url, "an optional filter that is not supported is left out");
+        } else {
+            scope.errors.report(&typed_at, format!("the HTTP filter `{}` is not supported", any.type_url));
+        }
+    }
+    let routed = filters.list.iter().any(|f| matches!(f, HttpFilter::Router));
+    if !routed {
+        let error = scope.errors.report(at, "the last filter must be the router");
+        error.fix("add envoy.filters.http.router");
+    }
+    routed.then_some(filters)
+}
+
+/// A policy filter; None when `any` is none. With mistakes (reported) it is left out of the list, which is not used then.
+fn policy(name: &str, any: &Any, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Option<HttpFilter>> {
+    let name: Arc<str> = name.into();
+    if holds::<Rbac>(any) {
+        let pb = unpack::<Rbac>(any, at, scope);
+        return Some(pb.map(|pb| HttpFilter::Rbac(name, Box::new(compile_http_rbac(&pb, at, scope)))));
+    }
+    if holds::<JwtAuthentication>(any) {
+        let pb = unpack::<JwtAuthentication>(any, at, scope);
+        let compiled = pb.and_then(|pb| compile_jwt(&pb, at, scope));
+        return Some(compiled.map(|filter| HttpFilter::Jwt(name, Box::new(filter))));
+    }
+    None
+}
+
+/// Reports what the routes of an inline table say about filters that are not there: it would have no effect.
+pub(super) fn check_overrides(
+    table: &RouteTable,
+    filters: &[HttpFilter],
+    at: &At<'_>,
+    scope: &mut Scope<'_>,
+) {
+    for route in table.hosts.iter().flat_map(|host| &host.routes) {
+        for (name, said) in route.overrides.iter() {
+            let fits = filters.iter().any(|filter| match (filter, said) {
+                (HttpFilter::Rbac(own, _), Override::Rbac(_) | Override::Disabled) => own == name,
+                (HttpFilter::Jwt(own, _), Override::Disabled) => own == name,
+                (HttpFilter::Jwt(own, jwt), Override::Jwt(wanted)) => {
+                    own == name && jwt.named.contains_key(&**wanted)
+                }
+                _ => false,
+            });
+            if !fits {
+                let message = format!(
+                    "typed_per_filter_config is about the filter `{name}`, which http_filters does not have"
+                );
+                scope.errors.report(at, message).fix("use the name and type of a filter that is there");
+                return;
+            }
+        }
+    }
+}
+
+fn router_options(pb: &Router, at: &At<'_>, scope: &mut Scope<'_>) -> bool {
+    #[expect(deprecated, reason = "start_child_span is refused with the rest")]
+    let Router {
+        dynamic_stats,
+        start_child_span,
+        upstream_log,
+        upstream_log_options,
+        suppress_envoy_headers,
+        strict_check_headers,
+        respect_expected_rq_timeout,
+        suppress_grpc_request_failure_code_stats,
+        upstream_http_filters,
+        reject_connect_request_early_data,
+    } = pb;
+    refuse!(
+        scope, at;
+        start_child_span,
+        upstream_log,
+        upstream_log_options,
+        strict_check_headers,
+        respect_expected_rq_timeout,
+        suppress_grpc_request_failure_code_stats,
+        upstream_http_filters,
+        reject_connect_request_early_data,
+    );
+    if !boolean(dynamic_stats.as_ref(), true) {
+        scope.errors.report(&at.field("dynamic_stats"), "false is not supported").fix("remove it");
+    }
+    *suppress_envoy_headers
+}

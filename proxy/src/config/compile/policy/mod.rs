@@ -1,0 +1,9 @@
+//! Policy filters and what routes say about them.
+
+pub mod filters;
+pub mod jwt;
+mod metadata;
+mod rbac;
+
+pub use jwt::jwt_filter as compile_jwt;
+pub use rbac::{http_filter as compile_http_rbac, network_filter as compile_network_rbac};

@@ -1,0 +1,124 @@
+//! Secrets as they come: from the bootstrap, files, the control plane and the process itself.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+
+use remora_xds::diag::{At, ConfigError, Errors, SourceMap};
+
+use super::batch::Batch;
+use super::{Manager, Origin};
+use crate::config::compile::{Scope, tls};
+use crate::config::secrets::{Material, Recipe, SecretSource};
+use crate::config::spec::{ConfigSource, ListenerSpec};
+use crate::tls::secret::Secret;
+use crate::tls::verify::Trust;
+
+/// Name of the secret with the process's own certificate.
+pub const OWN: &str = "default";
+/// Name of the secret with the certificates of the authorities.
+pub const ROOTS: &str = "ROOTCA";
+
+impl Manager {
+    /// Brings the secrets of a batch into force: the next handshakes use them. Gives those that contexts cannot use.
+    pub(super) fn put_secrets(&mut self, batch: &mut Batch, origin: &Origin) -> Vec<(Arc<str>, String)> {
+        let mut refused = Vec::new();
+        for (hash, name, material) in std::mem::take(&mut batch.secrets) {
+            let source = self.source_of(origin);
+            if let Err(error) = self.names.secrets.put(&source, &name, hash, material) {
+                refused.push((name, error));
+            }
+        }
+        refused
+    }
+
+    /// `static_resources.secrets`: contexts look for them by name while they are compiled.
+    pub(super) fn put_static_secrets(&mut self, batch: &mut Batch, at: &At<'_>, errors: &mut Errors) {
+        for (name, error) in self.put_secrets(batch, &Origin::Static) {
+            errors.report(at, format!("{name:?} {error}"));
+        }
+    }
+
+    fn source_of(&self, origin: &Origin) -> SecretSource {
+        match origin {
+            Origin::Static => None,
+            Origin::Ads => Some(ConfigSource::Ads),
+            Origin::File(path) => {
+                let mut files = self.names.secrets.sds_files();
+                let watched = files.find(|(named, _)| *named == *path).and_then(|(_, watched)| watched);
+                Some(ConfigSource::Path { path: path.as_path().into(), watched: watched.map(Into::into) })
+            }
+        }
+    }
+
+    /// The identity agent has a new certificate, or new authorities.
+    pub fn put_own(&mut self, name: &str, material: Material) {
+        // A new one each time: nothing is compared.
+        self.own_secrets += 1;
+        if let Err(error) = self.names.secrets.put(&None, &name.into(), self.own_secrets, material) {
+            tracing::error!(name, error, "the agent's secret is not used");
+        }
+    }
+
+    /// The authorities that the control plane has sent.
+    #[must_use]
+    pub fn roots_of_control_plane(&self) -> Option<Arc<Trust>> {
+        self.names.secrets.newest_trust(&Some(ConfigSource::Ads), ROOTS)
+    }
+
+    /// Whether the secrets of the connection to the control plane have come.
+    #[must_use]
+    pub fn can_reach_control_plane(&self) -> bool {
+        let cluster = self.ads().and_then(|spec| self.clusters.get(&spec.cluster));
+        cluster.is_some_and(|held| held.value.spec().tls.as_ref().is_none_or(|tls| tls.is_ready()))
+    }
+
+    /// Reads again what was written out with file names. Gives what is wrong now; the old one stays in use then.
+    pub fn reload_material(&mut self) -> Vec<ConfigError> {
+        let mut mistakes = Vec::new();
+        for recipe in self.names.secrets.changed() {
+            let mut errors = Errors::new("certificate files", SourceMap::default());
+            let mut scope = Scope { errors: &mut errors, names: &mut self.names };
+            match recipe {
+                Recipe::Certificate(pb, provider, secret) => {
+                    let new = tls::own_certificate(&pb, &provider, &At::root(), &mut scope);
+                    replace(&secret, new);
+                }
+                Recipe::Trust(pb, secret) => {
+                    let new = tls::trust(&pb, &At::root(), &mut scope);
+                    replace(&secret, new);
+                }
+            }
+            mistakes.extend(errors.into_list());
+        }
+        mistakes
+    }
+
+    /// Files of certificates, keys and authorities.
+    pub(super) fn material_files(&self) -> impl Iterator<Item = PathBuf> {
+        self.names.secrets.material_files().map(PathBuf::from)
+    }
+}
+
+/// What contexts cannot use, as mistakes of the file that it is in.
+pub(super) fn refused_in(path: &Path, refused: Vec<(Arc<str>, String)>) -> Vec<ConfigError> {
+    let mut errors = Errors::new(path.display().to_string(), SourceMap::default());
+    let root = At::root();
+    for (name, error) in refused {
+        errors.report(&root.field("resources"), format!("{name:?} {error}"));
+    }
+    errors.into_list()
+}
+
+fn replace<T>(secret: &Weak<Secret<T>>, new: Option<T>) {
+    if let (Some(secret), Some(new)) = (secret.upgrade(), new) {
+        secret.set(Arc::new(new));
+    }
+}
+
+/// Whether every chain's certificates and trust have come.
+pub(super) fn has_secrets(listener: &ListenerSpec) -> bool {
+    listener.chains.iter().all(|chain| chain.tls.as_ref().is_none_or(|tls| tls.is_ready()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,210 @@
+use std::sync::Arc;
+
+use remora_xds::client::{Batch as Update, Incoming};
+use remora_xds::pb::envoy::config::bootstrap::v3::Bootstrap;
+use remora_xds::pb::envoy::config::cluster::v3::Cluster;
+use remora_xds::pb::envoy::config::listener::v3::Listener;
+use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
+use remora_xds::{Kind, Schema};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::config::manager::Manager;
+use crate::config::manager::tests::{apply, incoming, manager};
+use crate::tls::testing::{Ca, Pair, uri};
+
+const ID: &str = "spiffe://mesh.example/ns/shop/sa/orders";
+const OTHER: &str = "spiffe://mesh.example/ns/shop/sa/web";
+
+fn sds(name: &str) -> Value {
+    json!({ "name": name, "sds_config": { "ads": {}, "resource_api_version": "V3" } })
+}
+
+fn tls(kind: &str, common: &Value) -> Value {
+    let kind = format!("type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.{kind}TlsContext");
+    json!({ "name": "tls", "typed_config": { "@type": kind, "common_tls_context": common } })
+}
+
+/// A TCP listener with the TLS context `common`, to `cluster`.
+fn listener(schema: &Schema, common: &Value) -> Incoming {
+    let tcp = json!({ "name": "tcp", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+        "stat_prefix": "t", "cluster": "none",
+    }});
+    let value = json!({
+        "name": "l",
+        "address": { "socket_address": { "address": "127.0.0.1", "port_value": 0 } },
+        "filter_chains": [{ "filters": [tcp], "transport_socket": tls("Downstream", common) }],
+    });
+    incoming::<Listener>(schema, &value)
+}
+
+fn text(text: &str) -> Value {
+    json!({ "inline_string": text })
+}
+
+fn certificate(schema: &Schema, name: &str, chain: &str, key: &str) -> Incoming {
+    let pair = json!({ "certificate_chain": text(chain), "private_key": text(key) });
+    incoming::<Secret>(schema, &json!({ "name": name, "tls_certificate": pair }))
+}
+
+fn roots(schema: &Schema, name: &str, ca: &Ca) -> Incoming {
+    let context = json!({ "trusted_ca": text(&ca.pem) });
+    incoming::<Secret>(schema, &json!({ "name": name, "validation_context": context }))
+}
+
+/// The URI name of the certificate that the listener shows.
+fn shown(manager: &Manager) -> Option<Box<str>> {
+    let chain = &manager.listeners.get("l")?.value.chains[0];
+    chain.tls.as_ref()?.certificates().next()?.uri.clone()
+}
+
+fn both() -> Value {
+    json!({
+        "tls_certificate_sds_secret_configs": [sds("own")],
+        "combined_validation_context": {
+            "default_validation_context": {},
+            "validation_context_sds_secret_config": sds("roots"),
+        },
+    })
+}
+
+fn refused(manager: &mut Manager, resource: Incoming) -> String {
+    let applied = manager.apply_ads(&Update::restored(Kind::Secret, vec![resource]), Instant::now());
+    assert_eq!(applied.accepted, []);
+    applied.refused[0].detail.clone()
+}
+
+#[tokio::test]
+async fn a_listener_waits_for_its_secrets_and_then_shows_the_newest() {
+    let (schema, ca) = (Schema::load(), Ca::new("root"));
+    let mut manager = manager();
+    let cluster = json!({ "name": "none", "type": "STATIC" });
+    apply(&mut manager, Kind::Cluster, vec![incoming::<Cluster>(&schema, &cluster)]);
+    apply(&mut manager, Kind::Listener, vec![listener(&schema, &both())]);
+    let wanted = manager.ads_wanted().remove(&Kind::Secret).unwrap();
+    assert_eq!(wanted, ["own".into(), "roots".into()].into());
+    let own = |pair: &Pair| certificate(&schema, "own", &pair.chain, &pair.key);
+
+    let first = ca.leaf(&[uri(ID)], |_| {});
+    apply(&mut manager, Kind::Secret, vec![own(&first)]);
+    assert!(manager.listeners.is_empty(), "it would verify nobody");
+    apply(&mut manager, Kind::Secret, vec![roots(&schema, "roots", &ca)]);
+    assert_eq!(shown(&manager).as_deref(), Some(ID));
+
+    let listener_before = Arc::clone(&manager.listeners.get("l").unwrap().value);
+    let changes = apply(&mut manager, Kind::Secret, vec![own(&ca.leaf(&[uri(OTHER)], |_| {}))]).changes;
+    assert_eq!(shown(&manager).as_deref(), Some(OTHER));
+    assert!(Arc::ptr_eq(&listener_before, &manager.listeners.get("l").unwrap().value));
+    assert!(!changes.listeners && !changes.snapshot, "a certificate is no change of configuration");
+}
+
+/// Row I5 of the fault matrix: a secret that cannot be used is refused by name, and the old one stays.
+#[tokio::test]
+async fn a_secret_that_cannot_be_used_is_refused_and_the_old_one_stays() {
+    let (schema, ca) = (Schema::load(), Ca::new("root"));
+    let mut manager = manager();
+    let cluster = json!({ "name": "none", "type": "STATIC" });
+    apply(&mut manager, Kind::Cluster, vec![incoming::<Cluster>(&schema, &cluster)]);
+    apply(&mut manager, Kind::Listener, vec![listener(&schema, &both())]);
+    let (good, other) = (ca.leaf(&[uri(ID)], |_| {}), ca.leaf(&[uri(OTHER)], |_| {}));
+    let own = |chain: &str, key: &str| certificate(&schema, "own", chain, key);
+    apply(&mut manager, Kind::Secret, vec![own(&good.chain, &good.key), roots(&schema, "roots", &ca)]);
+
+    for (bad, says) in [
+        (own(&other.chain, &good.key), "belongs to none of the certificates"),
+        (own(&other.chain, ""), "holds no private key"),
+        (own("", &other.key), "holds no certificate"),
+        (roots(&schema, "own", &ca), "is not a certificate"),
+        (certificate(&schema, "roots", &good.chain, &good.key), "is not a validation context"),
+    ] {
+        let detail = refused(&mut manager, bad);
+        assert!(detail.contains(says), "{detail}");
+        assert_eq!(shown(&manager).as_deref(), Some(ID));
+    }
+    // Nobody asked for it: no mistake, and nothing that anybody uses.
+    let stranger = certificate(&schema, "stranger", &good.chain, &good.key);
+    assert_eq!(apply(&mut manager, Kind::Secret, vec![stranger]).accepted, []);
+}
+
+#[tokio::test]
+async fn a_cluster_is_not_warm_before_its_secrets_and_forgets_them_with_itself() {
+    let (schema, ca) = (Schema::load(), Ca::new("root"));
+    let mut manager = manager();
+    let context = json!({ "validation_context_sds_secret_config": sds("roots") });
+    let cluster = json!({ "name": "c", "type": "STATIC", "transport_socket": tls("Upstream", &context) });
+    apply(&mut manager, Kind::Cluster, vec![incoming::<Cluster>(&schema, &cluster)]);
+    let is_warm = |manager: &Manager| manager.clusters.get("c").unwrap().value.is_warm();
+    assert!(!is_warm(&manager));
+    apply(&mut manager, Kind::Secret, vec![roots(&schema, "roots", &ca)]);
+    assert!(is_warm(&manager));
+
+    let other = json!({ "name": "d", "type": "STATIC" });
+    let mut update = Update::restored(Kind::Cluster, vec![incoming::<Cluster>(&schema, &other)]);
+    update.complete = true;
+    manager.apply_ads(&update, Instant::now());
+    manager.promote(Instant::now());
+    assert_eq!(manager.ads_wanted().remove(&Kind::Secret), Some([].into()));
+}
+
+/// A bootstrap with a static secret, or with the agent's.
+fn bootstrap(agent: bool, secrets: &Value) -> Result<Manager, String> {
+    let context = json!({ "tls_certificate_sds_secret_configs": [{ "name": "default" }] });
+    let schema = Schema::load();
+    let mut listener = schema.any_to_json(&listener(&schema, &context).any);
+    listener.as_object_mut().unwrap().remove("@type");
+    let statics = json!({ "listeners": [listener], "clusters": [{ "name": "none", "type": "STATIC" }], "secrets": secrets });
+    let text = json!({ "static_resources": statics }).to_string();
+    let parsed = schema.parse::<Bootstrap>(&text, "boot").unwrap();
+    Manager::new(&parsed.message, "boot", parsed.map, agent).map_err(|errors| errors[0].to_string())
+}
+
+#[test]
+fn a_static_secret_is_one_of_the_file_or_the_agent_s() {
+    let pair = Ca::new("root").leaf(&[uri(ID)], |_| {});
+    let secret = json!([{ "name": "default", "tls_certificate": {
+        "certificate_chain": text(&pair.chain), "private_key": text(&pair.key),
+    }}]);
+    assert_eq!(shown(&bootstrap(false, &secret).unwrap()).as_deref(), Some(ID));
+    let error = bootstrap(false, &json!([])).unwrap_err();
+    assert!(error.contains("there is no secret \"default\" in static_resources.secrets"), "{error}");
+
+    let mut manager = bootstrap(true, &json!([])).unwrap();
+    assert!(!manager.is_warm());
+    let own = Arc::new(pair.certificate());
+    manager.put_own("default", crate::config::secrets::Material::Certificate(own));
+    assert!(manager.is_warm() && shown(&manager).as_deref() == Some(ID));
+}
+
+#[test]
+fn certificates_in_files_are_read_again_when_the_files_change() {
+    let ca = Ca::new("root");
+    let (first, second) = (ca.leaf(&[uri(ID)], |_| {}), ca.leaf(&[uri(OTHER)], |_| {}));
+    let folder = tempfile::tempdir().unwrap();
+    let (chain, key) = (folder.path().join("chain.pem"), folder.path().join("key.pem"));
+    let write = |pair: &Pair| {
+        std::fs::write(&chain, &pair.chain).unwrap();
+        std::fs::write(&key, &pair.key).unwrap();
+    };
+    write(&first);
+    let (schema, mut manager) = (Schema::load(), manager());
+    let pair = json!({ "certificate_chain": { "filename": chain }, "private_key": { "filename": key } });
+    let cluster = json!({ "name": "none", "type": "STATIC" });
+    apply(&mut manager, Kind::Cluster, vec![incoming::<Cluster>(&schema, &cluster)]);
+    let context = json!({ "tls_certificates": [pair] });
+    apply(&mut manager, Kind::Listener, vec![listener(&schema, &context)]);
+    assert!(manager.watched_files().contains(&chain) && manager.watched_files().contains(&key));
+    assert_eq!(manager.reload_material(), []);
+
+    write(&second);
+    assert_eq!(manager.reload_material(), []);
+    assert_eq!(shown(&manager).as_deref(), Some(OTHER));
+    // Half of a change, or a broken one.
+    std::fs::write(&key, &first.key).unwrap();
+    assert!(manager.reload_material()[0].to_string().contains("belongs to none"));
+    assert_eq!(manager.reload_material(), [], "a mistake is told once");
+    assert_eq!(shown(&manager).as_deref(), Some(OTHER));
+    write(&first);
+    assert_eq!(manager.reload_material(), []);
+    assert_eq!(shown(&manager).as_deref(), Some(ID));
+}

@@ -1,0 +1,267 @@
+//! Secrets by name: what TLS contexts wait for, and where each comes from.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+
+use foldhash::HashMap;
+use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CertificateValidationContext, TlsCertificate,
+};
+use rustls::crypto::CryptoProvider;
+
+use super::spec::ConfigSource;
+use crate::tls::material::OwnCertificate;
+use crate::tls::secret::Secret;
+use crate::tls::verify::Trust;
+
+/// Where a secret comes from (`SdsSecretConfig.sds_config`). None: the process has it, from `static_resources.secrets` or
+/// its identity agent.
+pub type SecretSource = Option<ConfigSource>;
+
+/// A compiled `Secret`.
+#[derive(Debug, Clone)]
+pub enum Material {
+    /// `tls_certificate`.
+    Certificate(Arc<OwnCertificate>),
+    /// `validation_context`.
+    Trust(Arc<Trust>),
+}
+
+/// The contexts' side of a secret.
+#[derive(Debug)]
+enum Slot {
+    Certificate(Arc<Secret<OwnCertificate>>),
+    Trust(Arc<Secret<Trust>>),
+}
+
+impl Slot {
+    const fn what(&self) -> &'static str {
+        match self {
+            Self::Certificate(_) => "a certificate",
+            Self::Trust(_) => "a validation context",
+        }
+    }
+
+    /// Whether a context has it.
+    fn is_used(&self) -> bool {
+        match self {
+            Self::Certificate(secret) => Arc::strong_count(secret) > 1,
+            Self::Trust(secret) => Arc::strong_count(secret) > 1,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    slot: Slot,
+    /// Of the bytes of what it holds.
+    hash: Option<u64>,
+}
+
+/// What is written out in a context, with files in it: read again when these change.
+#[derive(Debug, Clone)]
+pub enum Recipe {
+    /// An entry of `tls_certificates`.
+    Certificate(Box<TlsCertificate>, Arc<CryptoProvider>, Weak<Secret<OwnCertificate>>),
+    /// A `validation_context`.
+    Trust(Box<CertificateValidationContext>, Weak<Secret<Trust>>),
+}
+
+impl Recipe {
+    fn is_used(&self) -> bool {
+        match self {
+            Self::Certificate(_, _, secret) => secret.strong_count() > 0,
+            Self::Trust(_, secret) => secret.strong_count() > 0,
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Secrets {
+    entries: BTreeMap<(SecretSource, Arc<str>), Entry>,
+    /// By the hash of what is written: contexts that say the same share it.
+    written: HashMap<u64, Written>,
+}
+
+/// What is written out in a context.
+#[derive(Debug, Clone)]
+pub struct Written {
+    /// How to make it.
+    pub recipe: Recipe,
+    /// The files that it names.
+    pub files: Vec<PathBuf>,
+    /// Hash of what they held when they were read last; see [`content_of`].
+    pub content: u64,
+}
+
+/// A hash of what files hold now.
+#[must_use]
+pub fn content_of(files: &[PathBuf]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for file in files {
+        // One that cannot be read has a content of its own.
+        std::fs::read(file).map_err(|error| error.kind()).hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
+impl Secrets {
+    /// The certificate of this name; it may be yet to come.
+    ///
+    /// # Errors
+    /// The process has none, or the secret is something else.
+    pub fn certificate(
+        &mut self,
+        source: &SecretSource,
+        name: &str,
+    ) -> Result<Arc<Secret<OwnCertificate>>, String> {
+        match self.slot(source, name, |name| Slot::Certificate(Secret::awaited(name)))? {
+            Slot::Certificate(secret) => Ok(Arc::clone(secret)),
+            other => Err(format!("the secret {name:?} is {}", other.what())),
+        }
+    }
+
+    /// The trust of this name; it may be yet to come.
+    ///
+    /// # Errors
+    /// As for [`Self::certificate`].
+    pub fn trust(&mut self, source: &SecretSource, name: &str) -> Result<Arc<Secret<Trust>>, String> {
+        match self.slot(source, name, |name| Slot::Trust(Secret::awaited(name)))? {
+            Slot::Trust(secret) => Ok(Arc::clone(secret)),
+            other => Err(format!("the secret {name:?} is {}", other.what())),
+        }
+    }
+
+    fn slot(
+        &mut self,
+        source: &SecretSource,
+        name: &str,
+        make: impl FnOnce(Arc<str>) -> Slot,
+    ) -> Result<&Slot, String> {
+        let key = (source.clone(), Arc::from(name));
+        if source.is_none() && !self.entries.contains_key(&key) {
+            return Err(format!("there is no secret {name:?} in static_resources.secrets"));
+        }
+        let name = Arc::clone(&key.1);
+        Ok(&self.entries.entry(key).or_insert_with(|| Entry { slot: make(name), hash: None }).slot)
+    }
+
+    /// The process will have a certificate of this name.
+    pub fn await_certificate(&mut self, name: &str) {
+        let slot = Slot::Certificate(Secret::awaited(name.into()));
+        self.entries.insert((None, name.into()), Entry { slot, hash: None });
+    }
+
+    /// The process will have trust of this name.
+    pub fn await_trust(&mut self, name: &str) {
+        let slot = Slot::Trust(Secret::awaited(name.into()));
+        self.entries.insert((None, name.into()), Entry { slot, hash: None });
+    }
+
+    /// A secret has come. New handshakes use it. True: it is another one than before.
+    ///
+    /// # Errors
+    /// Contexts expect something else under its name.
+    pub fn put(
+        &mut self,
+        source: &SecretSource,
+        name: &Arc<str>,
+        hash: u64,
+        material: Material,
+    ) -> Result<bool, String> {
+        let fresh = match &material {
+            Material::Certificate(_) => Slot::Certificate(Secret::awaited(Arc::clone(name))),
+            Material::Trust(_) => Slot::Trust(Secret::awaited(Arc::clone(name))),
+        };
+        let entry = self.entries.entry((source.clone(), Arc::clone(name)));
+        let entry = entry.or_insert(Entry { slot: fresh, hash: None });
+        if entry.hash == Some(hash) {
+            return Ok(false);
+        }
+        match (&entry.slot, material) {
+            (Slot::Certificate(secret), Material::Certificate(own)) => secret.set(own),
+            (Slot::Trust(secret), Material::Trust(trust)) => secret.set(trust),
+            (slot, _) => return Err(format!("is not {}, which is what contexts need", slot.what())),
+        }
+        entry.hash = Some(hash);
+        Ok(true)
+    }
+
+    /// Whether contexts need `material` to be something else.
+    #[must_use]
+    pub fn conflict(&self, source: &SecretSource, name: &Arc<str>, material: &Material) -> Option<String> {
+        let slot = &self.entries.get(&(source.clone(), Arc::clone(name)))?.slot;
+        match (slot, material) {
+            (Slot::Certificate(_), Material::Certificate(_)) | (Slot::Trust(_), Material::Trust(_)) => None,
+            _ => Some(format!("is not {}, which is what contexts need", slot.what())),
+        }
+    }
+
+    /// The hash of what has come.
+    #[must_use]
+    pub fn hash(&self, source: &SecretSource, name: &Arc<str>) -> Option<u64> {
+        self.entries.get(&(source.clone(), Arc::clone(name)))?.hash
+    }
+
+    /// The trust that has come under a name.
+    #[must_use]
+    pub fn newest_trust(&self, source: &SecretSource, name: &str) -> Option<Arc<Trust>> {
+        match &self.entries.get(&(source.clone(), Arc::from(name)))?.slot {
+            Slot::Trust(secret) => secret.get(),
+            Slot::Certificate(_) => None,
+        }
+    }
+
+    /// Names that contexts take from `source`.
+    pub fn wanted(&self, source: &SecretSource) -> BTreeSet<Arc<str>> {
+        let used = self.entries.iter().filter(|((from, _), entry)| from == source && entry.slot.is_used());
+        used.map(|((_, name), _)| Arc::clone(name)).collect()
+    }
+
+    /// Files that secrets come from, and the directories to watch besides theirs.
+    pub fn sds_files(&self) -> impl Iterator<Item = (&Path, Option<&Path>)> {
+        self.entries.iter().filter(|(_, entry)| entry.slot.is_used()).filter_map(|((source, _), _)| {
+            match source {
+                Some(ConfigSource::Path { path, watched }) => Some((&**path, watched.as_deref())),
+                _ => None,
+            }
+        })
+    }
+
+    /// Forgets what no context refers to any more; what the process has stays.
+    pub fn forget_unused(&mut self) {
+        self.entries.retain(|(source, _), entry| source.is_none() || entry.slot.is_used());
+        self.written.retain(|_, written| written.recipe.is_used());
+    }
+
+    /// What was written in the same words before.
+    #[must_use]
+    pub fn written(&self, hash: u64) -> Option<&Recipe> {
+        self.written.get(&hash).map(|written| &written.recipe)
+    }
+
+    /// Remembers what is written out.
+    pub fn write(&mut self, hash: u64, written: Written) {
+        self.written.insert(hash, written);
+    }
+
+    /// What has to be read again: the files of contexts in use that do not hold any more what they held. They are taken
+    /// for read.
+    pub fn changed(&mut self) -> Vec<Recipe> {
+        let used = self.written.values_mut().filter(|written| written.recipe.is_used());
+        let changed = used.filter_map(|written| {
+            let content = content_of(&written.files);
+            (std::mem::replace(&mut written.content, content) != content).then(|| written.recipe.clone())
+        });
+        changed.collect()
+    }
+
+    /// Files that certificates, keys and CAs are read from.
+    pub fn material_files(&self) -> impl Iterator<Item = &Path> {
+        let used = self.written.values().filter(|written| written.recipe.is_used());
+        used.flat_map(|written| written.files.iter().map(PathBuf::as_path))
+    }
+}

@@ -1,0 +1,172 @@
+//! The filters of the listener, in the order of `http_filters`. They run before anything is sent anywhere.
+
+use std::time::SystemTime;
+
+use http::HeaderValue;
+use tokio::time::Instant;
+
+use super::context::RequestCtx;
+use super::downstream::Downstream;
+use super::head::RequestHead;
+use super::local_reply;
+use super::recheck::Recheck;
+use crate::config::spec::HttpFilter;
+use crate::error::Reason;
+use crate::policy::jwt::JwtFilter;
+use crate::policy::jwt::provider::Now;
+use crate::policy::overrides::{Override, Overrides};
+use crate::policy::rbac::{self, RbacFilter};
+use crate::policy::view::{Claims, RequestView, View};
+use crate::telemetry::metrics::Decision;
+
+/// What filters found out about a request, besides whether it may go on.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// `%RESPONSE_CODE_DETAILS%`.
+    pub details: Option<String>,
+    /// What `shadow_rules` would have said.
+    pub shadow: Option<String>,
+    /// `WWW-Authenticate` of the refusal.
+    pub challenge: Option<HeaderValue>,
+    /// Payloads of verified tokens.
+    pub claims: Vec<Claims>,
+}
+
+/// Runs `filters` with what the route says about them.
+///
+/// # Errors
+/// Why one of them refuses the request.
+pub async fn run(
+    ctx: &mut RequestCtx,
+    filters: &[HttpFilter],
+    route: Option<&Overrides>,
+) -> Result<(), Reason> {
+    let mut judged = false;
+    for filter in filters {
+        match filter {
+            HttpFilter::Rbac(name, filter) => {
+                judged = true;
+                if let Some(filter) = effective(name, filter, route) {
+                    access(ctx, filter)?;
+                }
+            }
+            HttpFilter::Jwt(name, filter) => {
+                tokens(ctx, filter, route.and_then(|route| route.of(name))).await?;
+            }
+            HttpFilter::Router => {}
+        }
+    }
+    if judged {
+        ctx.recheck = Some(Box::new(Recheck::new(ctx)));
+    }
+    Ok(())
+}
+
+/// The rules that hold for a route.
+fn effective<'f>(name: &str, filter: &'f RbacFilter, route: Option<&'f Overrides>) -> Option<&'f RbacFilter> {
+    match route.and_then(|route| route.of(name)) {
+        Some(Override::Rbac(filter)) => Some(filter),
+        Some(Override::Disabled) => None,
+        // What is about another kind of filter is refused where the filters are known.
+        Some(Override::Jwt(_)) | None => Some(filter),
+    }
+}
+
+/// Judges a request that was let in once more. Only a refusal counts: the request was counted when it came.
+///
+/// # Errors
+/// It would be refused now.
+pub fn still_allowed(
+    downstream: &Downstream,
+    filters: &[HttpFilter],
+    route: Option<&Overrides>,
+    view: &View<'_>,
+) -> Result<(), Reason> {
+    for filter in filters {
+        let HttpFilter::Rbac(name, filter) = filter else { continue };
+        let rules = effective(name, filter, route).and_then(|filter| filter.rules.as_ref());
+        if let Some(verdict) = rules.map(|rules| rules.judge(view)).filter(|verdict| !verdict.allowed) {
+            downstream.worker.metrics.decided(downstream, &verdict, Decision::Denied);
+            return Err(Reason::RbacDenied);
+        }
+    }
+    Ok(())
+}
+
+/// `envoy.filters.http.rbac`.
+fn access(ctx: &mut RequestCtx, filter: &RbacFilter) -> Result<(), Reason> {
+    let downstream = std::rc::Rc::clone(&ctx.downstream);
+    let claims = ctx.policy.as_ref().map_or(&[][..], |policy| &policy.claims);
+    let request = Some(RequestView::from(&ctx.head));
+    let view = View { connection: downstream.view(ctx.origin.client), request, claims };
+    let shadow = filter.shadow.as_ref().map(|rules| rules.judge(&view));
+    let verdict = filter.rules.as_ref().map(|rules| rules.judge(&view));
+    let metrics = &downstream.worker.metrics;
+    if let Some(shadow) = &shadow {
+        metrics.decided(&downstream, shadow, Decision::shadow(shadow.allowed));
+    }
+    if let Some(verdict) = &verdict {
+        metrics.decided(&downstream, verdict, Decision::enforced(verdict.allowed));
+    }
+    if let Some(shadow) = shadow.filter(|shadow| !shadow.allowed) {
+        findings(ctx).shadow = Some(rbac::details(shadow.policy));
+    }
+    let Some(verdict) = verdict else { return Ok(()) };
+    if verdict.allowed {
+        return Ok(());
+    }
+    findings(ctx).details = Some(rbac::details(verdict.policy));
+    Err(Reason::RbacDenied)
+}
+
+/// `envoy.filters.http.jwt_authn`.
+async fn tokens(ctx: &mut RequestCtx, filter: &JwtFilter, said: Option<&Override>) -> Result<(), Reason> {
+    filter.sanitize(&mut ctx.head.headers);
+    if filter.lets_pass(&ctx.head) {
+        return Ok(());
+    }
+    let requirement = match said {
+        Some(Override::Disabled) => None,
+        Some(Override::Jwt(name)) => Some(filter.named.get(&**name).ok_or(Reason::JwtNoRequirement)?),
+        Some(Override::Rbac(_)) | None => {
+            let random = ctx.downstream.worker.with_rng(|rng| rng.u64(..));
+            filter.requirement(&ctx.head, random)
+        }
+    };
+    let Some(requirement) = requirement else { return Ok(()) };
+    filter.keys_ready().await;
+    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = Now { unix, instant: Instant::now() };
+    match requirement.check(filter, &ctx.head, now) {
+        Ok(verified) => {
+            for token in verified {
+                if let Some(claims) = token.apply(&mut ctx.head) {
+                    findings(ctx).claims.push(claims);
+                }
+            }
+            Ok(())
+        }
+        Err(reason) => {
+            let challenge = challenge(&ctx.head, reason);
+            let findings = findings(ctx);
+            let text = local_reply::text(reason).replace(' ', "_");
+            findings.details = Some(format!("jwt_authn_access_denied{{{text}}}"));
+            findings.challenge = challenge;
+            Err(reason)
+        }
+    }
+}
+
+/// `WWW-Authenticate` (RFC 6750 §3): the realm is what was asked for, as in Envoy.
+fn challenge(head: &RequestHead, reason: Reason) -> Option<HeaderValue> {
+    let host = head.authority.as_ref().map_or("", |a| a.as_str());
+    let path = head.path.as_str();
+    // What is canonical is ASCII; a quote would end the realm.
+    let path = path.get(..256).unwrap_or(path).replace('"', "%22");
+    let error = if reason == Reason::JwtMissing { "" } else { ", error=\"invalid_token\"" };
+    HeaderValue::try_from(format!("Bearer realm=\"{}://{host}{path}\"{error}", head.scheme)).ok()
+}
+
+fn findings(ctx: &mut RequestCtx) -> &mut Findings {
+    ctx.policy.get_or_insert_default()
+}

@@ -1,0 +1,131 @@
+//! Which tokens a request needs (`JwtRequirement`).
+
+use super::JwtFilter;
+use super::extract;
+use super::provider::{Now, Verified};
+use super::token::Token;
+use crate::error::Reason;
+use crate::http::head::RequestHead;
+
+/// A compiled `JwtRequirement`.
+#[derive(Debug, Clone)]
+pub enum Requirement {
+    /// `provider_name`, `provider_and_audiences`: a token of this provider.
+    Provider {
+        /// Its position in [`JwtFilter::providers`].
+        provider: usize,
+        /// Instead of the provider's own.
+        audiences: Option<Box<[Box<str>]>>,
+    },
+    /// `requires_any`: one of them is enough.
+    Any(Box<[Self]>, Leniency),
+    /// `requires_all`.
+    All(Box<[Self]>),
+    /// `allow_missing` and `allow_missing_or_failed` by themselves: whatever tokens there are, of any provider.
+    Optional(Leniency),
+}
+
+/// Whether a request may do without a good token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Leniency {
+    /// No.
+    Strict,
+    /// `allow_missing`: without any.
+    Missing,
+    /// `allow_missing_or_failed`: with a bad one, too.
+    Failed,
+}
+
+impl Requirement {
+    /// The tokens that satisfy the requirement.
+    ///
+    /// # Errors
+    /// Why it is not satisfied.
+    pub fn check<'f>(
+        &self,
+        filter: &'f JwtFilter,
+        head: &RequestHead,
+        now: Now,
+    ) -> Result<Vec<Verified<'f>>, Reason> {
+        match self {
+            Self::Provider { provider, audiences } => {
+                // The compiler made the position.
+                let provider = filter.providers.get(*provider).ok_or(Reason::JwtUnknownIssuer)?;
+                let text = extract::token(head, &provider.locations)?.ok_or(Reason::JwtMissing)?;
+                Ok(vec![provider.verify(Token::parse(text)?, audiences.as_deref(), now)?])
+            }
+            Self::All(list) => {
+                let each = list.iter().map(|requirement| requirement.check(filter, head, now));
+                each.collect::<Result<Vec<_>, _>>().map(|all| all.into_iter().flatten().collect())
+            }
+            Self::Any(list, leniency) => any(list, filter, head, now).or_else(|why| leniency.excuses(why)),
+            Self::Optional(leniency) => optional(*leniency, filter, head, now),
+        }
+    }
+}
+
+impl Leniency {
+    fn excuses<'f>(self, why: Reason) -> Result<Vec<Verified<'f>>, Reason> {
+        match self {
+            Self::Failed => Ok(Vec::new()),
+            Self::Missing if why == Reason::JwtMissing => Ok(Vec::new()),
+            Self::Missing | Self::Strict => Err(why),
+        }
+    }
+}
+
+/// The first that is satisfied. Otherwise the most telling refusal: that a token is bad says more than that another one is missing.
+fn any<'f>(
+    list: &[Requirement],
+    filter: &'f JwtFilter,
+    head: &RequestHead,
+    now: Now,
+) -> Result<Vec<Verified<'f>>, Reason> {
+    let telling = |why: &Reason| match why {
+        Reason::JwtMissing => 0,
+        Reason::JwtUnknownIssuer => 1,
+        _ => 2,
+    };
+    let mut refusal = Reason::JwtMissing;
+    for requirement in list {
+        match requirement.check(filter, head, now) {
+            Ok(verified) => return Ok(verified),
+            Err(why) if telling(&why) >= telling(&refusal) => refusal = why,
+            Err(_) => {}
+        }
+    }
+    Err(refusal)
+}
+
+/// Verifies every token that stands where some provider's tokens stand, each by the provider that its issuer names.
+fn optional<'f>(
+    leniency: Leniency,
+    filter: &'f JwtFilter,
+    head: &RequestHead,
+    now: Now,
+) -> Result<Vec<Verified<'f>>, Reason> {
+    let mut seen: Vec<&str> = Vec::new();
+    let mut verified = Vec::new();
+    for provider in &filter.providers {
+        let checked = match extract::token(head, &provider.locations) {
+            Ok(Some(text)) if !seen.contains(&text) => {
+                seen.push(text);
+                Token::parse(text).and_then(|token| {
+                    let of_issuer = filter.providers.iter().find(|other| {
+                        other.issuer.as_deref() == token.issuer.as_deref()
+                            && other.locations == provider.locations
+                    });
+                    of_issuer.ok_or(Reason::JwtUnknownIssuer)?.verify(token, None, now)
+                })
+            }
+            Ok(_) => continue,
+            Err(why) => Err(why),
+        };
+        match checked {
+            Ok(good) => verified.push(good),
+            Err(_) if leniency == Leniency::Failed => {}
+            Err(why) => return Err(why),
+        }
+    }
+    Ok(verified)
+}

@@ -1,0 +1,45 @@
+//! What a route says about the filters of its listener (`typed_per_filter_config`).
+
+use std::sync::Arc;
+
+use super::rbac::RbacFilter;
+
+/// The settings of a route, its virtual host and its table for filters, by their names. The most specific one is the whole
+/// setting of a filter, as in Envoy.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides(Arc<[(Arc<str>, Override)]>);
+
+/// What a filter does instead of what the listener says.
+#[derive(Debug, Clone)]
+pub enum Override {
+    /// `FilterConfig.disabled`; for RBAC a `RBACPerRoute` without `rbac`.
+    Disabled,
+    /// `RBACPerRoute.rbac`.
+    Rbac(Arc<RbacFilter>),
+    /// `PerRouteConfig.requirement_name` of `jwt_authn`.
+    Jwt(Arc<str>),
+}
+
+impl Overrides {
+    /// `own`, and what the level above says about other filters.
+    #[must_use]
+    pub fn new(own: Vec<(Arc<str>, Override)>, above: &Self) -> Self {
+        if own.is_empty() {
+            return above.clone();
+        }
+        let inherited = above.0.iter().filter(|(name, _)| own.iter().all(|(own, _)| own != name)).cloned();
+        let inherited: Vec<_> = inherited.collect();
+        Self(own.into_iter().chain(inherited).collect())
+    }
+
+    /// What is said about the filter `name`.
+    #[must_use]
+    pub fn of(&self, name: &str) -> Option<&Override> {
+        self.0.iter().find(|(filter, _)| **filter == *name).map(|(_, said)| said)
+    }
+
+    /// Everything that is said.
+    pub fn iter(&self) -> impl Iterator<Item = &(Arc<str>, Override)> {
+        self.0.iter()
+    }
+}

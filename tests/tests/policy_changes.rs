@@ -1,0 +1,259 @@
+//! Policy that changes while connections and streams are open: what is not allowed any more ends, everything else lives on.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use remora_tests::client::http1::Http1Client;
+use remora_tests::client::http2::{Outcome, request};
+use remora_tests::config::{Listener, merge, to_cluster};
+use remora_tests::control_plane::ControlPlane;
+use remora_tests::http1::Broken;
+use remora_tests::proxy::Proxy;
+use remora_tests::resources::{cds, eds, eds_cluster, lds, under};
+use remora_tests::upstream::Upstream as _;
+use remora_tests::upstream::http1::{Answer, Http1Upstream};
+use remora_tests::wait::eventually_async;
+use remora_xds::Resource;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+
+const HTTP_RBAC: &str = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC";
+const NETWORK_RBAC: &str = "type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC";
+
+/// Only these users may.
+fn only(users: &[&str]) -> Value {
+    let ids: Vec<Value> = users
+        .iter()
+        .map(|u| json!({ "header": { "name": "x-user", "string_match": { "exact": u } } }))
+        .collect();
+    json!({ "action": "ALLOW", "policies": { "users": { "permissions": [{ "any": true }], "principals": ids } } })
+}
+
+/// Nobody may, or everybody.
+fn everybody(may: bool) -> Value {
+    let all = json!([{ "any": true }]);
+    let policies = json!({ "all": { "permissions": all, "principals": all } });
+    json!({ "action": if may { "ALLOW" } else { "DENY" }, "policies": policies })
+}
+
+/// An HTTP listener that judges requests by `rules`.
+fn web(rules: &Value) -> Resource {
+    let filters = json!([
+        { "name": "envoy.filters.http.rbac", "typed_config": { "@type": HTTP_RBAC, "rules": rules } },
+        { "name": "envoy.filters.http.router",
+          "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" } },
+    ]);
+    let manager = json!({ "http_filters": filters });
+    lds(Listener::http("ingress").upgrade("websocket").manager(manager).route(to_cluster("/", "origin")))
+}
+
+/// `listener` with a network filter that judges connections by `rules`.
+fn judged(mut listener: Value, rules: &Value) -> Resource {
+    let filter = json!({
+        "name": "envoy.filters.network.rbac",
+        "typed_config": { "@type": NETWORK_RBAC, "stat_prefix": "net", "rules": rules },
+    });
+    listener["filter_chains"][0]["filters"].as_array_mut().unwrap().insert(0, filter);
+    lds(listener)
+}
+
+struct Rig {
+    plane: ControlPlane,
+    origin: Vec<Resource>,
+}
+
+impl Rig {
+    async fn new(origin: SocketAddr) -> Self {
+        let origin = vec![cds(&eds_cluster("origin")), eds("origin", &[origin])];
+        Self { plane: ControlPlane::start().await, origin }
+    }
+
+    fn publish(&self, listeners: impl IntoIterator<Item = Resource>) {
+        self.plane.publish(self.origin.iter().cloned().chain(listeners));
+    }
+
+    async fn start(&self) -> Proxy {
+        under(&[self.plane.address]).start().await
+    }
+}
+
+/// A first piece, and the rest when the test says so.
+fn slow(rest: &Arc<Notify>) -> Answer {
+    Answer::raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n")
+        .until(rest)
+        .send("4\r\nlast\r\n0\r\n\r\n")
+}
+
+async fn refuses(proxy: &Proxy, user: &str) {
+    let head = format!("GET / HTTP/1.1\r\nHost: a.example\r\nX-User: {user}\r\n\r\n");
+    eventually_async("the new rules are in force", async || {
+        let mut client = proxy.http1().await;
+        client.send(&head).await;
+        client.response().await.is_ok_and(|answer| answer.reason() == Some("rbac_denied"))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stream_that_is_not_allowed_any_more_is_reset_and_the_others_on_its_connection_end_well() {
+    let rest = Arc::new(Notify::new());
+    let answer = rest.clone();
+    let origin = Http1Upstream::scripted(move |_, _| slow(&answer)).await;
+    let rig = Rig::new(origin.address()).await;
+    rig.publish([web(&only(&["ann", "bob"]))]);
+    let proxy = rig.start().await;
+    let mut client = proxy.http2().await;
+    let mut open = Vec::new();
+    for user in ["ann", "bob"] {
+        let fields: Vec<_> = request("GET", "/").into_iter().chain([("x-user", user)]).collect();
+        let stream = client.open(&fields, true).await;
+        client.until(stream, "the first piece", |s| s.body == b"first").await;
+        open.push(stream);
+    }
+    let mut old = proxy.http1().await;
+    old.send("GET / HTTP/1.1\r\nHost: a.example\r\nX-User: bob\r\n\r\n").await;
+    let (head, mut body) = old.head("GET").await.unwrap();
+    assert_eq!(head.status, 200);
+
+    rig.publish([web(&only(&["ann"]))]);
+    match client.outcome(open[1]).await {
+        Outcome::Reset(_, so_far) => assert_eq!(so_far.body, b"first"),
+        other => panic!("bob goes on: {other:?}"),
+    }
+    let broken = loop {
+        match old.body_more(&mut body).await {
+            Ok(complete) => assert!(!complete, "on HTTP/1 the body breaks off"),
+            Err(broken) => break broken,
+        }
+    };
+    assert!(matches!(broken, Broken::Closed | Broken::Reset(_)), "{broken:?}");
+    rest.notify_waiters();
+    assert_eq!(client.outcome(open[0]).await.answer().text(), "firstlast", "ann's stream was not touched");
+    assert!(client.goaways().is_empty());
+}
+
+#[tokio::test]
+async fn a_tunnel_and_a_request_that_waits_are_judged_again_too() {
+    let tunnel = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let origin = Http1Upstream::scripted(move |seen, _| match seen.target() {
+        "/chat" => Answer::raw(tunnel).echo(),
+        _ => Answer::nothing().hang(),
+    })
+    .await;
+    let rig = Rig::new(origin.address()).await;
+    rig.publish([web(&only(&["ann", "bob"]))]);
+    let proxy = rig.start().await;
+    let mut tunnels = Vec::new();
+    for user in ["ann", "bob"] {
+        let mut client = proxy.http1().await;
+        let head = "GET /chat HTTP/1.1\r\nHost: a.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n";
+        client.send(format!("{head}X-User: {user}\r\n\r\nhello")).await;
+        assert_eq!(client.any_head().await.unwrap().word(1), "101");
+        assert_eq!(client.raw(5).await.unwrap(), b"hello");
+        tunnels.push(client);
+    }
+    let mut waits = proxy.http1().await;
+    waits.send("GET /wait HTTP/1.1\r\nHost: a.example\r\nX-User: bob\r\n\r\n").await;
+    origin.request(2).await;
+
+    rig.publish([web(&only(&["ann"]))]);
+    let answer = waits.response().await.unwrap();
+    assert_eq!((answer.status, answer.reason()), (403, Some("rbac_denied")));
+    assert!(tunnels[1].is_closed().await, "bob's tunnel");
+    tunnels[0].send("again").await;
+    assert_eq!(tunnels[0].raw(5).await.unwrap(), b"again", "ann's");
+}
+
+#[tokio::test]
+async fn an_opaque_connection_that_is_not_allowed_any_more_is_closed_and_one_elsewhere_is_not() {
+    let origin = Http1Upstream::answering(Answer::ok("x").echo()).await;
+    let rig = Rig::new(origin.address()).await;
+    let tcp = |name| Listener::tcp(name, "origin");
+    rig.publish([judged(tcp("ingress"), &everybody(true)), judged(tcp("other"), &everybody(true))]);
+    let proxy = rig.start().await;
+    let mut clients = Vec::new();
+    for listener in ["ingress", "other"] {
+        let mut client = Http1Client::connect(proxy.address(listener)).await;
+        assert_eq!(client.get("/").await.unwrap().text(), "x");
+        clients.push(client);
+    }
+    rig.publish([judged(tcp("ingress"), &everybody(false)), judged(tcp("other"), &everybody(true))]);
+    assert!(clients[0].is_closed().await);
+    clients[1].send("ping").await;
+    assert_eq!(clients[1].raw(4).await.unwrap(), b"ping");
+    assert!(Http1Client::connect(proxy.address("ingress")).await.is_closed().await, "a new one is refused");
+    let metrics = proxy.admin("GET", "/stats/prometheus").await.unwrap().text();
+    let line = "remora_policy_decisions_total{listener=\"ingress\",stat_prefix=\"net\",policy=\"all\",decision=\"denied\"} 2";
+    assert!(metrics.contains(line), "{metrics}");
+}
+
+#[tokio::test]
+async fn an_http_connection_is_closed_with_its_requests_when_its_peer_may_not_connect_any_more() {
+    let origin = Http1Upstream::scripted(|_, _| Answer::nothing().hang()).await;
+    let rig = Rig::new(origin.address()).await;
+    let http =
+        |may| judged(Listener::http("ingress").route(to_cluster("/", "origin")).into(), &everybody(may));
+    rig.publish([http(true)]);
+    let proxy = rig.start().await;
+    let (mut one, mut two) = (proxy.http1().await, proxy.http2().await);
+    one.send("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").await;
+    let stream = two.open(&request("GET", "/"), true).await;
+    origin.request(1).await;
+    rig.publish([http(false)]);
+    assert!(one.is_closed().await);
+    assert!(matches!(two.outcome(stream).await, Outcome::ConnectionEnded(_) | Outcome::Reset(..)));
+    let metrics = proxy.admin("GET", "/stats/prometheus").await.unwrap().text();
+    assert!(metrics.contains("remora_downstream_rejected_total{reason=\"unauthorized\"} 2"), "{metrics}");
+}
+
+/// Requirement M8: the operator finds the policy by its name, the caller is not told.
+#[tokio::test]
+async fn the_refusing_policy_is_in_the_log_and_in_a_metric_and_not_in_the_answer() {
+    let origin = Http1Upstream::answering(Answer::ok("x")).await;
+    let rig = Rig::new(origin.address()).await;
+    let deny = json!({ "action": "DENY", "policies": { "no-guests": {
+        "permissions": [{ "any": true }],
+        "principals": [{ "header": { "name": "x-user", "string_match": { "exact": "guest" } } }],
+    } } });
+    let rules = json!({ "@type": HTTP_RBAC, "rules": deny, "rules_stat_prefix": "shop", "shadow_rules": only(&["ann"]) });
+    let log = json!({ "access_log": [{ "name": "stdout", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StderrAccessLog",
+        "log_format": { "text_format_source": {
+            "inline_string": "LOG %RESPONSE_CODE_DETAILS% %REMORA_REASON% %REMORA_SHADOW%\n",
+        } },
+    } }] });
+    let mut manager = json!({ "http_filters": [
+        { "name": "envoy.filters.http.rbac", "typed_config": rules },
+        { "name": "envoy.filters.http.router",
+          "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" } },
+    ] });
+    merge(&mut manager, log);
+    rig.publish([lds(Listener::http("ingress").manager(manager).route(to_cluster("/", "origin")))]);
+    let proxy = rig.start().await;
+    refuses(&proxy, "guest").await;
+    let mut client = proxy.http1().await;
+    client.send("GET / HTTP/1.1\r\nHost: a.example\r\nX-User: guest\r\n\r\n").await;
+    let answer = client.response().await.unwrap();
+    assert_eq!((answer.status, answer.text().as_str()), (403, "RBAC: access denied"));
+    let told = |text: &str| text.contains("no-guests");
+    assert!(!answer.fields.0.iter().any(|(_, value)| told(value)) && !told(&answer.text()));
+    client.send("GET / HTTP/1.1\r\nHost: a.example\r\nX-User: bob\r\n\r\n").await;
+    assert_eq!(client.response().await.unwrap().status, 200, "shadow rules refuse nobody");
+    let metrics = proxy.admin("GET", "/stats/prometheus").await.unwrap().text();
+    for line in [
+        "{listener=\"ingress\",stat_prefix=\"shop\",policy=\"no-guests\",decision=\"denied\"} 2",
+        "{listener=\"ingress\",stat_prefix=\"shop\",policy=\"none\",decision=\"allowed\"} 1",
+        "{listener=\"ingress\",stat_prefix=\"\",policy=\"none\",decision=\"shadow_denied\"} 3",
+    ] {
+        assert!(metrics.contains(&format!("remora_policy_decisions_total{line}")), "{line}\n{metrics}");
+    }
+    let shadow = "rbac_access_denied_matched_policy[none]";
+    let denied = format!("LOG rbac_access_denied_matched_policy[no-guests] rbac_denied {shadow}");
+    let allowed = format!("LOG via_upstream - {shadow}");
+    eventually_async("both lines", async || {
+        let log = proxy.stderr();
+        log.contains(&denied) && log.contains(&allowed)
+    })
+    .await;
+}

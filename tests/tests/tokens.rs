@@ -1,0 +1,127 @@
+//! Tokens whose keys are fetched: before they are needed, over a cluster, and never believed for too long.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use remora_tests::client::http1::{Http1Client, Response};
+use remora_tests::config::{Listener, to_cluster};
+use remora_tests::proxy::{Builder, Proxy};
+use remora_tests::upstream::http1::{Answer, Http1Upstream};
+use remora_tests::wait::eventually_async;
+use serde_json::{Value, json};
+
+/// A key set with one secret, and a token that is signed with it. The secret is `test secret, in no way secret`.
+const KEYS: &str =
+    r#"{"keys":[{"kty":"oct","kid":"one","alg":"HS256","k":"dGVzdCBzZWNyZXQsIGluIG5vIHdheSBzZWNyZXQ"}]}"#;
+/// Claims: issuer `test`, expires in 2100.
+const TOKEN: &str = "eyJhbGciOiAiSFMyNTYiLCAia2lkIjogIm9uZSJ9.eyJpc3MiOiAidGVzdCIsICJleHAiOiA0MTAyNDQ0ODAwfQ.a-PLEr4uR7IIfu-vMnd2Do-0XfVEAQNfKdsYYGzc9WU";
+/// The same key set after a rotation: another secret.
+const ROTATED: &str =
+    r#"{"keys":[{"kty":"oct","kid":"one","alg":"HS256","k":"YW5vdGhlciB0ZXN0IHNlY3JldA"}]}"#;
+
+/// An issuer that answers with what the test puts there; None is a 503.
+struct Issuer {
+    server: Http1Upstream,
+    keys: Arc<Mutex<Option<&'static str>>>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Issuer {
+    async fn with(keys: Option<&'static str>) -> Self {
+        let (keys, asked) = (Arc::new(Mutex::new(keys)), Arc::new(AtomicUsize::new(0)));
+        let (answer, count) = (keys.clone(), asked.clone());
+        let server = Http1Upstream::scripted(move |_, _| {
+            count.fetch_add(1, Ordering::Relaxed);
+            match *answer.lock().unwrap() {
+                Some(keys) => Answer::ok(keys),
+                None => Answer::status(503, "Unavailable", ""),
+            }
+        })
+        .await;
+        Self { server, keys, asked }
+    }
+
+    fn set(&self, keys: Option<&'static str>) {
+        *self.keys.lock().unwrap() = keys;
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+}
+
+fn filters(cache: &str) -> Value {
+    json!({ "http_filters": [
+        { "name": "envoy.filters.http.jwt_authn", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication",
+            "providers": { "test": {
+                "issuer": "test",
+                "remote_jwks": {
+                    "http_uri": { "uri": "http://issuer.example/keys?v=1", "cluster": "issuer", "timeout": "5s" },
+                    "cache_duration": cache,
+                    "async_fetch": { "failed_refetch_duration": "0.05s" },
+                },
+            } },
+            "rules": [{ "match": { "prefix": "/" }, "requires": { "provider_name": "test" } }],
+        } },
+        { "name": "envoy.filters.http.router",
+          "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" } },
+    ] })
+}
+
+fn proxy(issuer: &Issuer, origin: &Http1Upstream, cache: &str) -> Builder {
+    Proxy::builder()
+        .listener(Listener::http("ingress").manager(filters(cache)).route(to_cluster("/", "origin")))
+        .upstream("origin", origin)
+        .upstream("issuer", &issuer.server)
+}
+
+async fn ask(client: &mut Http1Client, token: &str) -> Response {
+    client.send(format!("GET / HTTP/1.1\r\nHost: a.example\r\nAuthorization: Bearer {token}\r\n\r\n")).await;
+    client.response().await.unwrap()
+}
+
+#[tokio::test]
+async fn keys_are_fetched_over_their_cluster_and_the_first_request_waits_for_them() {
+    let issuer = Issuer::with(Some(KEYS)).await;
+    let origin = Http1Upstream::answering(Answer::ok("in")).await;
+    let proxy = proxy(&issuer, &origin, "600s").start().await;
+    let mut client = proxy.http1().await;
+    assert_eq!(ask(&mut client, TOKEN).await.text(), "in");
+    let forged = TOKEN.replace('.', ".A");
+    let refused = ask(&mut client, &forged).await;
+    assert_eq!((refused.status, refused.reason()), (401, Some("jwt_malformed")));
+    let fetched = issuer.server.request(0).await;
+    assert_eq!((fetched.target(), fetched.fields().get("host")), ("/keys?v=1", Some("issuer.example")));
+    assert_eq!(issuer.asked(), 1, "one set of keys serves all requests");
+    assert!(origin.requests().iter().all(|seen| !seen.fields().has("authorization")), "tokens stay here");
+}
+
+#[tokio::test]
+async fn a_rotation_is_seen_and_an_issuer_that_stays_away_closes_the_door() {
+    let issuer = Issuer::with(None).await;
+    let origin = Http1Upstream::answering(Answer::ok("in")).await;
+    let proxy = proxy(&issuer, &origin, "0.4s").start().await;
+    let mut client = proxy.http1().await;
+    // CVE-2025-64527: several requests while fetching fails.
+    for _ in 0..3 {
+        assert_eq!(ask(&mut client, TOKEN).await.reason(), Some("jwt_keys_unavailable"));
+    }
+    let mut until = async |what: &str, reason: Option<&str>| {
+        eventually_async(what, async || ask(&mut client, TOKEN).await.reason() == reason).await;
+    };
+    issuer.set(Some(KEYS));
+    until("the keys come", None).await;
+    issuer.set(Some(ROTATED));
+    until("the old key is gone", Some("jwt_bad_signature")).await;
+    issuer.set(Some(KEYS));
+    until("and back", None).await;
+    issuer.set(None);
+    until("the cache is over", Some("jwt_keys_unavailable")).await;
+    issuer.set(Some("no keys"));
+    let asked = issuer.asked();
+    eventually_async("it is asked again and again", async || issuer.asked() > asked + 2).await;
+    until("what is no key set changes nothing", Some("jwt_keys_unavailable")).await;
+    assert!(proxy.stderr().contains("a key set cannot be fetched"));
+}
