@@ -4,6 +4,7 @@
 //! Messages with the fields that are used, and the service, are written down here as those of etcd are: one method needs no generator.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -22,7 +23,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::authority::{Authority, Issued};
 use super::failures::Failures;
 use super::issued::Log;
-use super::tokens::{Presented, Tokens};
+use super::review::Reviewer;
+use super::tokens::{PREFIX, Presented, Tokens};
 use super::{Ca, Csr, Refused, hex};
 
 /// Bytes of a request: a CSR of an RSA key of 8192 bits has 3 KiB.
@@ -75,7 +77,18 @@ pub struct PeerAddress(pub SocketAddr);
 #[derive(Debug, Clone)]
 enum Credential {
     Token(Presented),
+    ServiceAccount(ServiceAccountToken),
     Certificate(Shown),
+}
+
+/// A token of Kubernetes, which no log shows.
+#[derive(Clone)]
+struct ServiceAccountToken(String);
+
+impl fmt::Debug for ServiceAccountToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(hidden)")
+    }
 }
 
 impl Credential {
@@ -83,6 +96,7 @@ impl Credential {
     fn name(&self) -> String {
         match self {
             Self::Token(token) => format!("token {}", token.id),
+            Self::ServiceAccount(_) => "serviceaccount".into(),
             Self::Certificate(shown) => format!("certificate {}", shown.serial),
         }
     }
@@ -97,14 +111,15 @@ struct Inner {
     ca: Arc<Ca>,
     tokens: Arc<Tokens>,
     log: Arc<Log>,
+    reviewer: Option<Reviewer>,
     failures: Mutex<Failures>,
 }
 
 impl Service {
-    /// One that signs with `ca`.
+    /// One that signs with `ca`. Without a reviewer the tokens of Kubernetes are unknown.
     #[must_use]
-    pub fn new(ca: Arc<Ca>, tokens: Arc<Tokens>, log: Arc<Log>) -> Self {
-        Self(Arc::new(Inner { ca, tokens, log, failures: Mutex::default() }))
+    pub fn new(ca: Arc<Ca>, tokens: Arc<Tokens>, log: Arc<Log>, reviewer: Option<Reviewer>) -> Self {
+        Self(Arc::new(Inner { ca, tokens, log, reviewer, failures: Mutex::default() }))
     }
 }
 
@@ -158,6 +173,11 @@ impl Inner {
     async fn identity(&self, credential: &Credential, csr: &Csr) -> Result<SpiffeId, Refused> {
         match credential {
             Credential::Token(token) => self.tokens.check(token, csr).await,
+            Credential::ServiceAccount(ServiceAccountToken(token)) => {
+                let reviewer = self.reviewer.as_ref().ok_or(Refused::TokenUnknown)?;
+                let (namespace, account) = reviewer.review(token).await?;
+                self.ca.identity(&namespace, &account)
+            }
             Credential::Certificate(shown) => self.ca.admit(shown).cloned(),
         }
     }
@@ -186,8 +206,12 @@ fn credential(request: &Request<CertificateRequest>) -> Result<Credential, Refus
     if let Some(header) = request.metadata().get("authorization") {
         let text = header.to_str().ok().and_then(|text| text.split_once(' '));
         let bearer = text.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-        let (_, token) = bearer.ok_or(Refused::NoCredential)?;
-        return Presented::parse(token.trim()).map(Credential::Token).ok_or(Refused::TokenUnknown);
+        let token = bearer.ok_or(Refused::NoCredential)?.1.trim();
+        return match Presented::parse(token) {
+            Some(token) => Ok(Credential::Token(token)),
+            None if token.starts_with(PREFIX) => Err(Refused::TokenUnknown),
+            None => Ok(Credential::ServiceAccount(ServiceAccountToken(token.to_owned()))),
+        };
     }
     request.extensions().get::<Shown>().cloned().map(Credential::Certificate).ok_or(Refused::NoCredential)
 }
