@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prost::Message;
@@ -113,13 +114,22 @@ struct Inner {
     log: Arc<Log>,
     reviewer: Option<Reviewer>,
     failures: Mutex<Failures>,
+    issued: AtomicU64,
+    refused: AtomicU64,
 }
 
 impl Service {
     /// One that signs with `ca`. Without a reviewer the tokens of Kubernetes are unknown.
     #[must_use]
     pub fn new(ca: Arc<Ca>, tokens: Arc<Tokens>, log: Arc<Log>, reviewer: Option<Reviewer>) -> Self {
-        Self(Arc::new(Inner { ca, tokens, log, reviewer, failures: Mutex::default() }))
+        let (failures, issued, refused) = Default::default();
+        Self(Arc::new(Inner { ca, tokens, log, reviewer, failures, issued, refused }))
+    }
+
+    /// Requests that got a certificate, and those that did not.
+    #[must_use]
+    pub fn counts(&self) -> (u64, u64) {
+        (self.0.issued.load(Ordering::Relaxed), self.0.refused.load(Ordering::Relaxed))
     }
 }
 
@@ -129,10 +139,15 @@ impl Inner {
             request.extensions().get::<PeerAddress>().map(|peer| peer.0).or_else(|| request.remote_addr());
         let address = from.map(|from| from.ip());
         let failures = || self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        if address.is_some_and(|address| !failures().admits(address, Instant::now())) {
+        // Others may be at the same address: what is known to be good is good.
+        if address.is_some_and(|address| !failures().admits(address, Instant::now())) && !self.knows(&request)
+        {
+            self.refused.fetch_add(1, Ordering::Relaxed);
             return Err(Refused::TooManyFailures);
         }
         let answer = self.create(&request, from).await;
+        let count = if answer.is_ok() { &self.issued } else { &self.refused };
+        count.fetch_add(1, Ordering::Relaxed);
         match &answer {
             Err(refused) if refused.is_denial() => {
                 if let Some(address) = address {
@@ -144,6 +159,15 @@ impl Inner {
             Ok(_) => {}
         }
         answer
+    }
+
+    /// Whether the credential is one that need not be asked about.
+    fn knows(&self, request: &Request<CertificateRequest>) -> bool {
+        match credential(request) {
+            Ok(Credential::Token(token)) => self.tokens.knows(&token),
+            Ok(Credential::Certificate(_)) => true,
+            Ok(Credential::ServiceAccount(_)) | Err(_) => false,
+        }
     }
 
     async fn create(

@@ -199,6 +199,13 @@ impl Tokens {
         self.ca.identity(&spec.namespace, &spec.service_account)
     }
 
+    /// Whether a token is known here, without a question to the store.
+    #[must_use]
+    pub fn knows(&self, token: &Presented) -> bool {
+        let spec = self.registry.get(&key(&token.id)).and_then(|record| spec(&record));
+        spec.is_some_and(|spec| same(&spec.hash, &token.hash))
+    }
+
     /// Uses a token for the key of `csr`. The same key may use it again as long as it is the last that did.
     ///
     /// # Errors

@@ -158,6 +158,7 @@ impl Plane {
             board: Arc::clone(&board),
             audit: Arc::clone(&audit),
             ca: Arc::clone(&ca),
+            certificates: certificates.clone(),
             issued: Arc::clone(&log),
             tokens: Arc::clone(&tokens),
         };

@@ -16,7 +16,7 @@ use remora_proxy::tls::{self, TlsParams};
 use remora_xds::server::{AdsService, PeerCertificates, Settings};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::codegen::InterceptedService;
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
@@ -33,8 +33,8 @@ use crate::publish::Publisher;
 
 /// For a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Handshakes at one time; what is above waits to be accepted.
-const HANDSHAKES: usize = 256;
+/// Connections at one time, as many as the streams of ADS and some more; what is above waits to be accepted.
+const CONNECTIONS: usize = 12_000;
 /// Between attempts to get a certificate of our own.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -165,7 +165,7 @@ async fn accept(
     shaking: Arc<Shaking>,
     accepted: mpsc::Sender<io::Result<Connection>>,
 ) {
-    let slots = Arc::new(Semaphore::new(HANDSHAKES));
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         // It is never closed.
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
@@ -179,8 +179,7 @@ async fn accept(
         };
         let (shaking, accepted) = (Arc::clone(&shaking), accepted.clone());
         tokio::spawn(async move {
-            let _slot = slot;
-            let shaken = timeout(HANDSHAKE, Connection::shake(&shaking.tls, stream, peer)).await;
+            let shaken = timeout(HANDSHAKE, Connection::shake(&shaking.tls, stream, peer, slot)).await;
             match shaken {
                 // Its receiver is the server, which lives as long as this process.
                 Ok(Ok(connection)) => drop(accepted.send(Ok(connection)).await),
@@ -195,6 +194,7 @@ async fn accept(
 struct Connection {
     stream: ServerStream<TcpStream>,
     info: Info,
+    _slot: OwnedSemaphorePermit,
 }
 
 /// What requests know of their connection.
@@ -207,14 +207,19 @@ struct Info {
 }
 
 impl Connection {
-    async fn shake(tls: &ServerTls, stream: TcpStream, peer: SocketAddr) -> Result<Self, String> {
+    async fn shake(
+        tls: &ServerTls,
+        stream: TcpStream,
+        peer: SocketAddr,
+        slot: OwnedSemaphorePermit,
+    ) -> Result<Self, String> {
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
         let tcp = stream.connect_info();
         let (stream, _) = tls.accept(stream, &[]).await.map_err(|e| e.to_string())?;
         let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let certificates = PeerCertificates(Arc::new(certificates.iter().map(|der| der.to_vec()).collect()));
         let shown = certificates.0.first().map(|leaf| Shown::of(leaf));
-        Ok(Self { stream, info: Info { tcp, peer, certificates, shown } })
+        Ok(Self { stream, info: Info { tcp, peer, certificates, shown }, _slot: slot })
     }
 }
 
