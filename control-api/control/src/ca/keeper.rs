@@ -322,23 +322,32 @@ impl Ca {
         if announced { self.laggards.borrow().clone() } else { Vec::new() }
     }
 
-    /// Moves what is due; `laggards` are the nodes that have not taken the secret as it is now.
+    /// Moves what is due; `laggards` are the nodes that have not taken `secret`. When the authority has changed since then, nothing is: a
+    /// root that was announced meanwhile is not in `secret`.
     ///
     /// # Errors
     /// The store.
-    pub async fn advance(&self, laggards: &[String]) -> Result<(), Refused> {
+    pub async fn advance(&self, secret: &Resource, laggards: &[String]) -> Result<(), Refused> {
         self.adopt().await?;
-        self.laggards.send_replace(laggards.to_vec());
-        let (domain, overlap) = (&self.settings.trust_domain, self.settings.overlap);
-        let mut seen = self.read(Authority::clone)?;
-        let before = seen.clone();
-        seen.advance(domain, laggards, overlap, now(), &mut System)?;
-        if seen == before {
+        let current = self.current()?;
+        if current.secret.version() != secret.version() {
             return Ok(());
         }
-        let steps = self
-            .change(|authority, now| authority.advance(domain, laggards, overlap, now, &mut System))
-            .await?;
+        self.laggards.send_replace(laggards.to_vec());
+        let (domain, overlap) = (&self.settings.trust_domain, self.settings.overlap);
+        let mut moved = current.authority.clone();
+        moved.advance(domain, laggards, overlap, now(), &mut System)?;
+        if moved == current.authority {
+            return Ok(());
+        }
+        let known = current.authority.announced().map(|root| &root.id);
+        let steps = self.change(|authority, now| {
+            if authority.announced().map(|root| &root.id) != known {
+                return Ok(Vec::new());
+            }
+            authority.advance(domain, laggards, overlap, now, &mut System)
+        });
+        let steps = steps.await?;
         for step in steps {
             match step {
                 Step::Signs(root, laggards) if laggards.is_empty() => info!(root, "a new root signs"),

@@ -61,7 +61,7 @@ impl Parts {
         let secret = self.ca.secret()?;
         let own = self.board.laggards(&secret);
         let laggards = self.votes.laggards(secret.version(), own).await?;
-        self.ca.advance(&laggards).await?;
+        self.ca.advance(&secret, &laggards).await?;
         self.tokens.sweep().await
     }
 
