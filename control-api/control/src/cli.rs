@@ -39,7 +39,7 @@ enum Command {
     /// Run the data plane
     Proxy(ProxyArgs),
     /// Run a control plane
-    Control(control::ControlArgs),
+    Control(Box<control::ControlArgs>),
     /// Run one program with a sidecar beside it, registered while it runs
     Run(run::RunArgs),
     /// Create or update mesh documents
@@ -70,7 +70,7 @@ pub fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Demo(args) => demo::run(&args),
         Command::Proxy(args) => remora_proxy::cli::run(&args),
-        Command::Control(args) => control::run(args),
+        Command::Control(args) => control::run(*args),
         Command::Run(args) => run::run(&args),
         Command::Apply(args) => commands::apply(&args),
         Command::Get(args) => commands::get(&args),

@@ -57,6 +57,8 @@ pub struct Ca {
     registry: Arc<Registry>,
     settings: Settings,
     current: watch::Sender<Option<Arc<Current>>>,
+    /// Nodes that were said to lack the secret, the last time.
+    laggards: watch::Sender<Vec<String>>,
 }
 
 fn key() -> Key {
@@ -71,7 +73,7 @@ impl Ca {
     /// One that has not been read yet.
     #[must_use]
     pub fn new(registry: Arc<Registry>, settings: Settings) -> Self {
-        Self { registry, settings, current: watch::Sender::new(None) }
+        Self { registry, settings, current: watch::Sender::new(None), laggards: watch::Sender::default() }
     }
 
     /// Where it is read from.
@@ -313,22 +315,39 @@ impl Ca {
         Ok(id)
     }
 
-    /// Moves what is due; `laggards` are the nodes that have not taken the secret as it is now.
+    /// The nodes that an announced root waits for.
+    #[must_use]
+    pub fn waits_for(&self) -> Vec<String> {
+        let announced = self.read(|authority| authority.announced().is_some()).unwrap_or(false);
+        if announced { self.laggards.borrow().clone() } else { Vec::new() }
+    }
+
+    /// Moves what is due; `laggards` are the nodes that have not taken `secret`. When the authority has changed since then, nothing is: a
+    /// root that was announced meanwhile is not in `secret`.
     ///
     /// # Errors
     /// The store.
-    pub async fn advance(&self, laggards: &[String]) -> Result<(), Refused> {
+    pub async fn advance(&self, secret: &Resource, laggards: &[String]) -> Result<(), Refused> {
         self.adopt().await?;
-        let (domain, overlap) = (&self.settings.trust_domain, self.settings.overlap);
-        let mut seen = self.read(Authority::clone)?;
-        let before = seen.clone();
-        seen.advance(domain, laggards, overlap, now(), &mut System)?;
-        if seen == before {
+        let current = self.current()?;
+        if current.secret.version() != secret.version() {
             return Ok(());
         }
-        let steps = self
-            .change(|authority, now| authority.advance(domain, laggards, overlap, now, &mut System))
-            .await?;
+        self.laggards.send_replace(laggards.to_vec());
+        let (domain, overlap) = (&self.settings.trust_domain, self.settings.overlap);
+        let mut moved = current.authority.clone();
+        moved.advance(domain, laggards, overlap, now(), &mut System)?;
+        if moved == current.authority {
+            return Ok(());
+        }
+        let known = current.authority.announced().map(|root| &root.id);
+        let steps = self.change(|authority, now| {
+            if authority.announced().map(|root| &root.id) != known {
+                return Ok(Vec::new());
+            }
+            authority.advance(domain, laggards, overlap, now, &mut System)
+        });
+        let steps = steps.await?;
         for step in steps {
             match step {
                 Step::Signs(root, laggards) if laggards.is_empty() => info!(root, "a new root signs"),

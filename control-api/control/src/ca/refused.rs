@@ -43,6 +43,12 @@ pub enum Refused {
     /// It was used as often as it may be.
     #[error("the join token was used as often as it may be; `remora token create` makes a new one")]
     TokenUsed,
+    /// Kubernetes says that the token is nobody's.
+    #[error("the service-account token is refused by Kubernetes: {0}")]
+    ServiceAccount(String),
+    /// Kubernetes does not say whose the token is.
+    #[error("the service-account token cannot be reviewed: {0}: {1}")]
+    Review(String, String),
     /// A token cannot be made with these terms.
     #[error("a join token {0}")]
     TokenTerms(String),
@@ -110,6 +116,8 @@ impl Refused {
             Self::TokenUnknown => "ca_token_unknown",
             Self::TokenExpired(_) => "ca_token_expired",
             Self::TokenUsed => "ca_token_used",
+            Self::ServiceAccount(_) => "ca_service_account",
+            Self::Review(..) => "ca_review",
             Self::TokenTerms(_) => "ca_token_terms",
             Self::TokensFull(_) => "ca_tokens_full",
             Self::PeerIdentity(_) => "ca_peer_identity",
@@ -142,7 +150,8 @@ impl Refused {
             | Self::NoCertificate
             | Self::TokenUnknown
             | Self::TokenExpired(_)
-            | Self::TokenUsed => Code::Unauthenticated,
+            | Self::TokenUsed
+            | Self::ServiceAccount(_) => Code::Unauthenticated,
             Self::CsrIdentity { .. }
             | Self::PeerIdentity(_)
             | Self::CertificateRevoked(_)
@@ -151,7 +160,7 @@ impl Refused {
             Self::RootAnnounced(_) | Self::RootsFull(_) | Self::RevocationsFull(_) | Self::TokensFull(_) => {
                 Code::FailedPrecondition
             }
-            Self::NotReady | Self::Store(_) => Code::Unavailable,
+            Self::NotReady | Self::Store(_) | Self::Review(..) => Code::Unavailable,
             Self::Corrupt(_) | Self::Signing(_) => Code::Internal,
         }
     }

@@ -4,11 +4,14 @@
 //! Messages with the fields that are used, and the service, are written down here as those of etcd are: one method needs no generator.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prost::Message;
-use remora_proxy::tls::identity::SpiffeId;
+use remora_proxy::tls::identity::{PeerIdentity, SpiffeId};
+use rustls_pki_types::CertificateDer;
 use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Context, Poll, http};
@@ -16,12 +19,14 @@ use tonic::server::{Grpc, NamedService, UnaryService};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 use tracing::{info, warn};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::authority::{Authority, Issued};
 use super::failures::Failures;
 use super::issued::Log;
-use super::tokens::{Presented, Tokens};
-use super::{Ca, Csr, Refused};
+use super::review::Reviewer;
+use super::tokens::{PREFIX, Presented, Tokens};
+use super::{Ca, Csr, Refused, hex};
 
 /// Bytes of a request: a CSR of an RSA key of 8192 bits has 3 KiB.
 const MAX_REQUEST: usize = 64 << 10;
@@ -47,12 +52,22 @@ pub struct CertificateResponse {
 }
 
 /// The certificate that a client of a TLS port has shown, put into the extensions of a request by whoever accepted the connection.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Shown {
     /// Its SPIFFE ID; None when it has none.
     pub identity: Option<SpiffeId>,
     /// Its serial number, in hexadecimal.
     pub serial: String,
+}
+
+impl Shown {
+    /// What a certificate says, in DER, whose chain was verified in the handshake.
+    #[must_use]
+    pub fn of(leaf: &[u8]) -> Self {
+        let peer = PeerIdentity::of_leaf(&CertificateDer::from(leaf), true);
+        let serial = X509Certificate::from_der(leaf).map(|(_, parsed)| hex(parsed.raw_serial()));
+        Self { identity: peer.ok().and_then(|peer| peer.spiffe), serial: serial.unwrap_or_default() }
+    }
 }
 
 /// Where a request came from, put into its extensions by whoever accepted a TLS connection.
@@ -63,7 +78,18 @@ pub struct PeerAddress(pub SocketAddr);
 #[derive(Debug, Clone)]
 enum Credential {
     Token(Presented),
+    ServiceAccount(ServiceAccountToken),
     Certificate(Shown),
+}
+
+/// A token of Kubernetes, which no log shows.
+#[derive(Clone)]
+struct ServiceAccountToken(String);
+
+impl fmt::Debug for ServiceAccountToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(hidden)")
+    }
 }
 
 impl Credential {
@@ -71,6 +97,7 @@ impl Credential {
     fn name(&self) -> String {
         match self {
             Self::Token(token) => format!("token {}", token.id),
+            Self::ServiceAccount(_) => "serviceaccount".into(),
             Self::Certificate(shown) => format!("certificate {}", shown.serial),
         }
     }
@@ -85,14 +112,24 @@ struct Inner {
     ca: Arc<Ca>,
     tokens: Arc<Tokens>,
     log: Arc<Log>,
+    reviewer: Option<Reviewer>,
     failures: Mutex<Failures>,
+    issued: AtomicU64,
+    refused: AtomicU64,
 }
 
 impl Service {
-    /// One that signs with `ca`.
+    /// One that signs with `ca`. Without a reviewer the tokens of Kubernetes are unknown.
     #[must_use]
-    pub fn new(ca: Arc<Ca>, tokens: Arc<Tokens>, log: Arc<Log>) -> Self {
-        Self(Arc::new(Inner { ca, tokens, log, failures: Mutex::default() }))
+    pub fn new(ca: Arc<Ca>, tokens: Arc<Tokens>, log: Arc<Log>, reviewer: Option<Reviewer>) -> Self {
+        let (failures, issued, refused) = Default::default();
+        Self(Arc::new(Inner { ca, tokens, log, reviewer, failures, issued, refused }))
+    }
+
+    /// Requests that got a certificate, and those that did not.
+    #[must_use]
+    pub fn counts(&self) -> (u64, u64) {
+        (self.0.issued.load(Ordering::Relaxed), self.0.refused.load(Ordering::Relaxed))
     }
 }
 
@@ -102,10 +139,15 @@ impl Inner {
             request.extensions().get::<PeerAddress>().map(|peer| peer.0).or_else(|| request.remote_addr());
         let address = from.map(|from| from.ip());
         let failures = || self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        if address.is_some_and(|address| !failures().admits(address, Instant::now())) {
+        // Others may be at the same address: what is known to be good is good.
+        if address.is_some_and(|address| !failures().admits(address, Instant::now())) && !self.knows(&request)
+        {
+            self.refused.fetch_add(1, Ordering::Relaxed);
             return Err(Refused::TooManyFailures);
         }
         let answer = self.create(&request, from).await;
+        let count = if answer.is_ok() { &self.issued } else { &self.refused };
+        count.fetch_add(1, Ordering::Relaxed);
         match &answer {
             Err(refused) if refused.is_denial() => {
                 if let Some(address) = address {
@@ -117,6 +159,15 @@ impl Inner {
             Ok(_) => {}
         }
         answer
+    }
+
+    /// Whether the credential is one that need not be asked about.
+    fn knows(&self, request: &Request<CertificateRequest>) -> bool {
+        match credential(request) {
+            Ok(Credential::Token(token)) => self.tokens.knows(&token),
+            Ok(Credential::Certificate(_)) => true,
+            Ok(Credential::ServiceAccount(_)) | Err(_) => false,
+        }
     }
 
     async fn create(
@@ -146,6 +197,11 @@ impl Inner {
     async fn identity(&self, credential: &Credential, csr: &Csr) -> Result<SpiffeId, Refused> {
         match credential {
             Credential::Token(token) => self.tokens.check(token, csr).await,
+            Credential::ServiceAccount(ServiceAccountToken(token)) => {
+                let reviewer = self.reviewer.as_ref().ok_or(Refused::TokenUnknown)?;
+                let (namespace, account) = reviewer.review(token).await?;
+                self.ca.identity(&namespace, &account)
+            }
             Credential::Certificate(shown) => self.ca.admit(shown).cloned(),
         }
     }
@@ -174,8 +230,12 @@ fn credential(request: &Request<CertificateRequest>) -> Result<Credential, Refus
     if let Some(header) = request.metadata().get("authorization") {
         let text = header.to_str().ok().and_then(|text| text.split_once(' '));
         let bearer = text.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-        let (_, token) = bearer.ok_or(Refused::NoCredential)?;
-        return Presented::parse(token.trim()).map(Credential::Token).ok_or(Refused::TokenUnknown);
+        let token = bearer.ok_or(Refused::NoCredential)?.1.trim();
+        return match Presented::parse(token) {
+            Some(token) => Ok(Credential::Token(token)),
+            None if token.starts_with(PREFIX) => Err(Refused::TokenUnknown),
+            None => Ok(Credential::ServiceAccount(ServiceAccountToken(token.to_owned()))),
+        };
     }
     request.extensions().get::<Shown>().cloned().map(Credential::Certificate).ok_or(Refused::NoCredential)
 }

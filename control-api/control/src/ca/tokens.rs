@@ -19,6 +19,8 @@ use crate::store::{Entry, Expect, Key, Put, Scope, StoreError};
 
 /// Kind of the keys of tokens.
 pub const KIND: &str = "JoinToken";
+/// What their texts begin with.
+pub(super) const PREFIX: &str = "remora-";
 /// Tokens at one time.
 const MOST: usize = 10_000;
 /// How long a token may live, in seconds: 30 days.
@@ -95,7 +97,7 @@ impl Presented {
     /// Reads `remora-<id>-<secret>[-<pin>]`: the pin is for whoever shows it.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let mut parts = text.strip_prefix("remora-")?.split('-');
+        let mut parts = text.strip_prefix(PREFIX)?.split('-');
         let (id, secret, _pin) = (parts.next()?, parts.next()?, parts.next());
         let lower_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
         let right = id.len() == 2 * ID && id.bytes().all(lower_hex) && parts.next().is_none();
@@ -158,7 +160,7 @@ impl Tokens {
         let put = Put { key: key(&id), value: value(&id, &spec).into(), expect: Expect::Absent, lease: None };
         let revision = self.registry.store().put(put).await?;
         self.registry.seen(revision).await;
-        Ok((format!("remora-{id}-{secret}-{pin}"), listed(&id, &identity, &spec)))
+        Ok((format!("{PREFIX}{id}-{secret}-{pin}"), listed(&id, &identity, &spec)))
     }
 
     /// All that have not been forgotten, by id.
@@ -195,6 +197,13 @@ impl Tokens {
     pub async fn check(&self, token: &Presented, csr: &Csr) -> Result<SpiffeId, Refused> {
         let (_, spec) = self.valid(token, csr).await?;
         self.ca.identity(&spec.namespace, &spec.service_account)
+    }
+
+    /// Whether a token is known here, without a question to the store.
+    #[must_use]
+    pub fn knows(&self, token: &Presented) -> bool {
+        let spec = self.registry.get(&key(&token.id)).and_then(|record| spec(&record));
+        spec.is_some_and(|spec| same(&spec.hash, &token.hash))
     }
 
     /// Uses a token for the key of `csr`. The same key may use it again as long as it is the last that did.

@@ -154,6 +154,9 @@ fn show(ca: &Shown) {
         })
         .collect();
     print!("\n{}", table(&["ROOT", "PHASE", "SINCE", "FROM", "SIGNED UNTIL", "ENDS"], &rows));
+    if !ca.waits_for.is_empty() {
+        println!("\nthe announced root waits for {}", ca.waits_for.join(", "));
+    }
     if ca.issued.is_empty() {
         return;
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 use tracing::warn;
 
+use super::votes::Votes;
 use crate::board::Board;
 use crate::ca::authority::{Authority, Barred};
 use crate::ca::{Ca, Log, Refused, Tokens};
@@ -21,10 +22,11 @@ pub(super) struct Parts {
     pub(super) tokens: Arc<Tokens>,
     pub(super) log: Arc<Log>,
     pub(super) board: Arc<Board>,
+    pub(super) votes: Votes,
 }
 
 /// Keeps it going for ever.
-pub(super) async fn keep(parts: Parts, publisher: Arc<Publisher>) {
+pub(super) async fn keep(mut parts: Parts, publisher: Arc<Publisher>) {
     let ca = Arc::clone(&parts.ca);
     let mut changes = ca.changes();
     let mut looks = tokio::time::interval(LOOK);
@@ -48,14 +50,18 @@ pub(super) async fn keep(parts: Parts, publisher: Arc<Publisher>) {
         if let Ok(secret) = ca.secret() {
             publisher.trust(&secret);
         }
+        let revoked = ca.read(|authority| authority.revoked().iter().map(|r| r.serial.clone()).collect());
+        publisher.expel(&revoked.unwrap_or_default());
     }
 }
 
 impl Parts {
-    async fn look(&self) -> Result<(), Refused> {
+    async fn look(&mut self) -> Result<(), Refused> {
         self.revoke_barred().await?;
-        let laggards = self.board.laggards(&*self.ca.secret()?);
-        self.ca.advance(&laggards).await?;
+        let secret = self.ca.secret()?;
+        let own = self.board.laggards(&secret);
+        let laggards = self.votes.laggards(secret.version(), own).await?;
+        self.ca.advance(&secret, &laggards).await?;
         self.tokens.sweep().await
     }
 

@@ -4,6 +4,7 @@ mod authority;
 mod folder;
 mod plane;
 mod tls;
+mod votes;
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
@@ -15,9 +16,11 @@ use clap::Args;
 use remora_mesh::Listening;
 use tracing_subscriber::EnvFilter;
 
-use crate::ca::Overlap;
 use crate::ca::root::Files;
+use crate::ca::{Overlap, review};
 use crate::run::time;
+
+pub(crate) use votes::KIND as CONTROL_PLANE;
 
 pub use plane::{AuthorityOptions, Options, Plane, StartError};
 
@@ -97,6 +100,18 @@ struct AuthorityArgs {
     /// It signs after so long even if a connected proxy does not trust it yet
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = time)]
     root_overlap_max: Duration,
+    /// Where Kubernetes is asked whose a service-account token is; without, such tokens are refused
+    #[arg(long, value_name = "URL")]
+    token_review: Option<String>,
+    /// What such a token must be for
+    #[arg(long, value_name = "AUDIENCE", default_value = "istio-ca", requires = "token_review")]
+    token_review_audience: String,
+    /// Roots of the API server; those of the pod, when it is left out
+    #[arg(long, value_name = "FILE", requires = "token_review")]
+    token_review_ca: Option<PathBuf>,
+    /// Token of the control plane itself; that of the pod, when it is left out
+    #[arg(long, value_name = "FILE", requires = "token_review")]
+    token_review_token: Option<PathBuf>,
 }
 
 /// Certificates have whole seconds.
@@ -113,6 +128,12 @@ impl AuthorityArgs {
             ttl: self.cert_ttl.min(self.max_cert_ttl),
             most_ttl: self.max_cert_ttl,
             overlap: Overlap { least: self.root_overlap, most: self.root_overlap_max },
+            review: self.token_review.map(|url| review::Options {
+                url,
+                audience: self.token_review_audience,
+                roots: self.token_review_ca,
+                token: self.token_review_token,
+            }),
         }
     }
 }

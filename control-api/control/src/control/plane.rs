@@ -15,11 +15,12 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::tls::{self, Port};
+use super::votes::Votes;
 use super::{authority, folder};
 use crate::audit::Audit;
 use crate::board::Board;
 use crate::ca::root::{Files, Root, Wrong};
-use crate::ca::{self, Ca, Overlap, Tokens};
+use crate::ca::{self, Ca, Overlap, Reviewer, Tokens, review};
 use crate::clock::unix;
 use crate::publish::{self, Publisher};
 use crate::registry::instances::Instances;
@@ -69,6 +70,8 @@ pub struct AuthorityOptions {
     pub most_ttl: Duration,
     /// How long a new root is announced before it signs.
     pub overlap: Overlap,
+    /// Where Kubernetes is asked whose a service-account token is.
+    pub review: Option<review::Options>,
 }
 
 impl Default for AuthorityOptions {
@@ -79,6 +82,7 @@ impl Default for AuthorityOptions {
             ttl: 24 * hour,
             most_ttl: 90 * 24 * hour,
             overlap: Overlap { least: hour, most: 24 * hour },
+            review: None,
         }
     }
 }
@@ -95,6 +99,9 @@ pub enum StartError {
     /// The files of the authority.
     #[error("--ca-cert, --ca-key, --ca-roots: {0}")]
     Authority(#[from] Wrong),
+    /// Where tokens are reviewed.
+    #[error("--token-review: {0}")]
+    Review(Wrong),
     /// The trust domain.
     #[error("--trust-domain {0}: {1}")]
     TrustDomain(String, SpiffeIdError),
@@ -125,6 +132,8 @@ impl Plane {
     pub async fn start(options: Options) -> Result<Self, StartError> {
         std::fs::create_dir_all(&options.data).map_err(|e| StartError::Data(options.data.clone(), e))?;
         let settings = ca_settings(&options)?;
+        let review = options.authority.review.as_ref();
+        let reviewer = review.map(Reviewer::new).transpose().map_err(StartError::Review)?;
         let address = options
             .store
             .clone()
@@ -142,13 +151,14 @@ impl Plane {
         let ca = Arc::new(Ca::new(Arc::clone(&registry), settings));
         let tokens = Arc::new(Tokens::new(Arc::clone(&registry), Arc::clone(&ca)));
         let log = Arc::new(ca::Log::at(&options.data.join("issued.jsonl")));
-        let certificates = ca::Service::new(Arc::clone(&ca), Arc::clone(&tokens), Arc::clone(&log));
+        let certificates = ca::Service::new(Arc::clone(&ca), Arc::clone(&tokens), Arc::clone(&log), reviewer);
         let app = App {
             registry: Arc::clone(&registry),
             instances: Arc::new(Instances::new(Arc::clone(&registry))),
             board: Arc::clone(&board),
             audit: Arc::clone(&audit),
             ca: Arc::clone(&ca),
+            certificates: certificates.clone(),
             issued: Arc::clone(&log),
             tokens: Arc::clone(&tokens),
         };
@@ -169,7 +179,9 @@ impl Plane {
             }
             let (ready, all_taken) = oneshot::channel();
             let plaintext = port.certificates.clone();
-            let parts = authority::Parts { ca: Arc::clone(&ca), tokens, log: Arc::clone(&port.log), board };
+            let votes = Votes::new(Arc::clone(&registry));
+            let parts =
+                authority::Parts { ca: Arc::clone(&ca), tokens, log: Arc::clone(&port.log), board, votes };
             let trust = authority::keep(parts, Arc::clone(&publisher));
             let serve = async {
                 if all_taken.await.is_ok() {
@@ -205,7 +217,7 @@ impl Plane {
 fn ca_settings(options: &Options) -> Result<ca::Settings, StartError> {
     let domain = &options.trust_domain;
     SpiffeId::parse(&format!("spiffe://{domain}")).map_err(|e| StartError::TrustDomain(domain.clone(), e))?;
-    let AuthorityOptions { files, ttl, most_ttl, overlap } = &options.authority;
+    let AuthorityOptions { files, ttl, most_ttl, overlap, .. } = &options.authority;
     let given = files.as_ref().map(|files| Root::read(files, unix(SystemTime::now()))).transpose()?;
     Ok(ca::Settings {
         trust_domain: domain.clone(),

@@ -16,26 +16,25 @@ use remora_proxy::tls::{self, TlsParams};
 use remora_xds::server::{AdsService, PeerCertificates, Settings};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::codegen::InterceptedService;
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 use tonic::{Request, Status};
 use tracing::{debug, error, warn};
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::ca::authority::Authority;
 use crate::ca::issued::Log;
 use crate::ca::service::{PeerAddress, Shown};
-use crate::ca::{self, Ca, Refused, hex};
+use crate::ca::{self, Ca, Refused};
 use crate::clock::unix;
 use crate::publish::Publisher;
 
 /// For a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Handshakes at one time; what is above waits to be accepted.
-const HANDSHAKES: usize = 256;
+/// Connections at one time, as many as the streams of ADS and some more; what is above waits to be accepted.
+const CONNECTIONS: usize = 12_000;
 /// Between attempts to get a certificate of our own.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -166,7 +165,7 @@ async fn accept(
     shaking: Arc<Shaking>,
     accepted: mpsc::Sender<io::Result<Connection>>,
 ) {
-    let slots = Arc::new(Semaphore::new(HANDSHAKES));
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         // It is never closed.
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
@@ -180,8 +179,7 @@ async fn accept(
         };
         let (shaking, accepted) = (Arc::clone(&shaking), accepted.clone());
         tokio::spawn(async move {
-            let _slot = slot;
-            let shaken = timeout(HANDSHAKE, Connection::shake(&shaking.tls, stream, peer)).await;
+            let shaken = timeout(HANDSHAKE, Connection::shake(&shaking.tls, stream, peer, slot)).await;
             match shaken {
                 // Its receiver is the server, which lives as long as this process.
                 Ok(Ok(connection)) => drop(accepted.send(Ok(connection)).await),
@@ -196,6 +194,7 @@ async fn accept(
 struct Connection {
     stream: ServerStream<TcpStream>,
     info: Info,
+    _slot: OwnedSemaphorePermit,
 }
 
 /// What requests know of their connection.
@@ -208,18 +207,19 @@ struct Info {
 }
 
 impl Connection {
-    async fn shake(tls: &ServerTls, stream: TcpStream, peer: SocketAddr) -> Result<Self, String> {
+    async fn shake(
+        tls: &ServerTls,
+        stream: TcpStream,
+        peer: SocketAddr,
+        slot: OwnedSemaphorePermit,
+    ) -> Result<Self, String> {
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
         let tcp = stream.connect_info();
-        let (stream, session) = tls.accept(stream, &[]).await.map_err(|e| e.to_string())?;
+        let (stream, _) = tls.accept(stream, &[]).await.map_err(|e| e.to_string())?;
         let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let certificates = PeerCertificates(Arc::new(certificates.iter().map(|der| der.to_vec()).collect()));
-        let shown = certificates.0.first().and_then(|leaf| {
-            let (_, parsed) = X509Certificate::from_der(leaf).ok()?;
-            let identity = session.peer.as_ref().and_then(|peer| peer.spiffe.clone());
-            Some(Shown { identity, serial: hex(parsed.raw_serial()) })
-        });
-        Ok(Self { stream, info: Info { tcp, peer, certificates, shown } })
+        let shown = certificates.0.first().map(|leaf| Shown::of(leaf));
+        Ok(Self { stream, info: Info { tcp, peer, certificates, shown }, _slot: slot })
     }
 }
 

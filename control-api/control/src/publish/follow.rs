@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep_until};
 use super::Publisher;
 use super::change::change;
 use crate::ca::{self, keeper::NAMESPACE};
+use crate::control::CONTROL_PLANE;
 use crate::document::Record;
 use crate::registry::instances::REGISTRATION;
 use crate::registry::{Position, Registry};
@@ -24,7 +25,8 @@ const CHECK: Duration = Duration::from_millis(200);
 
 /// What control planes keep for themselves is no part of the mesh.
 fn is_own(key: &Key) -> bool {
-    *key.namespace == *NAMESPACE && [ca::keeper::KIND, ca::tokens::KIND].contains(&&*key.kind)
+    let kinds = [ca::keeper::KIND, ca::tokens::KIND, CONTROL_PLANE];
+    *key.namespace == *NAMESPACE && kinds.contains(&&*key.kind)
 }
 
 /// Keys, and what is there now.

@@ -6,26 +6,28 @@
 mod change;
 mod follow;
 mod node;
+mod peers;
 mod share;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use remora_mesh::{Compiler, Mesh, NodeKind, NodeRequest, Profile, Touched};
-use remora_proxy::tls::identity::{PeerIdentity, SpiffeId};
+use remora_mesh::{Compiler, Mesh, NodeKind, NodeRequest, Profile};
 use remora_xds::server::{Client, Denied, SnapshotWatch, Snapshots};
 use remora_xds::{Kind, Resource};
 use tokio::time::Instant;
 
 use crate::board::{Board, Proxy, Refusal};
+use crate::ca::service::Shown;
 use crate::clock::rfc3339;
 
 pub use follow::follow;
 
 use node::Node;
+use peers::{allowed, keep};
 use share::Shared;
 
 /// Names that one node may ask for.
@@ -49,8 +51,8 @@ struct State {
     trust: Option<Arc<Resource>>,
 }
 
-/// Id of a node, what it says of itself, and the identity that its certificate proves.
-type NodeKey = (String, String, Option<String>);
+/// Id of a node, what it says of itself, and the certificate that it showed.
+type NodeKey = (String, String, Option<Shown>);
 
 impl Publisher {
     /// Without documents.
@@ -81,7 +83,12 @@ impl Publisher {
                 self.board.set_problems(id, node.problems());
             }
         }
-        state.part(&touched);
+        if !touched.workloads.is_empty() {
+            let mesh = state.compiler.mesh();
+            keep(&mut state.nodes, &mut state.streams, |node, shown| {
+                allowed(mesh, &node.request, shown).is_ok()
+            });
+        }
         state.shared.forget_unused();
         self.board.compiled(began.elapsed());
     }
@@ -96,59 +103,15 @@ impl Publisher {
             node.trust(secret);
         }
     }
-}
 
-impl State {
-    /// Ends the streams of nodes whose workload is no longer that of their certificate: they connect again, and are told.
-    fn part(&mut self, touched: &Touched) {
-        if touched.workloads.is_empty() {
+    /// Ends the streams of nodes that showed one of these certificates, by serial number.
+    pub fn expel(&self, revoked: &HashSet<String>) {
+        if revoked.is_empty() {
             return;
         }
-        let (mesh, streams) = (self.compiler.mesh(), &mut self.streams);
-        self.nodes.retain(|key, node| {
-            let stays =
-                key.2.as_deref().is_none_or(|identity| allowed(mesh, &node.request, identity).is_ok());
-            if !stays {
-                streams.retain(|_, of| of != key);
-            }
-            stays
-        });
-    }
-}
-
-/// Whether a node may have what it asks for with a certificate of `identity`: it says that it is of the identity's namespace, and its
-/// workload, once it is known, has the identity's service account.
-fn allowed(mesh: &Mesh, request: &NodeRequest, identity: &str) -> Result<(), Denied> {
-    let id = SpiffeId::parse(identity).ok();
-    let Some((namespace, account)) = id.as_ref().and_then(SpiffeId::service_account) else {
-        return Err(Denied::Forbidden(format!("ca_peer_identity: {identity} is no workload")));
-    };
-    if request.namespace != namespace {
-        let text = format!(
-            "ca_node_identity: a node of namespace {} came with the certificate of {identity}",
-            request.namespace
-        );
-        return Err(Denied::Forbidden(text));
-    }
-    let workload = request.workload.as_deref();
-    let instance = workload.and_then(|workload| mesh.instance(namespace, workload));
-    match instance.map(|instance| &*instance.workload.spec.service_account) {
-        Some(other) if other != account => Err(Denied::Forbidden(format!(
-            "ca_node_identity: workload {namespace}/{} has the service account {other}, and the certificate is of {identity}",
-            workload.unwrap_or_default()
-        ))),
-        _ => Ok(()),
-    }
-}
-
-/// The identity of a client that came with a certificate, whose chain was verified when it connected.
-fn identity(client: &Client) -> Result<Option<String>, Denied> {
-    let Some(leaf) = client.certificates.first() else { return Ok(None) };
-    let peer = PeerIdentity::of_leaf(&leaf.as_slice().into(), true);
-    let spiffe = peer.ok().and_then(|peer| peer.spiffe);
-    match spiffe {
-        Some(id) => Ok(Some(id.to_string())),
-        None => Err(Denied::Forbidden("ca_peer_identity: the certificate has no SPIFFE ID".into())),
+        let mut state = self.state();
+        let State { nodes, streams, .. } = &mut *state;
+        keep(nodes, streams, |_, shown| !revoked.contains(&shown.serial));
     }
 }
 
@@ -156,13 +119,13 @@ impl Snapshots for Publisher {
     fn watch(&self, client: &Client) -> Result<SnapshotWatch, Denied> {
         let request = NodeRequest::of(&client.node).map_err(|bad| Denied::Unknown(bad.to_string()))?;
         let workload = request.workload.as_ref().map(|name| format!("{}/{name}", request.namespace));
-        let identity = identity(client)?;
-        let key = (client.node.id.clone(), format!("{request:?}"), identity);
+        let shown = client.certificates.first().map(|leaf| Shown::of(leaf));
+        let key = (client.node.id.clone(), format!("{request:?}"), shown);
         let snapshots = {
             let mut state = self.state();
             let state = &mut *state;
-            if let Some(identity) = &key.2 {
-                allowed(state.compiler.mesh(), &request, identity)?;
+            if let Some(shown) = &key.2 {
+                allowed(state.compiler.mesh(), &request, shown)?;
             }
             state.streams.insert(client.stream, key.clone());
             let trust = state.trust.as_ref();

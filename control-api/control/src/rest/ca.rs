@@ -61,7 +61,10 @@ pub struct Shown {
     pub trust_domain: String,
     /// All of them are trusted.
     pub roots: Vec<ShownRoot>,
-    /// The same in PEM.
+    /// The proxies that an announced root waits for.
+    #[serde(default)]
+    pub waits_for: Vec<String>,
+    /// The roots in PEM.
     pub trusted: String,
     /// Certificates on the revocation list.
     pub revoked: Vec<Value>,
@@ -87,6 +90,7 @@ pub(super) async fn show(State(app): State<App>) -> Result<Response, Failure> {
     let shown = app.ca.read(|authority| Shown {
         trust_domain: app.ca.settings().trust_domain.clone(),
         roots: authority.roots().iter().map(shown_root).collect(),
+        waits_for: app.ca.waits_for(),
         trusted: authority.trusted(),
         revoked: authority.revoked().iter().map(|revoked| json!({
             "serial": revoked.serial, "at": rfc3339_of(revoked.at), "until": rfc3339_of(revoked.until), "reason": revoked.reason,

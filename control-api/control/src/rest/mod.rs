@@ -29,7 +29,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::audit::Audit;
 use crate::board::Board;
-use crate::ca::{Ca, Log, Tokens};
+use crate::ca::{Ca, Log, Service, Tokens};
 use crate::registry::Registry;
 use crate::registry::instances::Instances;
 
@@ -52,6 +52,8 @@ pub struct App {
     pub audit: Arc<Audit>,
     /// The certificate authority.
     pub ca: Arc<Ca>,
+    /// Who asks it.
+    pub certificates: Service,
     /// What it signed.
     pub issued: Arc<Log>,
     /// Join tokens.

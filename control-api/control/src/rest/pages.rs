@@ -84,5 +84,23 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
     for (name, help, kind, value) in app.board.metrics() {
         family(name, help, kind, &plain(value));
     }
+    let (issued, refused) = app.certificates.counts();
+    let total = [("issued", issued), ("refused", refused)]
+        .map(|(answer, count)| (format!("{{answer=\"{answer}\"}}"), count as f64));
+    family(
+        "remora_control_ca_requests_total",
+        "Requests for certificates, at this control plane.",
+        "counter",
+        &total,
+    );
+    let ends = app.ca.read(|authority| authority.signing().map(|root| root.not_after));
+    if let Ok(Ok(ends)) = ends {
+        family(
+            "remora_control_ca_root_ends_seconds",
+            "When the root that signs ends.",
+            "gauge",
+            &plain(ends as f64),
+        );
+    }
     text(StatusCode::OK, page, "text/plain; version=0.0.4; charset=utf-8")
 }

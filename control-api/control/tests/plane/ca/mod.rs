@@ -2,5 +2,6 @@
 
 mod client;
 mod nodes;
+mod review;
 mod tokens;
 mod trust;

@@ -80,14 +80,19 @@ async fn hostile_requests_are_bounded() {
         create(plaintext(&rig).await, text, CertificateRequest { csr, validity_duration: 0 }).await
     };
     assert_eq!(send("x".repeat(1 << 20)).await.unwrap_err().code(), Code::OutOfRange);
+    assert_eq!(reason(send("junk".into()).await.map(drop)).1, "ca_csr_malformed");
     let mut last = String::new();
     for _ in 0..40 {
-        last = reason(send("junk".into()).await.map(drop)).1;
-        if last != "ca_csr_malformed" {
+        let guess = format!("remora-{:016x}-{:048x}", 1, 2);
+        last = reason(Agent::new().ask(plaintext(&rig).await, Some(&guess)).await).1;
+        if last != "ca_token_unknown" {
             break;
         }
     }
     assert_eq!(last, "ca_too_many_failures");
+    Agent::new().ask(plaintext(&rig).await, text).await.expect("who has a token does not suffer for others");
+    let metrics = rig.get("/metrics").await.1.to_string();
+    assert!(metrics.contains("remora_control_ca_requests_total{answer=\\\"issued\\\"} 1\\n"), "{metrics}");
 }
 
 #[tokio::test]

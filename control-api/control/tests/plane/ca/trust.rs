@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use remora_control::ca::secret::ROOTCA;
 use remora_control::ca::{Ca, Overlap, Phase, Root, Settings};
-use remora_control::control::{Plane, StartError};
+use remora_control::control::{Options, Plane, StartError};
 use remora_control::registry::{self, Registry};
 use remora_control::store::{self, StoreError};
 use remora_xds::Kind;
@@ -87,6 +87,8 @@ async fn a_new_root_signs_when_every_node_has_taken_it() {
         let step = client.step(Some((ROOTCA, "I do not like it")));
         let _ = timeout(Duration::from_millis(100), step).await;
     }
+    rig.until("it is waited for", async || rig.get("/remora/v1/ca").await.1["waitsFor"] == json!([CALLER]))
+        .await;
     assert_eq!(phases(&rig).await, ["Signing", "Announced"]);
     drop(client);
     let client = sidecar(&rig).await;
@@ -107,11 +109,16 @@ async fn what_is_revoked_is_in_the_secret_and_gets_nothing() {
     assert!(context(&client).unwrap().crl.is_none());
     let (mut agent, made) = (joined(&rig, "caller").await, token(&rig, "caller", &json!({})).await);
     let channel = tls(&rig, Some(&agent)).await;
+    // A workload that is not known yet: it waits.
+    let mut node = Client::over(channel.clone(), "sidecar~10.0.0.8~new.default~default.svc").await.unwrap();
+    rig.until("it waits", async || rig.get("/status").await.1["proxies"].to_string().contains("default/new"))
+        .await;
     let id = "spiffe://test/ns/default/sa/caller";
     let (status, answer) =
         post(&rig, "/remora/v1/ca/revoke", &json!({"identity": id, "reason": "key-compromise"})).await;
     assert_eq!((status, answer["revoked"].as_array().map(Vec::len)), (StatusCode::OK, Some(1)), "{answer}");
     client.until(|c| context(c).unwrap().crl.is_some()).await;
+    assert_eq!(node.end().await.code(), Code::Unavailable, "it is to connect again");
 
     let denied = |id: &str| (Code::PermissionDenied, id.to_owned());
     assert_eq!(reason(agent.ask(channel.clone(), None).await), denied("ca_certificate_revoked"));
@@ -177,7 +184,7 @@ async fn agree(address: &str) {
         ca.read(|a| a.roots().iter().map(|root| (root.id.clone(), root.phase)).collect::<Vec<_>>()).unwrap()
     };
     until("one root", async || ids(&one) == ids(&other)).await;
-    let first = ids(&one)[0].0.clone();
+    let (first, old) = (ids(&one)[0].0.clone(), one.secret().unwrap());
     let (a, b) = tokio::join!(one.rotate(), other.rotate());
     let refused =
         [a.as_ref().err(), b.as_ref().err()].into_iter().flatten().map(|r| r.id()).collect::<Vec<_>>();
@@ -186,10 +193,15 @@ async fn agree(address: &str) {
     let expected = vec![(first.clone(), Phase::Signing), (second.clone(), Phase::Announced)];
     until("both have both", async || ids(&one) == expected && ids(&other) == expected).await;
 
+    // What was judged before there was a second root says nothing about it.
+    one.advance(&old, &[]).await.unwrap();
+    assert_eq!(ids(&one), expected);
+
     let hour = Duration::from_secs(3600);
+    let new = one.secret().unwrap();
     // A root that signed nothing would go at once.
     one.signer(hour).await.unwrap();
-    let (a, b, c) = tokio::join!(one.signer(2 * hour), other.signer(hour), one.advance(&[]));
+    let (a, b, c) = tokio::join!(one.signer(2 * hour), other.signer(hour), one.advance(&new, &[]));
     assert!(a.is_ok() && b.is_ok() && c.is_ok());
     let expected = vec![(first, Phase::Retiring), (second, Phase::Signing)];
     until("it signs", async || ids(&one) == expected && ids(&other) == expected).await;
@@ -221,6 +233,30 @@ async fn a_token_for_one_use_is_used_once_by_two_control_planes() {
     assert_eq!(reason(a.and(b)), (Code::Unauthenticated, "ca_token_used".into()));
 }
 
+/// The proxies of the other control plane count too.
+#[tokio::test]
+async fn a_new_root_waits_for_the_proxies_of_all_control_planes() {
+    let Some(etcd) = start().await else { return };
+    let address = format!("etcd://{}", etcd.fresh_address());
+    let with = async || {
+        let changed = |options: &mut Options| {
+            options.store = Some(address.clone());
+            options.authority.overlap = overlap(0);
+        };
+        Rig::with(changed).await
+    };
+    let (one, two) = (with().await, with().await);
+    assert!(one.apply(&format!("{SERVICE}{WORKLOADS}"), "").await.0.is_success());
+    let mut lagging = sidecar(&two).await;
+    assert_eq!(post(&one, "/remora/v1/ca/rotate", &json!({})).await.0, StatusCode::CREATED);
+    // It is sent the new one, says nothing, and is named for it at the other control plane.
+    one.until("it is named", async || one.get("/remora/v1/ca").await.1["waitsFor"] == json!([CALLER])).await;
+    assert_eq!(phases(&one).await, ["Signing", "Announced"]);
+    lagging.until(|c| roots(c) == 2).await;
+    one.until("it signs", async || phases(&one).await.last().unwrap() == "Signing").await;
+    two.until("there too", async || phases(&two).await.last().unwrap() == "Signing").await;
+}
+
 #[tokio::test]
 async fn a_root_that_is_given_takes_over_from_the_own_one() {
     let folder = tempfile::tempdir().unwrap();
@@ -232,12 +268,14 @@ async fn a_root_that_is_given_takes_over_from_the_own_one() {
     let settings = Settings { given: Some(Box::new(given)), ..one.settings().clone() };
     let two = Ca::new(Arc::clone(registry), settings);
     two.begin().await;
-    two.advance(&["slow".into()]).await.unwrap();
+    let advance = async |laggards: &[String]| two.advance(&two.secret().unwrap(), laggards).await.unwrap();
+    // The first time it is announced; what was judged before that moves nothing.
+    advance(&[]).await;
+    advance(&["slow".into()]).await;
     let ids = || {
         two.read(|a| a.roots().iter().map(|root| (root.id.clone(), root.phase)).collect::<Vec<_>>()).unwrap()
     };
     assert_eq!(ids(), [(own.clone(), Phase::Signing), (id.clone(), Phase::Announced)]);
-    two.advance(&[]).await.unwrap();
-    two.advance(&[]).await.unwrap();
+    advance(&[]).await;
     assert_eq!(ids().last(), Some(&(id, Phase::Signing)));
 }

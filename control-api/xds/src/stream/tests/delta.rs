@@ -51,6 +51,26 @@ fn an_empty_first_request_asks_for_everything_and_an_ack_is_not_answered() {
 }
 
 #[test]
+fn a_secret_comes_by_its_name_alone_before_the_rest_and_again_when_it_changes() {
+    let now = Instant::now();
+    let mut stream = stream(Limits::default());
+    stream.request(ask(CDS, &[])).unwrap();
+    stream.request(ask(SDS, &["ROOTCA"])).unwrap();
+    stream.snapshot(snapshot([cluster("a", ""), secret("ROOTCA", "1"), secret("other", "1")]));
+    let first = stream.next(now).unwrap();
+    assert_eq!((&*first.type_url, said(Some(&first))), (SDS, vec!["+ROOTCA".to_owned()]));
+    stream.request(ack(&first)).unwrap();
+    assert_eq!(told(&mut stream), ["accepted ROOTCA"]);
+    assert_eq!(said(stream.next(now).as_ref()), ["+a"]);
+
+    stream.snapshot(snapshot([cluster("a", ""), secret("ROOTCA", "2"), secret("other", "2")]));
+    let second = stream.next(now).unwrap();
+    assert_eq!((&*second.type_url, said(Some(&second))), (SDS, vec!["+ROOTCA".to_owned()]));
+    stream.request(DeltaDiscoveryRequest { error_detail: error("no"), ..ack(&second) }).unwrap();
+    assert_eq!(told(&mut stream), ["refused ROOTCA: no"]);
+}
+
+#[test]
 fn an_empty_set_is_an_answer_too() {
     let now = Instant::now();
     let mut stream = stream(Limits::default());

@@ -14,14 +14,19 @@ use super::*;
 use crate::kind::Named;
 use crate::pb::envoy::config::cluster::v3::Cluster;
 use crate::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
+use crate::pb::envoy::config::core::v3::DataSource;
+use crate::pb::envoy::config::core::v3::data_source::Specifier;
 use crate::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use crate::pb::envoy::config::listener::v3::Listener;
 use crate::pb::envoy::config::route::v3::RouteConfiguration;
+use crate::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type;
+use crate::pb::envoy::extensions::transport_sockets::tls::v3::{CertificateValidationContext, Secret};
 use crate::pb::google::rpc::Status;
 
 const CDS: &str = Kind::Cluster.type_url();
 const EDS: &str = Kind::ClusterLoadAssignment.type_url();
 const LDS: &str = Kind::Listener.type_url();
+const SDS: &str = Kind::Secret.type_url();
 const RDS: &str = Kind::RouteConfiguration.type_url();
 
 fn node() -> Option<Node> {
@@ -43,6 +48,15 @@ fn eds_cluster(name: &str, content: &str) -> Resource {
 
 fn endpoints(name: &str) -> Resource {
     Resource::new(&ClusterLoadAssignment { cluster_name: name.into(), ..ClusterLoadAssignment::default() })
+}
+
+/// `roots` are only a text.
+fn secret(name: &str, roots: &str) -> Resource {
+    let inline = Specifier::InlineString(roots.into());
+    let trusted = DataSource { specifier: Some(inline), ..DataSource::default() };
+    let context =
+        CertificateValidationContext { trusted_ca: Some(trusted), ..CertificateValidationContext::default() };
+    Resource::new(&Secret { name: name.into(), r#type: Some(Type::ValidationContext(context)) })
 }
 
 /// `routes` stand in a field that is only a text.

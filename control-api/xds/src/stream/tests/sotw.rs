@@ -29,9 +29,31 @@ fn said(response: Option<&DiscoveryResponse>) -> Vec<String> {
         CDS => decode::<Cluster>(any).name,
         EDS => decode::<ClusterLoadAssignment>(any).cluster_name,
         LDS => decode::<Listener>(any).name,
+        SDS => decode::<Secret>(any).name,
         _ => decode::<RouteConfiguration>(any).name,
     };
     response.resources.iter().map(name).collect()
+}
+
+#[test]
+fn a_secret_comes_by_its_name_alone_before_the_rest_and_again_when_it_changes() {
+    let now = Instant::now();
+    let mut stream = stream();
+    stream.request(ask(CDS, &[])).unwrap();
+    stream.request(ask(SDS, &["ROOTCA"])).unwrap();
+    stream.snapshot(snapshot([cluster("a", ""), secret("ROOTCA", "1"), secret("other", "1")]));
+    let first = stream.next(now).unwrap();
+    assert_eq!((&*first.type_url, said(Some(&first))), (SDS, vec!["ROOTCA".to_owned()]));
+    stream.request(ack(&first, &["ROOTCA"])).unwrap();
+    assert_eq!(told(&mut stream), ["accepted ROOTCA"]);
+    assert_eq!(said(stream.next(now).as_ref()), ["a"]);
+
+    stream.snapshot(snapshot([cluster("a", ""), secret("ROOTCA", "2"), secret("other", "2")]));
+    let second = stream.next(now).unwrap();
+    assert_eq!((&*second.type_url, said(Some(&second))), (SDS, vec!["ROOTCA".to_owned()]));
+    assert_ne!(first.version_info, second.version_info);
+    stream.request(DiscoveryRequest { error_detail: error("no"), ..ack(&second, &["ROOTCA"]) }).unwrap();
+    assert_eq!(told(&mut stream), ["refused ROOTCA: no"]);
 }
 
 #[test]
