@@ -367,6 +367,13 @@ impl App {
         }
     }
 
+    /// Has open connections judged again when there are other revocation lists.
+    async fn tell_revoked(&mut self) {
+        if self.manager.take_revoked() {
+            self.tell(|| Command::Revoked).await;
+        }
+    }
+
     async fn files_changed(&mut self) {
         let mistakes = self.manager.reload_material();
         if !mistakes.is_empty() {
@@ -377,6 +384,7 @@ impl App {
         if let Ok(true) = read_files(&mut self.manager, &self.shared.registry, false) {
             self.follow_promoted(Changes { snapshot: true, listeners: true, clusters: true }).await;
         }
+        self.tell_revoked().await;
     }
 
     /// Applies changes until the process is told to end, and then ends in order.

@@ -214,6 +214,7 @@ impl App {
         }
         if update.kind == Kind::Secret {
             self.tell_agent_roots();
+            self.tell_revoked().await;
         }
         let control = &self.shared.registry.control;
         control.config_accepted(metric_of(update.kind), accepted.len() as u64);

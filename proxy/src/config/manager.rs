@@ -115,6 +115,8 @@ pub struct Manager {
     dynamic: Dynamic,
     /// Counts what the identity agent has given.
     own_secrets: u64,
+    /// Revocation lists have come.
+    revoked: bool,
     version: u64,
 }
 

@@ -1,9 +1,10 @@
-//! `envoy.filters.network.rbac`: whether a connection may be, when it begins and whenever the configuration changes.
+//! `envoy.filters.network.rbac` and revocation: whether a connection may be, when it begins and whenever the configuration changes.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::{Poll, ready};
 
+use crate::config::spec::FilterChain;
 use crate::http::downstream::Downstream;
 use crate::policy::rbac::{self, RbacFilter};
 use crate::policy::view::View;
@@ -16,15 +17,25 @@ pub struct Refused {
     pub details: String,
 }
 
-/// Judges a connection by the newest version of its filter chain, and counts that.
+/// Judges a connection by the newest version of its filter chain, and counts that. A certificate that has been revoked since the
+/// handshake is refused whatever the rules say.
 ///
 /// # Errors
 /// The rules refuse it.
 pub fn admit(downstream: &Downstream) -> Result<(), Refused> {
     let snapshot = downstream.worker.snapshot();
     let chain = snapshot.chain(downstream.chain.id).unwrap_or(&downstream.chain);
+    if is_revoked(downstream, chain) {
+        return Err(Refused { details: "tls_certificate_revoked".into() });
+    }
     let view = View { connection: downstream.view(downstream.remote), request: None, claims: &[] };
     chain.policies.iter().try_for_each(|filter| judge(downstream, filter, &view))
+}
+
+fn is_revoked(downstream: &Downstream, chain: &FilterChain) -> bool {
+    let peer = downstream.tls.as_ref().and_then(|tls| tls.peer.as_ref());
+    let trust = chain.tls.as_ref().and_then(|tls| tls.peers()).and_then(|peers| peers.trust.get());
+    peer.zip(trust).is_some_and(|(peer, trust)| trust.revokes(peer))
 }
 
 fn judge(downstream: &Downstream, filter: &RbacFilter, view: &View<'_>) -> Result<(), Refused> {

@@ -233,6 +233,10 @@ pub struct PeerIdentity {
     pub fingerprint: [u8; 32],
     /// End of validity, in seconds since 1970.
     pub not_after: i64,
+    /// Its serial number and the name of its issuer, in DER: by these it may be revoked.
+    pub serial: Box<[u8]>,
+    /// See [`Self::serial`].
+    pub issuer: Box<[u8]>,
     /// A trusted CA signed the certificate. False under `ACCEPT_UNTRUSTED`, where its names mean nothing.
     pub verified: bool,
 }
@@ -252,6 +256,8 @@ impl PeerIdentity {
             subject: subject(&certificate).into(),
             fingerprint: sha256(leaf),
             not_after: certificate.validity().not_after.timestamp(),
+            serial: certificate.raw_serial().into(),
+            issuer: certificate.issuer().as_raw().into(),
             verified,
         })
     }

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
 use super::client::{AlpnOffer, ClientParams, ClientTls, Target};
 use super::error::{TlsError, TlsFailure};
+use super::identity::PeerIdentity;
 use super::material::{self, MaterialError, OwnCertificate};
 use super::secret::Secret;
 use super::server::{ServerParams, ServerTls};
@@ -90,7 +91,7 @@ async fn mutual_tls_tells_each_side_who_the_other_is() {
         ("CN=leaf", 1, true)
     );
     let der = &material::certificates(web.chain.as_bytes()).unwrap()[0];
-    assert_eq!(super::identity::PeerIdentity::of_leaf(der, true).unwrap(), *seen_client);
+    assert_eq!(PeerIdentity::of_leaf(der, true).unwrap(), *seen_client);
     assert_eq!(seen_client.fingerprint_hex().len(), 64);
     assert_eq!(served.sni.as_deref(), Some("orders.shop.example"));
     assert_eq!(asked.sni.as_deref(), Some("orders.shop.example"));
@@ -413,7 +414,7 @@ async fn certificates_are_chosen_by_name_and_key_type() {
     ] {
         let (_, asked) = shake(server, client, Target { host, ..target() }).await;
         let der = &material::certificates(list[want].chain.as_bytes()).unwrap()[0];
-        let expected = super::identity::PeerIdentity::of_leaf(der, true).unwrap();
+        let expected = PeerIdentity::of_leaf(der, true).unwrap();
         assert_eq!(*asked.unwrap().peer.unwrap(), expected, "{host:?}");
     }
     let (served, _) = shake(&serve(true, false), &any, target()).await;
@@ -577,4 +578,19 @@ async fn a_revoked_certificate_is_refused() {
     trust.set(Arc::new(Trust { revoked: lists(&[&web]), ..ca.trust(vec![]) }));
     let error = shake(&server, &client, target()).await.0.unwrap_err();
     assert_eq!(error.kind, TlsFailure::CertificateRevoked, "{error}");
+}
+
+/// What policy asks of connections that are open when a list comes.
+#[test]
+fn a_list_names_peers_by_issuer_and_serial_number() {
+    let (ca, other) = (Ca::new("root"), Ca::new("other"));
+    let (orders, web) = (ca.leaf(&[uri(ORDERS)], |_| {}), ca.leaf(&[uri(WEB)], |_| {}));
+    let peer = |pair: &Pair| PeerIdentity::of_leaf(&pair.certificate().key.cert[0], true).unwrap();
+    let trust = |ca: &Ca, revoked: &[&Pair]| {
+        let revoked = material::revocation_lists(ca.revoke(revoked).as_bytes()).unwrap();
+        Trust { revoked, ..ca.trust(vec![]) }
+    };
+    assert!(trust(&ca, &[&web]).revokes(&peer(&web)) && !trust(&ca, &[&web]).revokes(&peer(&orders)));
+    assert!(!trust(&other, &[&web]).revokes(&peer(&web)), "another authority's list");
+    assert!(!ca.trust(vec![]).revokes(&peer(&web)));
 }

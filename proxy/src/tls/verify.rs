@@ -18,7 +18,7 @@ use webpki::{
     RevocationCheckDepth, RevocationOptions, RevocationOptionsBuilder, UnknownStatusPolicy,
 };
 
-use super::identity::{self, LeafError, LeafNames};
+use super::identity::{self, LeafError, LeafNames, PeerIdentity};
 use super::material::Authorities;
 use super::secret::Secret;
 use crate::route::text::{Place, StringMatch};
@@ -130,6 +130,18 @@ impl Trust {
             sans: Vec::new(),
             send_ca_names: true,
         }
+    }
+}
+
+impl Trust {
+    /// Whether a list names the certificate of a peer that was accepted before.
+    #[must_use]
+    pub fn revokes(&self, peer: &PeerIdentity) -> bool {
+        self.revoked.iter().any(|list| {
+            // A list has the issuer's name without tag and length.
+            let same = !list.issuer().is_empty() && peer.issuer.ends_with(list.issuer());
+            same && matches!(list.find_serial(&peer.serial), Ok(Some(_)))
+        })
     }
 }
 

@@ -21,6 +21,8 @@ pub enum Command {
     Close(Arc<str>),
     /// Pools, cursors and labels follow the newest configuration; policy judges again what is open.
     Changed,
+    /// Certificates were revoked: open connections are judged again.
+    Revoked,
     /// Finish what is running and take nothing new: answers carry `Connection: close` or GOAWAY. Listeners stay open.
     Drain,
     /// Stop accepting for all listeners.
@@ -52,6 +54,7 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
                 worker.metrics.forget_labels();
                 worker.announce_changes();
             }
+            Command::Revoked => worker.changes.announce(),
             Command::Drain => worker.drain.start(Instant::now()),
             Command::Exit => break,
         }

@@ -24,8 +24,10 @@ impl Manager {
         let mut refused = Vec::new();
         for (hash, name, material) in std::mem::take(&mut batch.secrets) {
             let source = self.source_of(origin);
-            if let Err(error) = self.names.secrets.put(&source, &name, hash, material) {
-                refused.push((name, error));
+            let revokes = matches!(&material, Material::Trust(trust) if !trust.revoked.is_empty());
+            match self.names.secrets.put(&source, &name, hash, material) {
+                Ok(news) => self.revoked |= news && revokes,
+                Err(error) => refused.push((name, error)),
             }
         }
         refused
@@ -65,6 +67,11 @@ impl Manager {
         self.names.secrets.newest_trust(&Some(ConfigSource::Ads), ROOTS)
     }
 
+    /// Whether there are other revocation lists than when this was asked last.
+    pub const fn take_revoked(&mut self) -> bool {
+        std::mem::replace(&mut self.revoked, false)
+    }
+
     /// Whether the secrets of the connection to the control plane have come.
     #[must_use]
     pub fn can_reach_control_plane(&self) -> bool {
@@ -85,6 +92,7 @@ impl Manager {
                 }
                 Recipe::Trust(pb, secret) => {
                     let new = tls::trust(&pb, &At::root(), &mut scope);
+                    self.revoked |= new.as_ref().is_some_and(|trust| !trust.revoked.is_empty());
                     replace(&secret, new);
                 }
             }

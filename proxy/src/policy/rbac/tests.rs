@@ -47,6 +47,8 @@ impl Subject {
             subject: subject.into(),
             fingerprint: [0; 32],
             not_after: 0,
+            serial: Box::default(),
+            issuer: Box::default(),
             verified: true,
         });
         self
