@@ -20,7 +20,7 @@ use crate::registry::instances::Registration;
 use crate::sidecar::{self, Sidecar};
 
 use lease::Lease;
-use program::Program;
+use program::{Asked, Program};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -83,6 +83,8 @@ pub(crate) struct RunArgs {
 
 /// As other programs that run programs (env, timeout, docker).
 const CANNOT: u8 = 125;
+/// The status of a program that SIGTERM ended.
+const ENDED: u8 = 128 + 15;
 /// How long the sidecar may finish what it has, after the program.
 const SIDECAR_DRAINS_IN: Duration = Duration::from_secs(10);
 
@@ -120,6 +122,7 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
 }
 
 async fn together(args: &RunArgs) -> anyhow::Result<u8> {
+    let mut asked = Asked::install()?;
     let server = args.server.open()?;
     let name = args.name.clone().unwrap_or_else(|| instance_name(args));
     let inbound = match (args.no_sidecar, args.inbound_port, args.port) {
@@ -129,7 +132,7 @@ async fn together(args: &RunArgs) -> anyhow::Result<u8> {
     let said = registration(args, inbound);
     let labels = said.labels.clone();
     let lease = Lease::take(server.clone(), &args.namespace, &name, said).await?;
-    let done = beside(args, &server, &name, &labels, &lease).await;
+    let done = beside(args, &server, (&name, &labels), &lease, &mut asked).await;
     lease.end().await;
     done
 }
@@ -137,20 +140,23 @@ async fn together(args: &RunArgs) -> anyhow::Result<u8> {
 async fn beside(
     args: &RunArgs,
     server: &Server,
-    name: &str,
-    labels: &Labels,
+    (name, labels): (&str, &Labels),
     lease: &Lease,
+    asked: &mut Asked,
 ) -> anyhow::Result<u8> {
     let folder = tempfile::Builder::new().prefix("remora-run-").tempdir().context("no temporary folder")?;
     let sidecar = match args.no_sidecar {
         true => None,
         false => {
             let token = token(args, server).await?;
-            Some(Sidecar::start(options(args, name, labels, folder.path(), &token)).await?)
+            tokio::select! {
+                started = Sidecar::start(options(args, name, labels, folder.path(), &token)) => Some(started?),
+                () = asked.ending() => return Ok(ENDED),
+            }
         }
     };
     let program = Program::start(&args.command)?;
-    let status = supervise(args.drain_time, program, lease).await;
+    let status = supervise(args.drain_time, program, lease, asked).await;
     if let Some(sidecar) = sidecar {
         sidecar.end().await;
     }
@@ -186,10 +192,15 @@ fn options<'a>(
 }
 
 /// Until the program ends, by itself or because it was asked to.
-async fn supervise(drain: Duration, mut program: Program, lease: &Lease) -> anyhow::Result<u8> {
+async fn supervise(
+    drain: Duration,
+    mut program: Program,
+    lease: &Lease,
+    asked: &mut Asked,
+) -> anyhow::Result<u8> {
     tokio::select! {
         status = program.ended() => return status,
-        () = program::asked_to_end() => {}
+        () = asked.ending() => {}
     }
     lease.drain().await;
     let noticed = tokio::time::sleep(drain);
@@ -197,7 +208,7 @@ async fn supervise(drain: Duration, mut program: Program, lease: &Lease) -> anyh
         status = program.ended() => return status,
         () = noticed => {}
         // Who asks twice means now.
-        () = program::asked_to_end() => {}
+        () = asked.ending() => {}
     }
     program.ask_to_end();
     program.ended().await

@@ -6,7 +6,7 @@ use std::process::ExitStatus;
 use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 
 pub(super) struct Program {
     child: Child,
@@ -38,14 +38,22 @@ fn status(status: ExitStatus) -> u8 {
     u8::try_from(code).unwrap_or(1)
 }
 
-/// SIGTERM or SIGINT.
-pub(super) async fn asked_to_end() {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+/// SIGTERM and SIGINT, taken from the beginning on: whoever sees the instance may end it.
+pub(super) struct Asked {
+    term: SignalStream,
+    int: SignalStream,
+}
+
+impl Asked {
+    pub(super) fn install() -> std::io::Result<Self> {
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    /// The next time that somebody asks this process to end.
+    pub(super) async fn ending(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
     }
 }
