@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use remora_tests::client::http1::Http1Client;
 use remora_tests::client::http2::{Outcome, request};
-use remora_tests::config::{Listener, merge, to_cluster};
+use remora_tests::config::{Listener, to_cluster};
 use remora_tests::control_plane::ControlPlane;
 use remora_tests::http1::Broken;
 use remora_tests::proxy::Proxy;
@@ -37,6 +37,16 @@ fn everybody(may: bool) -> Value {
     json!({ "action": if may { "ALLOW" } else { "DENY" }, "policies": policies })
 }
 
+/// An access log on stderr: why, and by which policy.
+fn log() -> Value {
+    json!([{ "name": "stderr", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StderrAccessLog",
+        "log_format": { "text_format_source": {
+            "inline_string": "LOG %RESPONSE_CODE_DETAILS% %REMORA_REASON% %REMORA_SHADOW%\n",
+        } },
+    } }])
+}
+
 /// An HTTP listener that judges requests by `rules`.
 fn web(rules: &Value) -> Resource {
     let filters = json!([
@@ -44,7 +54,7 @@ fn web(rules: &Value) -> Resource {
         { "name": "envoy.filters.http.router",
           "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" } },
     ]);
-    let manager = json!({ "http_filters": filters });
+    let manager = json!({ "http_filters": filters, "access_log": log() });
     lds(Listener::http("ingress").upgrade("websocket").manager(manager).route(to_cluster("/", "origin")))
 }
 
@@ -128,6 +138,8 @@ async fn a_stream_that_is_not_allowed_any_more_is_reset_and_the_others_on_its_co
         }
     };
     assert!(matches!(broken, Broken::Closed | Broken::Reset(_)), "{broken:?}");
+    let line = "LOG rbac_access_denied_matched_policy[none] rbac_denied";
+    eventually_async("the policy is in the log", async || proxy.stderr().matches(line).count() == 2).await;
     rest.notify_waiters();
     assert_eq!(client.outcome(open[0]).await.answer().text(), "firstlast", "ann's stream was not touched");
     assert!(client.goaways().is_empty());
@@ -237,18 +249,11 @@ async fn the_refusing_policy_is_in_the_log_and_in_a_metric_and_not_in_the_answer
         "principals": [{ "header": { "name": "x-user", "string_match": { "exact": "guest" } } }],
     } } });
     let rules = json!({ "@type": HTTP_RBAC, "rules": deny, "rules_stat_prefix": "shop", "shadow_rules": only(&["ann"]) });
-    let log = json!({ "access_log": [{ "name": "stdout", "typed_config": {
-        "@type": "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StderrAccessLog",
-        "log_format": { "text_format_source": {
-            "inline_string": "LOG %RESPONSE_CODE_DETAILS% %REMORA_REASON% %REMORA_SHADOW%\n",
-        } },
-    } }] });
-    let mut manager = json!({ "http_filters": [
+    let manager = json!({ "access_log": log(), "http_filters": [
         { "name": "envoy.filters.http.rbac", "typed_config": rules },
         { "name": "envoy.filters.http.router",
           "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" } },
     ] });
-    merge(&mut manager, log);
     rig.publish([lds(Listener::http("ingress").manager(manager).route(to_cluster("/", "origin")))]);
     let proxy = rig.start().await;
     refuses(&proxy, "guest").await;

@@ -78,6 +78,8 @@ pub struct RequestCtx {
     pub policy: Option<Box<Findings>>,
     /// Judges the request again when the configuration changes.
     pub recheck: Option<Box<Recheck>>,
+    /// Which policy refused it then.
+    pub revoked: Option<Rc<std::cell::OnceCell<String>>>,
     /// When the head of the answer came.
     pub answered: Option<Duration>,
     original_path: Option<PathAndQuery>,
@@ -124,6 +126,7 @@ impl RequestCtx {
             trailers: Rc::default(),
             policy: None,
             recheck: None,
+            revoked: None,
             answered: None,
             original_path: None,
             status: None,
@@ -217,7 +220,7 @@ impl RequestCtx {
             status: self.status,
             reason: self.reason,
             flags: self.flags,
-            response_code_details: self.policy.as_ref().and_then(|p| p.details.as_deref()),
+            response_code_details: self.details(),
             shadow: self.policy.as_ref().and_then(|p| p.shadow.as_deref()),
             bytes_received: self.progress.bytes.get(),
             bytes_sent: sent,
@@ -247,6 +250,12 @@ impl RequestCtx {
             },
             ..AccessRecord::default()
         }
+    }
+
+    /// Which policy refused the request, when it came or later.
+    fn details(&self) -> Option<&str> {
+        let refused = self.policy.as_ref().and_then(|policy| policy.details.as_deref());
+        refused.or_else(|| Some(self.revoked.as_ref()?.get()?.as_str()))
     }
 
     /// The record as it is now, for header values with operators.

@@ -58,7 +58,9 @@ pub async fn run(
         }
     }
     if judged {
-        ctx.recheck = Some(Box::new(Recheck::new(ctx)));
+        let recheck = Recheck::new(ctx);
+        ctx.revoked = Some(recheck.details());
+        ctx.recheck = Some(Box::new(recheck));
     }
     Ok(())
 }
@@ -76,19 +78,19 @@ fn effective<'f>(name: &str, filter: &'f RbacFilter, route: Option<&'f Overrides
 /// Judges a request that was let in once more. Only a refusal counts: the request was counted when it came.
 ///
 /// # Errors
-/// It would be refused now.
+/// It would be refused now: the text for `%RESPONSE_CODE_DETAILS%`.
 pub fn still_allowed(
     downstream: &Downstream,
     filters: &[HttpFilter],
     route: Option<&Overrides>,
     view: &View<'_>,
-) -> Result<(), Reason> {
+) -> Result<(), String> {
     for filter in filters {
         let HttpFilter::Rbac(name, filter) = filter else { continue };
         let rules = effective(name, filter, route).and_then(|filter| filter.rules.as_ref());
         if let Some(verdict) = rules.map(|rules| rules.judge(view)).filter(|verdict| !verdict.allowed) {
             downstream.worker.metrics.decided(downstream, &verdict, Decision::Denied);
-            return Err(Reason::RbacDenied);
+            return Err(rbac::details(verdict.policy));
         }
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! A request that lasts is judged again when the configuration changes: a stream that was let in must not outlive its right.
 
+use std::cell::OnceCell;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -25,6 +26,8 @@ pub struct Recheck {
     claims: Vec<Claims>,
     client: SocketAddr,
     internal: bool,
+    /// Where the policy that refuses is named, for the record of the request.
+    details: Rc<OnceCell<String>>,
 }
 
 impl Recheck {
@@ -38,7 +41,14 @@ impl Recheck {
             claims: ctx.policy.as_ref().map(|policy| policy.claims.clone()).unwrap_or_default(),
             client: ctx.origin.client,
             internal: ctx.origin.internal,
+            details: Rc::default(),
         }
+    }
+
+    /// Will name the policy that refused.
+    #[must_use]
+    pub fn details(&self) -> Rc<OnceCell<String>> {
+        Rc::clone(&self.details)
     }
 
     /// Ready when the request would be refused now.
@@ -67,7 +77,10 @@ impl Recheck {
             request: Some(RequestView::from(&self.head)),
             claims: &self.claims,
         };
-        filters::still_allowed(downstream, &http.filters, found.overrides(), &view)
+        filters::still_allowed(downstream, &http.filters, found.overrides(), &view).map_err(|policy| {
+            self.details.get_or_init(|| policy);
+            Reason::RbacDenied
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Which policies of many can match: a request looks its path, host and peer up, and only the policies found there (and
 //! those that ask for nothing of the kind) are evaluated. The answer is the same as that of trying all in their order.
 
-use foldhash::{HashMap, HashMapExt};
+use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 use http::{HeaderMap, HeaderName};
 use smallvec::SmallVec;
 
@@ -110,10 +110,17 @@ impl Index {
         for (name, value) in headers {
             let Some(known) = self.headers.get(name) else { continue };
             let value = value.as_bytes();
-            lists.extend(known.get(value).map(|l| &**l));
-            if memchr::memchr(b',', value).is_some() {
-                let elements = value.split(|b| *b == b',').map(<[u8]>::trim_ascii);
-                lists.extend(elements.filter_map(|element| known.get(element)).map(|l| &**l));
+            if memchr::memchr(b',', value).is_none() {
+                lists.extend(known.get(value).map(|l| &**l));
+                continue;
+            }
+            // A long list may repeat itself: each of our lists is looked at once.
+            let mut seen = HashSet::new();
+            let elements = value.split(|b| *b == b',').map(<[u8]>::trim_ascii);
+            for list in elements.filter_map(|element| known.get(element)) {
+                if seen.insert(list.as_ptr()) {
+                    lists.push(list);
+                }
             }
         }
     }

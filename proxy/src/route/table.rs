@@ -347,11 +347,12 @@ impl RouteIndex {
 
 /// The first position in `lists`, each of them ascending, for which `test` is true. A position may be in several lists.
 pub(crate) fn first_in_order(lists: &mut [&[u32]], test: impl Fn(u32) -> bool) -> Option<u32> {
+    let mut tried = None;
     loop {
         let next = lists.iter_mut().min_by_key(|l| l.first().copied().unwrap_or(u32::MAX))?;
         let (position, others) = next.split_first()?;
         *next = others;
-        if test(*position) {
+        if tried.replace(*position) != Some(*position) && test(*position) {
             return Some(*position);
         }
     }

@@ -223,6 +223,30 @@ fn claims_are_matched_by_path() {
     assert!(!holds(&["sub", "deeper"], ValueMatch::Present(true)));
 }
 
+/// A peer's bytes decide how long a list is, and not how much is tried.
+#[test]
+fn a_list_that_repeats_itself_costs_no_more_than_its_elements() {
+    let role = |name: &str| {
+        policy(
+            name,
+            Rule::And([header("x-role", name, false), Rule::Path(text(Place::Suffix, "/none"))].into()),
+            Rule::Any,
+        )
+    };
+    let deny = rules(Action::Deny, vec![role("a"), role("b")]);
+    let mut subject = Subject::new("/", &[]);
+    for _ in 0..50 {
+        subject.head.headers.append("x-role", "a,b,".repeat(10_000).parse().unwrap());
+    }
+    let tried = std::cell::Cell::new(0);
+    let found = deny.index.first(&subject.view(), |_| {
+        tried.set(tried.get() + 1);
+        false
+    });
+    assert_eq!(found, None);
+    assert_eq!(tried.get(), 2);
+}
+
 fn any_rule() -> impl Strategy<Value = Rule> {
     let place = prop_oneof![Just(Place::Exact), Just(Place::Prefix), Just(Place::Suffix)];
     let matcher = (place, "(/[ab]{0,2}){0,2}").prop_map(|(place, value)| text(place, &value));
