@@ -147,6 +147,8 @@ fn peer(n: usize) -> PeerIdentity {
         subject: "".into(),
         fingerprint: [0; 32],
         not_after: 0,
+        serial: Box::default(),
+        issuer: Box::default(),
         verified: true,
     }
 }
