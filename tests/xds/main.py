@@ -15,6 +15,7 @@ import grpc
 import grpc.experimental
 
 from edits import random_edits
+from foreign import foreign_peers, workload_api
 from go_control_plane import drive
 from program import programs
 from world import free_port, wait_for, world
@@ -222,6 +223,8 @@ CHECKS = [
     ("envoy-examples", envoy_examples, ()),
     ("grpcio", grpc_client, ([sys.executable, "-B", __file__, "--client"],)),
     ("run", programs, ()),
+    ("foreign-peers", foreign_peers, ()),
+    ("workload-api", workload_api, ()),
     ("grpc-js", grpc_client, (["node", pathlib.Path(__file__).with_name("client.js")],)),
     ("go-control-plane-delta", drive, ("DELTA_GRPC",)),
     ("go-control-plane-sotw", drive, ("GRPC",)),

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# xDS between programs of different makers:
+# xDS and mTLS between programs of different makers:
 #
 #   envoy-…, grpcio, grpc-js    Envoy and gRPC's own clients (C++ by Python, JavaScript), driven by `remora control` with mesh documents
+#   foreign-peers               openssl, curl and Envoy at a sidecar of `remora run`, with and without certificates of our CA
+#   workload-api                a client of SPIFFE's Workload API, and Envoy's SDS, at the identity socket of a sidecar
 #   go-control-plane-…          `remora proxy`, driven by go-control-plane
 #   random-edits                `remora control` and `remora proxy`: a thousand edits under traffic, then compared with a fresh start
 #
@@ -16,8 +18,11 @@ here=$(cd "$(dirname "$0")" && pwd)
 target=${ACCEPTANCE_DIR:-$here/../../target/acceptance}
 ENVOY=$(find "$target/envoy" -path '*/envoy/_bin/envoy' -type f | head -n 1)
 GO_CONTROL_PLANE=$(realpath "$target/go-control-plane")
-[ -x "$ENVOY" ] && [ -x "$target/xds/bin/python" ] && [ -x "$GO_CONTROL_PLANE" ] || { echo "run $here/setup.sh first" >&2; exit 2; }
+SPIFFE=$(realpath "$target")/spiffe/bin/python
+for program in "$ENVOY" "$target/xds/bin/python" "$SPIFFE" "$GO_CONTROL_PLANE"; do
+    [ -x "$program" ] || { echo "run $here/setup.sh first" >&2; exit 2; }
+done
 REMORA=$(realpath "$REMORA")
 NODE_PATH=$(realpath "$target/grpc-js/node_modules")
-export REMORA ENVOY NODE_PATH GO_CONTROL_PLANE
+export REMORA ENVOY NODE_PATH GO_CONTROL_PLANE SPIFFE
 exec "$target/xds/bin/python" -B "$here/main.py" "$@"

