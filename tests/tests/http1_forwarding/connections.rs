@@ -1,8 +1,12 @@
 //! Keep-alive, pipelining, early answers.
 
+use remora_tests::certs::Authority;
+use remora_tests::client::Io;
+use remora_tests::config::Listener;
 use remora_tests::http1::Broken;
 use remora_tests::proxy::Proxy;
 use remora_tests::upstream::http1::{Answer, Http1Upstream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::behind;
 
@@ -149,4 +153,28 @@ async fn an_early_answer_arrives_while_the_body_is_still_coming() {
     }
     assert_eq!(proxy.http1().await.get("/").await.unwrap().text(), "hello");
     assert_eq!(upstream.requests().len(), 2);
+}
+
+/// Without close_notify nobody could tell the end of an answer from an attacker's FIN (RFC 8446 §6.1).
+#[tokio::test]
+async fn the_end_of_a_tls_connection_is_announced() {
+    let authority = Authority::new();
+    let upstream = Http1Upstream::answering(Answer::ok("hello")).await;
+    let proxy = Proxy::builder()
+        .listener(Listener::http("tls").tls(&authority.issue(&["a.example"]), &["http/1.1"]))
+        .upstream("origin", &upstream)
+        .start()
+        .await;
+    let tls = authority.client("a.example", &["http/1.1"], None);
+    for request in [
+        "GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n",
+        "GET / HTTP/1.0\r\nHost: a.example\r\n\r\n",
+        "nonsense\r\n\r\n",
+    ] {
+        let mut io = Io::tls(proxy.address("tls"), &tls).await.unwrap();
+        io.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        io.read_to_end(&mut answer).await.unwrap_or_else(|error| panic!("{request:?}: {error}"));
+        assert!(answer.starts_with(b"HTTP/1."), "{request:?}");
+    }
 }

@@ -55,9 +55,10 @@ pub async fn serve(io: Io, read: BytesMut, downstream: Rc<Downstream>, http: Arc
         http,
         drain,
     };
-    let linger = session.run().await;
-    if linger {
-        session.linger().await;
+    match session.run().await {
+        End::Whole => session.say_goodbye().await,
+        End::Unread => session.linger().await,
+        End::Broken => {}
     }
 }
 
@@ -99,10 +100,20 @@ struct Session {
     drain: Registration,
 }
 
+/// How a connection ends.
+enum End {
+    /// Everything was said: the client is told that this is the end (TLS close_notify).
+    Whole,
+    /// The same, and bytes may still be coming.
+    Unread,
+    /// In the middle of something: it must not look like an end.
+    Broken,
+}
+
 /// What follows a request.
 enum Next {
     KeepAlive,
-    Close { linger: bool },
+    Close(End),
     Tunnel(Box<Upgraded>, Box<RequestCtx>),
 }
 
@@ -114,24 +125,25 @@ enum Wait {
 }
 
 impl Session {
-    /// Serves requests until the connection is to be closed; whether unread bytes may still be coming.
-    async fn run(&mut self) -> bool {
+    /// Serves requests until the connection is to be closed.
+    async fn run(&mut self) -> End {
         loop {
             self.refresh();
             let parsed = match self.read_head().await {
                 Ok(Some(parsed)) => parsed,
-                Ok(None) => return false,
+                Ok(None) => return End::Whole,
                 Err(reason) => {
                     Box::pin(self.refuse(reason)).await;
-                    return true;
+                    return End::Unread;
                 }
             };
             match self.exchange(parsed).await {
                 Next::KeepAlive => {}
-                Next::Close { linger } => return linger,
+                Next::Close(end) => return end,
                 Next::Tunnel(upgraded, ctx) => {
+                    // It has passed on how each side ended.
                     Box::pin(self.tunnel(*upgraded, *ctx)).await;
-                    return false;
+                    return End::Broken;
                 }
             }
         }
@@ -224,7 +236,7 @@ impl Session {
         ctx.redirect_to_canonical = redirect;
         let Some(mut response) = self.respond(&mut ctx, body).await else {
             ctx.finish(0, Some(Reason::DownstreamGone));
-            return Next::Close { linger: false };
+            return Next::Close(End::Broken);
         };
         if let Some(upgraded) = response.upgraded.take() {
             return Box::pin(self.switch(response, upgraded, ctx)).await;
@@ -240,12 +252,12 @@ impl Session {
                 if keep_alive && complete && self.http_10_safe(version) {
                     Next::KeepAlive
                 } else {
-                    Next::Close { linger: !complete }
+                    Next::Close(if complete { End::Whole } else { End::Unread })
                 }
             }
             Err(reason) => {
                 ctx.finish(0, Some(reason));
-                Next::Close { linger: false }
+                Next::Close(End::Broken)
             }
         }
     }
@@ -376,7 +388,7 @@ impl Session {
         encode::response(self.conn.borrow_mut().out_head(), &response.head, wire);
         if conn::flush(&self.conn).await.is_err() {
             ctx.finish(0, Some(Reason::DownstreamGone));
-            return Next::Close { linger: false };
+            return Next::Close(End::Broken);
         }
         Next::Tunnel(upgraded, Box::new(ctx))
     }
@@ -394,6 +406,11 @@ impl Session {
         let refused = while_allowed(ctx.recheck.take(), copy).await.err();
         self.progress.bytes.set(traffic.received.get());
         ctx.finish(traffic.sent.get(), refused);
+    }
+
+    /// Closes our side. A client that reads nothing is not waited for.
+    async fn say_goodbye(&self) {
+        let _ = tokio::time::timeout(self.http.delayed_close, conn::shutdown(&self.conn)).await;
     }
 
     /// Closes our side and swallows what the client still sends, for a bounded time and size: a reset would destroy
