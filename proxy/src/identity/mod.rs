@@ -1,6 +1,6 @@
 //! The identity agent: a key of this process's own, and certificates for it from the control plane's CA.
 //!
-//! [`schedule`] decides when to ask (pure); [`request`] makes a key and asks; [`store`] keeps the newest for the next
+//! `schedule` decides when to ask (pure); `request` makes a key and asks; `store` keeps the newest for the next
 //! process, which then starts without a control plane. The private key never leaves this process and its folder, unless
 //! [`socket`] is there to give it to programs beside it.
 

@@ -1,5 +1,5 @@
 //! A UNIX socket on which programs beside this process, and other proxies, take its identity: the SPIFFE Workload API
-//! ([`workload_api`]) and SDS ([`sds`]). Who may open the socket may have the key.
+//! (`workload_api`) and SDS (`sds`). Who may open the socket may have the key.
 
 mod sds;
 mod workload_api;
