@@ -4,7 +4,10 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyIdMethod, KeyPair, RevokedCertParams, SanType, SerialNumber,
+};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
@@ -54,6 +57,15 @@ impl Authority {
     /// When a name is not one.
     #[must_use]
     pub fn issue(&self, names: &[&str]) -> Identity {
+        self.issue_with(names, |_| {})
+    }
+
+    /// The same, with something else about it.
+    ///
+    /// # Panics
+    /// When a name is not one.
+    #[must_use]
+    pub fn issue_with(&self, names: &[&str], edit: impl FnOnce(&mut CertificateParams)) -> Identity {
         let key = KeyPair::generate().expect("key");
         let mut params = CertificateParams::new(Vec::new()).expect("parameters");
         params.extended_key_usages =
@@ -67,8 +79,33 @@ impl Authority {
                 SanType::DnsName((*name).try_into().expect("DNS name"))
             });
         }
+        edit(&mut params);
         let cert = params.signed_by(&key, &self.issuer).expect("signed");
         Identity { chain: cert.pem(), key: key.serialize_pem() }
+    }
+
+    /// A revocation list with certificates of these serial numbers, in PEM.
+    ///
+    /// # Panics
+    /// When rcgen refuses its own parameters.
+    #[must_use]
+    pub fn revoke(&self, serials: &[u64]) -> String {
+        let (from, to) = (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(2100, 1, 1));
+        let revoked = |serial: &u64| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: from,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: from,
+            next_update: to,
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuer).expect("signed").pem().expect("PEM")
     }
 
     /// A client that trusts this authority, offers these ALPN protocols, and shows `identity` when it is given.

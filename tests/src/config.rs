@@ -207,6 +207,27 @@ impl Listener {
         }))
     }
 
+    /// Terminates TLS with secrets over ADS: its certificate, and with `roots` a certificate is wanted of clients.
+    #[must_use]
+    pub fn by_secrets(self, own: &str, roots: Option<&str>) -> Self {
+        let sds = |name: &str| json!({ "name": name, "sds_config": { "resource_api_version": "V3", "ads": {} } });
+        let mut common = json!({ "tls_certificate_sds_secret_configs": [sds(own)] });
+        if let Some(roots) = roots {
+            common["combined_validation_context"] = json!({
+                "default_validation_context": { "match_typed_subject_alt_names": [
+                    { "san_type": "URI", "matcher": { "prefix": "spiffe://mesh.test/" } },
+                ]},
+                "validation_context_sds_secret_config": sds(roots),
+            });
+        }
+        self.tls_context(json!({
+            "require_client_certificate": roots.is_some(),
+            "common_tls_context": common,
+            // Every connection has a handshake of its own.
+            "disable_stateless_session_resumption": true,
+        }))
+    }
+
     fn tls_context(mut self, mut context: Value) -> Self {
         context["@type"] =
             "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext".into();

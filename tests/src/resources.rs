@@ -7,11 +7,13 @@ use remora_xds::pb::envoy::config::cluster::v3::Cluster;
 use remora_xds::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use remora_xds::pb::envoy::config::listener::v3::Listener as PbListener;
 use remora_xds::pb::envoy::config::route::v3::RouteConfiguration;
+use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use remora_xds::pb::envoy::service::discovery::v3::Resource as PbResource;
 use remora_xds::wire::Wire;
 use remora_xds::{Resource, Schema};
 use serde_json::{Value, json};
 
+use crate::certs::Identity;
 use crate::client::http1::Http1Client;
 use crate::config::{Listener, cluster, direct, route_config, to_cluster};
 use crate::proxy::{Builder, Proxy};
@@ -52,6 +54,26 @@ pub fn lds(value: impl Into<Value>) -> Resource {
 #[must_use]
 pub fn rds(value: &Value) -> Resource {
     Resource::new(&message::<RouteConfiguration>(value))
+}
+
+/// A certificate with its key.
+#[must_use]
+pub fn own_secret(name: &str, identity: &Identity) -> Resource {
+    let pair = json!({
+        "certificate_chain": { "inline_string": identity.chain },
+        "private_key": { "inline_string": identity.key },
+    });
+    Resource::new(&message::<Secret>(&json!({ "name": name, "tls_certificate": pair })))
+}
+
+/// Certificates of authorities (PEM), and with `revoked` a revocation list (PEM).
+#[must_use]
+pub fn roots_secret(name: &str, authorities: &str, revoked: Option<&str>) -> Resource {
+    let mut context = json!({ "trusted_ca": { "inline_string": authorities } });
+    if let Some(list) = revoked {
+        context["crl"] = json!({ "inline_string": list });
+    }
+    Resource::new(&message::<Secret>(&json!({ "name": name, "validation_context": context })))
 }
 
 /// A resource as the wire has it, for [`RawStream`](crate::control_plane::RawStream).

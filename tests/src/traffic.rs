@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::certs::ClientTls;
 use crate::client::http1::Http1Client;
 use crate::proxy::Proxy;
 use crate::wait::eventually;
@@ -16,6 +17,7 @@ pub struct Load {
     path: String,
     gap: Duration,
     reconnect: bool,
+    tls: Option<ClientTls>,
 }
 
 /// Requests one after the other, until they are stopped.
@@ -30,7 +32,7 @@ impl Load {
     /// `GET /` on one connection, without a pause.
     #[must_use]
     pub fn on(address: SocketAddr) -> Self {
-        Self { address, path: "/".into(), gap: Duration::ZERO, reconnect: false }
+        Self { address, path: "/".into(), gap: Duration::ZERO, reconnect: false, tls: None }
     }
 
     /// Another path.
@@ -54,9 +56,26 @@ impl Load {
         self
     }
 
+    /// Over TLS.
+    #[must_use]
+    pub fn tls(mut self, tls: &ClientTls) -> Self {
+        self.tls = Some(tls.clone());
+        self
+    }
+
+    async fn connect(&self) -> std::io::Result<Http1Client> {
+        match &self.tls {
+            Some(tls) => Http1Client::connect_tls(self.address, tls).await,
+            None => Ok(Http1Client::connect(self.address).await),
+        }
+    }
+
     /// Begins.
+    ///
+    /// # Panics
+    /// When the first handshake fails.
     pub async fn start(self) -> Traffic {
-        let mut client = Http1Client::connect(self.address).await;
+        let mut client = self.connect().await.expect("the first connection");
         let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&count));
         let task = tokio::spawn(async move {
@@ -72,7 +91,13 @@ impl Load {
                 }
                 counted.fetch_add(1, Ordering::Relaxed);
                 if self.reconnect {
-                    client = Http1Client::connect(self.address).await;
+                    match self.connect().await {
+                        Ok(connected) => client = connected,
+                        Err(error) => {
+                            lost.push(format!("no connection: {error}"));
+                            break;
+                        }
+                    }
                 }
                 if self.gap.is_zero() {
                     tokio::task::yield_now().await;

@@ -64,7 +64,7 @@ async fn only_the_control_plane_is_believed() {
     traffic.lost_nothing().await;
 }
 
-/// A listener that wants its certificate by SDS.
+/// A listener that wants a secret of the process's own.
 fn with_secret(listener: Listener) -> Resource {
     let mut pb = message::<PbListener>(&listener.into());
     let socket = pb.filter_chains[0].transport_socket.as_mut().unwrap();
@@ -79,9 +79,10 @@ fn with_secret(listener: Listener) -> Resource {
     Resource::new(&pb)
 }
 
-/// Secrets are not taken from a control plane: what refers to one is refused, and one that is pushed ends the stream.
+/// Secrets are taken when a context asks for them: a static one that the process does not have is refused, and one that nobody
+/// asked for ends the stream.
 #[tokio::test]
-async fn secrets_are_not_taken() {
+async fn only_secrets_that_were_asked_for_are_taken() {
     let mut plane = RawControlPlane::start().await;
     let address = [plane.address];
     let listener = || Listener::http("ingress").route(direct("/version", 200, "1"));
