@@ -80,7 +80,7 @@ fn a_workload_that_is_called_and_calls() {
 
 #[test]
 fn a_workload_that_only_calls_has_no_inbound_listener() {
-    let all = compiled(DEMO, "visitors");
+    let all = compiled(&shop_only(), "visitors");
     assert!(!all.contains("name: inbound"), "{all}");
     assert!(all.contains("outbound|8080||shop.default.svc.cluster.local"));
     assert!(!all.contains("stock"), "what it does not call is not sent to it: {all}");
@@ -93,9 +93,17 @@ fn an_edit_of_the_split_changes_the_routes_and_nothing_else() {
     for (before, after) in before.split("=== ").zip(after.split("=== ")) {
         assert_eq!(before == after, !before.starts_with("routes"), "{before}");
     }
-    for workload in ["visitors", "stock-1", "stock-2"] {
+    for workload in ["stock-1", "stock-2"] {
         assert_eq!(compiled(DEMO, workload), compiled(&edited, workload), "{workload}");
     }
+    assert_ne!(compiled(DEMO, "visitors"), compiled(&edited, "visitors"), "they may call stock");
+    let visitors = |weight: &str| compiled(&shop_only().replace("weight: 90", weight), "visitors");
+    assert_eq!(visitors("weight: 90"), visitors("weight: 50"));
+}
+
+/// The demo without the visitors' way to stock.
+fn shop_only() -> String {
+    DEMO.replace(", {service: stock, localPort: 9081}", "")
 }
 
 const SERVICES: &str = "
