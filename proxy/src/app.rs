@@ -359,7 +359,7 @@ impl App {
             tokio::select! {
                 what = self.next() => self.take(what).await,
                 () = tokio::time::sleep_until(deadline) => {
-                    tracing::warn!("some clusters have no endpoints yet; listening without them");
+                    tracing::warn!("some endpoints, routes or secrets have not come; listening without them");
                     return;
                 }
                 () = quit.reached(Phase::Draining) => return,

@@ -33,6 +33,7 @@ pub async fn serve(mut io: Io, read: BytesMut, downstream: Rc<Downstream>, spec:
     let start = Instant::now();
     let registration = downstream.worker.drain.register();
     let (id, cluster) = choose(&downstream, &spec);
+    let changes = downstream.worker.changes.follow();
     let mut refused = admission::admit(&downstream).err();
     let upstream = match &cluster {
         _ if refused.is_some() => Err(Reason::RbacDenied),
@@ -58,7 +59,7 @@ pub async fn serve(mut io: Io, read: BytesMut, downstream: Rc<Downstream>, spec:
                 spec.idle_timeout,
                 &traffic,
             );
-            let copy = admission::while_admitted(&downstream, limited(spec.max_duration, copy));
+            let copy = admission::while_admitted(&downstream, changes, limited(spec.max_duration, copy));
             reason = match copy.await {
                 Ok(Some(Ended::Closed)) => None,
                 Ok(Some(Ended::Downstream)) => Some(Reason::DownstreamGone),

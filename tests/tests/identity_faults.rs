@@ -15,7 +15,7 @@ use remora_tests::resources::{cds, eds, eds_cluster, lds, own_secret, rds_by_ads
 use remora_tests::traffic::Load;
 use remora_tests::upstream::Upstream as _;
 use remora_tests::upstream::http1::{Answer, Http1Upstream};
-use remora_tests::wait::eventually_async;
+use remora_tests::wait::{eventually, eventually_async};
 use remora_xds::{Kind, Resource};
 
 const SERVER: &str = "a.example";
@@ -207,4 +207,33 @@ async fn i4_a_revoked_peer_loses_what_it_has_open() {
     assert_eq!(rig.refusals("tls_certificate_revoked").await, 1);
     assert_eq!(others.get("/").await.unwrap().status, 200);
     assert_eq!(rig.status(&other).await, Some(200));
+}
+
+/// Rule 5: what ran before starts without the control plane, its secrets included.
+#[tokio::test]
+async fn a_restart_without_the_control_plane_has_its_secrets() {
+    let authority = Authority::new();
+    let origin = Http1Upstream::answering(Answer::ok("origin")).await;
+    let state = tempfile::tempdir().unwrap();
+    let file = state.path().join("last-good.pb.gz");
+    let listener = Listener::http("ingress").manager(rds_by_ads("routes")).by_secrets("own", Some("roots"));
+    let plane = ControlPlane::start().await;
+    plane.publish([
+        cds(&eds_cluster("origin")),
+        eds("origin", &[origin.address()]),
+        lds(listener),
+        routes("origin", 1),
+        own_secret("own", &authority.issue(&[SERVER])),
+        roots_secret("roots", &authority.pem, None),
+    ]);
+    let address = plane.address;
+    let proxy = || under(&[address]).argument("--state-dir").argument(state.path().to_str().unwrap());
+    let first = proxy().start().await;
+    eventually("the file", || file.is_file()).await;
+    drop((first, plane));
+
+    let second = proxy().start().await;
+    let tls = authority.client(SERVER, &["http/1.1"], Some(&authority.issue(&[CLIENT])));
+    let mut client = Http1Client::connect_tls(second.address("ingress"), &tls).await.unwrap();
+    assert_eq!(client.get("/").await.unwrap().text(), "origin");
 }

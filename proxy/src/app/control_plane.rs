@@ -68,7 +68,10 @@ pub(super) fn restore(manager: &mut Manager, last_good: Option<&LastGood>) -> bo
     // What the bootstrap takes from elsewhere now would never be removed.
     let roots: Vec<_> = manager.ads_roots().to_vec();
     let asked_for = |kind: Kind| !kind.is_complete() || roots.contains(&kind);
-    for batch in batches.iter().filter(|batch| !batch.resources.is_empty() && asked_for(batch.kind)) {
+    let batches = batches.iter().filter(|batch| !batch.resources.is_empty() && asked_for(batch.kind));
+    // Nobody asks for a secret before there is a context that names it.
+    let (secrets, rest): (Vec<_>, Vec<_>) = batches.partition(|batch| batch.kind == Kind::Secret);
+    for batch in rest.into_iter().chain(secrets) {
         let applied = manager.apply_ads(batch, Instant::now());
         resources += applied.accepted.len();
         log_refused(batch.kind, &applied.refused);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 
 use foldhash::HashMap;
 use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateValidationContext, TlsCertificate,
+    CertificateValidationContext, Secret as SecretPb, TlsCertificate,
 };
 use rustls::crypto::CryptoProvider;
 
@@ -29,6 +29,14 @@ pub enum Material {
     Trust(Arc<Trust>),
 }
 
+impl Material {
+    /// Whether it has revocation lists.
+    #[must_use]
+    pub fn revokes(&self) -> bool {
+        matches!(self, Self::Trust(trust) if !trust.revoked.is_empty())
+    }
+}
+
 /// The contexts' side of a secret.
 #[derive(Debug)]
 enum Slot {
@@ -42,6 +50,16 @@ impl Slot {
             Self::Certificate(_) => "a certificate",
             Self::Trust(_) => "a validation context",
         }
+    }
+
+    /// Handshakes that begin from now on use `material`.
+    fn set(&self, material: Material) -> Result<(), String> {
+        match (self, material) {
+            (Self::Certificate(secret), Material::Certificate(own)) => secret.set(own),
+            (Self::Trust(secret), Material::Trust(trust)) => secret.set(trust),
+            _ => return Err(format!("is not {}, which is what contexts need", self.what())),
+        }
+        Ok(())
     }
 
     /// Whether a context has it.
@@ -58,6 +76,32 @@ struct Entry {
     slot: Slot,
     /// Of the bytes of what it holds.
     hash: Option<u64>,
+    /// How to make it again, when it names files.
+    files: Option<SecretFiles>,
+}
+
+/// A `Secret` that names files.
+#[derive(Debug, Clone)]
+pub struct SecretFiles {
+    /// As it came.
+    pub secret: Box<SecretPb>,
+    /// What it names.
+    pub files: Vec<PathBuf>,
+    /// Hash of what they held when they were read last; see [`content_of`].
+    pub content: u64,
+}
+
+/// A `Secret` that was compiled.
+#[derive(Debug, Clone)]
+pub struct Compiled {
+    /// Of its bytes.
+    pub hash: u64,
+    /// Its name.
+    pub name: Arc<str>,
+    /// What it holds.
+    pub material: Material,
+    /// When it names files.
+    pub files: Option<SecretFiles>,
 }
 
 /// What is written out in a context, with files in it: read again when these change.
@@ -146,48 +190,64 @@ impl Secrets {
             return Err(format!("there is no secret {name:?} in static_resources.secrets"));
         }
         let name = Arc::clone(&key.1);
-        Ok(&self.entries.entry(key).or_insert_with(|| Entry { slot: make(name), hash: None }).slot)
+        Ok(&self.entries.entry(key).or_insert_with(|| Entry { slot: make(name), hash: None, files: None }).slot)
     }
 
     /// The process will have a certificate of this name.
     pub fn await_certificate(&mut self, name: &str) {
         let slot = Slot::Certificate(Secret::awaited(name.into()));
-        self.entries.insert((None, name.into()), Entry { slot, hash: None });
+        self.entries.insert((None, name.into()), Entry { slot, hash: None, files: None });
     }
 
     /// The process will have trust of this name.
     pub fn await_trust(&mut self, name: &str) {
         let slot = Slot::Trust(Secret::awaited(name.into()));
-        self.entries.insert((None, name.into()), Entry { slot, hash: None });
+        self.entries.insert((None, name.into()), Entry { slot, hash: None, files: None });
     }
 
     /// A secret has come. New handshakes use it. True: it is another one than before.
     ///
     /// # Errors
     /// Contexts expect something else under its name.
-    pub fn put(
-        &mut self,
-        source: &SecretSource,
-        name: &Arc<str>,
-        hash: u64,
-        material: Material,
-    ) -> Result<bool, String> {
+    pub fn put(&mut self, source: &SecretSource, new: Compiled) -> Result<bool, String> {
+        let Compiled { hash, name, material, files } = new;
         let fresh = match &material {
-            Material::Certificate(_) => Slot::Certificate(Secret::awaited(Arc::clone(name))),
-            Material::Trust(_) => Slot::Trust(Secret::awaited(Arc::clone(name))),
+            Material::Certificate(_) => Slot::Certificate(Secret::awaited(Arc::clone(&name))),
+            Material::Trust(_) => Slot::Trust(Secret::awaited(Arc::clone(&name))),
         };
-        let entry = self.entries.entry((source.clone(), Arc::clone(name)));
-        let entry = entry.or_insert(Entry { slot: fresh, hash: None });
+        let entry = self.entries.entry((source.clone(), name));
+        let entry = entry.or_insert(Entry { slot: fresh, hash: None, files: None });
         if entry.hash == Some(hash) {
             return Ok(false);
         }
-        match (&entry.slot, material) {
-            (Slot::Certificate(secret), Material::Certificate(own)) => secret.set(own),
-            (Slot::Trust(secret), Material::Trust(trust)) => secret.set(trust),
-            (slot, _) => return Err(format!("is not {}, which is what contexts need", slot.what())),
-        }
+        entry.slot.set(material)?;
         entry.hash = Some(hash);
+        entry.files = files;
         Ok(true)
+    }
+
+    /// Secrets in use whose files do not hold any more what they held. They are taken for read.
+    pub fn changed_secrets(&mut self) -> Vec<(SecretSource, Arc<str>, Box<SecretPb>)> {
+        let mut changed = Vec::new();
+        for ((source, name), entry) in &mut self.entries {
+            let Some(from) = entry.files.as_mut().filter(|_| entry.slot.is_used()) else { continue };
+            let content = content_of(&from.files);
+            if std::mem::replace(&mut from.content, content) != content {
+                changed.push((source.clone(), Arc::clone(name), from.secret.clone()));
+            }
+        }
+        changed
+    }
+
+    /// What a secret's files hold now.
+    ///
+    /// # Errors
+    /// Contexts expect something else under its name.
+    pub fn reread(&self, source: &SecretSource, name: &Arc<str>, material: Material) -> Result<(), String> {
+        match self.entries.get(&(source.clone(), Arc::clone(name))) {
+            Some(entry) => entry.slot.set(material),
+            None => Ok(()),
+        }
     }
 
     /// Whether contexts need `material` to be something else.
@@ -262,6 +322,9 @@ impl Secrets {
     /// Files that certificates, keys and CAs are read from.
     pub fn material_files(&self) -> impl Iterator<Item = &Path> {
         let used = self.written.values().filter(|written| written.recipe.is_used());
-        used.flat_map(|written| written.files.iter().map(PathBuf::as_path))
+        let written = used.flat_map(|written| written.files.iter().map(PathBuf::as_path));
+        let named = self.entries.values().filter(|entry| entry.slot.is_used());
+        let named = named.filter_map(|entry| entry.files.as_ref());
+        written.chain(named.flat_map(|from| from.files.iter().map(PathBuf::as_path)))
     }
 }

@@ -160,9 +160,11 @@ pub type Roots = watch::Receiver<Option<Arc<Trust>>>;
 /// Keeps this process in certificates for as long as somebody listens to `events`.
 pub async fn run(options: Options, mut roots: Roots, events: mpsc::Sender<Event>, mut rng: fastrand::Rng) {
     let store = options.folder.clone().map(Store::new);
+    // One that has ended still has roots that are newer than those of a token.
     let mut held = restored(store.as_ref());
-    let mut schedule = Schedule::new(wall(), held.as_ref().map(Identity::ends));
-    if let Some(identity) = &held
+    let good = held.as_ref().filter(|identity| identity.ends() > wall());
+    let mut schedule = Schedule::new(wall(), good.map(Identity::ends));
+    if let Some(identity) = good
         && events.send(Event::Renewed(identity.clone())).await.is_err()
     {
         return;
@@ -192,9 +194,15 @@ pub async fn run(options: Options, mut roots: Roots, events: mpsc::Sender<Event>
             }
             continue;
         }
-        let event = match requester.ask(held.as_ref().filter(|identity| identity.ends() > now)).await {
-            Ok(identity) => {
+        let event = match requester.ask(held.as_ref(), now).await {
+            Ok(mut identity) => {
                 schedule.renewed(wall(), identity.ends(), &mut rng);
+                // A replica of the CA may not know yet what the control plane has sent us.
+                if let Some(more) = roots.borrow_and_update().as_deref().and_then(|trust| trust.roots.as_ref())
+                    && let Some(own) = &identity.trust.roots
+                {
+                    identity = identity.trusting(&own.with(more));
+                }
                 keep(store.as_ref(), &identity);
                 held = Some(identity.clone());
                 Event::Renewed(identity)
@@ -221,11 +229,11 @@ fn retrust(held: &mut Identity, trust: &Trust) -> Option<Identity> {
     Some(held.clone())
 }
 
-/// What an earlier process left, if it still serves.
+/// What an earlier process left.
 fn restored(store: Option<&Store>) -> Option<Identity> {
     let store = store?;
     match store.load() {
-        Ok(identity) => identity.filter(|identity| identity.ends() > wall()),
+        Ok(identity) => identity,
         Err(error) => {
             tracing::warn!(file = %store.path().display(), error, "the kept identity is not usable");
             None

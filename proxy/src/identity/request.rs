@@ -3,21 +3,21 @@
 //! The CA decides who we are by the credential: the certificate that we have, or a token. Nothing in the CSR counts.
 
 use std::error::Error;
-use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::Uri;
 use http::uri::PathAndQuery;
-use hyper_util::rt::TokioIo;
+use http::{Response, Uri};
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{CertificateParams, KeyPair};
 use remora_xds::client::Duplex;
+use tonic::body::Body;
 use tonic::client::Grpc;
 use tonic::codegen::Service;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 use tonic_prost::ProstCodec;
 
@@ -27,13 +27,22 @@ use crate::route::text::{Place, StringMatch};
 use crate::tls::client::{AlpnOffer, ClientParams, ClientTls, Target};
 use crate::tls::material::{self, Authorities, OwnCertificate};
 use crate::tls::secret::Secret;
-use crate::tls::verify::{PeerRules, SanMatch, SanType, Trust};
+use crate::tls::verify::{self, PeerRules, SanMatch, SanType, Trust};
 use crate::upstream::connect::{self, ConnectSpec};
 
 /// For the whole of one request.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Largest answer: a chain and some roots.
 const MAX_ANSWER: usize = 1 << 20;
+
+/// What is known of the CA and of us.
+#[derive(Debug, Clone, Copy)]
+struct Known<'a> {
+    /// Proves who we are; without it the token does.
+    credential: Option<&'a Identity>,
+    /// Has the newest roots, and the trust domain.
+    newest: Option<&'a Identity>,
+}
 
 #[derive(Debug)]
 pub(super) struct Requester {
@@ -48,24 +57,25 @@ impl Requester {
         Self { options, key: None }
     }
 
-    /// Asks, with the certificate that there is as the credential, or else with the token.
-    pub(super) async fn ask(&mut self, held: Option<&Identity>) -> Result<Identity, String> {
-        let identity = self.either_way(held).await?;
-        self.key = None;
-        Ok(identity)
+    /// Asks, with the certificate that there is as the credential while it is good, or else with the token. The roots of one that
+    /// has ended are still the newest that we know.
+    pub(super) async fn ask(&mut self, held: Option<&Identity>, now: Duration) -> Result<Identity, String> {
+        let good = held.filter(|held| held.ends() > now && self.options.authority.tls);
+        let mut asked = self.in_time(Known { credential: good, newest: held }).await;
+        if let (Err(first), Some(_), Some(_)) = (&asked, good, &self.options.token) {
+            // The CA may have forgotten us; a token is another way.
+            let second = self.in_time(Known { credential: None, newest: held }).await;
+            asked = second.map_err(|second| format!("{first}; by token: {second}"));
+        }
+        if asked.is_ok() {
+            self.key = None;
+        }
+        asked
     }
 
-    async fn either_way(&mut self, held: Option<&Identity>) -> Result<Identity, String> {
-        let asked = tokio::time::timeout(PATIENCE, self.call(held)).await;
-        let late = || format!("no answer in {} s", PATIENCE.as_secs());
-        match (asked.map_err(|_| late()).flatten(), held) {
-            // The CA may have forgotten us; a token is another way.
-            (Err(error), Some(_)) if self.options.token.is_some() => {
-                let asked = tokio::time::timeout(PATIENCE, self.call(None)).await;
-                asked.map_err(|_| late()).flatten().map_err(|second| format!("{error}; by token: {second}"))
-            }
-            (asked, _) => asked,
-        }
+    async fn in_time(&mut self, known: Known<'_>) -> Result<Identity, String> {
+        let asked = tokio::time::timeout(PATIENCE, self.call(known)).await;
+        asked.unwrap_or_else(|_| Err(format!("no answer in {} s", PATIENCE.as_secs())))
     }
 
     fn key(&mut self) -> Result<&KeyPair, String> {
@@ -76,7 +86,7 @@ impl Requester {
         Ok(self.key.insert(key))
     }
 
-    async fn call(&mut self, held: Option<&Identity>) -> Result<Identity, String> {
+    async fn call(&mut self, known: Known<'_>) -> Result<Identity, String> {
         let (csr, key) = {
             let key = self.key()?;
             let csr = CertificateParams::default().serialize_request(key).and_then(|csr| csr.pem());
@@ -84,15 +94,14 @@ impl Requester {
         };
         let request = CertificateRequest { csr: csr.map_err(|e| e.to_string())?, validity_duration: 0 };
         let mut request = Request::new(request);
-        if !(held.is_some() && self.options.authority.tls) {
+        if known.credential.is_none() {
             let token = format!("Bearer {}", self.token()?);
             let value = token.parse().map_err(|_| "the token has characters that no token has")?;
             request.metadata_mut().insert("authorization", value);
         }
-        let dial = Dial { address: self.options.authority.address, tls: self.tls(held).await? };
-        let endpoint = Endpoint::from_static("http://remora-control");
-        let channel: Channel = endpoint.connect_with_connector(dial).await.map_err(|e| with_causes(&e))?;
-        let mut grpc = Grpc::new(channel).max_decoding_message_size(MAX_ANSWER);
+        let connection = self.connect(known).await?;
+        let origin = Uri::from_static("http://remora-control");
+        let mut grpc = Grpc::with_origin(connection, origin).max_decoding_message_size(MAX_ANSWER);
         grpc.ready().await.map_err(|e| with_causes(&e))?;
         let codec = ProstCodec::<CertificateRequest, CertificateResponse>::default();
         let answer = grpc.unary(request, PathAndQuery::from_static(CREATE), codec).await;
@@ -100,10 +109,27 @@ impl Requester {
         let Parts { chain, roots } = parts(&answer.cert_chain.join("\n"))?;
         let text = Text { chain, key, roots };
         let identity = Identity::new(text).map_err(|e| format!("the answer: {e}"))?;
-        if identity.certificate.uri.is_none() {
-            return Err("the answer: the certificate has no URI name".into());
-        }
+        check(&identity, known.newest)?;
         Ok(identity)
+    }
+
+    /// One connection. There is no second one: what was verified of it is verified of everything that is said on it.
+    async fn connect(&self, known: Known<'_>) -> Result<Connection, String> {
+        let address = self.options.authority.address;
+        let tls = self.tls(known).await?;
+        let tcp = connect::connect(address, &ConnectSpec::default()).await.map_err(|e| e.to_string())?;
+        let io: Box<dyn Duplex> = match &tls {
+            None => Box::new(tcp),
+            Some(tls) => {
+                let target = Target::new(address, AlpnOffer::Http2);
+                Box::new(tls.connect(tcp, target).await.map_err(|e| e.to_string())?.0)
+            }
+        };
+        let made = http2::handshake(TokioExecutor::new(), TokioIo::new(io)).await;
+        let (sender, connection) = made.map_err(|e| with_causes(&e))?;
+        // Its end shows at the sender.
+        tokio::spawn(async move { drop(connection.await) });
+        Ok(Connection(sender))
     }
 
     fn token(&self) -> Result<String, String> {
@@ -113,11 +139,11 @@ impl Requester {
     }
 
     /// TLS to the CA: it is believed by the roots that we have, and shown our certificate, if that is to prove who we are.
-    async fn tls(&self, held: Option<&Identity>) -> Result<Option<ClientTls>, String> {
+    async fn tls(&self, known: Known<'_>) -> Result<Option<ClientTls>, String> {
         if !self.options.authority.tls {
             return Ok(None);
         }
-        let mut pem = held.map(|held| held.text.roots.clone()).unwrap_or_default();
+        let mut pem = known.newest.map(|newest| newest.text.roots.clone()).unwrap_or_default();
         if let Some(path) = &self.options.roots {
             let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
             pem.push_str(&text);
@@ -127,9 +153,16 @@ impl Requester {
         } else {
             material::roots(pem.as_bytes()).map_err(|e| format!("roots of the CA: {e}"))?
         };
-        let name = StringMatch::text(Place::Suffix, CONTROL_PLANE, false);
+        // Who has been here before knows the trust domain.
+        let name = match known.newest.and_then(Identity::spiffe) {
+            Some(own) => {
+                let plane = format!("spiffe://{}{CONTROL_PLANE}", own.trust_domain());
+                StringMatch::text(Place::Exact, &plane, false)
+            }
+            None => StringMatch::text(Place::Suffix, CONTROL_PLANE, false),
+        };
         let sans = vec![SanMatch { san: SanType::Uri, text: name }];
-        client_tls(Trust { sans, ..Trust::in_roots(roots) }, held).map(Some)
+        client_tls(Trust { sans, ..Trust::in_roots(roots) }, known.credential).map(Some)
     }
 
     /// The root that the token names by its fingerprint: the CA shows it behind its own certificate. Nothing is said on that
@@ -180,36 +213,34 @@ pub(super) fn parts(pem: &str) -> Result<Parts, String> {
     Ok(parts)
 }
 
-/// Opens the connection of a channel.
-struct Dial {
-    address: SocketAddr,
-    tls: Option<ClientTls>,
+/// What a CA must not answer: a certificate that nobody would believe, or one of another trust domain than before.
+fn check(identity: &Identity, before: Option<&Identity>) -> Result<(), String> {
+    let own = identity.spiffe().ok_or("the answer: the certificate has no SPIFFE ID")?;
+    if let Some(before) = before.and_then(Identity::spiffe)
+        && before.trust_domain() != own.trust_domain()
+    {
+        return Err(format!("the answer: the trust domain is {}, and was {}", own.trust_domain(), before.trust_domain()));
+    }
+    let roots = identity.trust.roots.as_ref().ok_or("the answer has no roots")?;
+    verify::leads_to(&identity.certificate.key.cert, roots).map_err(|why| format!("the answer: {why}"))
 }
 
-type Dialled = Pin<Box<dyn Future<Output = io::Result<TokioIo<Box<dyn Duplex>>>> + Send>>;
+/// The connection, as gRPC wants it.
+struct Connection(http2::SendRequest<Body>);
 
-impl Service<Uri> for Dial {
-    type Response = TokioIo<Box<dyn Duplex>>;
-    type Error = io::Error;
-    type Future = Dialled;
+type Answered = Pin<Box<dyn Future<Output = hyper::Result<Response<Incoming>>> + Send>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+impl Service<http::Request<Body>> for Connection {
+    type Response = Response<Incoming>;
+    type Error = hyper::Error;
+    type Future = Answered;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        self.0.poll_ready(cx)
     }
 
-    fn call(&mut self, _: Uri) -> Dialled {
-        let (address, tls) = (self.address, self.tls.take());
-        Box::pin(async move {
-            let tcp = connect::connect(address, &ConnectSpec::default()).await.map_err(io::Error::other)?;
-            let io: Box<dyn Duplex> = match tls {
-                None => Box::new(tcp),
-                Some(tls) => {
-                    let target = Target::new(address, AlpnOffer::Http2);
-                    Box::new(tls.connect(tcp, target).await.map_err(io::Error::other)?.0)
-                }
-            };
-            Ok(TokioIo::new(io))
-        })
+    fn call(&mut self, request: http::Request<Body>) -> Answered {
+        Box::pin(self.0.send_request(request))
     }
 }
 
@@ -234,6 +265,8 @@ fn causes(error: &dyn Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tls::TlsParams;
+    use crate::tls::server::{ServerParams, ServerTls};
     use crate::tls::testing::{Ca, uri};
 
     #[test]
@@ -244,5 +277,57 @@ mod tests {
         assert_eq!(material::certificates(chain.as_bytes()).unwrap().len(), 1);
         assert_eq!(material::certificates(roots.as_bytes()).unwrap().len(), 2);
         assert!(parts("-----BEGIN CERTIFICATE-----\nxx\n-----END CERTIFICATE-----").is_err());
+    }
+
+    fn options(folder: &std::path::Path, address: std::net::SocketAddr, roots: &str) -> Options {
+        let write = |name: &str, text: &str| {
+            let path = folder.join(name);
+            std::fs::write(&path, text).unwrap();
+            Some(path)
+        };
+        Options {
+            authority: super::super::Authority { address, tls: true },
+            roots: write("roots", roots),
+            token: write("token", "remora-1-secret"),
+            folder: None,
+            socket: None,
+        }
+    }
+
+    /// Whoever comes after the end of a connection is not known: he is told nothing, and above all not in plaintext.
+    #[tokio::test]
+    async fn a_connection_that_ends_is_not_opened_again() {
+        let ca = Ca::new("root");
+        let plane = ca.leaf(&[uri("spiffe://a.example/ns/remora-system/sa/remora-control")], |_| {});
+        let tls = TlsParams { alpn: vec![b"h2".to_vec()], ..TlsParams::default() };
+        let params = ServerParams { tls, ..ServerParams::default() };
+        let server = ServerTls::new(params, vec![plane.own()], None).unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let options = options(folder.path(), listener.local_addr().unwrap(), &ca.pem);
+        let mut requester = Requester::new(options);
+        let serve = async {
+            let (io, _) = listener.accept().await.unwrap();
+            drop(server.accept(io, b"").await.unwrap());
+        };
+        let (asked, ()) = tokio::join!(requester.ask(None, Duration::ZERO), serve);
+        asked.unwrap_err();
+        let more = tokio::time::timeout(Duration::ZERO, listener.accept()).await;
+        assert!(more.is_err(), "there was another connection");
+    }
+
+    #[test]
+    fn an_answer_has_to_be_one_that_others_believe() {
+        let (ca, other) = (Ca::new("root"), Ca::new("other"));
+        let identity = |ca: &Ca, roots: &Ca, id: &str| {
+            let pair = ca.leaf(&[uri(id)], |_| {});
+            Identity::new(Text { chain: pair.chain, key: pair.key, roots: roots.pem.clone() }).unwrap()
+        };
+        let good = identity(&ca, &ca, "spiffe://a.example/ns/n/sa/s");
+        assert_eq!(check(&good, None), Ok(()));
+        assert_eq!(check(&good, Some(&good)), Ok(()));
+        assert!(check(&identity(&ca, &other, "spiffe://a.example/ns/n/sa/s"), None).is_err());
+        let moved = identity(&other, &other, "spiffe://b.example/ns/n/sa/s");
+        assert!(check(&moved, Some(&good)).unwrap_err().contains("trust domain"));
     }
 }

@@ -9,6 +9,7 @@ use crate::http::downstream::Downstream;
 use crate::policy::rbac::{self, RbacFilter};
 use crate::policy::view::View;
 use crate::telemetry::metrics::Decision;
+use crate::worker::changes::Follower;
 
 /// The rules refuse a connection.
 #[derive(Debug)]
@@ -48,12 +49,15 @@ fn judge(downstream: &Downstream, filter: &RbacFilter, view: &View<'_>) -> Resul
     if verdict.allowed { Ok(()) } else { Err(Refused { details: rbac::details(verdict.policy) }) }
 }
 
-/// Does `work` as long as the connection may be.
+/// Does `work` as long as the connection may be. `changes` are followed from before it was admitted: one that came since is not missed.
 ///
 /// # Errors
 /// A change of the configuration ended that.
-pub async fn while_admitted<F: Future>(downstream: &Downstream, work: F) -> Result<F::Output, Refused> {
-    let mut changes = downstream.worker.changes.follow();
+pub async fn while_admitted<F: Future>(
+    downstream: &Downstream,
+    mut changes: Follower,
+    work: F,
+) -> Result<F::Output, Refused> {
     let mut work = pin!(work);
     poll_fn(|cx| {
         while changes.poll_changed(cx) {

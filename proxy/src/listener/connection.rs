@@ -67,8 +67,9 @@ pub async fn serve(
     match &chain.filter {
         NetworkFilter::Http(http) => {
             let served = serve_http(io, read, Rc::clone(&downstream), Arc::clone(http));
+            let changes = downstream.worker.changes.follow();
             let admitted = match admission::admit(&downstream) {
-                Ok(()) => admission::while_admitted(&downstream, served).await,
+                Ok(()) => admission::while_admitted(&downstream, changes, served).await,
                 Err(refused) => Err(refused),
             };
             if let Err(refused) = admitted {

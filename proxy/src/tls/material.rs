@@ -197,6 +197,15 @@ impl Authorities {
         Ok(Self { store, certificates })
     }
 
+    /// These, and those of `others` that are not among them.
+    #[must_use]
+    pub fn with(&self, others: &Self) -> Self {
+        let more = others.certificates.iter().filter(|other| !self.certificates.contains(other)).cloned();
+        let all: Vec<_> = self.certificates.iter().cloned().chain(more).collect();
+        // All of them have been anchors before.
+        Self::new(all).unwrap_or_else(|_| self.clone())
+    }
+
     /// None (yet).
     #[must_use]
     pub fn none() -> Self {

@@ -188,6 +188,20 @@ impl PeerPolicy {
     }
 }
 
+/// Whether a chain, leaf first, leads to one of `roots` now, for a client.
+///
+/// # Errors
+/// Why not.
+pub fn leads_to(chain: &[CertificateDer<'_>], roots: &Authorities) -> Result<(), String> {
+    let (leaf, between) = chain.split_first().ok_or("there is no certificate")?;
+    let algorithms = super::provider().signature_verification_algorithms;
+    let leaf = EndEntityCert::try_from(leaf).map_err(|e| e.to_string())?;
+    let (anchors, usage) = (&roots.store.roots, KeyUsage::client_auth());
+    leaf.verify_for_usage(algorithms.all, anchors, between, UnixTime::now(), usage, None, None)
+        .map(drop)
+        .map_err(|e| webpki_error(e).to_string())
+}
+
 /// The verifier of one side of one context.
 #[derive(Debug)]
 pub(super) struct Verifier {

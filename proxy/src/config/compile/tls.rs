@@ -28,7 +28,7 @@ use crate::tls::server::{ServerParams, ServerTls};
 use crate::tls::verify::PeerRules;
 
 pub use material::own_certificate;
-pub use secret::compile_secret;
+pub use secret::{compile_secret, files_of_secret};
 pub use validation::trust;
 
 /// Compiles the TLS context of a filter chain. None when it has mistakes, which are in `scope.errors`.

@@ -201,8 +201,8 @@ impl Manager {
             return Err(format!("is no {kind}"));
         }
         let misplaced = one.secrets.iter();
-        let mut misplaced = misplaced.filter_map(|(_, name, material)| {
-            self.names.secrets.conflict(&Some(ConfigSource::Ads), name, material)
+        let mut misplaced = misplaced.filter_map(|secret| {
+            self.names.secrets.conflict(&Some(ConfigSource::Ads), &secret.name, &secret.material)
         });
         if let Some(detail) = misplaced.next() {
             return Err(detail);

@@ -17,9 +17,9 @@ use crate::config::compile::Scope;
 use crate::config::compile::cluster::{compile_cluster, compile_load_assignment};
 use crate::config::compile::listener::compile_listener;
 use crate::config::compile::route::compile_route_table;
-use crate::config::compile::tls::compile_secret;
+use crate::config::compile::tls::{compile_secret, files_of_secret};
 use crate::config::names::Names;
-use crate::config::secrets::Material;
+use crate::config::secrets::Compiled;
 use crate::config::spec::{ConfigSource, HttpSpec, ListenerSpec, RouteSource};
 use crate::route::RouteTable;
 use crate::upstream::cluster::{ClusterSpec, Discovery, EdsSource};
@@ -32,7 +32,7 @@ pub(super) struct Batch {
     pub(super) clusters: Vec<(u64, ClusterSpec)>,
     pub(super) route_tables: Vec<(u64, RouteTable)>,
     pub(super) assignments: Vec<(u64, Arc<str>, Assignment)>,
-    pub(super) secrets: Vec<(u64, Arc<str>, Material)>,
+    pub(super) secrets: Vec<Compiled>,
     pub(super) raw: Vec<(Kind, Arc<str>, Arc<[u8]>)>,
 }
 
@@ -96,10 +96,11 @@ impl Batch {
     }
 
     pub(super) fn secret(&mut self, pb: &Secret, raw: &Any, at: &At<'_>, scope: &mut Scope<'_>) {
+        let files = files_of_secret(pb);
         if let Some(material) = compile_secret(pb, at, scope) {
             let name: Arc<str> = pb.name.as_str().into();
             self.keep(Kind::Secret, &name, raw);
-            self.secrets.push((hash_of(&raw.value), name, material));
+            self.secrets.push(Compiled { hash: hash_of(&raw.value), name, material, files });
         }
     }
 

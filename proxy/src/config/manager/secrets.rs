@@ -8,7 +8,7 @@ use remora_xds::diag::{At, ConfigError, Errors, SourceMap};
 use super::batch::Batch;
 use super::{Manager, Origin};
 use crate::config::compile::{Scope, tls};
-use crate::config::secrets::{Material, Recipe, SecretSource};
+use crate::config::secrets::{Compiled, Material, Recipe, SecretSource};
 use crate::config::spec::{ConfigSource, ListenerSpec};
 use crate::tls::secret::Secret;
 use crate::tls::verify::Trust;
@@ -22,10 +22,11 @@ impl Manager {
     /// Brings the secrets of a batch into force: the next handshakes use them. Gives those that contexts cannot use.
     pub(super) fn put_secrets(&mut self, batch: &mut Batch, origin: &Origin) -> Vec<(Arc<str>, String)> {
         let mut refused = Vec::new();
-        for (hash, name, material) in std::mem::take(&mut batch.secrets) {
+        for secret in std::mem::take(&mut batch.secrets) {
             let source = self.source_of(origin);
-            let revokes = matches!(&material, Material::Trust(trust) if !trust.revoked.is_empty());
-            match self.names.secrets.put(&source, &name, hash, material) {
+            let name = Arc::clone(&secret.name);
+            let revokes = secret.material.revokes();
+            match self.names.secrets.put(&source, secret) {
                 Ok(news) => self.revoked |= news && revokes,
                 Err(error) => refused.push((name, error)),
             }
@@ -56,7 +57,8 @@ impl Manager {
     pub fn put_own(&mut self, name: &str, material: Material) {
         // A new one each time: nothing is compared.
         self.own_secrets += 1;
-        if let Err(error) = self.names.secrets.put(&None, &name.into(), self.own_secrets, material) {
+        let secret = Compiled { hash: self.own_secrets, name: name.into(), material, files: None };
+        if let Err(error) = self.names.secrets.put(&None, secret) {
             tracing::error!(name, error, "the agent's secret is not used");
         }
     }
@@ -94,6 +96,17 @@ impl Manager {
                     let new = tls::trust(&pb, &At::root(), &mut scope);
                     self.revoked |= new.as_ref().is_some_and(|trust| !trust.revoked.is_empty());
                     replace(&secret, new);
+                }
+            }
+            mistakes.extend(errors.into_list());
+        }
+        for (source, name, pb) in self.names.secrets.changed_secrets() {
+            let mut errors = Errors::new(&*name, SourceMap::default());
+            let mut scope = Scope { errors: &mut errors, names: &mut self.names };
+            if let Some(material) = tls::compile_secret(&pb, &At::root(), &mut scope) {
+                self.revoked |= material.revokes();
+                if let Err(error) = self.names.secrets.reread(&source, &name, material) {
+                    errors.report(&At::root(), error);
                 }
             }
             mistakes.extend(errors.into_list());

@@ -130,7 +130,8 @@ impl Manager {
         let lacks =
             |http: &HttpSpec| http.rds.as_ref().is_some_and(|rds| !self.route_tables.contains_key(&rds.name));
         let in_force = self.listeners.values().map(|held| &held.value);
-        let cold = in_force.filter(|listener| http_specs(listener).any(|http| lacks(http)));
+        let cold = in_force
+            .filter(|listener| !has_secrets(listener) || http_specs(listener).any(|http| lacks(http)));
         let listeners = cold.map(|listener| patience_of(listener));
         let streams = (!self.dynamic.is_warm()).then_some(INIT_TIMEOUT);
         clusters.chain(listeners).chain(streams).max().unwrap_or_default()

@@ -416,9 +416,9 @@ impl Session {
     /// Closes our side and swallows what the client still sends, for a bounded time and size: a reset would destroy
     /// the answer before the client has read it (RFC 9112 §9.6).
     async fn linger(&mut self) {
-        conn::shutdown(&self.conn).await;
         let mut swallowed = 0;
         let swallow = async {
+            conn::shutdown(&self.conn).await;
             while swallowed < LINGER_BYTES {
                 self.conn.borrow_mut().read.clear();
                 match conn::fill(&self.conn).await {

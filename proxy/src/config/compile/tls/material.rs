@@ -30,9 +30,10 @@ pub(super) fn certificate(
     at: &At<'_>,
     scope: &mut Scope<'_>,
 ) -> Option<Arc<Secret<OwnCertificate>>> {
-    let hash = hash_of("certificate", &pb.encode_to_vec());
-    if let Some(Recipe::Certificate(_, provider, secret)) = scope.names.secrets.written(hash)
-        && Arc::ptr_eq(provider, &tls.provider)
+    // A key is made for a provider; contexts with groups or suites of their own have one of their own.
+    let provider = Arc::as_ptr(&tls.provider).addr().to_string();
+    let hash = hash_of(&format!("certificate {provider}"), &pb.encode_to_vec());
+    if let Some(Recipe::Certificate(_, _, secret)) = scope.names.secrets.written(hash)
         && let Some(secret) = secret.upgrade()
     {
         return Some(secret);

@@ -10,7 +10,7 @@ use super::{material, validation};
 use crate::config::compile::Scope;
 use crate::config::compile::common::unsupported;
 use crate::config::compile::listener::source_of;
-use crate::config::secrets::{Material, SecretSource};
+use crate::config::secrets::{Material, SecretFiles, SecretSource, content_of};
 use crate::tls::material::OwnCertificate;
 use crate::tls::secret::Secret;
 use crate::tls::verify::Trust;
@@ -68,7 +68,14 @@ pub fn compile_secret(pb: &SecretPb, at: &At<'_>, scope: &mut Scope<'_>) -> Opti
             Some(Material::Certificate(Arc::new(own)))
         }
         Some(Type::ValidationContext(context)) => {
-            let trust = validation::trust(context, &at.field("validation_context"), scope)?;
+            let at = at.field("validation_context");
+            let trust = validation::trust(context, &at, scope)?;
+            if trust.roots.is_none() {
+                // Contexts that name it ask for names, which would mean nothing.
+                let error = scope.errors.report(&at.field("trust_chain_verification"), "verifies nobody");
+                error.fix("write it into the context that is to be so");
+                return None;
+            }
             Some(Material::Trust(Arc::new(trust)))
         }
         Some(Type::SessionTicketKeys(_)) => {
@@ -85,4 +92,23 @@ pub fn compile_secret(pb: &SecretPb, at: &At<'_>, scope: &mut Scope<'_>) -> Opti
             None
         }
     }
+}
+
+/// The files that a `Secret` names; None when it names none.
+#[must_use]
+pub fn files_of_secret(pb: &SecretPb) -> Option<SecretFiles> {
+    let files = match &pb.r#type {
+        Some(Type::TlsCertificate(own)) => {
+            material::files([own.certificate_chain.as_ref(), own.private_key.as_ref()])
+        }
+        Some(Type::ValidationContext(context)) => {
+            material::files([context.trusted_ca.as_ref(), context.crl.as_ref()])
+        }
+        _ => Vec::new(),
+    };
+    if files.is_empty() {
+        return None;
+    }
+    let content = content_of(&files);
+    Some(SecretFiles { secret: Box::new(pb.clone()), files, content })
 }
