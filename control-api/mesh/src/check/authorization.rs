@@ -5,11 +5,12 @@ use std::sync::Arc;
 use remora_xds::diag::At;
 use remora_xds::nearest;
 
+use super::names::is_dns_label;
 use super::policy::targets;
 use super::report::Report;
 use crate::document::{
     Action, AppProtocol, Attribute, AuthorizationPolicySpec, AuthorizationRule, Condition, Document,
-    Operation, ServicePort, Source, To, cidr,
+    Operation, MtlsMode, ServicePort, Source, To, cidr,
 };
 use crate::kinds::AnyDocument;
 use crate::mesh::Mesh;
@@ -18,6 +19,10 @@ use crate::mesh::Mesh;
 const MOST_RULES: usize = 512;
 /// Entries of one list.
 const MOST_ENTRIES: usize = 256;
+/// Of one text: it may become a regular expression.
+const MOST_BYTES: usize = 1024;
+/// Entries of `from`, `to` and `when`: each is combined with each.
+const MOST_PARTS: usize = 32;
 
 pub(super) fn check(mesh: &Mesh, document: &Arc<Document<AuthorizationPolicySpec>>, report: &mut Report) {
     let key = AnyDocument::AuthorizationPolicy(Arc::clone(document)).key();
@@ -30,12 +35,16 @@ pub(super) fn check(mesh: &Mesh, document: &Arc<Document<AuthorizationPolicySpec
     if spec.rules.is_empty() && spec.action == Action::Deny {
         report.report(&rules, "Deny without rules does nothing").fix("rules: [{}] denies everything");
     }
+    unenforced(mesh, document, &at.field("targetRefs"), report);
     let ports = target_ports(mesh, document);
     let known: Vec<_> = ports.iter().map(|port| port.port).collect();
     for (i, rule) in spec.rules.iter().enumerate() {
         let at = rules.index(i);
         if spec.action == Action::Deny && !spec.dry_run {
             opaque(rule, &ports, &at, report);
+        }
+        for (field, length) in [("from", rule.from.len()), ("to", rule.to.len()), ("when", rule.when.len())] {
+            report.at_most(MOST_PARTS, length, &at.field(field));
         }
         let from = at.field("from");
         for (i, item) in rule.from.iter().enumerate() {
@@ -57,6 +66,17 @@ fn target_ports<'m>(mesh: &'m Mesh, document: &Document<AuthorizationPolicySpec>
     let targets = document.spec.target_refs.iter();
     let services = targets.filter_map(|target| mesh.service(&document.metadata.namespace, &target.name));
     services.flat_map(|service| &service.spec.ports).collect()
+}
+
+/// Callers of a Service without mTLS go past the sidecars, and past the rules.
+fn unenforced(mesh: &Mesh, document: &Document<AuthorizationPolicySpec>, at: &At<'_>, report: &mut Report) {
+    for (i, target) in document.spec.target_refs.iter().enumerate() {
+        let service = mesh.service(&document.metadata.namespace, &target.name);
+        if service.is_some_and(|service| mesh.mtls(service) == MtlsMode::Disabled) {
+            let text = format!("nobody would enforce it: callers of {:?} go past its sidecars", target.name);
+            report.report(&at.index(i), text).fix("an AuthenticationPolicy with mtls.mode: Strict or Permissive");
+        }
+    }
 }
 
 /// A `Deny` of something that only HTTP has would refuse everything on a port that speaks something else.
@@ -99,17 +119,38 @@ fn source(source: &Source, at: &At<'_>, report: &mut Report) {
         ("notNamespaces", &source.not_namespaces),
     ];
     for (field, list) in texts {
-        patterns(list, &at.field(field), report);
+        patterns(list, false, &at.field(field), report);
     }
-    let blocks = [
-        ("ipBlocks", &source.ip_blocks),
-        ("notIpBlocks", &source.not_ip_blocks),
-        ("remoteIpBlocks", &source.remote_ip_blocks),
-        ("notRemoteIpBlocks", &source.not_remote_ip_blocks),
-    ];
-    for (field, list) in blocks {
+    for (field, list) in [("principals", &source.principals), ("notPrincipals", &source.not_principals)] {
+        for (i, id) in list.iter().enumerate().filter(|(_, id)| !is_principal(id)) {
+            let error = report.report(&at.field(field).index(i), format!("{id:?} is nobody"));
+            error.fix("spiffe://<trust domain>/ns/<namespace>/sa/<service account>, with * at one end if need be");
+        }
+    }
+    for (field, list) in [("namespaces", &source.namespaces), ("notNamespaces", &source.not_namespaces)] {
+        let is_name = |name: &str| name == "*" || is_dns_label(name.trim_matches('*').trim_matches('-'));
+        for (i, name) in list.iter().enumerate().filter(|(_, name)| !is_name(name)) {
+            report.report(&at.field(field).index(i), format!("{name:?} is no namespace"));
+        }
+    }
+    for (field, list) in [("ipBlocks", &source.ip_blocks), ("notIpBlocks", &source.not_ip_blocks)] {
         ranges(list, &at.field(field), report);
     }
+    let claimed =
+        [("remoteIpBlocks", &source.remote_ip_blocks), ("notRemoteIpBlocks", &source.not_remote_ip_blocks)];
+    for (field, _) in claimed.iter().filter(|(_, list)| !list.is_empty()) {
+        claim(&at.field(field), report);
+    }
+}
+
+/// What a caller says of its own callers (X-Forwarded-For) is nothing to go by until somebody says who may say it.
+fn claim(at: &At<'_>, report: &mut Report) {
+    report.unsupported(at, "is not supported yet: any caller can claim any address").fix("use ipBlocks");
+}
+
+fn is_principal(id: &str) -> bool {
+    let rest = id.strip_prefix("spiffe://").unwrap_or(id);
+    id.starts_with('*') || id.ends_with('*') || rest.contains("/ns/") && rest.contains("/sa/")
 }
 
 fn operation(operation: &Operation, known: &[u16], at: &At<'_>, report: &mut Report) {
@@ -121,13 +162,18 @@ fn operation(operation: &Operation, known: &[u16], at: &At<'_>, report: &mut Rep
         ("notHosts", &operation.not_hosts),
         ("methods", &operation.methods),
         ("notMethods", &operation.not_methods),
-        ("paths", &operation.paths),
-        ("notPaths", &operation.not_paths),
     ];
     for (field, list) in texts {
-        patterns(list, &at.field(field), report);
+        patterns(list, false, &at.field(field), report);
+    }
+    for (field, list) in [("methods", &operation.methods), ("notMethods", &operation.not_methods)] {
+        for (i, method) in list.iter().enumerate().filter(|(_, m)| m.bytes().any(|b| b.is_ascii_lowercase())) {
+            let error = report.report(&at.field(field).index(i), format!("no request has the method {method:?}"));
+            error.fix(method.to_ascii_uppercase());
+        }
     }
     for (field, list) in [("paths", &operation.paths), ("notPaths", &operation.not_paths)] {
+        patterns(list, true, &at.field(field), report);
         for (i, path) in list.iter().enumerate().filter(|(_, path)| !path.starts_with(['/', '*', '{'])) {
             let error =
                 report.report(&at.field(field).index(i), format!("{path:?} is the beginning of no path"));
@@ -155,29 +201,38 @@ fn condition(condition: &Condition, at: &At<'_>, report: &mut Report) {
             .fix(fix);
         return;
     };
+    if attribute == Attribute::RemoteIp {
+        claim(&at.field("key"), report);
+    }
     if condition.values.is_empty() && condition.not_values.is_empty() {
         report.report(&at.field("values"), "is missing").fix("values: [\"*\"] wants it to be there");
     }
     for (field, list) in [("values", &condition.values), ("notValues", &condition.not_values)] {
         match attribute {
             Attribute::SourceIp | Attribute::RemoteIp => ranges(list, &at.field(field), report),
-            _ => patterns(list, &at.field(field), report),
+            _ => patterns(list, false, &at.field(field), report),
         }
     }
 }
 
-/// A `*` stands at the beginning or at the end.
-fn patterns(list: &[String], at: &At<'_>, report: &mut Report) {
+/// A `*` stands at the beginning or at the end; in paths there may be `{*}` and `{**}`.
+fn patterns(list: &[String], templates: bool, at: &At<'_>, report: &mut Report) {
     report.at_most(MOST_ENTRIES, list.len(), at);
     for (i, text) in list.iter().enumerate() {
         let inner = text.strip_prefix('*').or_else(|| text.strip_suffix('*')).unwrap_or(text);
         if text.is_empty() {
             report.report(&at.index(i), "is empty").fix("\"*\" is anything");
-        } else if inner.replace("{**}", "").replace("{*}", "").contains('*') {
+        } else if text.len() > MOST_BYTES {
+            report.report(&at.index(i), format!("is longer than {MOST_BYTES} bytes"));
+        } else if without_templates(inner, templates).contains('*') {
             let error = report.report(&at.index(i), format!("{text:?} has a * in its middle"));
             error.fix("write * at the beginning or at the end, or {*} and {**} in a path");
         }
     }
+}
+
+fn without_templates(text: &str, templates: bool) -> String {
+    if templates { text.replace("{**}", "").replace("{*}", "") } else { text.to_owned() }
 }
 
 fn ranges(list: &[String], at: &At<'_>, report: &mut Report) {

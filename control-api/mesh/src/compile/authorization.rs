@@ -55,21 +55,31 @@ pub(super) fn of<'a>(
     mesh.authorizations(service).map(|policy| &**policy)
 }
 
-/// The rules of a port that is `calls`: Services and ports of theirs.
-pub(super) fn rules(subject: Subject<'_>, calls: &[(&Document<ServiceSpec>, u16)]) -> Rules {
+/// The rules of a port. `own` are the Services, and ports of theirs, that lead to it in what it speaks; `all` are those that lead to its
+/// number at all. It is one program that hears them, so that the rules of all hold: nobody gets around one by another protocol.
+pub(super) fn rules(subject: Subject<'_>, own: &[Call<'_>], all: &[Call<'_>]) -> Rules {
     let mut rules = Rules::default();
     let mut seen = Vec::new();
-    for (service, _) in calls {
+    for (service, _) in all {
         for policy in of(subject.mesh, service) {
             if seen.contains(&policy.name()) {
                 continue;
             }
             seen.push(policy.name());
-            rules.add(subject, policy, &ports_of(policy, calls));
+            let of_all = ports_of(policy, all);
+            let of_own = ports_of(policy, own);
+            let ports = match policy.spec.action {
+                Action::Allow if !of_own.is_empty() => of_own,
+                _ => of_all,
+            };
+            rules.add(subject, policy, &ports);
         }
     }
     rules
 }
+
+/// A port of a Service.
+type Call<'a> = (&'a Document<ServiceSpec>, u16);
 
 /// The ports of `calls` that are of a policy's targets.
 fn ports_of(policy: &Document<AuthorizationPolicySpec>, calls: &[(&Document<ServiceSpec>, u16)]) -> Vec<u16> {
@@ -246,8 +256,10 @@ impl Context<'_> {
         who: &mut Vec<Principal>,
     ) -> Option<()> {
         use crate::document::Attribute as A;
-        // Checked: it has a meaning.
-        let attribute = A::parse(&condition.key)?;
+        let Some(attribute) = A::parse(&condition.key) else {
+            // Written by somebody who knows more than this version: an `Allow` cannot match, and a `Deny` does without it.
+            return (self.action == Action::Deny).then_some(());
+        };
         if attribute.is_http() && !self.http_only(true)? {
             return Some(());
         }

@@ -34,8 +34,12 @@ struct Port<'a> {
     /// Services and ports of theirs that lead here.
     calls: Vec<(&'a Document<ServiceSpec>, u16)>,
     server_names: Vec<String>,
-    /// Plaintext is taken, too.
-    permissive: bool,
+}
+
+/// Services, and ports of theirs, that lead to a number, whatever is spoken: it is one program that hears them all.
+fn calls_of<'p, 'a>(ports: &'p Ports<'a>, number: u16) -> Vec<(&'a Document<ServiceSpec>, u16)> {
+    let same = ports.range((number, "")..).take_while(|((other, _), _)| *other == number);
+    same.flat_map(|(_, port)| port.calls.iter().copied()).collect()
 }
 
 /// Ports by number and by what is spoken: a program may speak several protocols on one.
@@ -71,9 +75,9 @@ pub(super) fn compile(scope: Scope<'_>, instance: &Instance) -> (Option<Arc<Reso
         let policies = authorization::of(scope.mesh, service);
         documents.extend(policies.map(|policy| Key::new(Kind::AuthorizationPolicy, policy.name())));
     }
-    let chain = |(key, port): (&_, &Port<'_>)| chain(scope, named(key), port);
-    let mut chains: Vec<_> = ports.iter().map(chain).collect();
-    let plain = plaintext(&ports).map(|(key, port)| plaintext_chain(scope, named(key), port));
+    let made = |key: &(u16, &'static str), port: &Port<'_>| filters(scope, named(key), port, &calls_of(&ports, key.0));
+    let mut chains: Vec<_> = ports.iter().map(|(key, port)| chain(scope, made(key, port), port)).collect();
+    let plain = plaintext(scope.mesh, &ports).map(|(key, port)| plaintext_chain(made(key, port)));
     let permissive = plain.is_some();
     chains.extend(plain);
     if chains.is_empty() {
@@ -111,10 +115,8 @@ fn ports<'a>(mesh: &'a Mesh, instance: &Instance) -> Ports<'a> {
                 service,
                 calls: Vec::new(),
                 server_names: Vec::new(),
-                permissive: false,
             });
             known.calls.push((service, port.port));
-            known.permissive |= mesh.mtls(service) == MtlsMode::Permissive;
             known.server_names.push(names::sni(namespace, name, port.port));
             if matches!(port.speaks(), AppProtocol::Grpc | AppProtocol::Http2) {
                 known.server_names.extend(plain.take().into_iter().flatten());
@@ -124,22 +126,37 @@ fn ports<'a>(mesh: &'a Mesh, instance: &Instance) -> Ports<'a> {
     ports
 }
 
+/// The ports that take plaintext: every Service that leads there lets them.
+fn permissive<'p, 'a>(
+    mesh: &'p Mesh,
+    ports: &'p Ports<'a>,
+) -> impl Iterator<Item = (&'p (u16, &'static str), &'p Port<'a>)> {
+    ports.iter().filter(move |((number, _), _)| {
+        calls_of(ports, *number).iter().all(|(service, _)| mesh.mtls(service) == MtlsMode::Permissive)
+    })
+}
+
 /// The port that plaintext is for. It names nobody, so that there can be one only.
-fn plaintext<'p, 'a>(ports: &'p Ports<'a>) -> Option<(&'p (u16, &'static str), &'p Port<'a>)> {
-    let mut permissive = ports.iter().filter(|(_, port)| port.permissive);
+fn plaintext<'p, 'a>(
+    mesh: &'p Mesh,
+    ports: &'p Ports<'a>,
+) -> Option<(&'p (u16, &'static str), &'p Port<'a>)> {
+    let mut permissive = permissive(mesh, ports);
     permissive.next().filter(|_| permissive.next().is_none())
 }
 
 /// How many ports of a workload plaintext would be for: [`plaintext`] is lost with more than one.
 pub(crate) fn permissive_ports(mesh: &Mesh, instance: &Instance) -> usize {
-    ports(mesh, instance).values().filter(|port| port.permissive).count()
+    permissive(mesh, &ports(mesh, instance)).count()
 }
 
+/// Name, filters, and what is offered by ALPN.
+type Made = (String, Vec<Filter>, &'static [&'static str]);
+
 /// Over mTLS, found by the server name.
-fn chain(scope: Scope<'_>, named: (u16, &str), port: &Port<'_>) -> FilterChain {
-    let (stat, filters, alpn) = filters(scope, named, port);
+fn chain(scope: Scope<'_>, (name, filters, alpn): Made, port: &Port<'_>) -> FilterChain {
     FilterChain {
-        name: stat,
+        name,
         filter_chain_match: Some(FilterChainMatch {
             server_names: port.server_names.clone(),
             ..FilterChainMatch::default()
@@ -152,10 +169,9 @@ fn chain(scope: Scope<'_>, named: (u16, &str), port: &Port<'_>) -> FilterChain {
 }
 
 /// In plaintext.
-fn plaintext_chain(scope: Scope<'_>, named: (u16, &str), port: &Port<'_>) -> FilterChain {
-    let (stat, filters, _) = filters(scope, named, port);
+fn plaintext_chain((name, filters, _): Made) -> FilterChain {
     FilterChain {
-        name: format!("{stat}_plaintext"),
+        name: format!("{name}_plaintext"),
         filter_chain_match: Some(FilterChainMatch {
             transport_protocol: "raw_buffer".into(),
             ..FilterChainMatch::default()
@@ -165,18 +181,19 @@ fn plaintext_chain(scope: Scope<'_>, named: (u16, &str), port: &Port<'_>) -> Fil
     }
 }
 
-/// The name of a port's chain, its filters, and what is offered by ALPN.
+/// What a port's chains do. `calls` are all that lead to its number.
 fn filters(
     scope: Scope<'_>,
     (number, suffix): (u16, &str),
     port: &Port<'_>,
-) -> (String, Vec<Filter>, &'static [&'static str]) {
+    calls: &[(&Document<ServiceSpec>, u16)],
+) -> Made {
     let cluster = names::local(number, suffix);
     let stat =
         if suffix.is_empty() { format!("inbound_{number}") } else { format!("inbound_{number}_{suffix}") };
     let http = port.speaks != AppProtocol::Tcp;
     let trust_domain = &scope.profile.trust_domain;
-    let rules = authorization::rules(Subject { mesh: scope.mesh, trust_domain, http }, &port.calls);
+    let rules = authorization::rules(Subject { mesh: scope.mesh, trust_domain, http }, &port.calls, calls);
     if !http {
         let proxy = http::Tcp { name: &stat, idle: None, tries: 1 };
         let mut filters = rules.network(&stat);

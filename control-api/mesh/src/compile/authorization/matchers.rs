@@ -120,22 +120,20 @@ impl Permit {
 }
 
 fn template(path: &str) -> String {
-    let mut out = String::new();
-    let mut rest = path;
-    while let Some(at) = rest.find("{*") {
-        out.push_str(&escaped(&rest[..at]));
-        let (wildcard, after) = match rest[at..].strip_prefix("{**}") {
-            Some(after) => (".*", after),
-            None => match rest[at..].strip_prefix("{*}") {
-                Some(after) => ("[^/]+", after),
-                None => (r"\{\*", &rest[at + 2..]),
-            },
-        };
-        out.push_str(wildcard);
-        rest = after;
-    }
-    out.push_str(&escaped(rest));
-    out
+    let (path, before) = path.strip_prefix('*').map_or((path, ""), |path| (path, ".*"));
+    let (path, after) = path.strip_suffix('*').map_or((path, ""), |path| (path, ".*"));
+    // Any number of segments, none included: what is between two slashes goes with one of them.
+    let parts: Vec<_> = path.split("/{**}/").map(segments).collect();
+    format!("{before}{}{after}", parts.join("/(.*/)?"))
+}
+
+/// The rest of a template: `{*}` is one segment, `{**}` anything.
+fn segments(path: &str) -> String {
+    let anything: Vec<_> = path
+        .split("{**}")
+        .map(|part| part.split("{*}").map(escaped).collect::<Vec<_>>().join("[^/]+"))
+        .collect();
+    anything.join(".*")
 }
 
 impl Who {
@@ -225,6 +223,9 @@ mod tests {
     #[test]
     fn templates_and_hosts_are_regular_expressions() {
         assert_eq!(template("/a.b/{*}/c/{**}"), r"/a\.b/[^/]+/c/.*");
+        assert_eq!(template("/a/{**}/b"), "/a/(.*/)?b");
+        assert_eq!(template("/a/{*}/admin*"), "/a/[^/]+/admin.*");
+        assert_eq!(template("*/{*}/b"), ".*/[^/]+/b");
         assert_eq!(template("/{*"), r"/\{\*");
         let Some(Rule::Header(matcher)) = Permit::host("*.Shop.example").rule else { panic!() };
         let said = format!("{matcher:?}");
