@@ -210,7 +210,8 @@ impl Listener {
     /// Terminates TLS with secrets over ADS: its certificate, and with `roots` a certificate is wanted of clients.
     #[must_use]
     pub fn by_secrets(self, own: &str, roots: Option<&str>) -> Self {
-        let sds = |name: &str| json!({ "name": name, "sds_config": { "resource_api_version": "V3", "ads": {} } });
+        let sds =
+            |name: &str| json!({ "name": name, "sds_config": { "resource_api_version": "V3", "ads": {} } });
         let mut common = json!({ "tls_certificate_sds_secret_configs": [sds(own)] });
         if let Some(roots) = roots {
             common["combined_validation_context"] = json!({

@@ -5,13 +5,17 @@
 
 use std::time::{Duration, SystemTime};
 
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SerialNumber};
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SerialNumber,
+};
 use remora_tests::certs::{Authority, ClientTls, Identity};
 use remora_tests::client::http1::Http1Client;
 use remora_tests::config::Listener;
 use remora_tests::control_plane::ControlPlane;
 use remora_tests::proxy::Proxy;
-use remora_tests::resources::{cds, eds, eds_cluster, lds, own_secret, rds_by_ads, roots_secret, routes, under};
+use remora_tests::resources::{
+    cds, eds, eds_cluster, lds, own_secret, rds_by_ads, roots_secret, routes, under,
+};
 use remora_tests::traffic::Load;
 use remora_tests::upstream::Upstream as _;
 use remora_tests::upstream::http1::{Answer, Http1Upstream};

@@ -190,7 +190,11 @@ impl Secrets {
             return Err(format!("there is no secret {name:?} in static_resources.secrets"));
         }
         let name = Arc::clone(&key.1);
-        Ok(&self.entries.entry(key).or_insert_with(|| Entry { slot: make(name), hash: None, files: None }).slot)
+        Ok(&self
+            .entries
+            .entry(key)
+            .or_insert_with(|| Entry { slot: make(name), hash: None, files: None })
+            .slot)
     }
 
     /// The process will have a certificate of this name.

@@ -198,7 +198,8 @@ pub async fn run(options: Options, mut roots: Roots, events: mpsc::Sender<Event>
             Ok(mut identity) => {
                 schedule.renewed(wall(), identity.ends(), &mut rng);
                 // A replica of the CA may not know yet what the control plane has sent us.
-                if let Some(more) = roots.borrow_and_update().as_deref().and_then(|trust| trust.roots.as_ref())
+                if let Some(more) =
+                    roots.borrow_and_update().as_deref().and_then(|trust| trust.roots.as_ref())
                     && let Some(own) = &identity.trust.roots
                 {
                     identity = identity.trusting(&own.with(more));

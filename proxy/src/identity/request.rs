@@ -219,7 +219,11 @@ fn check(identity: &Identity, before: Option<&Identity>) -> Result<(), String> {
     if let Some(before) = before.and_then(Identity::spiffe)
         && before.trust_domain() != own.trust_domain()
     {
-        return Err(format!("the answer: the trust domain is {}, and was {}", own.trust_domain(), before.trust_domain()));
+        return Err(format!(
+            "the answer: the trust domain is {}, and was {}",
+            own.trust_domain(),
+            before.trust_domain()
+        ));
     }
     let roots = identity.trust.roots.as_ref().ok_or("the answer has no roots")?;
     verify::leads_to(&identity.certificate.key.cert, roots).map_err(|why| format!("the answer: {why}"))

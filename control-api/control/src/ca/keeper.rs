@@ -8,7 +8,7 @@ use remora_proxy::tls::identity::SpiffeId;
 use remora_xds::Resource;
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::authority::{Authority, Issued, Order, Overlap, Reason, Step};
 use super::{Csr, Refused, Root, System, secret};
@@ -122,6 +122,9 @@ impl Ca {
         let text = format!("spiffe://{}/ns/{namespace}/sa/{service_account}", self.settings.trust_domain);
         let id = SpiffeId::parse(&text).map_err(|e| Refused::Identity(format!("{text}: {e}")))?;
         match id.service_account() {
+            Some((NAMESPACE, SERVICE_ACCOUNT)) => Err(Refused::Identity(format!(
+                "{text} is the control plane's own: no workload has it, and nothing revokes it"
+            ))),
             Some(parts) if parts == (namespace, service_account) => Ok(id),
             _ => Err(Refused::Identity(format!("{text}: a namespace and a service account have no slash"))),
         }
@@ -133,8 +136,10 @@ impl Ca {
     /// [`Refused::Identity`].
     pub fn parse(&self, text: &str) -> Result<SpiffeId, Refused> {
         let id = SpiffeId::parse(text).map_err(|e| Refused::Identity(format!("{text}: {e}")))?;
-        if id.trust_domain() == self.settings.trust_domain && id.service_account().is_some() {
-            return Ok(id);
+        if id.trust_domain() == self.settings.trust_domain
+            && let Some((namespace, service_account)) = id.service_account()
+        {
+            return self.identity(namespace, service_account);
         }
         let domain = &self.settings.trust_domain;
         Err(Refused::Identity(format!(
@@ -153,7 +158,8 @@ impl Ca {
     /// # Errors
     /// [`Refused::Identity`]: the trust domain is none.
     pub fn own_identity(&self) -> Result<SpiffeId, Refused> {
-        self.identity(NAMESPACE, SERVICE_ACCOUNT)
+        let text = format!("spiffe://{}/ns/{NAMESPACE}/sa/{SERVICE_ACCOUNT}", self.settings.trust_domain);
+        SpiffeId::parse(&text).map_err(|e| Refused::Identity(format!("{text}: {e}")))
     }
 
     /// Takes the authority from the registry, which has been read, or makes the first root. Tries until it has it.
@@ -192,11 +198,9 @@ impl Ca {
             authority.announced().is_none() && authority.roots().iter().all(|root| root.id != given.id)
         };
         if self.read(waits)? {
-            self.change(
-                |authority, now| {
-                    if waits(authority) { authority.announce(given.clone(), now) } else { Ok(()) }
-                },
-            )
+            self.change(|authority, now| {
+                if waits(authority) { authority.announce(given.clone(), now, &mut System) } else { Ok(()) }
+            })
             .await?;
             info!(root = given.short(), "the root of --ca-cert is announced");
         }
@@ -307,7 +311,7 @@ impl Ca {
             .change(|authority, now| {
                 let root = Root::make(domain, now, &mut System)?;
                 let id = root.id.clone();
-                authority.announce(root, now)?;
+                authority.announce(root, now, &mut System)?;
                 Ok(id)
             })
             .await?;
@@ -328,7 +332,10 @@ impl Ca {
     /// # Errors
     /// The store.
     pub async fn advance(&self, secret: &Resource, laggards: &[String]) -> Result<(), Refused> {
-        self.adopt().await?;
+        if let Err(error) = self.adopt().await {
+            // What is there has to go on: a root that goes makes room.
+            debug!(%error, "the root of --ca-cert is not announced yet");
+        }
         let current = self.current()?;
         if current.secret.version() != secret.version() {
             return Ok(());
@@ -373,6 +380,27 @@ impl Ca {
     /// See [`Authority::revoke`].
     pub async fn revoke(&self, certificates: &[(String, u64)], reason: Reason) -> Result<(), Refused> {
         self.change(|authority, now| authority.revoke(certificates, reason, now)).await
+    }
+
+    /// Revokes certificates of an identity; see [`Authority::revoke_as_many_as_fit`]. The answer is those that are revoked now, and how many
+    /// are not.
+    ///
+    /// # Errors
+    /// The store.
+    pub async fn revoke_as_many_as_fit(
+        &self,
+        mut certificates: Vec<(String, u64)>,
+        reason: Reason,
+    ) -> Result<(Vec<String>, usize), Refused> {
+        // What ends last does harm the longest.
+        certificates.sort_by_key(|(_, until)| std::cmp::Reverse(*until));
+        let left =
+            self.change(|authority, now| authority.revoke_as_many_as_fit(&certificates, reason, now)).await?;
+        let revoked = self.read(|authority| {
+            let serials = certificates.into_iter().map(|(serial, _)| serial);
+            serials.filter(|serial| authority.is_revoked(serial)).collect()
+        });
+        Ok((revoked?, left))
     }
 
     /// Signs nothing for `identity` from now on.

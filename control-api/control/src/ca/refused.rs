@@ -61,6 +61,9 @@ pub enum Refused {
     /// The peer's certificate is revoked.
     #[error("the certificate {0} is revoked")]
     CertificateRevoked(String),
+    /// The certificate of the connection was good when it was shown, and has ended.
+    #[error("the certificate {0} has expired: connect again with the one that came after it")]
+    CertificateExpired(String),
     /// The identity gets no certificates any more.
     #[error("{0} is revoked; `remora certs restore` lets it have certificates again")]
     IdentityRevoked(String),
@@ -122,6 +125,7 @@ impl Refused {
             Self::TokensFull(_) => "ca_tokens_full",
             Self::PeerIdentity(_) => "ca_peer_identity",
             Self::CertificateRevoked(_) => "ca_certificate_revoked",
+            Self::CertificateExpired(_) => "ca_certificate_expired",
             Self::IdentityRevoked(_) => "ca_identity_revoked",
             Self::Identity(_) => "ca_identity",
             Self::Serial(_) => "ca_serial",
@@ -155,6 +159,7 @@ impl Refused {
             Self::CsrIdentity { .. }
             | Self::PeerIdentity(_)
             | Self::CertificateRevoked(_)
+            | Self::CertificateExpired(_)
             | Self::IdentityRevoked(_) => Code::PermissionDenied,
             Self::TooManyFailures => Code::ResourceExhausted,
             Self::RootAnnounced(_) | Self::RootsFull(_) | Self::RevocationsFull(_) | Self::TokensFull(_) => {

@@ -66,8 +66,22 @@ pub struct Root {
     pub not_before: u64,
     /// End of its validity, in seconds since 1970.
     pub not_after: u64,
-    /// No certificate that it signed ends after this, in seconds since 1970.
+    /// No certificate of a workload that it signed ends after this, in seconds since 1970.
     pub signed_until: u64,
+    /// None for the first one, and where one of the two does not allow it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cross: Option<Cross>,
+}
+
+/// A cross-certificate (RFC 5280 §3.2): the name and the key of a root, signed by the root before it. Who trusts only that one believes
+/// what the newer one signs, as long as the older one is trusted at all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Cross {
+    /// The id of the root that signed it.
+    pub(super) by: String,
+    /// PEM.
+    pub(super) certificate: String,
 }
 
 /// Why files are no root.
@@ -113,15 +127,10 @@ impl Root {
     pub fn make(domain: &str, now: u64, source: &mut impl Source) -> Result<Self, Refused> {
         let key = source.key()?;
         let serial = source.serial()?;
-        let mut params = CertificateParams::default();
-        lives(&mut params, now.saturating_sub(SKEW), now + LIFE);
-        params.serial_number = Some(serial.to_vec().into());
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         // Two roots of one name would be hard to tell apart, for people and for verifiers; 64 characters are X.520's bound.
         let name: String = format!("remora {} of {domain}", hex(&serial[12..])).chars().take(64).collect();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, name);
+        let mut params = authority_of(&name, serial);
+        lives(&mut params, now.saturating_sub(SKEW), now + LIFE);
         let certificate = params.self_signed(&key)?.pem();
         Ok(Self {
             id: hex(&sha256(&key.subject_public_key_info())),
@@ -135,6 +144,7 @@ impl Root {
             not_before: now.saturating_sub(SKEW),
             not_after: now + LIFE,
             signed_until: 0,
+            cross: None,
         })
     }
 
@@ -176,7 +186,51 @@ impl Root {
             not_before: seconds(parsed.validity().not_before.timestamp()),
             not_after: seconds(parsed.validity().not_after.timestamp()),
             signed_until: 0,
+            cross: None,
         })
+    }
+
+    /// Signed by `by`, too, where both allow it: this one was made here, and that one may sign CAs.
+    ///
+    /// # Errors
+    /// What the store holds is no certificate, or the machine has no random numbers.
+    pub(super) fn crossed(mut self, by: &Self, now: u64, source: &mut impl Source) -> Result<Self, Refused> {
+        if !self.own || !by.parsed(|certificate| may_sign_authorities(certificate))? {
+            return Ok(self);
+        }
+        let name = self.parsed(|certificate| {
+            certificate.subject().iter_common_name().find_map(|name| name.as_str().ok()).map(str::to_owned)
+        })?;
+        let name = name.ok_or_else(|| Refused::Corrupt(format!("root {} has no name", self.short())))?;
+        let mut params = authority_of(&name, source.serial()?);
+        lives(&mut params, now.saturating_sub(SKEW).max(by.not_before), self.not_after.min(by.not_after));
+        params.use_authority_key_identifier_extension = true;
+        let key = self.key()?;
+        let certificate = params.signed_by(&key, &by.issuer()?)?.pem();
+        self.cross = Some(Cross { by: by.id.clone(), certificate });
+        Ok(self)
+    }
+
+    /// See [`Cross`].
+    pub(super) const fn cross(&self) -> Option<&Cross> {
+        self.cross.as_ref()
+    }
+
+    /// Whether what is trusted because of it are other certificates: it can make no revocation list in their place.
+    pub(super) fn is_below_others(&self) -> bool {
+        self.anchors.iter().any(|anchor| *anchor != self.certificate)
+    }
+
+    fn key(&self) -> Result<KeyPair, Refused> {
+        KeyPair::from_pem(&self.key.0).map_err(|e| Refused::Corrupt(format!("root {}: {e}", self.short())))
+    }
+
+    fn parsed<T>(&self, read: impl FnOnce(&X509Certificate<'_>) -> T) -> Result<T, Refused> {
+        let corrupt = || Refused::Corrupt(format!("root {}: its certificate cannot be read", self.short()));
+        let list = material::certificates(self.certificate.as_bytes()).map_err(|_| corrupt())?;
+        let (_, parsed) =
+            list.first().and_then(|der| X509Certificate::from_der(der).ok()).ok_or_else(corrupt)?;
+        Ok(read(&parsed))
     }
 
     /// The certificate with its key, to sign with.
@@ -185,8 +239,7 @@ impl Root {
     /// What the store holds is none.
     pub(super) fn issuer(&self) -> Result<Issuer<'static, KeyPair>, Refused> {
         let corrupt = |e: rcgen::Error| Refused::Corrupt(format!("root {}: {e}", self.short()));
-        let key = KeyPair::from_pem(&self.key.0).map_err(corrupt)?;
-        Issuer::from_ca_cert_pem(&self.certificate, key).map_err(corrupt)
+        Issuer::from_ca_cert_pem(&self.certificate, self.key()?).map_err(corrupt)
     }
 
     /// The key identifier that its certificate gives itself.
@@ -194,15 +247,13 @@ impl Root {
     /// # Errors
     /// What the store holds is no certificate.
     pub(super) fn key_id(&self) -> Result<Vec<u8>, Refused> {
-        let corrupt = || Refused::Corrupt(format!("root {}: its certificate cannot be read", self.short()));
-        let list = material::certificates(self.certificate.as_bytes()).map_err(|_| corrupt())?;
-        let (_, parsed) =
-            list.first().and_then(|der| X509Certificate::from_der(der).ok()).ok_or_else(corrupt)?;
-        let said = parsed.extensions().iter().find_map(|extension| match extension.parsed_extension() {
-            ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
-            _ => None,
-        });
-        Ok(said.unwrap_or_else(|| sha256(parsed.tbs_certificate.subject_pki.raw)[..20].to_vec()))
+        self.parsed(|parsed| {
+            let said = parsed.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+                ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
+                _ => None,
+            });
+            said.unwrap_or_else(|| sha256(parsed.tbs_certificate.subject_pki.raw)[..20].to_vec())
+        })
     }
 
     /// What is sent behind a leaf: itself unless it is trusted, and those between it and what is trusted.
@@ -235,6 +286,23 @@ impl Root {
     pub fn short(&self) -> &str {
         self.id.get(..12).unwrap_or(&self.id)
     }
+}
+
+/// A certificate that signs others. How long the chain below it may be is not bounded: cross-certificates stand in it.
+fn authority_of(name: &str, serial: [u8; 16]) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.serial_number = Some(serial.to_vec().into());
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params
+}
+
+/// Whether a CA may stand below it (RFC 5280 §4.2.1.9).
+fn may_sign_authorities(certificate: &X509Certificate<'_>) -> bool {
+    let constraints = certificate.basic_constraints().ok().flatten();
+    constraints.is_some_and(|c| c.value.path_len_constraint.is_none_or(|length| length > 0))
 }
 
 fn seconds(timestamp: i64) -> u64 {

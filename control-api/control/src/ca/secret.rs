@@ -22,6 +22,8 @@ pub(super) fn of(authority: &Authority) -> Resource {
         r#type: Some(Type::ValidationContext(CertificateValidationContext {
             trusted_ca: Some(inline(&authority.trusted())),
             crl: authority.revocation_lists().map(inline),
+            // A verifier wants a list of every issuer of the chain, and of a CA above those that sign here there is none.
+            only_verify_leaf_cert_crl: authority.has_foreign_anchors(),
             ..CertificateValidationContext::default()
         })),
     })

@@ -24,6 +24,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::authority::{Authority, Issued};
 use super::failures::Failures;
 use super::issued::Log;
+use super::keeper::now;
 use super::review::Reviewer;
 use super::tokens::{PREFIX, Presented, Tokens};
 use super::{Ca, Csr, Refused, hex};
@@ -58,6 +59,8 @@ pub struct Shown {
     pub identity: Option<SpiffeId>,
     /// Its serial number, in hexadecimal.
     pub serial: String,
+    /// When it ends, in seconds since 1970; a connection may live longer.
+    pub ends: u64,
 }
 
 impl Shown {
@@ -65,8 +68,14 @@ impl Shown {
     #[must_use]
     pub fn of(leaf: &[u8]) -> Self {
         let peer = PeerIdentity::of_leaf(&CertificateDer::from(leaf), true);
-        let serial = X509Certificate::from_der(leaf).map(|(_, parsed)| hex(parsed.raw_serial()));
-        Self { identity: peer.ok().and_then(|peer| peer.spiffe), serial: serial.unwrap_or_default() }
+        let parsed = X509Certificate::from_der(leaf).ok().map(|(_, parsed)| parsed);
+        let ends =
+            |parsed: &X509Certificate<'_>| parsed.validity().not_after.timestamp().try_into().unwrap_or(0);
+        Self {
+            identity: peer.ok().and_then(|peer| peer.spiffe),
+            serial: parsed.as_ref().map(|parsed| hex(parsed.raw_serial())).unwrap_or_default(),
+            ends: parsed.as_ref().map_or(0, ends),
+        }
     }
 }
 
@@ -211,7 +220,7 @@ impl Ca {
     /// The workload of this trust domain that a client's certificate is of. Whoever accepted the connection has verified the chain.
     ///
     /// # Errors
-    /// [`Refused::PeerIdentity`], [`Refused::CertificateRevoked`].
+    /// [`Refused::PeerIdentity`], [`Refused::CertificateRevoked`], [`Refused::CertificateExpired`], [`Refused::IdentityRevoked`].
     pub fn admit<'s>(&self, shown: &'s Shown) -> Result<&'s SpiffeId, Refused> {
         let domain = &*self.settings().trust_domain;
         let of_domain = |id: &&SpiffeId| id.trust_domain() == domain && id.service_account().is_some();
@@ -220,6 +229,13 @@ impl Ca {
         let identity = identity.ok_or_else(|| Refused::PeerIdentity(name()))?;
         if self.read(|authority| authority.is_revoked(&shown.serial))? {
             return Err(Refused::CertificateRevoked(shown.serial.clone()));
+        }
+        // Also one that no control plane that lives remembers to have signed.
+        if self.read(|authority| authority.is_barred(identity))? {
+            return Err(Refused::IdentityRevoked(identity.to_string()));
+        }
+        if shown.ends <= now() {
+            return Err(Refused::CertificateExpired(shown.serial.clone()));
         }
         Ok(identity)
     }

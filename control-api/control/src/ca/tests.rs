@@ -189,8 +189,9 @@ fn a_root_is_announced_signs_retires_and_goes() {
     let mut authority = authority();
     let first = authority.roots()[0].id.clone();
     let old = issue(&mut authority, 100, NOW);
-    authority.announce(Root::make(DOMAIN, NOW, &mut System).unwrap(), NOW).unwrap();
-    let again = authority.announce(Root::make(DOMAIN, NOW, &mut System).unwrap(), NOW).unwrap_err();
+    authority.announce(Root::make(DOMAIN, NOW, &mut System).unwrap(), NOW, &mut System).unwrap();
+    let again =
+        authority.announce(Root::make(DOMAIN, NOW, &mut System).unwrap(), NOW, &mut System).unwrap_err();
     assert_eq!(again.id(), "ca_root_announced");
     let second = authority.announced().unwrap().id.clone();
     let lag = vec!["slow".to_owned()];
@@ -215,6 +216,67 @@ fn a_root_is_announced_signs_retires_and_goes() {
     assert_eq!(advance(&mut authority, &[], end + 1), [Step::Gone(first[..12].to_owned())]);
     assert!(!is_trusted(&old.leaf, &authority.trusted()));
     assert_eq!(authority.roots().len(), 1);
+}
+
+/// What OpenSSL says of a leaf of the newest root, for somebody who trusts `roots`. None without openssl.
+fn openssl_says(authority: &Authority, leaf: &authority::Issued, roots: &[String]) -> Option<String> {
+    let folder = Given::new();
+    let roots = folder.write("roots.pem", &roots.concat());
+    let between = folder.write("between.pem", &leaf.intermediates.concat());
+    let certificate = folder.write("leaf.pem", &leaf.leaf);
+    let lists = folder.write("lists.pem", authority.revocation_lists().unwrap_or_default());
+    let output = Command::new("openssl")
+        .args(["verify", "-x509_strict", "-crl_check_all", "-purpose", "sslserver", "-CAfile"])
+        .arg(roots)
+        .arg("-CRLfile")
+        .arg(lists)
+        .arg("-untrusted")
+        .args([between, certificate])
+        .output();
+    let output = output.ok()?;
+    Some(String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+}
+
+#[test]
+fn who_was_away_and_knows_one_older_root_believes_the_newest_until_that_one_is_gone() {
+    let now = crate::clock::unix(std::time::SystemTime::now());
+    let mut authority = Authority::new(Root::make(DOMAIN, now, &mut System).unwrap());
+    let mut known = vec![authority.trusted()];
+    // Lists are looked at, too: those of the older roots are needed for the cross-certificates.
+    authority.revoke(&[("01".into(), now + 90_000)], Reason::Unspecified, now).unwrap();
+    issue(&mut authority, 80_000, now);
+    for _ in 0..2 {
+        authority.announce(Root::make(DOMAIN, now, &mut System).unwrap(), now, &mut System).unwrap();
+        known.push(authority.announced().unwrap().anchors().concat());
+        authority.advance(DOMAIN, &[], overlap(0, 0), now, &mut System).unwrap();
+        issue(&mut authority, 80_000, now);
+    }
+    let leaf = issue(&mut authority, 600, now);
+    assert_eq!(leaf.intermediates.len(), 2, "one cross-certificate of each root before it");
+    for root in &known {
+        let Some(says) = openssl_says(&authority, &leaf, std::slice::from_ref(root)) else {
+            return skipped();
+        };
+        assert!(says.ends_with(": OK\n"), "{says}");
+    }
+    let ends = authority.roots().iter().map(|root| root.signed_until).min().unwrap();
+    authority.advance(DOMAIN, &[], overlap(0, 0), ends + SKEW + 1, &mut System).unwrap();
+    assert!(authority.roots().len() < 3);
+    let leaf = issue(&mut authority, 600, ends + SKEW + 1);
+    assert!(leaf.intermediates.len() < 2, "nobody vouches who is not trusted any more");
+}
+
+#[test]
+fn a_ca_that_may_have_no_ca_below_it_vouches_for_nobody() {
+    use KeyUsagePurpose::{CrlSign, KeyCertSign};
+    let (given, key) = (Given::new(), KeyPair::generate().unwrap());
+    let mut params = ca("strict", vec![KeyCertSign, CrlSign], NOW + 9000);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    let pem = params.self_signed(&key).unwrap().pem();
+    let mut authority = Authority::new(given.read(&pem, &key, None).unwrap());
+    authority.announce(Root::make(DOMAIN, NOW, &mut System).unwrap(), NOW, &mut System).unwrap();
+    authority.advance(DOMAIN, &[], overlap(0, 0), NOW, &mut System).unwrap();
+    assert_eq!(issue(&mut authority, 10, NOW).intermediates, Vec::<String>::new());
 }
 
 #[test]
@@ -243,7 +305,7 @@ fn what_is_revoked_is_on_a_list_of_every_root_until_it_has_ended() {
         authority.revoke(&[("shop".into(), NOW)], Reason::Unspecified, NOW).unwrap_err().id(),
         "ca_serial"
     );
-    authority.announce(Root::make(DOMAIN, NOW, &mut System).unwrap(), NOW).unwrap();
+    authority.announce(Root::make(DOMAIN, NOW, &mut System).unwrap(), NOW, &mut System).unwrap();
     assert_eq!(authority.revocation_lists().unwrap().matches("BEGIN X509 CRL").count(), 2);
 
     let mut advance =
@@ -255,6 +317,16 @@ fn what_is_revoked_is_on_a_list_of_every_root_until_it_has_ended() {
     assert_eq!(made, leaf.not_after + SKEW + 1);
     authority.advance(DOMAIN, &[], overlap(1, 1), NOW + 500 + SKEW + 1, &mut System).unwrap();
     assert_eq!(authority.revocation_lists(), None);
+}
+
+#[test]
+fn of_more_certificates_than_fit_those_are_revoked_that_stand_first() {
+    let mut authority = authority();
+    let all: Vec<_> = (1..=2001).map(|n| (format!("{n:04x}"), NOW + 500)).collect();
+    assert_eq!(authority.revoke(&all, Reason::Unspecified, NOW).unwrap_err().id(), "ca_revocations_full");
+    assert_eq!(authority.revoke_as_many_as_fit(&all, Reason::Unspecified, NOW).unwrap(), 1);
+    assert!(authority.is_revoked(&all[0].0) && !authority.is_revoked(&all[2000].0));
+    assert_eq!(authority.revoke_as_many_as_fit(&all[..2000], Reason::Unspecified, NOW).unwrap(), 0);
 }
 
 #[test]
@@ -322,7 +394,7 @@ proptest! {
         for act in acts {
             match act {
                 Act::Wait(time) => now += time,
-                Act::Rotate => drop(authority.announce(Root::make(DOMAIN, now, &mut System).unwrap(), now)),
+                Act::Rotate => drop(authority.announce(Root::make(DOMAIN, now, &mut System).unwrap(), now, &mut System)),
                 Act::Issue(ttl) => {
                     leaves.push(issue(&mut authority, ttl, now));
                     let identity = shop();
@@ -401,6 +473,7 @@ fn a_ca_in_files_is_checked_and_its_mistakes_are_named_with_their_fix() {
     let mut authority = Authority::new(given.read(&below, &other, Some(&pem)).unwrap());
     let leaf = issue(&mut authority, 9000, NOW);
     assert_eq!((leaf.not_after, leaf.intermediates.len()), (NOW + 500, 1));
+    assert!(authority.has_foreign_anchors(), "of the root there is no list");
     assert!(
         is_trusted(&leaf.leaf, &leaf.intermediates[0]) && is_trusted(&leaf.intermediates[0], &leaf.roots)
     );
@@ -435,7 +508,7 @@ fn openssl_believes_what_it_should_and_no_more() {
     let folder = Given::new();
     let mut authority = Authority::new(Root::make(DOMAIN, now, &mut System).unwrap());
     let (good, bad) = (issue(&mut authority, 600, now), issue(&mut authority, 600, now));
-    authority.announce(Root::make(DOMAIN, now, &mut System).unwrap(), now).unwrap();
+    authority.announce(Root::make(DOMAIN, now, &mut System).unwrap(), now, &mut System).unwrap();
     authority.revoke(&[(bad.serial.clone(), bad.not_after)], Reason::KeyCompromise, now).unwrap();
     let roots = folder.write("roots.pem", &authority.trusted());
     let lists = folder.write("lists.pem", authority.revocation_lists().unwrap());

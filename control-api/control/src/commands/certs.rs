@@ -106,6 +106,11 @@ pub(crate) fn certs(args: CertsArgs) -> ExitCode {
                 for serial in answer["revoked"].as_array().into_iter().flatten().filter_map(Value::as_str) {
                     println!("certificate {serial} revoked");
                 }
+                if let Some(left) = answer["left"].as_u64().filter(|left| *left > 0) {
+                    println!(
+                        "{left} more are good for other workloads until they end: the revocation list is full"
+                    );
+                }
             }
             Some(Verb::Restore { identity }) => {
                 let asked = Revocation { identity: Some(identity.clone()), ..Revocation::default() };

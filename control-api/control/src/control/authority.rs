@@ -1,8 +1,10 @@
 //! The tasks that keep the authority going: whom nodes are to trust reaches them, and what they answered moves it on.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use remora_proxy::tls::identity::SpiffeId;
 use tokio::time::MissedTickBehavior;
 use tracing::warn;
 
@@ -31,7 +33,7 @@ pub(super) async fn keep(mut parts: Parts, publisher: Arc<Publisher>) {
     let mut changes = ca.changes();
     let mut looks = tokio::time::interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut told = None;
+    let mut told = Vec::new();
     loop {
         tokio::select! {
             more = changes.next() => {
@@ -40,29 +42,43 @@ pub(super) async fn keep(mut parts: Parts, publisher: Arc<Publisher>) {
                 }
             }
             _ = looks.tick() => {
-                let done = parts.look().await.map_err(|error| error.to_string()).err();
-                if done.is_some() && done != told {
-                    warn!(error = done, "the certificate authority does not move on; tried again");
+                let failed = parts.look().await;
+                if !failed.is_empty() && failed != told {
+                    warn!(errors = ?failed, "the certificate authority does not move on; tried again");
                 }
-                told = done;
+                told = failed;
             }
         }
         if let Ok(secret) = ca.secret() {
             publisher.trust(&secret);
         }
-        let revoked = ca.read(|authority| authority.revoked().iter().map(|r| r.serial.clone()).collect());
-        publisher.expel(&revoked.unwrap_or_default());
+        let out = ca.read(|authority| {
+            let serials: HashSet<_> = authority.revoked().iter().map(|r| r.serial.clone()).collect();
+            let identities: HashSet<_> = authority.barred().iter().map(|b| b.identity.clone()).collect();
+            (serials, identities)
+        });
+        let (serials, identities) = out.unwrap_or_default();
+        if !serials.is_empty() || !identities.is_empty() {
+            publisher.expel(|shown| {
+                let barred = |id: &SpiffeId| identities.contains(id.as_str());
+                serials.contains(&shown.serial) || shown.identity.as_ref().is_some_and(barred)
+            });
+        }
     }
 }
 
 impl Parts {
-    async fn look(&mut self) -> Result<(), Refused> {
-        self.revoke_barred().await?;
+    /// What went wrong. One thing that does not go on is no reason for another not to.
+    async fn look(&mut self) -> Vec<String> {
+        let done = [self.revoke_barred().await, self.advance().await, self.tokens.sweep().await];
+        done.into_iter().filter_map(|done| done.err().map(|error| error.to_string())).collect()
+    }
+
+    async fn advance(&mut self) -> Result<(), Refused> {
         let secret = self.ca.secret()?;
         let own = self.board.laggards(&secret);
         let laggards = self.votes.laggards(secret.version(), own).await?;
-        self.ca.advance(&secret, &laggards).await?;
-        self.tokens.sweep().await
+        self.ca.advance(&secret, &laggards).await
     }
 
     /// Who is barred is so everywhere; which certificates it has only those know that signed them.
@@ -73,7 +89,7 @@ impl Parts {
             let is_new =
                 |authority: &Authority| living.iter().any(|(serial, _)| !authority.is_revoked(serial));
             if self.ca.read(is_new)? {
-                self.ca.revoke(&living, reason).await?;
+                self.ca.revoke_as_many_as_fit(living, reason).await?;
             }
         }
         Ok(())

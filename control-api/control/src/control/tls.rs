@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
@@ -108,14 +109,14 @@ impl Port {
             Err(_) => Ok(SanType::DnsName(name.as_str().try_into()?)),
         };
         let names = self.names.iter().map(name).collect::<Result<Vec<_>, rcgen::Error>>()?;
-        let root = self.ca.read(|authority| authority.signing().cloned())??;
+        let root = self.ca.read(|authority| authority.signing().map(|root| root.id.clone()))??;
         let (issued, key) = self.ca.issue_own(&names).await?;
         self.log.write(&issued, self.ca.own_identity()?.as_str(), "control".into(), None).await;
-        // With the root, so that a client that knows nothing but its fingerprint finds it.
-        let chain = [issued.leaf, issued.intermediates.concat(), root.anchors().concat()].concat();
+        // With the roots, so that a client that knows nothing but the fingerprint of one finds it: also of the one before.
+        let chain = [issued.leaf, issued.intermediates.concat(), issued.roots].concat();
         let own = OwnCertificate::from_pem(chain.as_bytes(), key.as_bytes(), tls::provider());
         let life = Duration::from_secs(issued.not_after.saturating_sub(unix(SystemTime::now())));
-        let held = Held { root: root.id, until: Instant::now() + life / 2 };
+        let held = Held { root, until: Instant::now() + life / 2 };
         Ok((own.map_err(|e| Refused::Signing(e.to_string()))?, held))
     }
 
@@ -204,6 +205,8 @@ struct Info {
     peer: SocketAddr,
     certificates: PeerCertificates,
     shown: Option<Shown>,
+    /// Set when a request was refused because the certificate has ended: the client is to shake hands with its newer one.
+    stale: Arc<AtomicBool>,
 }
 
 impl Connection {
@@ -219,7 +222,7 @@ impl Connection {
         let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let certificates = PeerCertificates(Arc::new(certificates.iter().map(|der| der.to_vec()).collect()));
         let shown = certificates.0.first().map(|leaf| Shown::of(leaf));
-        Ok(Self { stream, info: Info { tcp, peer, certificates, shown }, _slot: slot })
+        Ok(Self { stream, info: Info { tcp, peer, certificates, shown, stale: Arc::default() }, _slot: slot })
     }
 }
 
@@ -237,9 +240,14 @@ fn client(mut request: Request<()>) -> Result<Request<()>, Status> {
 
 /// Lets workloads of the trust domain have resources; of which node, the publisher checks.
 fn node(ca: &Ca, request: Request<()>) -> Result<Request<()>, Status> {
+    let stale = request.extensions().get::<Info>().map(|info| Arc::clone(&info.stale));
     let request = client(request)?;
     let shown = request.extensions().get::<Shown>().ok_or(Refused::NoCertificate)?;
-    ca.admit(shown)?;
+    let admitted = ca.admit(shown);
+    if let (Err(Refused::CertificateExpired(_)), Some(stale)) = (&admitted, stale) {
+        stale.store(true, Ordering::Relaxed);
+    }
+    admitted?;
     Ok(request)
 }
 
@@ -257,6 +265,10 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // The end of the connection: the client comes again, with what it has now.
+        if self.info.stale.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, into)
     }
 }

@@ -9,10 +9,14 @@ use crate::document::Record;
 use crate::registry::instances::{self, REGISTRATION, health};
 use crate::store;
 
-/// What `change` means for a mesh. `Err` says why a document cannot be read; it is then as if there were none.
+/// What `change` means for a mesh. `Err` says why a document cannot be read, with what to do instead: it is then as if there were none.
+///
+/// A policy that cannot be read, because it was written for a newer version, may not open what it closes. It stays what it was, when
+/// `in_force` says that it was something; else an AuthorizationPolicy denies everything to its targets.
 pub(super) fn change(
     key: &store::Key,
     new: Option<&Record>,
+    in_force: bool,
 ) -> Result<Change, (Option<Change>, Vec<String>)> {
     let name = Name::new(&key.namespace, &key.name);
     if *key.kind == *REGISTRATION {
@@ -25,7 +29,27 @@ pub(super) fn change(
     };
     let Some(record) = new else { return Ok(Change::Remove(Key::new(kind, name))) };
     let read = read(&key.path(), &record.text());
-    read.map(Change::Put).map_err(|why| (Some(Change::Remove(Key::new(kind, name))), why))
+    read.map(Change::Put).map_err(|why| {
+        let gone = || Some(Change::Remove(Key::new(kind, name)));
+        let instead = match kind {
+            Kind::AuthorizationPolicy | Kind::AuthenticationPolicy if in_force => None,
+            Kind::AuthorizationPolicy => closed(record).or_else(gone),
+            _ => gone(),
+        };
+        (instead, why)
+    })
+}
+
+/// A policy in the place of `record` that denies everything to the targets that it names.
+fn closed(record: &Record) -> Option<Change> {
+    let spec = record.get("spec").unwrap_or_default();
+    let denies = json!({
+        "apiVersion": Kind::AuthorizationPolicy.api_version(),
+        "kind": Kind::AuthorizationPolicy.as_str(),
+        "metadata": {"name": *record.key.name, "namespace": *record.key.namespace},
+        "spec": {"targetRefs": spec["targetRefs"], "action": "Deny", "rules": [{}]},
+    });
+    read(&record.key.path(), &denies.to_string()).ok().map(Change::Put)
 }
 
 fn read(source: &str, text: &str) -> Result<AnyDocument, Vec<String>> {

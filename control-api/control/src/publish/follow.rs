@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use remora_mesh::Change;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
@@ -37,6 +38,8 @@ type Changed = Vec<(Key, Option<Arc<Record>>)>;
 struct Progress {
     position: Position,
     known: BTreeSet<Key>,
+    /// Of these a state is in force that could be read.
+    readable: BTreeSet<Key>,
     unreadable: BTreeMap<Key, Vec<String>>,
     /// Documents changed since they were checked together.
     unchecked: bool,
@@ -64,8 +67,15 @@ impl Progress {
             } else {
                 self.known.remove(key)
             };
-            match change(key, new.as_deref()) {
-                Ok(change) => made.push(change),
+            match change(key, new.as_deref(), self.readable.contains(key)) {
+                Ok(change) => {
+                    if matches!(change, Change::Put(_)) {
+                        self.readable.insert(key.clone());
+                    } else {
+                        self.readable.remove(key);
+                    }
+                    made.push(change);
+                }
                 Err((instead, why)) => {
                     made.extend(instead);
                     self.unreadable.insert(key.clone(), why);

@@ -11,7 +11,7 @@ mod share;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -104,14 +104,11 @@ impl Publisher {
         }
     }
 
-    /// Ends the streams of nodes that showed one of these certificates, by serial number.
-    pub fn expel(&self, revoked: &HashSet<String>) {
-        if revoked.is_empty() {
-            return;
-        }
+    /// Ends the streams of nodes that showed a certificate which may not have resources any more.
+    pub fn expel(&self, is_out: impl Fn(&Shown) -> bool) {
         let mut state = self.state();
         let State { nodes, streams, .. } = &mut *state;
-        keep(nodes, streams, |_, shown| !revoked.contains(&shown.serial));
+        keep(nodes, streams, |_, shown| !is_out(shown));
     }
 }
 

@@ -1,10 +1,13 @@
 //! What a publisher keeps.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
-use remora_mesh::{Change, Credentials, Documents, Listening};
+use remora_mesh::document::authorization::Action;
+use remora_mesh::{AnyDocument, Change, Credentials, Documents, Listening};
 use remora_xds::pb::envoy::config::core::v3::Node as PbNode;
 
 use super::*;
+use crate::document::Record;
+use crate::store;
 
 const MESH: &str = "
 apiVersion: v1
@@ -28,6 +31,34 @@ fn publisher() -> Publisher {
     let documents = Documents::read([("mesh.yaml", MESH)]).unwrap();
     publisher.apply(documents.iter().map(Change::Put).collect());
     publisher
+}
+
+/// A record of a policy of shop.
+fn policy(spec: &serde_json::Value) -> Record {
+    let key = store::Key::new("AuthorizationPolicy", "default", "guard");
+    let body = serde_json::json!({
+        "apiVersion": "remora.dev/v1alpha1", "kind": "AuthorizationPolicy",
+        "metadata": {"name": "guard", "namespace": "default"}, "spec": spec,
+    });
+    let entry = store::Entry { key, value: body.to_string().into(), revision: 1, lease: None };
+    Record::of(&entry).unwrap()
+}
+
+#[test]
+fn a_policy_of_a_newer_version_does_not_open_what_it_closes() {
+    let newer = serde_json::json!({
+        "targetRefs": [{"group": "", "kind": "Service", "name": "shop"}],
+        "rules": [{"weather": ["good"]}],
+    });
+    let record = policy(&newer);
+    let (instead, why) = change::change(&record.key, Some(&record), true).unwrap_err();
+    assert!(instead.is_none() && why[0].contains("weather"), "what it said before goes on: {why:?}");
+    let (instead, _) = change::change(&record.key, Some(&record), false).unwrap_err();
+    let Some(Change::Put(AnyDocument::AuthorizationPolicy(closed))) = instead else {
+        panic!("open: {instead:?}")
+    };
+    assert_eq!(closed.spec.action, Action::Deny);
+    assert_eq!((closed.spec.rules.len(), closed.spec.target_refs.len()), (1, 1));
 }
 
 #[test]

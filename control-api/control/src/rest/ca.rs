@@ -117,25 +117,26 @@ pub(super) async fn revoke(
     Utf8(body): Utf8,
 ) -> Result<Response, Failure> {
     let asked = read(&body)?;
-    let certificates = match (&asked.serial, &asked.identity) {
+    let (serials, left) = match (&asked.serial, &asked.identity) {
         (Some(serial), None) => {
             // Of one that is not known here no end is known; none is longer than this.
             let known = app.issued.living(|entry| same(&entry.serial, serial)).pop();
             let unknown = || (serial.clone(), app.ca.latest_end());
-            vec![known.unwrap_or_else(unknown)]
+            let (serial, until) = known.unwrap_or_else(unknown);
+            app.ca.revoke(&[(serial.clone(), until)], asked.reason).await?;
+            (vec![serial], 0)
         }
         (None, Some(identity)) => {
             app.ca.bar(&app.ca.parse(identity)?, asked.reason).await?;
-            app.issued.living(|entry| entry.identity == *identity)
+            let living = app.issued.living(|entry| entry.identity == *identity);
+            app.ca.revoke_as_many_as_fit(living, asked.reason).await?
         }
         _ => return Err(Failure::bad_request("name a serial or an identity")),
     };
-    app.ca.revoke(&certificates, asked.reason).await?;
     let mut lines: String = asked.identity.iter().map(|identity| format!("+revoked {identity}\n")).collect();
-    lines.extend(certificates.iter().map(|(serial, _)| format!("+revoked {serial}\n")));
+    lines.extend(serials.iter().map(|serial| format!("+revoked {serial}\n")));
     audited(&app, &caller, lines).await;
-    let serials: Vec<_> = certificates.into_iter().map(|(serial, _)| serial).collect();
-    Ok(json(StatusCode::OK, &json!({ "revoked": serials })))
+    Ok(json(StatusCode::OK, &json!({ "revoked": serials, "left": left })))
 }
 
 /// `POST /remora/v1/ca/restore`: the identity gets certificates again.

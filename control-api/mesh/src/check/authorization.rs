@@ -10,7 +10,7 @@ use super::policy::targets;
 use super::report::Report;
 use crate::document::{
     Action, AppProtocol, Attribute, AuthorizationPolicySpec, AuthorizationRule, Condition, Document,
-    Operation, MtlsMode, ServicePort, Source, To, cidr,
+    MtlsMode, Operation, ServicePort, Source, To, cidr,
 };
 use crate::kinds::AnyDocument;
 use crate::mesh::Mesh;
@@ -74,7 +74,9 @@ fn unenforced(mesh: &Mesh, document: &Document<AuthorizationPolicySpec>, at: &At
         let service = mesh.service(&document.metadata.namespace, &target.name);
         if service.is_some_and(|service| mesh.mtls(service) == MtlsMode::Disabled) {
             let text = format!("nobody would enforce it: callers of {:?} go past its sidecars", target.name);
-            report.report(&at.index(i), text).fix("an AuthenticationPolicy with mtls.mode: Strict or Permissive");
+            report
+                .report(&at.index(i), text)
+                .fix("an AuthenticationPolicy with mtls.mode: Strict or Permissive");
         }
     }
 }
@@ -124,7 +126,9 @@ fn source(source: &Source, at: &At<'_>, report: &mut Report) {
     for (field, list) in [("principals", &source.principals), ("notPrincipals", &source.not_principals)] {
         for (i, id) in list.iter().enumerate().filter(|(_, id)| !is_principal(id)) {
             let error = report.report(&at.field(field).index(i), format!("{id:?} is nobody"));
-            error.fix("spiffe://<trust domain>/ns/<namespace>/sa/<service account>, with * at one end if need be");
+            error.fix(
+                "spiffe://<trust domain>/ns/<namespace>/sa/<service account>, with * at one end if need be",
+            );
         }
     }
     for (field, list) in [("namespaces", &source.namespaces), ("notNamespaces", &source.not_namespaces)] {
@@ -167,8 +171,10 @@ fn operation(operation: &Operation, known: &[u16], at: &At<'_>, report: &mut Rep
         patterns(list, false, &at.field(field), report);
     }
     for (field, list) in [("methods", &operation.methods), ("notMethods", &operation.not_methods)] {
-        for (i, method) in list.iter().enumerate().filter(|(_, m)| m.bytes().any(|b| b.is_ascii_lowercase())) {
-            let error = report.report(&at.field(field).index(i), format!("no request has the method {method:?}"));
+        for (i, method) in list.iter().enumerate().filter(|(_, m)| m.bytes().any(|b| b.is_ascii_lowercase()))
+        {
+            let error =
+                report.report(&at.field(field).index(i), format!("no request has the method {method:?}"));
             error.fix(method.to_ascii_uppercase());
         }
     }

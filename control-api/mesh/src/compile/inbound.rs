@@ -75,7 +75,9 @@ pub(super) fn compile(scope: Scope<'_>, instance: &Instance) -> (Option<Arc<Reso
         let policies = authorization::of(scope.mesh, service);
         documents.extend(policies.map(|policy| Key::new(Kind::AuthorizationPolicy, policy.name())));
     }
-    let made = |key: &(u16, &'static str), port: &Port<'_>| filters(scope, named(key), port, &calls_of(&ports, key.0));
+    let made = |key: &(u16, &'static str), port: &Port<'_>| {
+        filters(scope, named(key), port, &calls_of(&ports, key.0))
+    };
     let mut chains: Vec<_> = ports.iter().map(|(key, port)| chain(scope, made(key, port), port)).collect();
     let plain = plaintext(scope.mesh, &ports).map(|(key, port)| plaintext_chain(made(key, port)));
     let permissive = plain.is_some();

@@ -133,6 +133,8 @@ pub struct Settings {
     pub at_most: Duration,
     /// A stream that is this old is ended, so that clients spread over a grown set of control planes.
     pub stream_age: Duration,
+    /// So old a connection takes no new streams: GOAWAY.
+    pub connection_age: Duration,
     /// Up to this share of `stream_age` is taken off, at random: streams that began together do not end together.
     pub stream_age_jitter: f64,
     /// A quiet connection is probed after this time…
@@ -151,6 +153,7 @@ impl Default for Settings {
             quiet: Duration::from_millis(10),
             at_most: Duration::from_millis(100),
             stream_age: Duration::from_secs(30 * 60),
+            connection_age: Duration::from_secs(60 * 60),
             stream_age_jitter: 0.2,
             keepalive: Duration::from_secs(20),
             keepalive_timeout: Duration::from_secs(10),
@@ -204,6 +207,8 @@ impl<S: Snapshots> AdsService<S> {
             .http2_keepalive_timeout(Some(settings.keepalive_timeout))
             .http2_max_pending_accept_reset_streams(Some(100))
             .max_concurrent_streams(Some(100))
+            // What a handshake has shown is not believed for ever.
+            .max_connection_age(settings.connection_age)
     }
 
     fn start<M>(

@@ -1,23 +1,22 @@
 //! The authority as a value: roots and their phases, what is signed, what is revoked. Pure: `now` (seconds since 1970) and chance are
 //! arguments.
 //!
-//! At every moment exactly one root signs, and every certificate that has not ended leads to a root that is trusted.
+//! At every moment exactly one root signs, and every certificate that has not ended leads to a root that is trusted: also by those who
+//! have not heard of the newest one, because the root before it vouches for it.
+
+mod signing;
 
 use std::time::Duration;
 
-use rcgen::{
-    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
-    PublicKeyData, SanType,
-};
 use remora_proxy::tls::identity::SpiffeId;
 use serde::{Deserialize, Serialize};
 
 use super::crl::{self, Lists};
 pub use super::crl::{Reason, Revoked};
-use super::csr::Csr;
 use super::refused::Refused;
-use super::root::{Phase, Root, lives};
+use super::root::{Phase, Root};
 use super::{Source, hex};
+pub use signing::{Issued, Order};
 
 /// Clocks may differ by this: certificates begin so much earlier, and roots stay so much longer (seconds).
 pub(super) const SKEW: u64 = 300;
@@ -71,32 +70,6 @@ pub enum Step {
     Gone(String),
     /// A new one is announced, because the one that signs ends in a while.
     Announced(String),
-}
-
-/// A certificate that was signed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Issued {
-    /// In hexadecimal.
-    pub serial: String,
-    /// In seconds since 1970.
-    pub not_after: u64,
-    /// The certificate, in PEM.
-    pub leaf: String,
-    /// Those between it and a root, each in PEM.
-    pub intermediates: Vec<String>,
-    /// All roots that are trusted, in PEM.
-    pub roots: String,
-}
-
-/// What is asked to be signed.
-#[derive(Debug, Clone, Copy)]
-pub struct Order<'a> {
-    /// The one URI name.
-    pub identity: &'a SpiffeId,
-    /// Names of a server besides it: DNS names and IP addresses.
-    pub names: &'a [SanType],
-    /// How long it should hold; never beyond the end of the root.
-    pub ttl: Duration,
 }
 
 impl Authority {
@@ -155,6 +128,12 @@ impl Authority {
         seen.into_iter().map(String::as_str).collect()
     }
 
+    /// Whether a chain goes through a CA whose revocation lists are not made here.
+    #[must_use]
+    pub fn has_foreign_anchors(&self) -> bool {
+        self.roots.iter().any(Root::is_below_others)
+    }
+
     /// The revocation lists of all roots, in PEM; None while nothing is revoked.
     #[must_use]
     pub fn revocation_lists(&self) -> Option<&str> {
@@ -167,17 +146,19 @@ impl Authority {
         self.lists.as_ref()
     }
 
-    /// Announces `root`, which will sign after the overlap.
+    /// Announces `root`, which will sign after the overlap. The one that signs now vouches for it, where that can be: see
+    /// [`Root::crossed`].
     ///
     /// # Errors
     /// [`Refused::RootAnnounced`], [`Refused::RootsFull`].
-    pub fn announce(&mut self, root: Root, now: u64) -> Result<(), Refused> {
+    pub fn announce(&mut self, root: Root, now: u64, source: &mut impl Source) -> Result<(), Refused> {
         if let Some(announced) = self.announced() {
             return Err(Refused::RootAnnounced(announced.short().to_owned()));
         }
         if self.roots.len() >= ROOTS {
             return Err(Refused::RootsFull(self.roots.len()));
         }
+        let root = root.crossed(self.signing()?, now, source)?;
         self.roots.push(root.entering(Phase::Announced, now));
         self.list(now)
     }
@@ -212,7 +193,7 @@ impl Authority {
         if own && ends && self.announced().is_none() && self.roots.len() < ROOTS {
             let root = Root::make(domain, now, source)?;
             steps.push(Step::Announced(root.short().to_owned()));
-            self.announce(root, now)?;
+            self.announce(root, now, source)?;
         }
         let before = self.revoked.len();
         self.revoked.retain(|revoked| revoked.until + SKEW >= now);
@@ -233,98 +214,6 @@ impl Authority {
             };
             (root.phase, root.since) = (next, now);
         }
-    }
-
-    /// Makes room for certificates of `ttl`: notes that the root that signs signs until then. Half as much again is added, so that not every
-    /// certificate is a write. False: there is room.
-    ///
-    /// # Errors
-    /// No root signs.
-    pub fn reserve(&mut self, ttl: Duration, now: u64) -> Result<bool, Refused> {
-        let until = self.end(ttl, now)?;
-        let signing = self.roots.iter_mut().find(|root| root.phase == Phase::Signing);
-        let Some(root) = signing.filter(|root| root.signed_until < until) else { return Ok(false) };
-        root.signed_until = (until + ttl.as_secs() / 2 + 1).min(root.not_after);
-        Ok(true)
-    }
-
-    /// When a certificate of `ttl` ends.
-    fn end(&self, ttl: Duration, now: u64) -> Result<u64, Refused> {
-        let root = self.signing()?;
-        if root.not_after <= now {
-            return Err(Refused::Signing(format!("the root {} has expired", root.short())));
-        }
-        Ok(now.saturating_add(ttl.as_secs().max(1)).min(root.not_after))
-    }
-
-    /// Signs the key of `csr` for the identity of `order`. Nothing that the CSR asks for becomes a part of the certificate.
-    ///
-    /// # Errors
-    /// The CSR asks for another identity, or the identity is revoked.
-    pub fn issue(
-        &self,
-        csr: &Csr,
-        order: Order<'_>,
-        now: u64,
-        source: &mut impl Source,
-    ) -> Result<Issued, Refused> {
-        csr.admit(order.identity)?;
-        self.sign(&csr.key, order, now, source)
-    }
-
-    /// Signs a new key of this process. The answer is the certificate and the key, in PEM.
-    ///
-    /// # Errors
-    /// See [`Self::issue`].
-    pub fn issue_own(
-        &self,
-        order: Order<'_>,
-        now: u64,
-        source: &mut impl Source,
-    ) -> Result<(Issued, String), Refused> {
-        let key: KeyPair = source.key()?;
-        let issued = self.sign(&key, order, now, source)?;
-        Ok((issued, key.serialize_pem()))
-    }
-
-    fn sign(
-        &self,
-        key: &impl PublicKeyData,
-        order: Order<'_>,
-        now: u64,
-        source: &mut impl Source,
-    ) -> Result<Issued, Refused> {
-        if self.is_barred(order.identity) {
-            return Err(Refused::IdentityRevoked(order.identity.to_string()));
-        }
-        let root = self.signing()?;
-        // What was not reserved would not be waited for when the root retires.
-        let not_after = self.end(order.ttl, now)?.min(root.signed_until);
-        if not_after <= now {
-            return Err(Refused::Signing("the time of the certificate was not reserved".into()));
-        }
-        let serial = source.serial()?;
-        let mut params = CertificateParams::default();
-        lives(&mut params, now.saturating_sub(SKEW).max(root.not_before), not_after);
-        params.serial_number = Some(serial.to_vec().into());
-        // Without a subject the names are critical (RFC 5280 §4.2.1.6).
-        params.distinguished_name = DistinguishedName::new();
-        let uri = order.identity.as_str().try_into()?;
-        params.subject_alt_names =
-            [SanType::URI(uri)].into_iter().chain(order.names.iter().cloned()).collect();
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        params.use_authority_key_identifier_extension = true;
-        let leaf = params.signed_by(key, &root.issuer()?)?.pem();
-        Ok(Issued {
-            serial: hex(&serial),
-            not_after,
-            leaf,
-            intermediates: root.intermediates().cloned().collect(),
-            roots: self.trusted(),
-        })
     }
 
     /// Whether an identity gets no certificates.
@@ -364,6 +253,23 @@ impl Authority {
         }
         self.revoked.append(&mut new);
         self.list(now)
+    }
+
+    /// Puts on the revocation list what fits, from the front. The answer is how many do not.
+    ///
+    /// # Errors
+    /// [`Refused::Serial`].
+    pub fn revoke_as_many_as_fit(
+        &mut self,
+        certificates: &[(String, u64)],
+        reason: Reason,
+        now: u64,
+    ) -> Result<usize, Refused> {
+        let is_new = |(serial, _): &&(String, u64)| !self.is_revoked(serial);
+        let mut new: Vec<_> = certificates.iter().filter(is_new).cloned().collect();
+        let left = new.split_off(new.len().min(REVOKED.saturating_sub(self.revoked.len())));
+        self.revoke(&new, reason, now)?;
+        Ok(left.len())
     }
 
     /// Signs nothing for `identity` from now on.
