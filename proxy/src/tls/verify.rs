@@ -46,6 +46,15 @@ pub struct SanMatch {
 }
 
 impl SanMatch {
+    /// Whether a leaf certificate has such a name.
+    ///
+    /// # Errors
+    /// It is one that is refused whoever signed it.
+    pub fn matches_leaf(&self, leaf: &CertificateDer<'_>) -> Result<bool, LeafError> {
+        let certificate = identity::parse(leaf)?;
+        Ok(self.matches(&identity::inspect(&certificate)?))
+    }
+
     pub(super) fn matches(&self, names: &LeafNames<'_>) -> bool {
         let text = |name: &str| self.text.is_match(name.as_bytes());
         match self.san {

@@ -1,7 +1,7 @@
 //! What a publisher keeps.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
-use remora_mesh::document::authorization::Action;
+use remora_mesh::document::Action;
 use remora_mesh::{AnyDocument, Change, Credentials, Documents, Listening};
 use remora_xds::pb::envoy::config::core::v3::Node as PbNode;
 
