@@ -37,7 +37,7 @@ struct Port<'a> {
 }
 
 /// Services, and ports of theirs, that lead to a number, whatever is spoken: it is one program that hears them all.
-fn calls_of<'p, 'a>(ports: &'p Ports<'a>, number: u16) -> Vec<(&'a Document<ServiceSpec>, u16)> {
+fn calls_of<'a>(ports: &Ports<'a>, number: u16) -> Vec<(&'a Document<ServiceSpec>, u16)> {
     let same = ports.range((number, "")..).take_while(|((other, _), _)| *other == number);
     same.flat_map(|(_, port)| port.calls.iter().copied()).collect()
 }
