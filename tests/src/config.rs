@@ -224,8 +224,6 @@ impl Listener {
         self.tls_context(json!({
             "require_client_certificate": roots.is_some(),
             "common_tls_context": common,
-            // Every connection has a handshake of its own.
-            "disable_stateless_session_resumption": true,
         }))
     }
 

@@ -3,6 +3,7 @@
 //! acceptance checks.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
@@ -21,6 +22,7 @@ use remora_tests::upstream::Upstream as _;
 use remora_tests::upstream::http1::{Answer, Http1Upstream};
 use remora_tests::wait::{eventually, eventually_async};
 use remora_xds::{Kind, Resource};
+use rustls::client::Resumption;
 
 const SERVER: &str = "a.example";
 const CLIENT: &str = "spiffe://mesh.test/ns/shop/sa/web";
@@ -108,7 +110,9 @@ async fn i1_rotation_under_load_loses_no_handshake_and_no_connection() {
 #[tokio::test]
 async fn i2_an_expired_certificate_fails_closed_and_a_new_one_mends_it() {
     let authority = Authority::new();
-    let tls = authority.client(SERVER, &["http/1.1"], None);
+    let mut tls = authority.client(SERVER, &["http/1.1"], None);
+    // A session that is resumed shows no certificate.
+    Arc::make_mut(&mut tls.config).resumption = Resumption::disabled();
     let short = authority.issue_with(&[SERVER], ends_in(Duration::from_secs(3)));
     let mut rig = Rig::start(own_secret("own", &short), None).await;
     let mut kept = Http1Client::connect_tls(rig.proxy.address("ingress"), &tls).await.unwrap();

@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(template("/a/{**}/b"), "/a/(.*/)?b");
         assert_eq!(template("/a/{*}/admin*"), "/a/[^/]+/admin.*");
         assert_eq!(template("*/{*}/b"), ".*/[^/]+/b");
-        assert_eq!(template("/{*"), r"/\{\*");
+        assert_eq!(template("/{*"), r"/\{.*");
         let Some(Rule::Header(matcher)) = Permit::host("*.Shop.example").rule else { panic!() };
         let said = format!("{matcher:?}");
         assert!(said.contains(r#"(?i).*\\.Shop\\.example(:[0-9]+)?"#), "{said}");
