@@ -53,7 +53,7 @@ pub fn canonicalize(target: Bytes, rules: PathRules) -> Result<Canonical, Reason
     Ok(if redirect { Canonical::Redirect(path) } else { Canonical::Path(path) })
 }
 
-/// Whether [`canonicalize`] would leave `target` as it is.
+/// Whether one look shows that [`canonicalize`] leaves `target` as it is. `false` (for `/.well-known`, or a `%`) says nothing.
 #[must_use]
 pub fn is_canonical(target: &[u8]) -> bool {
     matches!(scan(target), Ok((_, true)))

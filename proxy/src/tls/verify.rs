@@ -72,8 +72,12 @@ impl SanMatch {
     }
 }
 
-/// Whether the certificate's DNS name `pattern` covers `host`: equal, or `*.` for exactly one label (RFC 6125 §6.4.3).
+/// Whether the certificate's DNS name `pattern` covers `host`: equal, or `*.` for exactly one label (RFC 6125 §6.4.3). Names in
+/// certificates do not end with a dot (RFC 5280 §4.2.1.6); one that does covers nothing.
 fn dns_name_covers(pattern: &[u8], host: &[u8]) -> bool {
+    if pattern.ends_with(b".") {
+        return false;
+    }
     if pattern.eq_ignore_ascii_case(host) {
         return true;
     }
@@ -414,6 +418,9 @@ mod tests {
             ("*.example", "shop.example"),
             ("a*.shop.example", "ab.shop.example"),
             ("*", "a"),
+            // Found by the fuzzer: with its dot, the suffix looked like two labels.
+            ("*.example.", "shop.example."),
+            ("shop.example.", "shop.example."),
         ] {
             assert!(!covers(pattern, host), "{pattern} {host}");
         }

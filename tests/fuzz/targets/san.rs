@@ -24,7 +24,10 @@ fuzz_target!(|bytes: &[u8]| {
     let Some((name, host)) = std::str::from_utf8(bytes).ok().and_then(|text| text.split_once('\n')) else {
         return;
     };
-    let (Ok(dns), Ok(server)) = (name.try_into(), ServerName::try_from(host)) else { return };
+    // An address is no name: webpki would look for it among the addresses of the leaf.
+    let (Ok(dns), Ok(server @ ServerName::DnsName(_))) = (name.try_into(), ServerName::try_from(host)) else {
+        return;
+    };
     let mut params = CertificateParams::default();
     params.subject_alt_names = vec![Name::DnsName(dns)];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
