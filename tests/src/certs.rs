@@ -8,6 +8,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SanType, SerialNumber,
 };
+use rustls::SupportedProtocolVersion;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
@@ -114,11 +115,26 @@ impl Authority {
     /// When rustls refuses the certificates.
     #[must_use]
     pub fn client(&self, server_name: &str, alpn: &[&str], identity: Option<&Identity>) -> ClientTls {
+        self.client_of(rustls::ALL_VERSIONS, server_name, alpn, identity)
+    }
+
+    /// The same, with these versions of TLS alone.
+    ///
+    /// # Panics
+    /// When rustls refuses the certificates.
+    #[must_use]
+    pub fn client_of(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+        server_name: &str,
+        alpn: &[&str],
+        identity: Option<&Identity>,
+    ) -> ClientTls {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).expect("PEM")).expect("root");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions)
             .expect("versions")
             .with_root_certificates(roots);
         let mut config = match identity {

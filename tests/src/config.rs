@@ -227,7 +227,9 @@ impl Listener {
         }))
     }
 
-    fn tls_context(mut self, mut context: Value) -> Self {
+    /// Terminates TLS as this `DownstreamTlsContext` says.
+    #[must_use]
+    pub fn tls_context(mut self, mut context: Value) -> Self {
         context["@type"] =
             "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext".into();
         self.tls = Some(json!({ "name": "envoy.transport_sockets.tls", "typed_config": context }));

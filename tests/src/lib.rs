@@ -28,6 +28,7 @@ pub mod http1;
 pub mod proxy;
 pub mod relay;
 pub mod resources;
+pub mod tokens;
 pub mod traffic;
 pub mod upstream;
 pub mod wait;

@@ -57,6 +57,7 @@ pub struct Builder {
     bootstrap: Bootstrap,
     folder: tempfile::TempDir,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
     open_files: Option<u64>,
 }
 
@@ -68,7 +69,13 @@ impl Proxy {
     #[must_use]
     pub fn builder() -> Builder {
         let folder = tempfile::Builder::new().prefix("remora-test-").tempdir().expect("temporary folder");
-        Builder { bootstrap: Bootstrap::default(), folder, arguments: Vec::new(), open_files: None }
+        Builder {
+            bootstrap: Bootstrap::default(),
+            folder,
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            open_files: None,
+        }
     }
 
     /// The standard proxy: listener `ingress` with `/admin` refused by 403 and everything else forwarded.
@@ -194,6 +201,21 @@ impl Proxy {
         self.process.try_wait().expect("wait").is_none()
     }
 
+    /// The value of a series of `/stats/prometheus`, written as there: name and labels. 0 when it is not there.
+    ///
+    /// # Panics
+    /// When there is no such page.
+    pub async fn count(&self, series: &str) -> u64 {
+        let page = self.admin("GET", "/stats/prometheus").await.expect("metrics").text();
+        let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.map_or(0, |value| value.parse().expect("a whole number"))
+    }
+
+    /// Waits until a series has this value: what a client sees may come before it is counted.
+    pub async fn counts(&self, series: &str, value: u64) {
+        eventually_async(&format!("{series} {value}"), async || self.count(series).await == value).await;
+    }
+
     async fn read_admin_address(&mut self, file: &Path) -> SocketAddr {
         let mut address = None;
         eventually("address of the admin page", || {
@@ -283,6 +305,13 @@ impl Builder {
         self
     }
 
+    /// Sets an environment variable.
+    #[must_use]
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
     /// Limits the process's open files.
     #[must_use]
     pub fn open_files(mut self, limit: u64) -> Self {
@@ -355,6 +384,7 @@ impl Builder {
         let log = std::fs::File::create(folder.join("stderr")).expect("stderr file");
         let process = command
             .args(&self.arguments)
+            .envs(self.environment.iter().cloned())
             .current_dir(folder)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("stdout file"))

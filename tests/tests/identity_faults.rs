@@ -1,6 +1,5 @@
 //! Faults of certificates and trust, rows I1 to I4 of docs/reference/identity-faults.md: what is right goes on, what is not gets
-//! in nowhere, and the counters tell the causes apart. I5 is tested in the proxy's `config::manager::secrets`, I6 by the
-//! acceptance checks.
+//! in nowhere, and the counters tell the causes apart. I5 is tested in the proxy's `config::manager::secrets`, I6 in clock_jumps.rs.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use std::sync::Arc;
@@ -10,6 +9,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SerialNumber,
 };
 use remora_tests::certs::{Authority, ClientTls, Identity};
+use remora_tests::client::Io;
 use remora_tests::client::http1::Http1Client;
 use remora_tests::config::Listener;
 use remora_tests::control_plane::ControlPlane;
@@ -76,11 +76,17 @@ impl Rig {
 
     /// Handshakes that failed for this reason.
     async fn refusals(&self, reason: &str) -> u64 {
-        let page = self.proxy.admin("GET", "/stats/prometheus").await.unwrap();
-        let start = format!("remora_downstream_rejected_total{{reason=\"{reason}\"}} ");
-        let text = page.text();
-        text.lines().find_map(|line| line.strip_prefix(&start)).unwrap().parse().unwrap()
+        self.proxy.count(&rejected(reason)).await
     }
+
+    /// Waits until so many handshakes have failed for this reason.
+    async fn refused(&self, reason: &str, count: u64) {
+        self.proxy.counts(&rejected(reason), count).await;
+    }
+}
+
+fn rejected(reason: &str) -> String {
+    format!("remora_downstream_rejected_total{{reason=\"{reason}\"}}")
 }
 
 fn ends_in(life: Duration) -> impl FnOnce(&mut CertificateParams) {
@@ -118,7 +124,8 @@ async fn i2_an_expired_certificate_fails_closed_and_a_new_one_mends_it() {
     let mut kept = Http1Client::connect_tls(rig.proxy.address("ingress"), &tls).await.unwrap();
     assert_eq!(rig.status(&tls).await, Some(200));
     eventually_async("the end of the certificate", async || rig.status(&tls).await.is_none()).await;
-    assert!(rig.refusals("tls_refused_by_peer").await > 0, "the client said why");
+    let told = async || rig.refusals("tls_refused_by_peer").await > 0;
+    eventually_async("the client says why", told).await;
     assert_eq!(kept.get("/").await.unwrap().status, 200);
     rig.push(own_secret("own", &authority.issue(&[SERVER]))).await;
     assert_eq!(rig.status(&tls).await, Some(200));
@@ -128,7 +135,7 @@ async fn i2_an_expired_certificate_fails_closed_and_a_new_one_mends_it() {
     let own = own_secret("own", &authority.issue(&[SERVER]));
     let rig = Rig::start(own, Some(roots_secret("roots", &authority.pem, None))).await;
     assert_eq!(rig.status(&authority.client(SERVER, &["http/1.1"], Some(&ended))).await, None);
-    assert_eq!(rig.refusals("tls_certificate_expired").await, 1);
+    rig.refused("tls_certificate_expired", 1).await;
 }
 
 /// I3: from one authority to another. Nobody is refused while both are trusted; afterwards those of the old one are.
@@ -149,7 +156,7 @@ async fn i3_a_new_authority_takes_over_without_a_lost_request() {
     rig.push(roots_secret("roots", &new.pem, None)).await;
     let before = rig.refusals("tls_certificate_untrusted").await;
     assert_eq!(rig.status(&client(&of_old)).await, None);
-    assert_eq!(rig.refusals("tls_certificate_untrusted").await, before + 1);
+    rig.refused("tls_certificate_untrusted", before + 1).await;
     traffic.flows(20).await;
     traffic.lost_nothing().await;
 }
@@ -179,16 +186,16 @@ async fn i4_what_is_wrong_about_a_certificate_is_counted_and_lets_nobody_in() {
         (authority.issue(&[CLIENT, "spiffe://mesh.test/ns/shop/sa/other"]), "tls_certificate_refused"),
         (authority.issue_with(&[CLIENT], server_only), "tls_certificate_refused"),
         (authority.issue_with(&[CLIENT], authority_itself), "tls_certificate_refused"),
-        (authority.issue_with(&[CLIENT], not_yet), "tls_certificate_expired"),
+        (authority.issue_with(&[CLIENT], not_yet), "tls_certificate_not_yet_valid"),
         (Authority::new().issue(&[CLIENT]), "tls_certificate_untrusted"),
     ];
     for (i, (identity, reason)) in cases.iter().enumerate() {
         let before = rig.refusals(reason).await;
         assert_eq!(rig.status(&client(identity)).await, None, "case {i}");
-        assert_eq!(rig.refusals(reason).await, before + 1, "case {i}: {reason}");
+        rig.refused(reason, before + 1).await;
     }
     assert_eq!(rig.status(&authority.client(SERVER, &["http/1.1"], None)).await, None);
-    assert_eq!(rig.refusals("tls_no_client_certificate").await, 1);
+    rig.refused("tls_no_client_certificate", 1).await;
     assert_eq!(rig.status(&client(&authority.issue(&[CLIENT]))).await, Some(200));
 }
 
@@ -212,9 +219,41 @@ async fn i4_a_revoked_peer_loses_what_it_has_open() {
     rig.push(roots_secret("roots", &authority.pem, Some(&authority.revoke(&[7])))).await;
     assert!(open.is_closed().await);
     assert_eq!(rig.status(&revoked).await, None);
-    assert_eq!(rig.refusals("tls_certificate_revoked").await, 1);
+    rig.refused("tls_certificate_revoked", 1).await;
     assert_eq!(others.get("/").await.unwrap().status, 200);
     assert_eq!(rig.status(&other).await, Some(200));
+}
+
+/// CVE-2022-21654: a session that began under other trust is not taken up again, whether its peer's authority is not trusted any
+/// more or its certificate was revoked. What cannot be resumed is a full handshake, and that is refused.
+#[tokio::test]
+async fn i4_a_session_does_not_outlive_the_trust_that_it_began_under() {
+    let (old, new) = (Authority::new(), Authority::new());
+    for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
+        let own = own_secret("own", &old.issue(&[SERVER]));
+        let mut rig = Rig::start(own, Some(roots_secret("roots", &old.pem, None))).await;
+        let numbered =
+            old.issue_with(&[CLIENT], |params| params.serial_number = Some(SerialNumber::from(7_u64)));
+        let tls = old.client_of(&[version], SERVER, &["http/1.1"], Some(&numbered));
+        let address = rig.proxy.address("ingress");
+        let resumes = async |tls: &ClientTls| {
+            let io = Io::tls(address, tls).await.ok()?;
+            let resumed = io.resumed();
+            Http1Client::over(io).get("/").await.ok()?;
+            Some(resumed)
+        };
+        assert_eq!(resumes(&tls).await, Some(false));
+        assert_eq!(resumes(&tls).await, Some(true), "the attack is possible at all");
+        rig.push(roots_secret("roots", &old.pem, Some(&old.revoke(&[7])))).await;
+        assert_eq!(resumes(&tls).await, None);
+        rig.refused("tls_certificate_revoked", 1).await;
+        rig.push(roots_secret("roots", &old.pem, Some(&old.revoke(&[8])))).await;
+        assert_eq!(resumes(&tls).await, Some(false), "a full handshake: the old session is gone");
+        assert_eq!(resumes(&tls).await, Some(true));
+        rig.push(roots_secret("roots", &new.pem, None)).await;
+        assert_eq!(resumes(&tls).await, None);
+        rig.refused("tls_certificate_untrusted", 1).await;
+    }
 }
 
 /// Rule 5: what ran before starts without the control plane, its secrets included.

@@ -125,3 +125,54 @@ async fn a_rotation_is_seen_and_an_issuer_that_stays_away_closes_the_door() {
     until("what is no key set changes nothing", Some("jwt_keys_unavailable")).await;
     assert!(proxy.stderr().contains("a key set cannot be fetched"));
 }
+
+/// CVE-2025-64527: tokens of two issuers in one request, and many such requests at once, while no fetch comes to an end well.
+#[tokio::test]
+async fn two_tokens_whose_keys_cannot_be_fetched_are_two_refusals_and_no_crash() {
+    let issuer =
+        Http1Upstream::answering(Answer::raw("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{").reset()).await;
+    let origin = Http1Upstream::answering(Answer::ok("in")).await;
+    let remote = |path: &str| {
+        json!({
+            "http_uri": { "uri": format!("http://issuer.example{path}"), "cluster": "issuer", "timeout": "1s" },
+            "async_fetch": { "failed_refetch_duration": "0.05s" },
+        })
+    };
+    let both = json!([{ "provider_name": "test" }, { "provider_name": "second" }]);
+    let any = json!([{ "requires_any": { "requirements": both } }, { "allow_missing_or_failed": {} }]);
+    let mut filters = filters("600s");
+    let config = &mut filters["http_filters"][0]["typed_config"];
+    config["providers"] = json!({
+        "test": { "issuer": "test", "remote_jwks": remote("/a") },
+        "second": { "issuer": "test", "remote_jwks": remote("/b"), "from_headers": [{ "name": "x-second" }] },
+    });
+    config["rules"] = json!([
+        { "match": { "prefix": "/lenient" }, "requires": { "requires_any": { "requirements": any } } },
+        { "match": { "prefix": "/" }, "requires": { "requires_all": { "requirements": both } } },
+    ]);
+    let proxy = Proxy::builder()
+        .listener(Listener::http("ingress").manager(filters).route(to_cluster("/", "origin")))
+        .upstream("origin", &origin)
+        .upstream("issuer", &issuer)
+        .start()
+        .await;
+    let mut clients = Vec::new();
+    for path in ["/lenient", "/strict"].repeat(8) {
+        let mut client = proxy.http1().await;
+        client
+            .send(format!(
+                "GET {path} HTTP/1.1\r\nHost: a.example\r\nAuthorization: Bearer {TOKEN}\r\nX-Second: {TOKEN}\r\n\r\n"
+            ))
+            .await;
+        clients.push((path, client));
+    }
+    for (path, mut client) in clients {
+        let answer = client.response().await.unwrap();
+        match path {
+            "/lenient" => assert_eq!(answer.text(), "in"),
+            _ => assert_eq!((answer.status, answer.reason()), (401, Some("jwt_keys_unavailable"))),
+        }
+    }
+    issuer.request(3).await;
+    assert_eq!(proxy.http1().await.get("/").await.unwrap().reason(), Some("jwt_missing"));
+}

@@ -177,7 +177,7 @@ pub async fn run(options: Options, mut roots: Roots, events: mpsc::Sender<Event>
         {
             return;
         }
-        let wait = schedule.due().saturating_sub(now);
+        let wait = schedule.wait(now);
         if !wait.is_zero() {
             tokio::select! {
                 () = tokio::time::sleep(wait.min(LOOK_EVERY)) => {}

@@ -6,12 +6,16 @@ use crate::resilience::backoff::Backoff;
 
 /// Between attempts that fail: the wait grows to this.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// A clock that is set back by less than this only makes a wait so much longer.
+const STEP: Duration = Duration::from_secs(60);
 
 /// See the module. A certificate is renewed at half of its life, a tenth earlier or later, so that those who started together
 /// do not renew together.
 #[derive(Debug)]
 pub(super) struct Schedule {
     due: Duration,
+    /// When `due` was decided.
+    since: Duration,
     failures: u32,
     life: Option<Life>,
 }
@@ -37,12 +41,12 @@ impl Schedule {
     /// At once. `held` is the end of a certificate of an earlier process: how old it is nobody knows any more.
     pub(super) fn new(now: Duration, held: Option<Duration>) -> Self {
         let life = held.map(|ends| Life { began: now, ends, warned: None });
-        Self { due: now, failures: 0, life }
+        Self { due: now, since: now, failures: 0, life }
     }
 
-    /// When to ask.
-    pub(super) const fn due(&self) -> Duration {
-        self.due
+    /// How long to wait before asking. Not at all when the clock was set back: `due` was a time of the clock before.
+    pub(super) fn wait(&self, now: Duration) -> Duration {
+        if now + STEP < self.since { Duration::ZERO } else { self.due.saturating_sub(now) }
     }
 
     /// There is a new certificate.
@@ -50,7 +54,7 @@ impl Schedule {
         let life = ends.saturating_sub(now);
         // Never at once: a CA that gives out what has ended must not be asked in a loop.
         let wait = life.mul_f64(0.45 + 0.1 * rng.f64()).max(Duration::from_secs(1));
-        self.due = now + wait;
+        (self.due, self.since) = (now + wait, now);
         self.failures = 0;
         self.life = Some(Life { began: now, ends, warned: None });
     }
@@ -65,7 +69,7 @@ impl Schedule {
         {
             wait = wait.min((left / 4).max(half));
         }
-        self.due = now + wait;
+        (self.due, self.since) = (now + wait, now);
     }
 
     /// What to warn of, once each.
@@ -97,11 +101,11 @@ mod tests {
     fn a_certificate_is_renewed_around_half_of_its_life() {
         let mut rng = fastrand::Rng::with_seed(1);
         let mut schedule = Schedule::new(s(100.0), None);
-        assert_eq!(schedule.due(), s(100.0));
+        assert_eq!(schedule.due, s(100.0));
         let mut all = Vec::new();
         for _ in 0..1000 {
             schedule.renewed(s(100.0), s(1100.0), &mut rng);
-            all.push(schedule.due());
+            all.push(schedule.due);
         }
         let (first, last) = (all.iter().min().unwrap(), all.iter().max().unwrap());
         assert!(*first >= s(550.0) && *first < s(560.0), "{first:?}");
@@ -115,15 +119,30 @@ mod tests {
         let mut now = s(0.0);
         for _ in 0..40 {
             schedule.failed(now, &mut rng);
-            let wait = schedule.due() - now;
+            let wait = schedule.due - now;
             assert!(wait >= s(0.25) && wait <= LONGEST_WAIT + s(0.25), "{wait:?}");
-            now = schedule.due();
+            now = schedule.due;
         }
         schedule.renewed(now, now + s(20.0), &mut rng);
         for _ in 0..40 {
             schedule.failed(now, &mut rng);
-            assert!(schedule.due() - now <= s(5.0));
+            assert!(schedule.due - now <= s(5.0));
         }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_is_no_reason_to_wait() {
+        let (hour, mut rng) = (3600.0, fastrand::Rng::with_seed(1));
+        let mut schedule = Schedule::new(s(9.0 * hour), None);
+        schedule.failed(s(9.0 * hour), &mut rng);
+        assert!(schedule.wait(s(9.0 * hour)) > Duration::ZERO);
+        assert_eq!(schedule.wait(s(8.0 * hour)), Duration::ZERO);
+        // Asked in vain once more: from there on the new clock counts.
+        schedule.failed(s(8.0 * hour), &mut rng);
+        let wait = schedule.wait(s(8.0 * hour));
+        assert!(wait > Duration::ZERO && wait < LONGEST_WAIT, "{wait:?}");
+        // A clock that is corrected by a second is none that was set back.
+        assert!(schedule.wait(s(8.0 * hour - 1.0)) > wait);
     }
 
     #[test]
@@ -145,6 +164,6 @@ mod tests {
     fn a_ca_that_gives_out_what_has_ended_is_not_asked_in_a_loop() {
         let mut schedule = Schedule::new(s(10.0), None);
         schedule.renewed(s(10.0), s(5.0), &mut fastrand::Rng::with_seed(1));
-        assert_eq!(schedule.due(), s(11.0));
+        assert_eq!(schedule.due, s(11.0));
     }
 }

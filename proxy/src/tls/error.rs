@@ -23,8 +23,10 @@ pub enum TlsFailure {
     NoClientCertificate,
     /// We have no certificate for the name that the client asked for, or it asked for none under `require_sni`.
     NoServerCertificate,
-    /// The peer's certificate is past its end, or not valid yet.
+    /// The peer's certificate is past its end.
     CertificateExpired,
+    /// The peer's certificate is not valid yet: its clock, its issuer's or ours is wrong.
+    CertificateNotYetValid,
     /// The peer's certificate has been revoked, or the revocation lists do not say whether it is.
     CertificateRevoked,
     /// No trusted CA signed the peer's certificate.
@@ -45,7 +47,7 @@ pub enum TlsFailure {
 
 impl TlsFailure {
     /// Every kind.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::PeerClosed,
         Self::Io,
         Self::NotTls,
@@ -55,6 +57,7 @@ impl TlsFailure {
         Self::NoClientCertificate,
         Self::NoServerCertificate,
         Self::CertificateExpired,
+        Self::CertificateNotYetValid,
         Self::CertificateRevoked,
         Self::CertificateUntrusted,
         Self::CertificateName,
@@ -78,6 +81,7 @@ impl TlsFailure {
             Self::NoClientCertificate => "tls_no_client_certificate",
             Self::NoServerCertificate => "tls_no_server_certificate",
             Self::CertificateExpired => "tls_certificate_expired",
+            Self::CertificateNotYetValid => "tls_certificate_not_yet_valid",
             Self::CertificateRevoked => "tls_certificate_revoked",
             Self::SecretMissing => "tls_secret_missing",
             Self::CertificateUntrusted => "tls_certificate_untrusted",
@@ -152,9 +156,8 @@ fn classify(error: &Rustls) -> TlsFailure {
 fn classify_certificate(error: &CertificateError) -> TlsFailure {
     use CertificateError as E;
     match error {
-        E::Expired | E::ExpiredContext { .. } | E::NotValidYet | E::NotValidYetContext { .. } => {
-            TlsFailure::CertificateExpired
-        }
+        E::Expired | E::ExpiredContext { .. } => TlsFailure::CertificateExpired,
+        E::NotValidYet | E::NotValidYetContext { .. } => TlsFailure::CertificateNotYetValid,
         E::Revoked
         | E::UnknownRevocationStatus
         | E::ExpiredRevocationList

@@ -23,6 +23,9 @@ pub enum MaterialError {
     /// DER where PEM was expected.
     #[error("is DER (binary), not PEM")]
     Der,
+    /// A PKCS#12 store, which holds certificates and key under a password.
+    #[error("is a PKCS#12 store (.p12, .pfx), not PEM")]
+    Pkcs12,
     /// PEM framing or base64 is broken.
     #[error("is not valid PEM: {0}")]
     Pem(String),
@@ -59,6 +62,9 @@ impl MaterialError {
         match self {
             Self::NoCertificate => "it needs at least one block `-----BEGIN CERTIFICATE-----`",
             Self::Der => "convert it: openssl x509 -inform der -in FILE -out FILE.pem",
+            Self::Pkcs12 => {
+                "convert it: openssl pkcs12 -in FILE -noenc -out FILE.pem, which serves as both files"
+            }
             Self::NoRevocationList => "it needs at least one block `-----BEGIN X509 CRL-----`",
             Self::Pem(_) | Self::Certificate(_) | Self::Ca(..) | Self::RevocationList(..) => {
                 "export it again as PEM"
@@ -255,7 +261,7 @@ pub fn revocation_lists(pem: &[u8]) -> Result<Vec<CertRevocationList<'static>>, 
 /// Lines without indentation and byte order mark; a marker must stand at the beginning of its line.
 fn normalise(pem: &[u8]) -> Result<Vec<u8>, MaterialError> {
     if pem.starts_with(&[0x30]) {
-        return Err(MaterialError::Der);
+        return Err(if is_pkcs12(pem) { MaterialError::Pkcs12 } else { MaterialError::Der });
     }
     let pem = pem.strip_prefix(b"\xef\xbb\xbf").unwrap_or(pem);
     let mut out = Vec::with_capacity(pem.len() + 1);
@@ -267,6 +273,16 @@ fn normalise(pem: &[u8]) -> Result<Vec<u8>, MaterialError> {
         }
     }
     Ok(out)
+}
+
+/// Whether DER is a PKCS#12 store: a sequence that begins with the integer 3 (RFC 7292 §4).
+fn is_pkcs12(der: &[u8]) -> bool {
+    // The sequence's length has one byte, or says how many more there are; 0x80 is the indefinite form of Java's stores.
+    let header = match der.get(1) {
+        Some(&long @ 0x80..) => 2 + usize::from(long & 0x7f),
+        _ => 2,
+    };
+    der.get(header..).is_some_and(|content| content.starts_with(&[2, 1, 3]))
 }
 
 /// Puts the certificate of `public_key` first, and after it the certificate of its issuer, and so on.

@@ -138,6 +138,29 @@ pub(crate) fn expired(params: &mut CertificateParams) {
     params.not_after = rcgen::date_time_ymd(2021, 1, 1);
 }
 
+pub(crate) fn not_yet(params: &mut CertificateParams) {
+    params.not_before = rcgen::date_time_ymd(2090, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2091, 1, 1);
+}
+
+/// An RSA key of 1024 bits, which is nobody's.
+pub(crate) const WEAK_KEY: &str = "-----BEGIN PRIVATE KEY-----\n\
+MIICdQIBADANBgkqhkiG9w0BAQEFAASCAl8wggJbAgEAAoGBAKWEvM6c/AJ8X/RV\n\
+gIkQUM4elvFkr+opT7D6gBNxoVvifjSaC8QWCIV//tudVCn6REYsf5JU9NotENNx\n\
+mXxFa9YnIq6EJKRCIkcoZ/Dh70NMUAZDkJi8SO3Ww+pN0+SrOg6bFOC+QInlMzVY\n\
+Zz6rwu20nzkHm1Yf9I8MB5x6FDBTAgMBAAECgYAQJ/W6AS7EG1nOYq4qMtKAXBIF\n\
+u/tD0wZ5Uuo/e57xdhk1jzfIyxHH3ieFTkUR1+DkLKHDKdHAnhd/XB5MOAZ/d6D3\n\
+C/kkKs2rkvra57BEzuU4vp/D+CCu7/xnttjDbqhMrXjJF8oK5iYRPjFT87j3Weef\n\
+H2ce5kVIR5PzKV87IQJBAM3toNVuZ8FnV5Gl/B6rZJcw8LKI21kXIaAXOFVi5lRm\n\
+7H9Wiy5XHQq8oYWOWhyx4+87NZTIGoh2EV1lcxMLyOMCQQDNw7u5/VgT9zqjWKvd\n\
+6SCm36D/gGmh6vY/Gta81Zbp8cYxxnm3UyrQlHStuhzSvdYSbYluLFerVgzLelA/\n\
+cEXRAkBnKEjPYhU7v0cQwTOBMZ6cVnndFc273WiMx9UCgR6c3UpPp8zlE+KKhF/t\n\
+hZgCk+J47xIyS+NuxKaCQNXajqa9AkBvwa6VXvdWqMHNdFysg3E7kVx1ST6WNfKW\n\
+5bHaEDwORkW6RS1Yl7A6Z1dUADCleXvquFmbYDQhl/QNFBq/ye/xAkBsQlpGNqc9\n\
+7eksS0mlkUDUW0hq262KXqnu52wQCpes/s9ZSOj/osmYINmWy4mYqb4NJBwoU0NP\n\
+pOvk/TNEhqGm\n\
+-----END PRIVATE KEY-----";
+
 /// The private key of a PKCS#8 PEM in its old form: `RSA PRIVATE KEY` (PKCS#1) or `EC PRIVATE KEY` (SEC1).
 pub(crate) fn old_form(pkcs8_pem: &str, label: &str) -> String {
     let key = material::private_key(pkcs8_pem.as_bytes()).unwrap();

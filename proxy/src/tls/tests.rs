@@ -14,7 +14,7 @@ use super::identity::PeerIdentity;
 use super::material::{self, MaterialError, OwnCertificate};
 use super::secret::Secret;
 use super::server::{ServerParams, ServerTls};
-use super::testing::{Ca, Pair, anyone, dns, expired, old_form, uri};
+use super::testing::{Ca, Pair, WEAK_KEY, anyone, dns, expired, not_yet, old_form, uri};
 use super::verify::{PeerRules, SanMatch, SanType, Trust};
 use super::{TlsParams, TlsSession, provider};
 use crate::route::text::{Place, StringMatch};
@@ -113,6 +113,7 @@ async fn a_client_that_is_not_acceptable() {
     for (what, pair, want) in [
         ("none", None, F::NoClientCertificate),
         ("expired", Some(ca.leaf(&[uri(WEB)], expired)), F::CertificateExpired),
+        ("not valid yet", Some(ca.leaf(&[uri(WEB)], not_yet)), F::CertificateNotYetValid),
         ("wrong CA", Some(other.leaf(&[uri(WEB)], |_| {})), F::CertificateUntrusted),
         (
             "wrong name",
@@ -158,6 +159,7 @@ async fn a_server_that_is_not_acceptable() {
     use TlsFailure as F;
     for (what, pair, want) in [
         ("expired", ca.leaf(&[uri(ORDERS)], expired), F::CertificateExpired),
+        ("not valid yet", ca.leaf(&[uri(ORDERS)], not_yet), F::CertificateNotYetValid),
         ("wrong CA", other.leaf(&[uri(ORDERS)], |_| {}), F::CertificateUntrusted),
         ("wrong name", ca.leaf(&[uri(WEB)], |_| {}), F::CertificateName),
         ("for clients", ca.leaf(&[uri(ORDERS)], client_only), F::CertificateRefused),
@@ -518,6 +520,9 @@ fn keys_in_every_form() {
     }
 }
 
+/// How a PKCS#12 file begins: a sequence, and in it the version 3 (RFC 7292 §4).
+const PKCS12_HEAD: [u8; 8] = [0x30, 0x82, 0x09, 0x80, 2, 1, 3, 0x30];
+
 #[test]
 fn material_that_cannot_be_used() {
     let ca = Ca::new("root");
@@ -534,10 +539,13 @@ fn material_that_cannot_be_used() {
     assert_eq!(make(chain, chain), MaterialError::NoKey);
     assert_eq!(make(chain, encrypted.as_bytes()), MaterialError::EncryptedKey);
     assert_eq!(make(&der, key), MaterialError::Der);
+    assert_eq!(make(&PKCS12_HEAD, key), MaterialError::Pkcs12);
+    assert_eq!(make(chain, &PKCS12_HEAD), MaterialError::Pkcs12);
     assert!(matches!(make(broken.as_bytes(), key), MaterialError::Pem(_)));
     assert_eq!(make(not_a_certificate.as_bytes(), key), MaterialError::Certificate(0));
     let bad_key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----";
     assert!(matches!(make(chain, bad_key.as_bytes()), MaterialError::Key(_)));
+    assert!(matches!(make(chain, WEAK_KEY.as_bytes()), MaterialError::Key(_)));
 }
 
 #[test]

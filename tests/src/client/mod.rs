@@ -56,6 +56,15 @@ impl Io {
         }
     }
 
+    /// Whether it took up an earlier TLS session.
+    #[must_use]
+    pub fn resumed(&self) -> bool {
+        match self {
+            Self::Tcp(_) => false,
+            Self::Tls(stream) => stream.get_ref().1.handshake_kind() == Some(rustls::HandshakeKind::Resumed),
+        }
+    }
+
     /// Closes with RST.
     ///
     /// # Panics

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::config::manager::Manager;
 use crate::config::manager::tests::{apply, incoming, manager};
-use crate::tls::testing::{Ca, Pair, uri};
+use crate::tls::testing::{Ca, Pair, WEAK_KEY, uri};
 
 const ID: &str = "spiffe://mesh.example/ns/shop/sa/orders";
 const OTHER: &str = "spiffe://mesh.example/ns/shop/sa/web";
@@ -115,6 +115,7 @@ async fn a_secret_that_cannot_be_used_is_refused_and_the_old_one_stays() {
         (own(&other.chain, &good.key), "belongs to none of the certificates"),
         (own(&other.chain, ""), "holds no private key"),
         (own("", &other.key), "holds no certificate"),
+        (own(&good.chain, WEAK_KEY), "holds a private key that cannot be used"),
         (roots(&schema, "own", &ca), "is not a certificate"),
         (certificate(&schema, "roots", &good.chain, &good.key), "is not a validation context"),
     ] {
