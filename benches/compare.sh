@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds everything in release mode and runs the side-by-side benchmark; arguments go to bench-compare, e.g.
 #   benches/compare.sh --only h1 --proxies haproxy,remora --rounds 1 --seconds 3
+# With REMORA=PATH that data plane is measured, and none is built.
 # The rivals come from benches/setup.sh, which is run once if they are missing and BENCH_SETUP is not 0.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,5 +14,10 @@ if [ "${BENCH_SETUP:-1}" != 0 ]; then
         benches/setup.sh
     fi
 fi
-cargo build --release -p remora-benches -p remora-proxy
+if [ -n "${REMORA:-}" ]; then
+    cargo build --release -p remora-benches
+    set -- --remora "$REMORA" "$@"
+else
+    cargo build --release -p remora-benches -p remora-proxy
+fi
 exec "$target/release/bench-compare" "$@"

@@ -77,14 +77,16 @@ pub async fn serve(
     tls: Option<&TlsFiles<'_>>,
 ) -> anyhow::Result<()> {
     let acceptor = match mode {
-        Mode::MtlsServer => Some(TlsAcceptor::from(server_config(tls.context("certificates are needed")?)?)),
+        Mode::MtlsServer => {
+            Some(TlsAcceptor::from(server_config(tls.context("certificates are needed")?, b"h2")?))
+        }
         _ => None,
     };
     let connector = match mode {
         Mode::MtlsClient => {
             let files = tls.context("certificates are needed")?;
             let name = ServerName::try_from(files.server_name.to_owned()).context("server name")?;
-            Some((TlsConnector::from(client_config(files)?), name))
+            Some((TlsConnector::from(Arc::new(client_config(files, provider(), b"h2")?)), name))
         }
         _ => None,
     };
@@ -299,25 +301,31 @@ fn roots(files: &TlsFiles<'_>) -> anyhow::Result<Arc<RootCertStore>> {
     Ok(Arc::new(roots))
 }
 
-fn server_config(files: &TlsFiles<'_>) -> anyhow::Result<Arc<ServerConfig>> {
+/// TLS 1.3 for clients with a certificate of the authority.
+pub(crate) fn server_config(files: &TlsFiles<'_>, alpn: &[u8]) -> anyhow::Result<Arc<ServerConfig>> {
     let (chain, key) = identity(files)?;
     let verifier = WebPkiClientVerifier::builder_with_provider(roots(files)?, provider()).build()?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![alpn.to_vec()];
     Ok(Arc::new(config))
 }
 
-fn client_config(files: &TlsFiles<'_>) -> anyhow::Result<Arc<ClientConfig>> {
+/// TLS 1.3 with a certificate, towards servers of the authority.
+pub(crate) fn client_config(
+    files: &TlsFiles<'_>,
+    provider: Arc<CryptoProvider>,
+    alpn: &[u8],
+) -> anyhow::Result<ClientConfig> {
     let (chain, key) = identity(files)?;
-    let mut config = ClientConfig::builder_with_provider(provider())
+    let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_root_certificates(roots(files)?)
         .with_client_auth_cert(chain, key)?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(Arc::new(config))
+    config.alpn_protocols = vec![alpn.to_vec()];
+    Ok(config)
 }
 
 #[cfg(test)]
@@ -363,6 +371,7 @@ mod tests {
         let options = load::Options {
             target,
             protocol,
+            handshake: None,
             mode: load::Mode::Closed,
             connections: 2,
             streams: if protocol == Protocol::H2 { 3 } else { 1 },
@@ -404,6 +413,7 @@ mod tests {
         let options = load::Options {
             target: proxy,
             protocol: Protocol::H1,
+            handshake: None,
             mode: load::Mode::Closed,
             connections: 1,
             streams: 1,

@@ -51,6 +51,7 @@ impl Args {
         Ok(Options {
             target,
             protocol: self.protocol,
+            handshake: None,
             mode: if self.closed { Mode::Closed } else { Mode::Rate { rate: self.rate, burst: self.burst } },
             connections: self.connections,
             streams: self.streams,

@@ -1,4 +1,4 @@
-//! Certificates of the mTLS pair: one authority, one leaf for each side, ECDSA P-256.
+//! Certificates for mTLS: one authority, one leaf for each side with a DNS name and a SPIFFE ID, ECDSA P-256.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
 };
 
 /// Writes `ca.pem`, and for each of the names `a` and `b`: `.pem`, `.key`, and `.both.pem` with the two in one file.
@@ -32,6 +32,8 @@ fn key() -> anyhow::Result<KeyPair> {
 fn leaf(folder: &Path, name: &str, issuer: &Issuer<'_, KeyPair>) -> anyhow::Result<()> {
     let host = format!("{name}.bench");
     let mut params = CertificateParams::new(vec![host.clone()]).context("name")?;
+    let identity = format!("spiffe://bench/ns/bench/sa/{name}");
+    params.subject_alt_names.push(SanType::URI(identity.try_into().context("identity")?));
     params.distinguished_name.push(DnType::CommonName, host);
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

@@ -18,6 +18,7 @@ use super::proxies::{self, Part, Programs, Proxy, Scenario, Site};
 use super::report::{Results, Row};
 use super::spawn::{self, Cores, Placement, Running};
 use super::stats::{Round, summarise};
+use crate::load::handshake::Handshake;
 use crate::load::{self, Mark, Mode, Protocol, bulk};
 
 /// Between the first answer and the look at idle memory.
@@ -36,7 +37,9 @@ pub struct Plan {
     pub rounds: usize,
     /// Requests per second of the fixed-rate run.
     pub rate: f64,
-    /// Requests of the fixed-rate run that are due together.
+    /// Handshakes per second of the fixed-rate run.
+    pub handshake_rate: f64,
+    /// Requests (or handshakes) of the fixed-rate run that are due together.
     pub burst: u32,
     /// HTTP/1 connections.
     pub connections: usize,
@@ -58,6 +61,13 @@ pub struct Plan {
     pub placement: Placement,
     /// Configs, certificates and logs go here.
     pub folder: PathBuf,
+}
+
+impl Plan {
+    /// Requests per second of a scenario's fixed-rate run.
+    pub(super) fn rate_of(&self, scenario: Scenario) -> f64 {
+        if scenario.handshake().is_some() { self.handshake_rate } else { self.rate }
+    }
 }
 
 /// The running origin.
@@ -91,9 +101,10 @@ impl Origin {
 
     fn port(&self, scenario: Scenario) -> u16 {
         match scenario {
-            Scenario::H1 | Scenario::MtlsPair => self.ports.h1.port(),
             Scenario::H2 => self.ports.h2.port(),
             Scenario::Tcp => self.ports.bulk.port(),
+            // Proxies that only shake hands answer themselves.
+            _ => self.ports.h1.port(),
         }
     }
 }
@@ -209,13 +220,15 @@ impl Rig<'_> {
             let program = self.plan.programs.of(proxy).context("nothing to start")?;
             let log = self.plan.folder.join(format!("{}-{}.log", proxies::name(&proxy), part.name()));
             let mut process = spawn::start(self.cores, program, &arguments, log)?;
-            let options = self.load(scenario, loopback(listen), Mode::Closed, Duration::ZERO);
+            let options = self.load(scenario, loopback(listen), Mode::Closed, Duration::ZERO)?;
             let took = process
                 .ready(|| async {
                     match part {
                         Part::Tcp => bulk::probe(options.target).await,
                         // It wants a client certificate: the other half will ask it properly.
-                        Part::MtlsB => Ok(TcpStream::connect(options.target).await.map(|_| ())?),
+                        Part::MtlsB | Part::MtlsBPolicy => {
+                            Ok(TcpStream::connect(options.target).await.map(|_| ())?)
+                        }
                         _ => load::probe(&options).await,
                     }
                 })
@@ -228,11 +241,19 @@ impl Rig<'_> {
         Ok(Deployed { running, target: loopback(upstream), ready })
     }
 
-    fn load(&self, scenario: Scenario, target: SocketAddr, mode: Mode, window: Duration) -> load::Options {
+    fn load(
+        &self,
+        scenario: Scenario,
+        target: SocketAddr,
+        mode: Mode,
+        window: Duration,
+    ) -> anyhow::Result<load::Options> {
         let h2 = scenario == Scenario::H2;
-        load::Options {
+        let handshake = scenario.handshake().map(|kind| Handshake::new(kind, &self.plan.folder));
+        Ok(load::Options {
             target,
             protocol: if h2 { Protocol::H2 } else { Protocol::H1 },
+            handshake: handshake.transpose()?,
             mode,
             connections: if h2 { self.plan.h2_connections } else { self.plan.connections },
             streams: if h2 { self.plan.h2_streams } else { 1 },
@@ -240,7 +261,7 @@ impl Rig<'_> {
             path: self.plan.path.clone(),
             warmup: self.plan.warmup,
             window,
-        }
+        })
     }
 
     async fn measure(&self, scenario: Scenario, deployed: &Deployed) -> anyhow::Result<Round> {
@@ -271,14 +292,13 @@ impl Rig<'_> {
         pids: &[u32],
         round: &mut Round,
     ) -> anyhow::Result<()> {
-        let options = self.load(
-            scenario,
-            target,
-            Mode::Rate { rate: self.plan.rate, burst: self.plan.burst },
-            self.plan.window,
-        );
+        let mode = Mode::Rate { rate: self.plan.rate_of(scenario), burst: self.plan.burst };
+        let options = self.load(scenario, target, mode, self.plan.window)?;
         let mut meter = Meter::new(self, pids);
-        self.cores.for_rate(&meter.proxy)?;
+        // The client's half of a handshake costs as much as the server's: it is kept away from the server's caches.
+        if options.handshake.is_none() {
+            self.cores.for_rate(&meter.proxy)?;
+        }
         let report = load::run(&options, &mut |mark| meter.mark(mark)).await?;
         self.cores.for_ceiling(&meter.proxy)?;
         let used = meter.used();
@@ -302,7 +322,7 @@ impl Rig<'_> {
         pids: &[u32],
         round: &mut Round,
     ) -> anyhow::Result<()> {
-        let options = self.load(scenario, target, Mode::Closed, self.plan.ceiling);
+        let options = self.load(scenario, target, Mode::Closed, self.plan.ceiling)?;
         let mut meter = Meter::new(self, pids);
         let report = load::run(&options, &mut |mark| meter.mark(mark)).await?;
         round.ceiling = report.rate;

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use serde::Serialize;
 
+use crate::load::handshake::Kind;
+
 /// What is carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -17,8 +19,28 @@ pub enum Scenario {
     H2,
     /// Two proxies: HTTP/1.1 in, HTTP/2 over mTLS between them, HTTP/1.1 out. nginx has HTTP/1.1 over mTLS between.
     MtlsPair,
+    /// The same with access rules of a mesh in the second proxy; HAProxy has none.
+    MtlsPairPolicy,
+    /// A connection by mutual TLS 1.3 for every request, which the proxy answers itself: a full handshake with X25519.
+    Handshake,
+    /// The same with X25519MLKEM768.
+    HandshakeHybrid,
+    /// The same with X25519 and a ticket: no certificate is shown.
+    HandshakeResumed,
     /// Bulk bytes over plain TCP.
     Tcp,
+}
+
+impl Scenario {
+    /// How clients shake hands, in scenarios that are about it.
+    pub(super) const fn handshake(self) -> Option<Kind> {
+        match self {
+            Self::Handshake => Some(Kind::Full),
+            Self::HandshakeHybrid => Some(Kind::Hybrid),
+            Self::HandshakeResumed => Some(Kind::Resumed),
+            Self::H1 | Self::H2 | Self::MtlsPair | Self::MtlsPairPolicy | Self::Tcp => None,
+        }
+    }
 }
 
 /// Who carries it.
@@ -87,6 +109,10 @@ pub(super) enum Part {
     MtlsA,
     /// The server's half of the pair.
     MtlsB,
+    /// The same with access rules.
+    MtlsBPolicy,
+    /// The only process, that shakes hands.
+    Handshake,
     Tcp,
 }
 
@@ -97,6 +123,8 @@ impl Part {
             Self::H2 => "h2",
             Self::MtlsA => "mtls-a",
             Self::MtlsB => "mtls-b",
+            Self::MtlsBPolicy => "mtls-b-policy",
+            Self::Handshake => "handshake",
             Self::Tcp => "tcp",
         }
     }
@@ -104,19 +132,29 @@ impl Part {
 
 /// The processes of a scenario, the one next to the origin first. Empty if the proxy cannot do it.
 pub(super) fn parts(proxy: Proxy, scenario: Scenario) -> &'static [Part] {
+    use Scenario as S;
     match (proxy, scenario) {
-        (Proxy::Direct, _) | (Proxy::Nginx, Scenario::H2) => &[],
-        (_, Scenario::H1) => &[Part::H1],
-        (_, Scenario::H2) => &[Part::H2],
-        (_, Scenario::MtlsPair) => &[Part::MtlsB, Part::MtlsA],
-        (_, Scenario::Tcp) => &[Part::Tcp],
+        (Proxy::Direct, _) | (Proxy::Nginx, S::H2) => &[],
+        (Proxy::Nginx | Proxy::HyperFloor, _) if scenario.handshake().is_some() => &[],
+        (Proxy::Nginx | Proxy::HyperFloor, S::MtlsPairPolicy) => &[],
+        // OpenSSL has the group since 3.5; what distributions build HAProxy with is older.
+        (Proxy::Haproxy, S::HandshakeHybrid) => &[],
+        (_, S::H1) => &[Part::H1],
+        (_, S::H2) => &[Part::H2],
+        (_, S::MtlsPair) | (Proxy::Haproxy, S::MtlsPairPolicy) => &[Part::MtlsB, Part::MtlsA],
+        (_, S::MtlsPairPolicy) => &[Part::MtlsBPolicy, Part::MtlsA],
+        (_, S::Handshake | S::HandshakeHybrid | S::HandshakeResumed) => &[Part::Handshake],
+        (_, S::Tcp) => &[Part::Tcp],
     }
 }
 
 /// Whether there is anything to measure.
 pub(super) fn can(proxy: Proxy, scenario: Scenario) -> bool {
-    // Without a proxy the pair is the HTTP/1 run again.
-    if proxy == Proxy::Direct { scenario != Scenario::MtlsPair } else { !parts(proxy, scenario).is_empty() }
+    match proxy {
+        // Without a proxy the pair is the HTTP/1 run again, and nobody shakes hands.
+        Proxy::Direct => matches!(scenario, Scenario::H1 | Scenario::H2 | Scenario::Tcp),
+        _ => !parts(proxy, scenario).is_empty(),
+    }
 }
 
 fn template(proxy: Proxy, part: Part) -> Option<&'static str> {
@@ -125,6 +163,7 @@ fn template(proxy: Proxy, part: Part) -> Option<&'static str> {
         (Proxy::Haproxy, Part::H2) => include_str!("../../configs/haproxy/h2.cfg"),
         (Proxy::Haproxy, Part::MtlsA) => include_str!("../../configs/haproxy/mtls-a.cfg"),
         (Proxy::Haproxy, Part::MtlsB) => include_str!("../../configs/haproxy/mtls-b.cfg"),
+        (Proxy::Haproxy, Part::Handshake) => include_str!("../../configs/haproxy/handshake.cfg"),
         (Proxy::Haproxy, Part::Tcp) => include_str!("../../configs/haproxy/tcp.cfg"),
         (Proxy::Nginx, Part::H1) => include_str!("../../configs/nginx/h1.conf"),
         (Proxy::Nginx, Part::MtlsA) => include_str!("../../configs/nginx/mtls-a.conf"),
@@ -134,8 +173,14 @@ fn template(proxy: Proxy, part: Part) -> Option<&'static str> {
         (Proxy::Envoy | Proxy::Remora, Part::H2) => include_str!("../../configs/envoy/h2.yaml"),
         (Proxy::Envoy | Proxy::Remora, Part::MtlsA) => include_str!("../../configs/envoy/mtls-a.yaml"),
         (Proxy::Envoy | Proxy::Remora, Part::MtlsB) => include_str!("../../configs/envoy/mtls-b.yaml"),
+        (Proxy::Envoy | Proxy::Remora, Part::MtlsBPolicy) => {
+            include_str!("../../configs/envoy/mtls-b-policy.yaml")
+        }
+        (Proxy::Envoy | Proxy::Remora, Part::Handshake) => include_str!("../../configs/envoy/handshake.yaml"),
         (Proxy::Envoy | Proxy::Remora, Part::Tcp) => include_str!("../../configs/envoy/tcp.yaml"),
-        (Proxy::Direct | Proxy::HyperFloor, _) | (Proxy::Nginx, Part::H2) => return None,
+        (Proxy::Direct | Proxy::HyperFloor, _)
+        | (Proxy::Nginx, Part::H2 | Part::Handshake)
+        | (Proxy::Haproxy | Proxy::Nginx, Part::MtlsBPolicy) => return None,
     })
 }
 
@@ -213,7 +258,8 @@ fn floor_arguments(part: Part, site: &Site<'_>) -> Vec<OsString> {
         Part::H1 => ("h1", None),
         Part::H2 => ("h2", None),
         Part::MtlsA => ("mtls-client", Some("a")),
-        Part::MtlsB => ("mtls-server", Some("b")),
+        // It has no rules, and no answers of its own: those scenarios are not its.
+        Part::MtlsB | Part::MtlsBPolicy | Part::Handshake => ("mtls-server", Some("b")),
         Part::Tcp => ("tcp", None),
     };
     let mut arguments: Vec<OsString> = vec!["--mode".into(), mode.into()];

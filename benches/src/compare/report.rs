@@ -36,6 +36,8 @@ pub struct Setting {
     pub rounds: usize,
     /// Requests per second at the fixed rate.
     pub rate: f64,
+    /// Handshakes per second at the fixed rate.
+    pub handshake_rate: f64,
     /// Requests that were due together.
     pub burst: u32,
     /// Seconds of the fixed-rate window.
@@ -72,6 +74,7 @@ impl Results {
         let setting = Setting {
             rounds: plan.rounds,
             rate: plan.rate,
+            handshake_rate: plan.handshake_rate,
             burst: plan.burst,
             seconds: plan.window.as_secs_f64(),
             connections: plan.connections,
@@ -135,7 +138,9 @@ pub fn table(results: &Results) -> String {
             let first = row.median.first_error.as_deref().unwrap_or("requests could not be sent in time");
             notes.push(format!("{title}: {} errors: {first}", row.median.errors));
         }
-        let behind = row.scenario != Scenario::Tcp && row.median.rate < results.setting.rate * 0.99;
+        let Setting { rate, handshake_rate, .. } = &results.setting;
+        let wanted = if row.scenario.handshake().is_some() { *handshake_rate } else { *rate };
+        let behind = row.scenario != Scenario::Tcp && row.median.rate < wanted * 0.99;
         if behind {
             notes.push(format!(
                 "{title}: only {:.0} requests/s of the fixed rate were answered",
@@ -152,6 +157,7 @@ pub fn table(results: &Results) -> String {
     }
     let mut text = align(&lines);
     text.push_str("\nCPU of the proxy per request at the fixed rate (per gigabyte for tcp), both processes of a pair together.\n");
+    text.push_str("A handshake's is that of a connection with one small request.\n");
     text.push_str("CPU there and cores: per request, and in all, at the ceiling; below 1.0 core the load generator was the limit.\n");
     for note in notes {
         text.push_str("! ");
@@ -245,6 +251,7 @@ pub(super) mod tests {
             setting: Setting {
                 rounds: 1,
                 rate: 4000.0,
+                handshake_rate: 400.0,
                 burst: 1,
                 seconds: 1.0,
                 connections: 1,

@@ -1,5 +1,6 @@
 //! What Remora must reach, as checks over a run.
 
+use clap::ValueEnum as _;
 use serde::Serialize;
 
 use super::proxies::{Proxy, Scenario, name};
@@ -9,6 +10,8 @@ use super::report::Results;
 const OVER_HAPROXY: f64 = 1.25;
 /// Most CPU per request, over Envoy's.
 const OVER_ENVOY: f64 = 0.5;
+/// Most CPU per connection with a handshake, over Envoy's.
+const HANDSHAKE_OVER_ENVOY: f64 = 1.0;
 /// Most resident memory of one idle process, in MB (10⁶ bytes).
 const IDLE_MB: f64 = 10.0;
 /// Most time from the start of a process to its first answer, in milliseconds.
@@ -41,13 +44,26 @@ impl Check {
     }
 }
 
+/// The most CPU per request in a scenario, over that of others.
+const fn ratios(scenario: Scenario) -> &'static [(Proxy, f64)] {
+    match scenario {
+        Scenario::H1 | Scenario::H2 | Scenario::MtlsPair | Scenario::MtlsPairPolicy => {
+            &[(Proxy::Haproxy, OVER_HAPROXY), (Proxy::Envoy, OVER_ENVOY)]
+        }
+        Scenario::Handshake | Scenario::HandshakeHybrid | Scenario::HandshakeResumed => {
+            &[(Proxy::Envoy, HANDSHAKE_OVER_ENVOY)]
+        }
+        Scenario::Tcp => &[],
+    }
+}
+
 /// The checks for the scenarios that were run.
 #[must_use]
 pub fn checks(results: &Results) -> Vec<Check> {
     let mut checks = Vec::new();
     let ran = |scenario: Scenario| results.rows.iter().any(|row| row.scenario == scenario);
-    for scenario in [Scenario::H1, Scenario::H2, Scenario::MtlsPair].into_iter().filter(|s| ran(*s)) {
-        for (to, limit) in [(Proxy::Haproxy, OVER_HAPROXY), (Proxy::Envoy, OVER_ENVOY)] {
+    for &scenario in Scenario::value_variants().iter().filter(|scenario| ran(**scenario)) {
+        for &(to, limit) in ratios(scenario) {
             let what = format!("{} CPU per request over {}", name(&scenario), name(&to));
             checks.push(Check { what, value: results.ratio(scenario, Proxy::Remora, to), limit });
         }

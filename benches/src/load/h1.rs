@@ -3,13 +3,13 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context as _, bail};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::Options;
 
 /// Room for a response head and the start of its body; larger heads are an error.
-const BUFFER: usize = 64 * 1024;
+pub(super) const BUFFER: usize = 64 * 1024;
 
 pub(super) struct Client {
     target: SocketAddr,
@@ -21,9 +21,8 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) async fn connect(options: &Options) -> anyhow::Result<Self> {
-        let request =
-            format!("GET {} HTTP/1.1\r\nhost: {}\r\n\r\n", options.path, options.authority).into_bytes();
         let stream = open(options.target).await?;
+        let request = request(options);
         Ok(Self { target: options.target, request, stream, buffer: vec![0; BUFFER], reusable: true })
     }
 
@@ -37,52 +36,72 @@ impl Client {
         if !self.reusable {
             self.reconnect().await?;
         }
-        self.stream.write_all(&self.request).await.context("write")?;
-        let mut filled = 0;
-        let head = loop {
-            let room = self.buffer.get_mut(filled..).unwrap_or_default();
-            if room.is_empty() {
-                bail!("the response head is longer than {BUFFER} bytes");
-            }
-            let n = self.stream.read(room).await.context("read")?;
-            if n == 0 {
-                bail!("the connection was closed before the response was complete");
-            }
-            filled += n;
-            if let Some(head) = parse(self.buffer.get(..filled).unwrap_or_default())? {
-                break head;
-            }
-        };
+        let head = exchange(&mut self.stream, &self.request, &mut self.buffer).await?;
         self.reusable = head.keep_alive;
-        let mut rest = head.body.saturating_sub((filled - head.length) as u64);
-        while rest > 0 {
-            let n = self.stream.read(&mut self.buffer).await.context("read")?;
-            if n == 0 {
-                bail!("the connection was closed inside a response body");
-            }
-            rest = rest.saturating_sub(n as u64);
-        }
-        if head.status != 200 {
-            bail!("status {}", head.status);
-        }
-        Ok(head.body)
+        head.body_of_success()
     }
 }
 
-async fn open(target: SocketAddr) -> anyhow::Result<TcpStream> {
+/// Sends a request and reads the whole answer.
+pub(super) async fn exchange<IO>(stream: &mut IO, request: &[u8], buffer: &mut [u8]) -> anyhow::Result<Head>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    stream.write_all(request).await.context("write")?;
+    // TLS may keep what it has encrypted.
+    stream.flush().await.context("write")?;
+    let mut filled = 0;
+    let head = loop {
+        let room = buffer.get_mut(filled..).unwrap_or_default();
+        if room.is_empty() {
+            bail!("the response head is longer than {BUFFER} bytes");
+        }
+        let n = stream.read(room).await.context("read")?;
+        if n == 0 {
+            bail!("the connection was closed before the response was complete");
+        }
+        filled += n;
+        if let Some(head) = parse(buffer.get(..filled).unwrap_or_default())? {
+            break head;
+        }
+    };
+    let mut rest = head.body.saturating_sub((filled - head.length) as u64);
+    while rest > 0 {
+        let n = stream.read(buffer).await.context("read")?;
+        if n == 0 {
+            bail!("the connection was closed inside a response body");
+        }
+        rest = rest.saturating_sub(n as u64);
+    }
+    Ok(head)
+}
+
+/// The bytes of every request.
+pub(super) fn request(options: &Options) -> Vec<u8> {
+    format!("GET {} HTTP/1.1\r\nhost: {}\r\n\r\n", options.path, options.authority).into_bytes()
+}
+
+pub(super) async fn open(target: SocketAddr) -> anyhow::Result<TcpStream> {
     let stream = TcpStream::connect(target).await.context("connect")?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct Head {
+pub(super) struct Head {
     /// Bytes of the head itself.
     length: usize,
     status: u16,
     /// Bytes of the body (RFC 9112 §6.2).
     body: u64,
     keep_alive: bool,
+}
+
+impl Head {
+    /// The length of the body, if the status is 200.
+    pub(super) fn body_of_success(&self) -> anyhow::Result<u64> {
+        if self.status == 200 { Ok(self.body) } else { bail!("status {}", self.status) }
+    }
 }
 
 /// Reads a response head; `None` while it is incomplete. The origin frames by Content-Length and the proxies under test

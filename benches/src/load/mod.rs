@@ -4,10 +4,13 @@
 //! was due, not from when it could be sent. A stall is therefore seen by every request that was due while it lasted
 //! (no coordinated omission). Closed loop: every worker sends its next request when the last was answered, which finds
 //! the ceiling and says nothing about latency at a given load.
+//!
+//! With [`Options::handshake`] every request has a connection of its own, by mutual TLS.
 
 pub mod bulk;
 mod h1;
 mod h2;
+pub mod handshake;
 mod shared;
 
 use std::net::SocketAddr;
@@ -19,6 +22,7 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use handshake::Handshake;
 use shared::Shared;
 
 /// How long answers may still arrive after the window, before they count as errors.
@@ -55,6 +59,8 @@ pub struct Options {
     pub target: SocketAddr,
     /// What is spoken there.
     pub protocol: Protocol,
+    /// Every request is HTTP/1 on a new connection by mutual TLS, which is closed after the answer; plaintext without.
+    pub handshake: Option<Handshake>,
     /// Open or closed loop.
     pub mode: Mode,
     /// Connections, opened before the run.
@@ -139,6 +145,7 @@ impl Report {
 enum Client {
     H1(h1::Client),
     H2(h2::Client),
+    Handshake(handshake::Client),
 }
 
 impl Client {
@@ -147,6 +154,7 @@ impl Client {
         match self {
             Self::H1(client) => client.request().await,
             Self::H2(client) => client.request().await,
+            Self::Handshake(client) => client.request().await,
         }
     }
 
@@ -154,6 +162,7 @@ impl Client {
         match self {
             Self::H1(client) => client.reconnect().await,
             Self::H2(client) => client.reconnect().await,
+            Self::Handshake(client) => client.reconnect().await,
         }
     }
 }
@@ -195,9 +204,12 @@ async fn connect(options: &Options) -> anyhow::Result<Vec<Client>> {
     }
     let mut clients = Vec::with_capacity(options.connections * options.streams);
     for _ in 0..options.connections {
-        let opened = match options.protocol {
-            Protocol::H1 => vec![Client::H1(h1::Client::connect(options).await?)],
-            Protocol::H2 => {
+        let opened = match (&options.handshake, options.protocol) {
+            (Some(handshake), _) => {
+                vec![Client::Handshake(handshake::Client::connect(handshake, options).await?)]
+            }
+            (None, Protocol::H1) => vec![Client::H1(h1::Client::connect(options).await?)],
+            (None, Protocol::H2) => {
                 let first = h2::Client::connect(options).await?;
                 let rest = (1..options.streams).map(|_| Client::H2(first.share()));
                 rest.chain([Client::H2(first.share())]).collect()

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use remora_mesh::{
-    Change, Compiler, Documents, Health, Instance, Mesh, Name, NodeKind, NodeRequest, NodeResources, Resource,
+    Change, Compiler, Documents, Health, Instance, Mesh, Name, NodeKind, NodeRequest, NodeResources, Profile,
+    Resource,
 };
 use remora_xds::pb::envoy::config::core::v3::Node;
 use remora_xds::pb::envoy::config::listener::v3::Listener;
@@ -75,6 +76,20 @@ fn endpoint_slices_without_mtls() {
     let compiler = compiler(EXTERNAL);
     let weather = compiler.resources(&Name::new("default", "weather")).unwrap();
     insta::assert_snapshot!(shown([&weather.ports[0].cluster, &weather.ports[0].endpoints]));
+}
+
+#[test]
+fn groups_of_the_key_exchange_hold_for_both_sides() {
+    let (documents, _) = Documents::check([("mesh.yaml", SHOP)]);
+    let profile = Profile { ecdh_curves: vec!["X25519MLKEM768".into()], ..profile() };
+    let compiler = Compiler::new(Mesh::from(&documents), profile);
+    let (caller, called) = (sidecar(&compiler, "shop", "till"), sidecar(&compiler, "shop", "orders-1"));
+    for side in [shown(caller.clusters.values()), shown(called.listeners.values())] {
+        let contexts = side.matches("tls_params:").count();
+        assert!(contexts > 0, "{side}");
+        assert_eq!(side.matches("ecdh_curves:").count(), contexts, "{side}");
+        assert_eq!(side.matches("- X25519MLKEM768").count(), contexts, "{side}");
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ fn profile() -> Profile {
         trust_domain: "mesh.test".into(),
         credentials: Credentials::Issued,
         listening: Listening::AsWritten,
+        ecdh_curves: Vec::new(),
     }
 }
 

@@ -220,6 +220,7 @@ impl<'a> Rig<'a> {
         Ok(load::Options {
             target: self.listen,
             protocol: Protocol::H1,
+            handshake: None,
             mode: Mode::Rate { rate: self.plan.requests, burst: 1 },
             connections: CONNECTIONS,
             streams: 1,

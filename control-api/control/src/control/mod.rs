@@ -24,6 +24,9 @@ pub(crate) use votes::KIND as CONTROL_PLANE;
 
 pub use plane::{AuthorityOptions, Options, Plane, StartError};
 
+/// What sidecars can exchange keys by, in Envoy's names.
+const GROUPS: [&str; 4] = ["X25519MLKEM768", "X25519", "P-256", "P-384"];
+
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   remora control                                     state in ./remora-data, proxies on 15010 and 15012, people on 15014
@@ -68,6 +71,9 @@ pub(crate) struct ControlArgs {
     /// Certificates of proxies come from elsewhere, into this folder on the machine of each: chain.pem, key.pem and roots.pem
     #[arg(long, value_name = "FOLDER")]
     identity_files: Option<String>,
+    /// Key exchange between sidecars, most wanted first; without, what each proxy has by itself: X25519MLKEM768 before the others
+    #[arg(long, value_name = "GROUP,...", value_delimiter = ',', value_parser = GROUPS)]
+    ecdh_curves: Vec<String>,
     /// Proxies listen on any free ports, whatever the documents say: /listeners of their admin page tells which (for tests)
     #[arg(long)]
     ephemeral_ports: bool,
@@ -169,6 +175,7 @@ pub(crate) fn run(args: ControlArgs) -> ExitCode {
             tls_names: args.tls_names,
             authority: args.authority.options(),
             listening: if args.ephemeral_ports { Listening::Ephemeral } else { Listening::AsWritten },
+            ecdh_curves: args.ecdh_curves,
         };
         let plane = match Plane::start(options).await {
             Ok(plane) => plane,

@@ -51,6 +51,8 @@ pub struct Options {
     pub identity_files: Option<String>,
     /// On which ports proxies listen.
     pub listening: Listening,
+    /// Groups of the key exchange between sidecars, by Envoy's names; without any, what each side has by itself.
+    pub ecdh_curves: Vec<String>,
     /// Where proxies and their agents connect by TLS.
     pub listen_tls: SocketAddr,
     /// What that port is called besides `localhost`: DNS names and IP addresses.
@@ -237,6 +239,7 @@ fn profile(options: &Options) -> Profile {
         trust_domain: options.trust_domain.clone(),
         credentials: options.identity_files.as_ref().map_or(Credentials::Issued, files),
         listening: options.listening,
+        ecdh_curves: options.ecdh_curves.clone(),
     }
 }
 

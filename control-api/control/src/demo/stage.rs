@@ -224,5 +224,6 @@ fn options(folder: &Path) -> control::Options {
         trust_domain: TRUST_DOMAIN.into(),
         identity_files: None,
         listening: Listening::Ephemeral,
+        ecdh_curves: Vec::new(),
     }
 }

@@ -26,6 +26,7 @@ fn publisher() -> Publisher {
         trust_domain: "test".into(),
         credentials: Credentials::Issued,
         listening: Listening::AsWritten,
+        ecdh_curves: Vec::new(),
     };
     let publisher = Publisher::new(profile, Arc::new(Board::default()));
     let documents = Documents::read([("mesh.yaml", MESH)]).unwrap();

@@ -43,6 +43,7 @@ pub(crate) fn options(data: &Path) -> Options {
         trust_domain: "test".into(),
         identity_files: Some("/identity".into()),
         listening: Listening::AsWritten,
+        ecdh_curves: Vec::new(),
     }
 }
 

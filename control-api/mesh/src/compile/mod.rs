@@ -37,6 +37,9 @@ pub struct Profile {
     pub credentials: Credentials,
     /// On which ports they listen.
     pub listening: Listening,
+    /// Groups of the key exchange between sidecars, most wanted first, by Envoy's names (`ecdh_curves`); without any, each
+    /// side has its own.
+    pub ecdh_curves: Vec<String>,
 }
 
 /// Where a node finds its certificate.

@@ -47,6 +47,7 @@ fn common(profile: &Profile, peers: Peers, alpn: &[&str]) -> CommonTlsContext {
         tls_params: Some(TlsParameters {
             tls_minimum_protocol_version: TlsProtocol::TlSv13.into(),
             tls_maximum_protocol_version: TlsProtocol::TlSv13.into(),
+            ecdh_curves: profile.ecdh_curves.clone(),
             ..TlsParameters::default()
         }),
         alpn_protocols: alpn.iter().map(|p| (*p).to_owned()).collect(),

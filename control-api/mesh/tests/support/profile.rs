@@ -7,5 +7,6 @@ pub(crate) fn profile() -> Profile {
         trust_domain: "mesh.test".into(),
         credentials: Credentials::Issued,
         listening: Listening::AsWritten,
+        ecdh_curves: Vec::new(),
     }
 }

@@ -130,6 +130,7 @@ fn cipher(name: &str) -> Option<SupportedCipherSuite> {
     })
 }
 
+/// Without any, the provider's own: X25519MLKEM768 first, as in Envoy 1.40, then X25519, P-256 and P-384.
 fn curves(names: &[String], at: &At<'_>, scope: &mut Scope<'_>) -> Vec<&'static dyn SupportedKxGroup> {
     let mut list = Vec::new();
     for (i, name) in names.iter().enumerate() {

@@ -12,8 +12,11 @@ use remora_xds::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use remora_xds::pb::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher};
 use remora_xds::pb::google::protobuf::{BoolValue, Duration as DurationPb, UInt32Value};
 
+use rustls::{CommonState, NamedGroup};
+
 use super::*;
 use crate::config::names::Names;
+use crate::tls::client::{AlpnOffer, Target};
 use crate::tls::testing::{Ca, Pair, dns, expired, uri};
 
 fn inline(text: &str) -> Option<DataSource> {
@@ -282,4 +285,40 @@ fn ciphers_and_groups_are_for_the_context_alone() {
     assert_eq!(provider.cipher_suites.iter().filter(|s| s.tls13().is_none()).count(), 2);
     assert_eq!(provider.cipher_suites.iter().filter(|s| s.tls13().is_some()).count(), 3);
     assert_eq!(provider.kx_groups.len(), 1);
+}
+
+#[tokio::test]
+async fn both_sides_agree_on_a_group() {
+    let ca = Ca::new("root");
+    let pair = ca.leaf(&[dns("a")], |_| {});
+    let common = |groups: &[&str]| CommonTlsContext {
+        tls_certificates: vec![certificate(&pair)],
+        validation_context_type: validate(trusting(&ca)),
+        tls_params: Some(TlsParameters {
+            ecdh_curves: groups.iter().map(|group| (*group).to_owned()).collect(),
+            ..TlsParameters::default()
+        }),
+        ..CommonTlsContext::default()
+    };
+    let hybrid_first = &["X25519MLKEM768", "X25519", "P-256"][..];
+    for (served, asked, agreed) in [
+        (&[][..], &[][..], Some(NamedGroup::X25519MLKEM768)),
+        (hybrid_first, hybrid_first, Some(NamedGroup::X25519MLKEM768)),
+        (&["X25519MLKEM768"], &["X25519", "X25519MLKEM768"], Some(NamedGroup::X25519MLKEM768)),
+        (&["X25519", "P-256"], &[], Some(NamedGroup::X25519)),
+        (&[], &["X25519", "P-256"], Some(NamedGroup::X25519)),
+        (&[], &["P-384"], Some(NamedGroup::secp384r1)),
+        (&["P-256"], hybrid_first, Some(NamedGroup::secp256r1)),
+        (&["X25519MLKEM768"], &["X25519", "P-256"], None),
+    ] {
+        let server = server(&downstream(common(served))).0.unwrap();
+        let client = client(&upstream(common(asked))).0.unwrap();
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let target = Target::new("192.0.2.7:443".parse().unwrap(), AlpnOffer::Nothing);
+        let (accepted, connected) = tokio::join!(server.accept(far, b""), client.connect(near, target));
+        let group = |connection: &CommonState| connection.negotiated_key_exchange_group().map(|g| g.name());
+        let here = accepted.ok().and_then(|(stream, _)| group(stream.get_ref().1));
+        let there = connected.ok().and_then(|(stream, _)| group(stream.get_ref().1));
+        assert_eq!((here, there), (agreed, agreed), "{served:?} {asked:?}");
+    }
 }
