@@ -5,6 +5,7 @@ use std::sync::Arc;
 use remora_xds::diag::At;
 use remora_xds::nearest;
 
+use super::jwt;
 use super::names::{need_kind, need_service};
 use super::related;
 use super::report::Report;
@@ -78,11 +79,11 @@ pub(super) fn authentication(
 ) {
     let key = AnyDocument::AuthenticationPolicy(Arc::clone(document)).key();
     targets(mesh, &key, &document.spec.target_refs, report);
+    let names = document.spec.target_refs.iter().map(|target| &target.name);
+    let services = names.filter_map(|name| mesh.service(&document.metadata.namespace, name));
+    let services: Vec<_> = services.map(AsRef::as_ref).collect();
     let root = At::root();
-    let spec = root.field("spec");
-    if document.spec.jwt.is_some() {
-        report.unsupported(&spec.field("jwt"), "is not supported yet").fix("remove it");
-    }
+    jwt::check(&document.spec, &services, &root.field("spec"), report);
 }
 
 /// Each target is a Service of the policy's namespace, and has no other policy of this kind, if it can have one only.

@@ -7,6 +7,7 @@ mod compiler;
 mod grpc;
 mod http;
 mod inbound;
+mod jwt;
 pub mod names;
 mod node;
 mod outbound;

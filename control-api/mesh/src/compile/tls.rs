@@ -16,6 +16,10 @@ use remora_xds::pb::envoy::r#type::matcher::v3::StringMatcher;
 use remora_xds::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 
 use super::{Credentials, Profile, names, parts};
+use crate::document::KeyServer;
+
+/// The authorities of the machine, where most distributions and images have them.
+const PUBLIC_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// Whose certificate is accepted.
 pub(super) enum Peers {
@@ -119,6 +123,42 @@ pub(super) fn upstream(
 ) -> TransportSocket {
     transport_socket(parts::pack(&UpstreamTlsContext {
         common_tls_context: Some(common(profile, Peers::Exactly(identities), alpn)),
+        sni,
+        ..UpstreamTlsContext::default()
+    }))
+}
+
+/// Towards a server outside of the mesh, which is verified by its name and by authorities that everybody knows, or by `roots` (PEM).
+pub(super) fn public(server: KeyServer<'_>, roots: Option<&str>) -> TransportSocket {
+    let (san_type, name, sni) = match server.address() {
+        Some(address) => (SanType::IpAddress, address.to_string(), String::new()),
+        None => (SanType::Dns, server.host.to_owned(), server.host.to_owned()),
+    };
+    let matcher =
+        StringMatcher { match_pattern: Some(MatchPattern::Exact(name)), ..StringMatcher::default() };
+    let inline = |text: &str| DataSource {
+        specifier: Some(Specifier::InlineString(text.to_owned())),
+        ..DataSource::default()
+    };
+    let validation = CertificateValidationContext {
+        trusted_ca: Some(roots.map_or_else(|| file(PUBLIC_ROOTS), inline)),
+        match_typed_subject_alt_names: vec![SubjectAltNameMatcher {
+            san_type: san_type.into(),
+            matcher: Some(matcher),
+            ..SubjectAltNameMatcher::default()
+        }],
+        ..CertificateValidationContext::default()
+    };
+    transport_socket(parts::pack(&UpstreamTlsContext {
+        common_tls_context: Some(CommonTlsContext {
+            tls_params: Some(TlsParameters {
+                tls_minimum_protocol_version: TlsProtocol::TlSv12.into(),
+                tls_maximum_protocol_version: TlsProtocol::TlSv13.into(),
+                ..TlsParameters::default()
+            }),
+            validation_context_type: Some(ValidationContextType::ValidationContext(validation)),
+            ..CommonTlsContext::default()
+        }),
         sni,
         ..UpstreamTlsContext::default()
     }))

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::Unsupported;
+use super::{JwtRule, Unsupported};
 use crate::span::Span;
 
 /// `remora.dev/v1alpha1` TrafficPolicy: how callers treat a Service.
@@ -132,9 +132,9 @@ pub struct AuthenticationPolicySpec {
     /// TLS between sidecars.
     #[serde(default)]
     pub mtls: Mtls,
-    /// Tokens of end users. Not supported yet.
+    /// Whose tokens of end users are believed.
     #[serde(default)]
-    pub jwt: Option<Unsupported>,
+    pub jwt_rules: Vec<JwtRule>,
 }
 
 /// TLS between sidecars.
