@@ -12,7 +12,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use remora_mesh::{
-    Change, Compiler, Documents, Health, Instance, Mesh, Name, NodeKind, NodeRequest,
+    Change, Compiler, Documents, Health, Instance, Mesh, Name, NodeKind, NodeRequest, Profile,
 };
 use remora_xds::pb::envoy::config::core::v3::Node;
 use remora_xds::pb::envoy::config::listener::v3::Listener;
@@ -298,6 +298,24 @@ fn authorization_is_rbac_in_front_of_the_program() {
         .collect();
     insta::assert_snapshot!(rbac);
     assert_eq!(Schema::load().check_any(&listener.body, "inbound"), Ok(()));
+}
+
+/// Whom the secret with the bundles verifies still has to be of a domain that is known, and a rule may name it.
+#[test]
+fn workloads_of_other_trust_domains_may_call() {
+    let text = AUTHORIZED.replace("mesh.test/ns/default/sa/web", "abroad.example/ns/x/sa/y");
+    let (documents, _) = Documents::check([("mesh.yaml", text.as_str())]);
+    let profile = Profile { federated: vec!["abroad.example".into()], ..profile() };
+    let node = NodeRequest::new(NodeKind::Sidecar, "default").with_workload("w".into());
+    let resources = Compiler::new(Mesh::from(&documents), profile).node(&node).unwrap();
+    let text = Schema::load().any_to_yaml(&resources.listeners["inbound"].body);
+    for line in [
+        "prefix: spiffe://mesh.test/\n",
+        "prefix: spiffe://abroad.example/\n",
+        "exact: spiffe://abroad.example/ns/x/sa/y\n",
+    ] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
 }
 
 #[test]

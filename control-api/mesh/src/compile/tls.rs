@@ -23,8 +23,8 @@ const PUBLIC_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// Whose certificate is accepted.
 pub(super) enum Peers {
-    /// Anybody of the trust domain.
-    Domain,
+    /// Anybody of the trust domain, and of those that are federated with it.
+    Domains,
     /// These identities only.
     Exactly(Vec<String>),
 }
@@ -34,8 +34,11 @@ fn file(path: &str) -> DataSource {
 }
 
 fn common(profile: &Profile, peers: Peers, alpn: &[&str]) -> CommonTlsContext {
-    let patterns = match peers {
-        Peers::Domain => vec![MatchPattern::Prefix(format!("spiffe://{}/", profile.trust_domain))],
+    let patterns: Vec<_> = match peers {
+        Peers::Domains => {
+            let all = std::iter::once(&profile.trust_domain).chain(&profile.federated);
+            all.map(|domain| MatchPattern::Prefix(format!("spiffe://{domain}/"))).collect()
+        }
         Peers::Exactly(names) => names.into_iter().map(MatchPattern::Exact).collect(),
     };
     let names = patterns.into_iter().map(|pattern| SubjectAltNameMatcher {
@@ -105,10 +108,10 @@ fn transport_socket(config: remora_xds::pb::google::protobuf::Any) -> TransportS
     }
 }
 
-/// In front of a program: the client must show a certificate of the trust domain.
+/// In front of a program: the client must show a certificate of a trust domain that is known.
 pub(super) fn downstream(profile: &Profile, alpn: &[&str]) -> TransportSocket {
     transport_socket(parts::pack(&DownstreamTlsContext {
-        common_tls_context: Some(common(profile, Peers::Domain, alpn)),
+        common_tls_context: Some(common(profile, Peers::Domains, alpn)),
         require_client_certificate: parts::flag(true),
         ..DownstreamTlsContext::default()
     }))
