@@ -85,7 +85,11 @@ fn rules_about_tokens_that_mean_nothing_are_refused() {
         (header, "header: x-user, claim: a..b", "claim: is no name of a claim"),
         ("{name: x-tool-token}", "{name: 'x tool'}", "fromHeaders[0].name"),
         ("    fromHeaders:", "    fromHeader:", "did you mean fromHeaders?"),
-        ("  jwtRules:", "  mtls: {mode: Disabled}\n  jwtRules:", "jwtRules: nobody would enforce it"),
+        (
+            "  jwtRules:",
+            "  mtls: {mode: Disabled}\n  jwtRules:",
+            "jwtRules: nobody would enforce it on port 8080",
+        ),
         ("{name: http, port: 8080}", "{name: db, port: 8080}", "no port of Service \"carts\" speaks HTTP"),
         ("requestPrincipals: [\"*\"]", "requestPrincipals: [ann]", "\"ann\" is nobody"),
         ("request.auth.claims[realm][roles]", "request.auth.claims[]", "is nothing that can be asked for"),

@@ -73,8 +73,12 @@ fn target_ports<'m>(mesh: &'m Mesh, document: &Document<AuthorizationPolicySpec>
 fn unenforced(mesh: &Mesh, document: &Document<AuthorizationPolicySpec>, at: &At<'_>, report: &mut Report) {
     for (i, target) in document.spec.target_refs.iter().enumerate() {
         let service = mesh.service(&document.metadata.namespace, &target.name);
-        if service.is_some_and(|service| mesh.mtls(service) == MtlsMode::Disabled) {
-            let text = format!("nobody would enforce it: callers of {:?} go past its sidecars", target.name);
+        let ports =
+            service.into_iter().flat_map(|service| service.spec.ports.iter().map(move |p| (service, p.port)));
+        for (_, port) in ports.filter(|(service, port)| mesh.mtls(service, *port) == MtlsMode::Disabled) {
+            let name = &target.name;
+            let text =
+                format!("nobody would enforce it on port {port}: callers of {name:?} go past its sidecars");
             report
                 .report(&at.index(i), text)
                 .fix("an AuthenticationPolicy with mtls.mode: Strict or Permissive");

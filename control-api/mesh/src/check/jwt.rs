@@ -33,10 +33,14 @@ pub(super) fn check(
         return;
     }
     report.at_most(MOST_RULES, spec.jwt_rules.len(), &list);
-    if spec.mtls.mode == MtlsMode::Disabled {
-        report
-            .report(&list, "nobody would enforce it: with mtls.mode: Disabled callers go past the sidecars")
-            .fix("mtls: {mode: Strict}, or Permissive");
+    let http =
+        services.iter().flat_map(|service| &service.spec.ports).filter(|p| p.speaks() != AppProtocol::Tcp);
+    for port in http.filter(|port| spec.mode(port.port) == MtlsMode::Disabled) {
+        let text = format!(
+            "nobody would enforce it on port {}: with Disabled callers go past the sidecars",
+            port.port
+        );
+        report.report(&list, text).fix("mtls: {mode: Strict}, or Permissive");
     }
     let opaque = |service: &&&Document<ServiceSpec>| {
         service.spec.ports.iter().all(|port| port.speaks() == AppProtocol::Tcp)

@@ -83,7 +83,17 @@ pub(super) fn authentication(
     let services = names.filter_map(|name| mesh.service(&document.metadata.namespace, name));
     let services: Vec<_> = services.map(AsRef::as_ref).collect();
     let root = At::root();
-    jwt::check(&document.spec, &services, &root.field("spec"), report);
+    let spec_at = root.field("spec");
+    let modes = spec_at.field("portLevelMtls");
+    let known = |port: &u16| services.iter().any(|s| s.spec.ports.iter().any(|p| p.port == *port));
+    for port in document.spec.port_level_mtls.keys() {
+        if !port.parse().is_ok_and(|number: u16| known(&number) && number.to_string() == *port) {
+            report
+                .report(&modes.field(port), "is a port of none of the targets")
+                .fix("name a port of the Service, by its number");
+        }
+    }
+    jwt::check(&document.spec, &services, &spec_at, report);
 }
 
 /// Each target is a Service of the policy's namespace, and has no other policy of this kind, if it can have one only.

@@ -156,7 +156,7 @@ pub(super) fn outbound(
     }
     .into();
     cluster.circuit_breakers = Some(breakers(spec));
-    match (scope.mesh.mtls(service), port.speaks()) {
+    match (scope.mesh.mtls(service, port.port), port.speaks()) {
         // The programs themselves.
         (MtlsMode::Disabled, speaks) => speak(&mut cluster, speaks, 3),
         (_, speaks) => {

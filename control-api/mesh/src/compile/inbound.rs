@@ -17,7 +17,7 @@ use remora_xds::pb::google::protobuf::Duration as PbDuration;
 use super::authorization::{self, Subject};
 use super::http::{self, RouteSpecifier, Side};
 use super::{Listening, Scope, cluster, jwt, key_of, names, parts, retry, tls};
-use crate::document::{AppProtocol, Document, MtlsMode, ServiceSpec};
+use crate::document::{AppProtocol, Document, MtlsMode, ServicePort, ServiceSpec};
 use crate::kinds::Kind;
 use crate::mesh::{Instance, Mesh, target};
 use crate::name::Key;
@@ -112,13 +112,13 @@ pub(super) fn compile(scope: Scope<'_>, instance: &Instance) -> (Option<Arc<Reso
 
 fn ports<'a>(mesh: &'a Mesh, instance: &Instance) -> Ports<'a> {
     let mut ports = Ports::new();
-    let services = mesh.services_of(instance).into_iter();
-    // Callers of the others go to the program itself.
-    for service in services.filter(|service| mesh.mtls(service) != MtlsMode::Disabled) {
+    for service in mesh.services_of(instance) {
         let (namespace, name) = names::of(service);
         // A gRPC library names the Service in SNI, and cannot name a port: it means the one that speaks gRPC.
         let mut plain = Some(names::aliases(namespace, name));
-        for port in &service.spec.ports {
+        // Callers of the others go to the program itself.
+        let enforced = |port: &&ServicePort| mesh.mtls(service, port.port) != MtlsMode::Disabled;
+        for port in service.spec.ports.iter().filter(enforced) {
             let Some(number) = target(port, &instance.workload) else { continue };
             let known = ports.entry((number, spoken(port.speaks()))).or_insert_with(|| Port {
                 speaks: port.speaks(),
@@ -142,7 +142,9 @@ fn permissive<'p, 'a>(
     ports: &'p Ports<'a>,
 ) -> impl Iterator<Item = (&'p (u16, &'static str), &'p Port<'a>)> {
     ports.iter().filter(move |((number, _), _)| {
-        calls_of(ports, *number).iter().all(|(service, _)| mesh.mtls(service) == MtlsMode::Permissive)
+        calls_of(ports, *number)
+            .iter()
+            .all(|(service, port)| mesh.mtls(service, *port) == MtlsMode::Permissive)
     })
 }
 

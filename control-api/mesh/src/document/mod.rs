@@ -39,8 +39,8 @@ pub use http_filter::{
 };
 pub use jwt::{ClaimToHeader, JwtHeader, JwtRule, KeyServer};
 pub use policy::{
-    AuthenticationPolicySpec, Connections, LoadBalancing, Mtls, MtlsMode, Retries, RetryBudget, TargetRef,
-    Timeouts, TrafficPolicySpec,
+    AuthenticationPolicySpec, Connections, LoadBalancing, Mtls, MtlsMode, PortMtls, Retries, RetryBudget,
+    TargetRef, Timeouts, TrafficPolicySpec,
 };
 pub use service::{AppProtocol, ServicePort, ServiceSpec, TargetPort, Transport};
 pub(crate) use slice::SliceEnvelope;
