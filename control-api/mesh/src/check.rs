@@ -2,6 +2,7 @@
 
 mod authorization;
 mod http;
+mod jwt;
 mod names;
 mod order;
 mod policy;

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod support {
+    pub(crate) mod compiled;
     pub(crate) mod mutilated;
     pub(crate) mod profile;
 }
@@ -17,38 +18,12 @@ use remora_mesh::{
 use remora_xds::pb::envoy::config::core::v3::Node;
 use remora_xds::pb::envoy::config::listener::v3::Listener;
 use remora_xds::{Schema, any};
+use support::compiled::{compiler, found, shown, sidecar};
 use support::mutilated::mutilated;
 use support::profile::profile;
 
 const SHOP: &str = include_str!("../../../deploy/examples/shop.yaml");
 const EXTERNAL: &str = include_str!("../../../deploy/examples/external.yaml");
-
-fn compiler(text: &str) -> Compiler {
-    let (documents, findings) = Documents::check([("mesh.yaml", text)]);
-    assert!(findings.is_empty(), "{findings:?}");
-    Compiler::new(Mesh::from(&documents), profile())
-}
-
-fn sidecar(compiler: &Compiler, namespace: &str, workload: &str) -> NodeResources {
-    let request = NodeRequest::new(NodeKind::Sidecar, namespace).with_workload(workload.into());
-    let node = compiler.node(&request).unwrap();
-    let schema = Schema::load();
-    let all = node.clusters.values().chain(node.endpoints.values()).chain(node.listeners.values());
-    for resource in all.chain(node.routes.values()) {
-        assert_eq!(schema.check_any(&resource.body, &resource.name), Ok(()), "{}", resource.name);
-    }
-    node
-}
-
-/// Resources as YAML, each with the documents that it was made of.
-fn shown<'a>(resources: impl IntoIterator<Item = &'a Arc<Resource>>) -> String {
-    let schema = Schema::load();
-    let one = |resource: &Arc<Resource>| {
-        let documents: Vec<_> = resource.documents.iter().map(ToString::to_string).collect();
-        format!("# of {}\n{}", documents.join(", "), schema.any_to_yaml(&resource.body))
-    };
-    resources.into_iter().map(one).collect()
-}
 
 #[test]
 fn http_and_grpc_routes() {
@@ -217,13 +192,8 @@ spec: {targetRefs: [{name: a}], outlierDetection: {}, healthChecks: [], circuitB
 apiVersion: remora.dev/v1alpha1
 kind: AuthenticationPolicy
 metadata: {name: q}
-spec: {targetRefs: [{name: a}], jwt: {}}
+spec: {targetRefs: [{name: a}], mtls: {mode: Disabled}, jwtRules: [{issuer: '', jwks: '{}', caCertificates: x}, {issuer: i}]}
 ";
-
-fn found(text: &str) -> String {
-    let (_, findings) = Documents::check([("mesh.yaml", text)]);
-    findings.iter().map(|finding| format!("[{}] {finding}\n", finding.rule.id())).collect()
-}
 
 #[test]
 fn what_cannot_be_honoured_is_refused_by_name() {
@@ -343,6 +313,24 @@ fn authorization_is_rbac_in_front_of_the_program() {
         .collect();
     insta::assert_snapshot!(rbac);
     assert_eq!(Schema::load().check_any(&listener.body, "inbound"), Ok(()));
+}
+
+/// Whom the secret with the bundles verifies still has to be of a domain that is known, and a rule may name it.
+#[test]
+fn workloads_of_other_trust_domains_may_call() {
+    let text = AUTHORIZED.replace("mesh.test/ns/default/sa/web", "abroad.example/ns/x/sa/y");
+    let (documents, _) = Documents::check([("mesh.yaml", text.as_str())]);
+    let profile = Profile { federated: vec!["abroad.example".into()], ..profile() };
+    let node = NodeRequest::new(NodeKind::Sidecar, "default").with_workload("w".into());
+    let resources = Compiler::new(Mesh::from(&documents), profile).node(&node).unwrap();
+    let text = Schema::load().any_to_yaml(&resources.listeners["inbound"].body);
+    for line in [
+        "prefix: spiffe://mesh.test/\n",
+        "prefix: spiffe://abroad.example/\n",
+        "exact: spiffe://abroad.example/ns/x/sa/y\n",
+    ] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ use remora_xds::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
 fn profile() -> Profile {
     Profile {
         trust_domain: "mesh.test".into(),
+        federated: Vec::new(),
         credentials: Credentials::Issued,
         listening: Listening::AsWritten,
         ecdh_curves: Vec::new(),

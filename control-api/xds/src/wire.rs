@@ -59,6 +59,7 @@ wire! {
     pb::extensions::transport_sockets::raw_buffer::v3::RawBuffer,
     pb::extensions::transport_sockets::tls::v3::DownstreamTlsContext,
     pb::extensions::transport_sockets::tls::v3::Secret,
+    pb::extensions::transport_sockets::tls::v3::SpiffeCertValidatorConfig,
     pb::extensions::transport_sockets::tls::v3::UpstreamTlsContext,
     pb::extensions::upstreams::http::v3::HttpProtocolOptions,
 }

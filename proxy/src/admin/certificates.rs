@@ -11,6 +11,7 @@ use x509_parser::extensions::GeneralName;
 use super::source::Certificate;
 use crate::config::snapshot::Snapshot;
 use crate::telemetry::format::rfc3339;
+use crate::tls::domains::Domains;
 use crate::tls::material::OwnCertificate;
 use crate::tls::secret::Secret;
 use crate::tls::verify::{PeerRules, Trust};
@@ -32,8 +33,11 @@ pub(super) fn in_use(config: &Snapshot) -> Vec<Certificate> {
     });
     let roots = found.trust.into_values().flat_map(|secret| {
         let trust = secret.get();
-        let roots = trust.iter().filter_map(|trust| trust.roots.as_ref()).flat_map(|r| &r.certificates);
-        roots.filter_map(|root| certificate(root, secret.name(), true)).collect::<Vec<_>>()
+        let own = trust.iter().filter_map(|trust| trust.roots.as_ref());
+        let bundles = trust.iter().filter_map(|trust| trust.domains.as_ref()).flat_map(Domains::bundles);
+        let mut roots: Vec<_> = own.chain(bundles).flat_map(|roots| &roots.certificates).collect();
+        roots.dedup();
+        roots.into_iter().filter_map(|root| certificate(root, secret.name(), true)).collect::<Vec<_>>()
     });
     own.chain(roots).collect()
 }

@@ -221,7 +221,8 @@ pub async fn run(options: Options, mut roots: Roots, events: mpsc::Sender<Event>
 
 /// Gives `held` other roots, if they are others.
 fn retrust(held: &mut Identity, trust: &Trust) -> Option<Identity> {
-    let roots = trust.roots.as_ref()?;
+    // Bundles of trust domains alone do not say which of them is ours.
+    let roots = trust.roots.as_ref().filter(|roots| !roots.certificates.is_empty())?;
     let has = held.trust.roots.as_ref().map(|has| &has.certificates);
     if has == Some(&roots.certificates) {
         return None;

@@ -167,6 +167,9 @@ fn classify_certificate(error: &CertificateError) -> TlsFailure {
         E::Other(other) if other.0.downcast_ref::<super::verify::NameMismatch>().is_some() => {
             TlsFailure::CertificateName
         }
+        E::Other(other) if other.0.downcast_ref::<super::domains::NoBundle>().is_some() => {
+            TlsFailure::CertificateUntrusted
+        }
         _ => TlsFailure::CertificateRefused,
     }
 }

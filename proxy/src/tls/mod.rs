@@ -4,6 +4,7 @@
 //! [`client::ClientTls`] from Envoy's contexts.
 
 pub mod client;
+pub mod domains;
 pub mod error;
 pub mod identity;
 pub mod material;

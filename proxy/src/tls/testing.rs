@@ -8,7 +8,7 @@ use rcgen::{
     SignatureAlgorithm,
 };
 
-use super::material::{self, OwnCertificate};
+use super::material::{self, Authorities, OwnCertificate};
 use super::secret::Secret;
 use super::verify::{PeerRules, SanMatch, Trust};
 
@@ -122,7 +122,7 @@ impl Pair {
 
 /// Trust in everybody who has a key.
 pub(crate) fn anyone() -> Trust {
-    Trust { roots: None, revoked: vec![], only_leaf_revocation: false, sans: vec![], send_ca_names: true }
+    Trust { roots: None, ..Trust::in_roots(Authorities::none()) }
 }
 
 pub(crate) fn dns(name: &str) -> SanType {

@@ -18,6 +18,7 @@ use webpki::{
     RevocationCheckDepth, RevocationOptions, RevocationOptionsBuilder, UnknownStatusPolicy,
 };
 
+use super::domains::{self, Domains};
 use super::identity::{self, LeafError, LeafNames, PeerIdentity};
 use super::material::Authorities;
 use super::secret::Secret;
@@ -122,6 +123,8 @@ impl NameMismatch {
 pub struct Trust {
     /// `trusted_ca`. None under `ACCEPT_UNTRUSTED`: only possession of the key is verified.
     pub roots: Option<Authorities>,
+    /// `custom_validator_config`: peers are verified by the bundle of their trust domain, and by nothing else.
+    pub domains: Option<Domains>,
     /// `crl`. As in Envoy, every certificate of a chain has to be covered as soon as there is one.
     pub revoked: Vec<CertRevocationList<'static>>,
     /// `only_verify_leaf_cert_crl`.
@@ -138,6 +141,7 @@ impl Trust {
     pub const fn in_roots(roots: Authorities) -> Self {
         Self {
             roots: Some(roots),
+            domains: None,
             revoked: Vec::new(),
             only_leaf_revocation: false,
             sans: Vec::new(),
@@ -147,6 +151,14 @@ impl Trust {
 }
 
 impl Trust {
+    /// Names of the authorities that peers are verified by.
+    fn ca_names(&self) -> Vec<DistinguishedName> {
+        match &self.domains {
+            Some(domains) => domains.bundles().flat_map(|bundle| bundle.store.subjects()).collect(),
+            None => self.roots.as_ref().map(|roots| roots.store.subjects()).unwrap_or_default(),
+        }
+    }
+
     /// Whether a list names the certificate of a peer that was accepted before.
     #[must_use]
     pub fn revokes(&self, peer: &PeerIdentity) -> bool {
@@ -230,10 +242,7 @@ impl Verifier {
     /// For clients of a server; `mandatory` is `require_client_certificate`.
     pub(super) fn of_clients(policy: PeerPolicy, provider: &CryptoProvider, mandatory: bool) -> Self {
         let send_names = policy.rules.send_ca_names && policy.trust.send_ca_names;
-        let ca_names = match &policy.trust.roots {
-            Some(roots) if send_names => roots.store.subjects(),
-            _ => Vec::new(),
-        };
+        let ca_names = if send_names { policy.trust.ca_names() } else { Vec::new() };
         let algorithms = provider.signature_verification_algorithms;
         Self { policy, algorithms, ca_names, mandatory, by_server_name: false }
     }
@@ -255,14 +264,21 @@ impl Verifier {
         // The handshake signature is verified by rustls in any case.
         let trust = &*self.policy.trust;
         let Some(roots) = &trust.roots else { return Ok(()) };
-        let certificate = identity::parse(leaf).map_err(refuse_leaf)?;
-        let names = identity::inspect(&certificate).map_err(refuse_leaf)?;
+        let certificate = identity::parse(leaf).map_err(other)?;
+        let names = identity::inspect(&certificate).map_err(other)?;
         let chain = EndEntityCert::try_from(leaf).map_err(webpki_error)?;
-        let lists: Vec<_> = trust.revoked.iter().collect();
+        let mut lists: Vec<_> = trust.revoked.iter().collect();
+        let mut anchors = roots;
+        if let Some(domains) = &trust.domains {
+            anchors = domains.bundle(names.spiffe.as_ref()).map_err(other)?;
+            if !domains::is_covered(anchors, certificate.issuer().as_raw(), &trust.revoked) {
+                lists.clear();
+            }
+        }
         chain
             .verify_for_usage(
                 self.algorithms.all,
-                &roots.store.roots,
+                &anchors.store.roots,
                 intermediates,
                 now,
                 usage,
@@ -297,12 +313,12 @@ fn revocation<'a>(trust: &Trust, lists: &'a [&'a CertRevocationList<'a>]) -> Opt
     )
 }
 
-fn refuse_leaf(error: LeafError) -> Error {
-    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
+fn refuse_names(names: &LeafNames<'_>) -> Error {
+    other(NameMismatch::new(names))
 }
 
-fn refuse_names(names: &LeafNames<'_>) -> Error {
-    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(NameMismatch::new(names)))))
+fn other(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
 }
 
 /// The alert that the peer gets depends on this mapping (RFC 8446 §6.2).
@@ -320,7 +336,7 @@ fn webpki_error(error: webpki::Error) -> Error {
         E::BadDer | E::BadDerTime | E::TrailingData(_) => C::BadEncoding,
         E::RequiredEkuNotFoundContext(_) => C::InvalidPurpose,
         E::UnsupportedCriticalExtension => C::UnhandledCriticalExtension,
-        other => C::Other(OtherError(Arc::new(other))),
+        unknown => C::Other(OtherError(Arc::new(unknown))),
     })
 }
 

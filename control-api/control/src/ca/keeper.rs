@@ -1,6 +1,6 @@
 //! One control plane's hold of the authority, which is one value of the store.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rcgen::SanType;
@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
 use super::authority::{Authority, Issued, Order, Overlap, Reason, Step};
-use super::{Csr, Refused, Root, System, secret};
+use super::{Bundles, Csr, Refused, Root, System, secret};
 use crate::clock::unix;
 use crate::document::Record;
 use crate::registry::Registry;
@@ -57,6 +57,8 @@ pub struct Ca {
     registry: Arc<Registry>,
     settings: Settings,
     current: watch::Sender<Option<Arc<Current>>>,
+    /// Of other trust domains.
+    bundles: Mutex<Bundles>,
     /// Nodes that were said to lack the secret, the last time.
     laggards: watch::Sender<Vec<String>>,
 }
@@ -73,7 +75,13 @@ impl Ca {
     /// One that has not been read yet.
     #[must_use]
     pub fn new(registry: Arc<Registry>, settings: Settings) -> Self {
-        Self { registry, settings, current: watch::Sender::new(None), laggards: watch::Sender::default() }
+        Self {
+            registry,
+            settings,
+            current: watch::Sender::new(None),
+            bundles: Mutex::default(),
+            laggards: watch::Sender::default(),
+        }
     }
 
     /// Where it is read from.
@@ -231,14 +239,38 @@ impl Ca {
     }
 
     fn take(&self, revision: Revision, authority: Authority) {
-        let secret = Arc::new(secret::of(&authority));
         self.current.send_if_modified(|current| {
             let newer = current.as_ref().is_none_or(|current| current.revision < revision);
             if newer {
+                let secret = self.secret_of(&authority);
                 *current = Some(Arc::new(Current { revision, authority, secret }));
             }
             newer
         });
+    }
+
+    /// Everybody trusts these other domains from now on. Whether that is something new.
+    pub fn federate(&self, bundles: Bundles) -> bool {
+        let mut known = self.bundles.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known == bundles {
+            return false;
+        }
+        *known = bundles;
+        // Whoever takes an authority from here on reads the new ones.
+        drop(known);
+        self.current.send_if_modified(|current| {
+            let Some(old) = current else { return false };
+            let (revision, authority) = (old.revision, old.authority.clone());
+            let secret = self.secret_of(&authority);
+            *current = Some(Arc::new(Current { revision, authority, secret }));
+            true
+        });
+        true
+    }
+
+    fn secret_of(&self, authority: &Authority) -> Arc<Resource> {
+        let bundles = self.bundles.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::new(secret::of(authority, &self.settings.trust_domain, &bundles))
     }
 
     /// Changes the authority, as often as somebody else changes it meanwhile.

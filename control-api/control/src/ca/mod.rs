@@ -4,6 +4,7 @@
 //! does with that value: it changes it by compare-and-swap, so that any number of replicas may issue.
 
 pub mod authority;
+pub mod bundles;
 pub mod csr;
 pub mod issued;
 pub mod keeper;
@@ -23,6 +24,7 @@ mod tests;
 use rcgen::KeyPair;
 
 pub use authority::{Authority, Overlap};
+pub use bundles::{BundleError, BundleFile, Bundles};
 pub use csr::Csr;
 pub use issued::Log;
 pub use keeper::{Ca, Settings};

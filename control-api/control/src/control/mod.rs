@@ -17,7 +17,7 @@ use remora_mesh::Listening;
 use tracing_subscriber::EnvFilter;
 
 use crate::ca::root::Files;
-use crate::ca::{Overlap, review};
+use crate::ca::{BundleFile, Overlap, review};
 use crate::run::time;
 
 pub(crate) use votes::KIND as CONTROL_PLANE;
@@ -33,6 +33,7 @@ const GROUPS: [&str; 4] = ["X25519MLKEM768", "X25519", "P-256", "P-384"];
   remora control --data /var/lib/remora -f /etc/remora/mesh
   remora control --store etcd://10.0.0.1:2379,10.0.0.2:2379
   remora control --ca-cert ca.pem --ca-key ca.key --ca-roots root.pem
+  remora control --trust-bundle abroad.example=abroad.pem
   remora control --listen-tls 0.0.0.0:15012 --tls-name control.example.com
   remora control --listen-rest 127.0.0.1:0 --address-path ports.json
 
@@ -69,7 +70,7 @@ pub(crate) struct ControlArgs {
     #[command(flatten)]
     authority: AuthorityArgs,
     /// Certificates of proxies come from elsewhere, into this folder on the machine of each: chain.pem, key.pem and roots.pem
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", conflicts_with = "trust_bundles")]
     identity_files: Option<String>,
     /// Key exchange between sidecars, most wanted first; without, what each proxy has by itself: X25519MLKEM768 before the others
     #[arg(long, value_name = "GROUP,...", value_delimiter = ',', value_parser = GROUPS)]
@@ -106,6 +107,9 @@ struct AuthorityArgs {
     /// It signs after so long even if a connected proxy does not trust it yet
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = time)]
     root_overlap_max: Duration,
+    /// Authorities of another trust domain, in PEM, watched: whom they sign for in that domain may call, as rules allow; may be repeated
+    #[arg(long = "trust-bundle", value_name = "DOMAIN=FILE")]
+    trust_bundles: Vec<BundleFile>,
     /// Where Kubernetes is asked whose a service-account token is; without, such tokens are refused
     #[arg(long, value_name = "URL")]
     token_review: Option<String>,
@@ -140,6 +144,7 @@ impl AuthorityArgs {
                 roots: self.token_review_ca,
                 token: self.token_review_token,
             }),
+            bundles: self.trust_bundles,
         }
     }
 }

@@ -20,7 +20,7 @@ use super::{authority, folder};
 use crate::audit::Audit;
 use crate::board::Board;
 use crate::ca::root::{Files, Root, Wrong};
-use crate::ca::{self, Ca, Overlap, Reviewer, Tokens, review};
+use crate::ca::{self, BundleError, BundleFile, Bundles, Ca, Overlap, Reviewer, Tokens, review};
 use crate::clock::unix;
 use crate::publish::{self, Publisher};
 use crate::registry::instances::Instances;
@@ -74,6 +74,8 @@ pub struct AuthorityOptions {
     pub overlap: Overlap,
     /// Where Kubernetes is asked whose a service-account token is.
     pub review: Option<review::Options>,
+    /// Bundles of other trust domains.
+    pub bundles: Vec<BundleFile>,
 }
 
 impl Default for AuthorityOptions {
@@ -85,6 +87,7 @@ impl Default for AuthorityOptions {
             most_ttl: 90 * 24 * hour,
             overlap: Overlap { least: hour, most: 24 * hour },
             review: None,
+            bundles: Vec::new(),
         }
     }
 }
@@ -104,6 +107,9 @@ pub enum StartError {
     /// Where tokens are reviewed.
     #[error("--token-review: {0}")]
     Review(Wrong),
+    /// Bundles of other trust domains.
+    #[error("--trust-bundle {0}")]
+    Bundles(#[from] BundleError),
     /// The trust domain.
     #[error("--trust-domain {0}: {1}")]
     TrustDomain(String, SpiffeIdError),
@@ -134,6 +140,7 @@ impl Plane {
     pub async fn start(options: Options) -> Result<Self, StartError> {
         std::fs::create_dir_all(&options.data).map_err(|e| StartError::Data(options.data.clone(), e))?;
         let settings = ca_settings(&options)?;
+        let bundles = Bundles::read(&options.authority.bundles, &options.trust_domain)?;
         let review = options.authority.review.as_ref();
         let reviewer = review.map(Reviewer::new).transpose().map_err(StartError::Review)?;
         let address = options
@@ -151,6 +158,7 @@ impl Plane {
         let publisher = Arc::new(Publisher::new(profile(&options), Arc::clone(&board)));
         let audit = Arc::new(Audit::at(&options.data.join("audit.jsonl")));
         let ca = Arc::new(Ca::new(Arc::clone(&registry), settings));
+        ca.federate(bundles);
         let tokens = Arc::new(Tokens::new(Arc::clone(&registry), Arc::clone(&ca)));
         let log = Arc::new(ca::Log::at(&options.data.join("issued.jsonl")));
         let certificates = ca::Service::new(Arc::clone(&ca), Arc::clone(&tokens), Arc::clone(&log), reviewer);
@@ -168,6 +176,9 @@ impl Plane {
         tasks.spawn(registry::follow(Arc::clone(&registry)));
         tasks.spawn(Arc::clone(&app.instances).keep());
         tasks.spawn(rest::serve(rest_listener, rest::router(app)));
+        if !options.authority.bundles.is_empty() {
+            tasks.spawn(ca::bundles::follow(Arc::clone(&ca), options.authority.bundles));
+        }
         if let Some(path) = options.folder {
             tasks.spawn(folder::follow(path, Arc::clone(&registry), Arc::clone(&board), audit));
         }
@@ -237,6 +248,7 @@ fn profile(options: &Options) -> Profile {
     };
     Profile {
         trust_domain: options.trust_domain.clone(),
+        federated: options.authority.bundles.iter().map(|bundle| bundle.domain.clone()).collect(),
         credentials: options.identity_files.as_ref().map_or(Credentials::Issued, files),
         listening: options.listening,
         ecdh_curves: options.ecdh_curves.clone(),

@@ -24,6 +24,7 @@ spec: {address: 10.0.0.1, ports: [{port: 8080}]}
 fn publisher() -> Publisher {
     let profile = Profile {
         trust_domain: "test".into(),
+        federated: Vec::new(),
         credentials: Credentials::Issued,
         listening: Listening::AsWritten,
         ecdh_curves: Vec::new(),

@@ -10,7 +10,7 @@ use super::policy::targets;
 use super::report::Report;
 use crate::document::{
     Action, AppProtocol, Attribute, AuthorizationPolicySpec, AuthorizationRule, Condition, Document,
-    MtlsMode, Operation, ServicePort, Source, To, cidr,
+    MtlsMode, Operation, ServicePort, ServiceSpec, Source, To, cidr,
 };
 use crate::kinds::AnyDocument;
 use crate::mesh::Mesh;
@@ -43,6 +43,7 @@ pub(super) fn check(mesh: &Mesh, document: &Arc<Document<AuthorizationPolicySpec
         if spec.action == Action::Deny && !spec.dry_run {
             opaque(rule, &ports, &at, report);
         }
+        unverified(mesh, document, rule, &at, report);
         for (field, length) in [("from", rule.from.len()), ("to", rule.to.len()), ("when", rule.when.len())] {
             report.at_most(MOST_PARTS, length, &at.field(field));
         }
@@ -72,8 +73,12 @@ fn target_ports<'m>(mesh: &'m Mesh, document: &Document<AuthorizationPolicySpec>
 fn unenforced(mesh: &Mesh, document: &Document<AuthorizationPolicySpec>, at: &At<'_>, report: &mut Report) {
     for (i, target) in document.spec.target_refs.iter().enumerate() {
         let service = mesh.service(&document.metadata.namespace, &target.name);
-        if service.is_some_and(|service| mesh.mtls(service) == MtlsMode::Disabled) {
-            let text = format!("nobody would enforce it: callers of {:?} go past its sidecars", target.name);
+        let ports =
+            service.into_iter().flat_map(|service| service.spec.ports.iter().map(move |p| (service, p.port)));
+        for (_, port) in ports.filter(|(service, port)| mesh.mtls(service, *port) == MtlsMode::Disabled) {
+            let name = &target.name;
+            let text =
+                format!("nobody would enforce it on port {port}: callers of {name:?} go past its sidecars");
             report
                 .report(&at.index(i), text)
                 .fix("an AuthenticationPolicy with mtls.mode: Strict or Permissive");
@@ -87,7 +92,13 @@ fn opaque(rule: &AuthorizationRule, ports: &[&ServicePort], at: &At<'_>, report:
         rule.when.iter().any(|c| Attribute::parse(&c.key).is_some_and(|attribute| attribute.is_http()));
     let http_from = rule.from.iter().any(|from| {
         let source = &from.source;
-        !(source.remote_ip_blocks.is_empty() && source.not_remote_ip_blocks.is_empty())
+        let lists = [
+            &source.remote_ip_blocks,
+            &source.not_remote_ip_blocks,
+            &source.request_principals,
+            &source.not_request_principals,
+        ];
+        lists.iter().any(|list| !list.is_empty())
     });
     let everything = To::default();
     let none = rule.to.is_empty().then_some(&everything);
@@ -119,6 +130,8 @@ fn source(source: &Source, at: &At<'_>, report: &mut Report) {
         ("notPrincipals", &source.not_principals),
         ("namespaces", &source.namespaces),
         ("notNamespaces", &source.not_namespaces),
+        ("requestPrincipals", &source.request_principals),
+        ("notRequestPrincipals", &source.not_request_principals),
     ];
     for (field, list) in texts {
         patterns(list, false, &at.field(field), report);
@@ -130,6 +143,13 @@ fn source(source: &Source, at: &At<'_>, report: &mut Report) {
                 "spiffe://<trust domain>/ns/<namespace>/sa/<service account>, with * at one end if need be",
             );
         }
+    }
+    let users = [
+        ("requestPrincipals", &source.request_principals),
+        ("notRequestPrincipals", &source.not_request_principals),
+    ];
+    for (field, list) in users {
+        request_principals(list, &at.field(field), report);
     }
     for (field, list) in [("namespaces", &source.namespaces), ("notNamespaces", &source.not_namespaces)] {
         let is_name = |name: &str| name == "*" || is_dns_label(name.trim_matches('*').trim_matches('-'));
@@ -155,6 +175,39 @@ fn claim(at: &At<'_>, report: &mut Report) {
 fn is_principal(id: &str) -> bool {
     let rest = id.strip_prefix("spiffe://").unwrap_or(id);
     id.starts_with('*') || id.ends_with('*') || rest.contains("/ns/") && rest.contains("/sa/")
+}
+
+fn request_principals(list: &[String], at: &At<'_>, report: &mut Report) {
+    let is_one = |id: &String| id.contains(['/', '*']);
+    for (i, id) in list.iter().enumerate().filter(|(_, id)| !is_one(id)) {
+        let error = report.report(&at.index(i), format!("{id:?} is nobody"));
+        error.fix("<issuer>/<subject>, with * at one end if need be");
+    }
+}
+
+/// Nobody has a token that nobody verifies. The rules may come later.
+fn unverified(
+    mesh: &Mesh,
+    document: &Document<AuthorizationPolicySpec>,
+    rule: &AuthorizationRule,
+    at: &At<'_>,
+    report: &mut Report,
+) {
+    let asks =
+        |source: &Source| !(source.request_principals.is_empty() && source.not_request_principals.is_empty());
+    let of_token = |c: &Condition| Attribute::parse(&c.key).is_some_and(|attribute| attribute.is_of_token());
+    if !(rule.from.iter().any(|from| asks(&from.source)) || rule.when.iter().any(of_token)) {
+        return;
+    }
+    let targets = document.spec.target_refs.iter();
+    let services = targets.filter_map(|target| mesh.service(&document.metadata.namespace, &target.name));
+    let verifies = |service: &Document<ServiceSpec>| {
+        mesh.authentication(service).is_some_and(|policy| !policy.spec.jwt_rules.is_empty())
+    };
+    for service in services.filter(|service| !verifies(service)) {
+        let text = format!("asks for a token, and no tokens are verified for {:?}", service.metadata.name);
+        report.missing(at, text).fix("an AuthenticationPolicy with jwtRules");
+    }
 }
 
 fn operation(operation: &Operation, known: &[u16], at: &At<'_>, report: &mut Report) {
@@ -216,6 +269,10 @@ fn condition(condition: &Condition, at: &At<'_>, report: &mut Report) {
     for (field, list) in [("values", &condition.values), ("notValues", &condition.not_values)] {
         match attribute {
             Attribute::SourceIp | Attribute::RemoteIp => ranges(list, &at.field(field), report),
+            Attribute::RequestPrincipal => {
+                patterns(list, false, &at.field(field), report);
+                request_principals(list, &at.field(field), report);
+            }
             _ => patterns(list, false, &at.field(field), report),
         }
     }

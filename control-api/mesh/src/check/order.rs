@@ -144,7 +144,7 @@ fn ignored_routes(
 
 /// Endpoints without identity behind a Service that demands one.
 fn strangers(mesh: &Mesh, service: &Document<ServiceSpec>, port: &ServicePort, list: &mut Vec<Finding>) {
-    if mesh.mtls(service) == MtlsMode::Disabled || mesh.strangers(service, port).next().is_none() {
+    if mesh.mtls(service, port.port) == MtlsMode::Disabled || mesh.strangers(service, port).next().is_none() {
         return;
     }
     for slice in mesh.slices(service) {

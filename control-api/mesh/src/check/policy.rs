@@ -5,6 +5,7 @@ use std::sync::Arc;
 use remora_xds::diag::At;
 use remora_xds::nearest;
 
+use super::jwt;
 use super::names::{need_kind, need_service};
 use super::related;
 use super::report::Report;
@@ -78,11 +79,21 @@ pub(super) fn authentication(
 ) {
     let key = AnyDocument::AuthenticationPolicy(Arc::clone(document)).key();
     targets(mesh, &key, &document.spec.target_refs, report);
+    let names = document.spec.target_refs.iter().map(|target| &target.name);
+    let services = names.filter_map(|name| mesh.service(&document.metadata.namespace, name));
+    let services: Vec<_> = services.map(AsRef::as_ref).collect();
     let root = At::root();
-    let spec = root.field("spec");
-    if document.spec.jwt.is_some() {
-        report.unsupported(&spec.field("jwt"), "is not supported yet").fix("remove it");
+    let spec_at = root.field("spec");
+    let modes = spec_at.field("portLevelMtls");
+    let known = |port: &u16| services.iter().any(|s| s.spec.ports.iter().any(|p| p.port == *port));
+    for port in document.spec.port_level_mtls.keys() {
+        if !port.parse().is_ok_and(|number: u16| known(&number) && number.to_string() == *port) {
+            report
+                .report(&modes.field(port), "is a port of none of the targets")
+                .fix("name a port of the Service, by its number");
+        }
     }
+    jwt::check(&document.spec, &services, &spec_at, report);
 }
 
 /// Each target is a Service of the policy's namespace, and has no other policy of this kind, if it can have one only.

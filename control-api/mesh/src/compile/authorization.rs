@@ -3,6 +3,7 @@
 //! Rules about what only HTTP has are strict on an opaque port: a `Deny` looks at the rest of the rule, an `Allow` never matches.
 
 mod matchers;
+mod token;
 
 use remora_xds::pb::envoy::config::listener::v3::Filter;
 use remora_xds::pb::envoy::config::listener::v3::filter::ConfigType;
@@ -232,6 +233,8 @@ impl Context<'_> {
             not_ip_blocks,
             remote_ip_blocks,
             not_remote_ip_blocks,
+            request_principals,
+            not_request_principals,
         } = source;
         let domain = self.subject.trust_domain;
         let namespace = |text: &str| Who::namespace(domain, text);
@@ -245,6 +248,9 @@ impl Context<'_> {
         add(ip_blocks, not_ip_blocks, &Who::direct_ip);
         if self.http_only(!(remote_ip_blocks.is_empty() && not_remote_ip_blocks.is_empty()))? {
             add(remote_ip_blocks, not_remote_ip_blocks, &Who::remote_ip);
+        }
+        if self.http_only(!(request_principals.is_empty() && not_request_principals.is_empty()))? {
+            add(request_principals, not_request_principals, &token::principal);
         }
         Some(all)
     }
@@ -274,10 +280,12 @@ impl Context<'_> {
             permit.extend(Permit::none_of(not_values.iter().map(make).collect()));
             return Some(());
         }
-        let make = |text: &String| match attribute {
+        let make = |text: &String| match &attribute {
             A::SourceIp => Who::direct_ip(text),
             A::RemoteIp => Who::remote_ip(text),
             A::Namespace => Who::namespace(domain, text),
+            A::RequestPrincipal => token::principal(text),
+            A::Claim(path) => token::claim(path, text),
             _ => Who::principal(text),
         };
         who.extend(Who::any_of(values.iter().map(make).collect()));

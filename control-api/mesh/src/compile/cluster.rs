@@ -12,7 +12,7 @@ use remora_xds::pb::envoy::config::cluster::v3::cluster::{
 };
 use remora_xds::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster};
 use remora_xds::pb::envoy::config::core::v3::{
-    HealthStatus, HttpProtocolOptions as CommonOptions, Locality as PbLocality,
+    Address, HealthStatus, HttpProtocolOptions as CommonOptions, Locality as PbLocality,
 };
 use remora_xds::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use remora_xds::pb::envoy::config::endpoint::v3::{
@@ -80,7 +80,7 @@ pub(super) fn breakers(policy: Option<&TrafficPolicySpec>) -> CircuitBreakers {
     }
 }
 
-fn base(name: String, discovery: DiscoveryType, connect: Duration) -> Cluster {
+pub(super) fn base(name: String, discovery: DiscoveryType, connect: Duration) -> Cluster {
     Cluster {
         name,
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(discovery.into())),
@@ -103,7 +103,7 @@ pub(super) fn local(
     let mut cluster = base(names::local(port, protocol), DiscoveryType::Static, Duration::from_millis(300));
     let at = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
     let group = LocalityLbEndpoints {
-        lb_endpoints: vec![endpoint(at, String::new())],
+        lb_endpoints: vec![endpoint(parts::address(at), String::new())],
         ..LocalityLbEndpoints::default()
     };
     cluster.load_assignment = Some(ClusterLoadAssignment {
@@ -156,7 +156,7 @@ pub(super) fn outbound(
     }
     .into();
     cluster.circuit_breakers = Some(breakers(spec));
-    match (scope.mesh.mtls(service), port.speaks()) {
+    match (scope.mesh.mtls(service, port.port), port.speaks()) {
         // The programs themselves.
         (MtlsMode::Disabled, speaks) => speak(&mut cluster, speaks, 3),
         (_, speaks) => {
@@ -247,7 +247,7 @@ fn lb_endpoint(service: &Document<ServiceSpec>, member: &Member<'_>) -> LbEndpoi
         }
         .into(),
         load_balancing_weight: parts::number(member.weight).filter(|weight| weight.value != 1),
-        ..endpoint(member.at, who.unwrap_or_default())
+        ..endpoint(parts::address(member.at), who.unwrap_or_default())
     }
 }
 
@@ -265,10 +265,10 @@ fn observability_name(service: &Document<ServiceSpec>, workload: &Document<Workl
     text.trim_end_matches(';').to_owned()
 }
 
-fn endpoint(at: SocketAddr, observability_name: String) -> LbEndpoint {
+pub(super) fn endpoint(at: Address, observability_name: String) -> LbEndpoint {
     LbEndpoint {
         host_identifier: Some(HostIdentifier::Endpoint(Endpoint {
-            address: Some(parts::address(at)),
+            address: Some(at),
             observability_name,
             ..Endpoint::default()
         })),

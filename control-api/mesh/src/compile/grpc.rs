@@ -94,7 +94,7 @@ pub(super) fn cluster(
         }),
         lb_policy: LbPolicy::RoundRobin.into(),
         circuit_breakers: Some(cluster::breakers(scope.mesh.policy(service).map(|p| &p.spec))),
-        transport_socket: (scope.mesh.mtls(service) != MtlsMode::Disabled)
+        transport_socket: (scope.mesh.mtls(service, port.port) != MtlsMode::Disabled)
             .then(|| tls::provider(certificate_provider, identities)),
         ..Cluster::default()
     };

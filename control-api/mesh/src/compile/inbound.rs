@@ -16,8 +16,8 @@ use remora_xds::pb::google::protobuf::Duration as PbDuration;
 
 use super::authorization::{self, Subject};
 use super::http::{self, RouteSpecifier, Side};
-use super::{Listening, Scope, cluster, key_of, names, parts, retry, tls};
-use crate::document::{AppProtocol, Document, MtlsMode, ServiceSpec};
+use super::{Listening, Scope, cluster, jwt, key_of, names, parts, retry, tls};
+use crate::document::{AppProtocol, Document, MtlsMode, ServicePort, ServiceSpec};
 use crate::kinds::Kind;
 use crate::mesh::{Instance, Mesh, target};
 use crate::name::Key;
@@ -60,6 +60,12 @@ fn suffix(ports: &Ports<'_>, (number, spoken): (u16, &'static str)) -> &'static 
     if alone { "" } else { spoken }
 }
 
+/// The Services of all ports that speak HTTP, which carries tokens.
+fn believers<'a>(ports: &Ports<'a>) -> Vec<&'a Document<ServiceSpec>> {
+    let http = ports.iter().filter(|(_, port)| port.speaks != AppProtocol::Tcp);
+    http.flat_map(|(key, _)| calls_of(ports, key.0)).map(|(service, _)| service).collect()
+}
+
 /// The listener, unless no Service leads to this workload, and the clusters of the program.
 pub(super) fn compile(scope: Scope<'_>, instance: &Instance) -> (Option<Arc<Resource>>, Vec<Arc<Resource>>) {
     let ports = ports(scope.mesh, instance);
@@ -67,11 +73,13 @@ pub(super) fn compile(scope: Scope<'_>, instance: &Instance) -> (Option<Arc<Reso
     let local = |(key, port): (&(u16, &'static str), &Port<'_>)| {
         cluster::local(named(key), port.speaks, port.service)
     };
-    let clusters = ports.iter().map(local).collect();
+    let mut clusters: Vec<_> = ports.iter().map(local).collect();
     let mut documents = vec![Key::new(Kind::Workload, instance.workload.name())];
-    let services = scope.mesh.services_of(instance);
-    for service in services {
+    clusters.extend(jwt::clusters(scope.mesh, &believers(&ports)));
+    for service in scope.mesh.services_of(instance) {
         documents.push(key_of(service));
+        let authentication = scope.mesh.authentication(service);
+        documents.extend(authentication.map(|policy| Key::new(Kind::AuthenticationPolicy, policy.name())));
         let policies = authorization::of(scope.mesh, service);
         documents.extend(policies.map(|policy| Key::new(Kind::AuthorizationPolicy, policy.name())));
     }
@@ -104,13 +112,13 @@ pub(super) fn compile(scope: Scope<'_>, instance: &Instance) -> (Option<Arc<Reso
 
 fn ports<'a>(mesh: &'a Mesh, instance: &Instance) -> Ports<'a> {
     let mut ports = Ports::new();
-    let services = mesh.services_of(instance).into_iter();
-    // Callers of the others go to the program itself.
-    for service in services.filter(|service| mesh.mtls(service) != MtlsMode::Disabled) {
+    for service in mesh.services_of(instance) {
         let (namespace, name) = names::of(service);
         // A gRPC library names the Service in SNI, and cannot name a port: it means the one that speaks gRPC.
         let mut plain = Some(names::aliases(namespace, name));
-        for port in &service.spec.ports {
+        // Callers of the others go to the program itself.
+        let enforced = |port: &&ServicePort| mesh.mtls(service, port.port) != MtlsMode::Disabled;
+        for port in service.spec.ports.iter().filter(enforced) {
             let Some(number) = target(port, &instance.workload) else { continue };
             let known = ports.entry((number, spoken(port.speaks()))).or_insert_with(|| Port {
                 speaks: port.speaks(),
@@ -134,7 +142,9 @@ fn permissive<'p, 'a>(
     ports: &'p Ports<'a>,
 ) -> impl Iterator<Item = (&'p (u16, &'static str), &'p Port<'a>)> {
     ports.iter().filter(move |((number, _), _)| {
-        calls_of(ports, *number).iter().all(|(service, _)| mesh.mtls(service) == MtlsMode::Permissive)
+        calls_of(ports, *number)
+            .iter()
+            .all(|(service, port)| mesh.mtls(service, *port) == MtlsMode::Permissive)
     })
 }
 
@@ -203,7 +213,9 @@ fn filters(
         return (stat, filters, &[]);
     }
     let routes = RouteSpecifier::RouteConfig(to_program(cluster));
-    let filter = http::connection_manager(&stat, Side::Inbound, routes, rules.http());
+    let services: Vec<_> = calls.iter().map(|(service, _)| *service).collect();
+    let filters = jwt::filter(scope.mesh, &services).into_iter().chain(rules.http()).collect();
+    let filter = http::connection_manager(&stat, Side::Inbound, routes, filters);
     (stat, vec![filter], &["h2", "http/1.1"])
 }
 

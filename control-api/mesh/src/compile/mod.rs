@@ -7,6 +7,7 @@ mod compiler;
 mod grpc;
 mod http;
 mod inbound;
+mod jwt;
 pub mod names;
 mod node;
 mod outbound;
@@ -33,6 +34,8 @@ pub use service::{Callers, PortResources, ServiceResources, service_resources};
 pub struct Profile {
     /// Trust domain of all identities.
     pub trust_domain: String,
+    /// Other trust domains, whose workloads may call.
+    pub federated: Vec<String>,
     /// A node's certificate, and whom it trusts.
     pub credentials: Credentials,
     /// On which ports they listen.

@@ -37,6 +37,12 @@ pub fn local(port: u16, protocol: &str) -> String {
     format!("inbound|{port}||{protocol}")
 }
 
+/// The cluster of the server that has the key set of a rule.
+#[must_use]
+pub fn keys(host: &str, port: u16, rule: &str) -> String {
+    format!("jwks|{port}|{rule}|{host}")
+}
+
 /// The cluster without endpoints, as Istio calls it.
 pub const BLACK_HOLE: &str = "BlackHoleCluster";
 

@@ -1,6 +1,6 @@
 //! Small pieces of Envoy's API.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use remora_xds::any;
@@ -20,15 +20,17 @@ use crate::resource::ordered;
 pub(super) use any::pack;
 
 pub(crate) fn address(at: SocketAddr) -> Address {
-    Address { address: Some(AddressKind::SocketAddress(socket(at.ip(), at.port()))) }
+    host(&at.ip().to_string(), at.port())
 }
 
-fn socket(ip: IpAddr, port: u16) -> SocketAddress {
-    SocketAddress {
-        address: ip.to_string(),
+/// A name that is looked up, or an address.
+pub(super) fn host(host: &str, port: u16) -> Address {
+    let socket = SocketAddress {
+        address: host.to_owned(),
         port_specifier: Some(PortSpecifier::PortValue(port.into())),
         ..SocketAddress::default()
-    }
+    };
+    Address { address: Some(AddressKind::SocketAddress(socket)) }
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "every field that takes it is optional")]

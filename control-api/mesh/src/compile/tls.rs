@@ -16,11 +16,15 @@ use remora_xds::pb::envoy::r#type::matcher::v3::StringMatcher;
 use remora_xds::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 
 use super::{Credentials, Profile, names, parts};
+use crate::document::KeyServer;
+
+/// The authorities of the machine, where most distributions and images have them.
+const PUBLIC_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// Whose certificate is accepted.
 pub(super) enum Peers {
-    /// Anybody of the trust domain.
-    Domain,
+    /// Anybody of the trust domain, and of those that are federated with it.
+    Domains,
     /// These identities only.
     Exactly(Vec<String>),
 }
@@ -30,8 +34,11 @@ fn file(path: &str) -> DataSource {
 }
 
 fn common(profile: &Profile, peers: Peers, alpn: &[&str]) -> CommonTlsContext {
-    let patterns = match peers {
-        Peers::Domain => vec![MatchPattern::Prefix(format!("spiffe://{}/", profile.trust_domain))],
+    let patterns: Vec<_> = match peers {
+        Peers::Domains => {
+            let all = std::iter::once(&profile.trust_domain).chain(&profile.federated);
+            all.map(|domain| MatchPattern::Prefix(format!("spiffe://{domain}/"))).collect()
+        }
         Peers::Exactly(names) => names.into_iter().map(MatchPattern::Exact).collect(),
     };
     let names = patterns.into_iter().map(|pattern| SubjectAltNameMatcher {
@@ -102,10 +109,10 @@ fn transport_socket(config: remora_xds::pb::google::protobuf::Any) -> TransportS
     }
 }
 
-/// In front of a program: the client must show a certificate of the trust domain.
+/// In front of a program: the client must show a certificate of a trust domain that is known.
 pub(super) fn downstream(profile: &Profile, alpn: &[&str]) -> TransportSocket {
     transport_socket(parts::pack(&DownstreamTlsContext {
-        common_tls_context: Some(common(profile, Peers::Domain, alpn)),
+        common_tls_context: Some(common(profile, Peers::Domains, alpn)),
         require_client_certificate: parts::flag(true),
         ..DownstreamTlsContext::default()
     }))
@@ -120,6 +127,42 @@ pub(super) fn upstream(
 ) -> TransportSocket {
     transport_socket(parts::pack(&UpstreamTlsContext {
         common_tls_context: Some(common(profile, Peers::Exactly(identities), alpn)),
+        sni,
+        ..UpstreamTlsContext::default()
+    }))
+}
+
+/// Towards a server outside of the mesh, which is verified by its name and by authorities that everybody knows, or by `roots` (PEM).
+pub(super) fn public(server: KeyServer<'_>, roots: Option<&str>) -> TransportSocket {
+    let (san_type, name, sni) = match server.address() {
+        Some(address) => (SanType::IpAddress, address.to_string(), String::new()),
+        None => (SanType::Dns, server.host.to_owned(), server.host.to_owned()),
+    };
+    let matcher =
+        StringMatcher { match_pattern: Some(MatchPattern::Exact(name)), ..StringMatcher::default() };
+    let inline = |text: &str| DataSource {
+        specifier: Some(Specifier::InlineString(text.to_owned())),
+        ..DataSource::default()
+    };
+    let validation = CertificateValidationContext {
+        trusted_ca: Some(roots.map_or_else(|| file(PUBLIC_ROOTS), inline)),
+        match_typed_subject_alt_names: vec![SubjectAltNameMatcher {
+            san_type: san_type.into(),
+            matcher: Some(matcher),
+            ..SubjectAltNameMatcher::default()
+        }],
+        ..CertificateValidationContext::default()
+    };
+    transport_socket(parts::pack(&UpstreamTlsContext {
+        common_tls_context: Some(CommonTlsContext {
+            tls_params: Some(TlsParameters {
+                tls_minimum_protocol_version: TlsProtocol::TlSv12.into(),
+                tls_maximum_protocol_version: TlsProtocol::TlSv13.into(),
+                ..TlsParameters::default()
+            }),
+            validation_context_type: Some(ValidationContextType::ValidationContext(validation)),
+            ..CommonTlsContext::default()
+        }),
         sni,
         ..UpstreamTlsContext::default()
     }))

@@ -72,6 +72,11 @@ pub struct Source {
     pub principals: Vec<String>,
     /// See [`Self::principals`].
     pub not_principals: Vec<String>,
+    /// End users by their tokens, `<issuer>/<subject>`; `*` at the beginning or the end is anything, and alone everybody who has a
+    /// token. HTTP only.
+    pub request_principals: Vec<String>,
+    /// See [`Self::request_principals`].
+    pub not_request_principals: Vec<String>,
     /// Namespaces of the trust domain.
     pub namespaces: Vec<String>,
     /// See [`Self::namespaces`].
@@ -113,7 +118,8 @@ pub struct Operation {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Condition {
-    /// `request.headers[NAME]`, `source.ip`, `remote.ip`, `source.namespace`, `source.principal` or `connection.sni`.
+    /// `request.headers[NAME]`, `source.ip`, `remote.ip`, `source.namespace`, `source.principal`, `connection.sni`, or of the token of
+    /// the end user `request.auth.principal`, `request.auth.audiences`, `request.auth.presenter`, `request.auth.claims[NAME]`.
     pub key: String,
     /// One of these.
     #[serde(default)]
@@ -138,17 +144,25 @@ pub enum Attribute {
     Principal,
     /// Server name of the TLS connection.
     Sni,
+    /// `<issuer>/<subject>` of the token.
+    RequestPrincipal,
+    /// A claim of the token, by the names on the way to it.
+    Claim(Vec<String>),
 }
 
 impl Attribute {
-    /// The words before the name of a header.
-    pub const KEYS: [&'static str; 6] = [
+    /// How they are written.
+    pub const KEYS: [&'static str; 10] = [
         "request.headers[…]",
         "source.ip",
         "remote.ip",
         "source.namespace",
         "source.principal",
         "connection.sni",
+        "request.auth.principal",
+        "request.auth.audiences",
+        "request.auth.presenter",
+        "request.auth.claims[…]",
     ];
 
     /// What a key means; None when it means nothing here.
@@ -159,12 +173,21 @@ impl Attribute {
             let fits = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
             return name.chars().all(fits).then(|| Self::Header(name.to_ascii_lowercase()));
         }
+        if let Some(path) = key.strip_prefix("request.auth.claims[") {
+            let path = path.strip_suffix(']')?.split("][");
+            let path: Vec<_> = path.map(ToOwned::to_owned).collect();
+            let is_name = |name: &String| !name.is_empty() && !name.contains(['[', ']']);
+            return path.iter().all(is_name).then_some(Self::Claim(path));
+        }
         match key {
             "source.ip" => Some(Self::SourceIp),
             "remote.ip" => Some(Self::RemoteIp),
             "source.namespace" => Some(Self::Namespace),
             "source.principal" => Some(Self::Principal),
             "connection.sni" => Some(Self::Sni),
+            "request.auth.principal" => Some(Self::RequestPrincipal),
+            "request.auth.audiences" => Some(Self::Claim(vec!["aud".into()])),
+            "request.auth.presenter" => Some(Self::Claim(vec!["azp".into()])),
             _ => None,
         }
     }
@@ -172,7 +195,13 @@ impl Attribute {
     /// Whether only HTTP has it.
     #[must_use]
     pub const fn is_http(&self) -> bool {
-        matches!(self, Self::Header(_) | Self::RemoteIp)
+        matches!(self, Self::Header(_) | Self::RemoteIp) || self.is_of_token()
+    }
+
+    /// Whether the token of an end user says it.
+    #[must_use]
+    pub const fn is_of_token(&self) -> bool {
+        matches!(self, Self::RequestPrincipal | Self::Claim(_))
     }
 }
 

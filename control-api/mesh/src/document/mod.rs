@@ -6,6 +6,7 @@ mod grant;
 mod grpc;
 mod http;
 mod http_filter;
+mod jwt;
 mod policy;
 mod service;
 mod slice;
@@ -36,9 +37,10 @@ pub use http_filter::{
     Header, HeaderModifier, HttpFilter, HttpFilterType, PathModifier, PathModifierType, RequestRedirect,
     UrlRewrite,
 };
+pub use jwt::{ClaimToHeader, JwtHeader, JwtRule, KeyServer};
 pub use policy::{
-    AuthenticationPolicySpec, Connections, LoadBalancing, Mtls, MtlsMode, Retries, RetryBudget, TargetRef,
-    Timeouts, TrafficPolicySpec,
+    AuthenticationPolicySpec, Connections, LoadBalancing, Mtls, MtlsMode, PortMtls, Retries, RetryBudget,
+    TargetRef, Timeouts, TrafficPolicySpec,
 };
 pub use service::{AppProtocol, ServicePort, ServiceSpec, TargetPort, Transport};
 pub(crate) use slice::SliceEnvelope;

@@ -1,8 +1,10 @@
 //! Policies of our own, attached to Services.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
-use super::Unsupported;
+use super::{JwtRule, Unsupported};
 use crate::span::Span;
 
 /// `remora.dev/v1alpha1` TrafficPolicy: how callers treat a Service.
@@ -132,9 +134,28 @@ pub struct AuthenticationPolicySpec {
     /// TLS between sidecars.
     #[serde(default)]
     pub mtls: Mtls,
-    /// Tokens of end users. Not supported yet.
+    /// Of single ports, by the number of the Service's port; `mtls` is for the others. (Istio has ports of workloads here.)
     #[serde(default)]
-    pub jwt: Option<Unsupported>,
+    pub port_level_mtls: BTreeMap<String, PortMtls>,
+    /// Whose tokens of end users are believed.
+    #[serde(default)]
+    pub jwt_rules: Vec<JwtRule>,
+}
+
+impl AuthenticationPolicySpec {
+    /// Whether mTLS is demanded on a port of the Services.
+    #[must_use]
+    pub fn mode(&self, port: u16) -> MtlsMode {
+        self.port_level_mtls.get(&port.to_string()).map_or(self.mtls.mode, |own| own.mode)
+    }
+}
+
+/// TLS between sidecars, of one port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PortMtls {
+    /// Whether it is demanded.
+    pub mode: MtlsMode,
 }
 
 /// TLS between sidecars.

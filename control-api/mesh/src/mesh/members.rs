@@ -84,7 +84,7 @@ impl Mesh {
         service: &Document<ServiceSpec>,
         port: &ServicePort,
     ) -> BTreeMap<SocketAddr, Member<'_>> {
-        let direct = self.mtls(service) == MtlsMode::Disabled;
+        let direct = self.mtls(service, port.port) == MtlsMode::Disabled;
         let conditions: BTreeMap<&str, Health> = self
             .slices(service)
             .flat_map(|slice| &slice.spec.endpoints)

@@ -156,9 +156,9 @@ impl Mesh {
         keys.filter_map(|key| self.tables.authorizations.of(&key.name))
     }
 
-    /// Whether callers of a Service must use mTLS.
-    pub(crate) fn mtls(&self, service: &Document<ServiceSpec>) -> MtlsMode {
-        self.authentication(service).map(|policy| policy.spec.mtls.mode).unwrap_or_default()
+    /// Whether callers of a Service's port must use mTLS.
+    pub(crate) fn mtls(&self, service: &Document<ServiceSpec>, port: u16) -> MtlsMode {
+        self.authentication(service).map(|policy| policy.spec.mode(port)).unwrap_or_default()
     }
 
     /// The port that a backend of `route` means; None when there is none, or no ReferenceGrant lets the route have it.

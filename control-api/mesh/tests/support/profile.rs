@@ -5,6 +5,7 @@ use remora_mesh::{Credentials, Listening, Profile};
 pub(crate) fn profile() -> Profile {
     Profile {
         trust_domain: "mesh.test".into(),
+        federated: Vec::new(),
         credentials: Credentials::Issued,
         listening: Listening::AsWritten,
         ecdh_curves: Vec::new(),

@@ -6,6 +6,7 @@
 mod material;
 mod params;
 mod secret;
+mod spiffe;
 mod validation;
 
 use std::sync::Arc;

@@ -97,6 +97,27 @@ fn any<'f>(
     Err(refusal)
 }
 
+/// Verifies a token by the providers that its issuer names and that look for it where it stands. There may be several, each with
+/// audiences of its own: one is enough.
+fn of_issuer<'f>(
+    text: &str,
+    filter: &'f JwtFilter,
+    head: &RequestHead,
+    now: Now<'_>,
+) -> Result<Verified<'f>, Reason> {
+    let issuer = Token::parse(text)?.issuer;
+    let mut refusal = Reason::JwtUnknownIssuer;
+    for provider in filter.providers.iter().filter(|other| other.issuer.as_deref() == issuer.as_deref()) {
+        if extract::token(head, &provider.locations) == Ok(Some(text)) {
+            match provider.verify(Token::parse(text)?, None, now) {
+                Ok(verified) => return Ok(verified),
+                Err(why) => refusal = why,
+            }
+        }
+    }
+    Err(refusal)
+}
+
 /// Verifies every token that stands where some provider's tokens stand, each by the provider that its issuer names.
 fn optional<'f>(
     leniency: Leniency,
@@ -110,13 +131,7 @@ fn optional<'f>(
         let checked = match extract::token(head, &provider.locations) {
             Ok(Some(text)) if !seen.contains(&text) => {
                 seen.push(text);
-                Token::parse(text).and_then(|token| {
-                    let of_issuer = filter.providers.iter().find(|other| {
-                        other.issuer.as_deref() == token.issuer.as_deref()
-                            && other.locations == provider.locations
-                    });
-                    of_issuer.ok_or(Reason::JwtUnknownIssuer)?.verify(token, None, now)
-                })
+                of_issuer(text, filter, head, now)
             }
             Ok(_) => continue,
             Err(why) => Err(why),

@@ -318,6 +318,35 @@ fn requirements_combine() {
     assert_eq!(check(&filter, &audiences, &first), Err(Reason::JwtAudience));
 }
 
+/// Two rules about one issuer, and issuers whose tokens stand in some of the same places.
+#[test]
+fn a_token_is_verified_by_whoever_looks_for_it_there() {
+    let cookie = Location::Cookie("session".into());
+    let partner = Provider { issuer: Some("partner".into()), audiences: [].into(), ..provider(&RSA) };
+    let everywhere = Provider {
+        issuer: Some("partner".into()),
+        audiences: ["back".into()].into(),
+        locations: default_locations().into_iter().chain([cookie]).collect(),
+        ..provider(&RSA)
+    };
+    let missing = Requirement::Optional(Leniency::Missing);
+    let bearer = |claims| format!("Bearer {}", RSA.token(claims));
+    let of_partner = bearer(json!({ "iss": "partner", "aud": "back" }));
+    let filter_of_two = filter(vec![provider(&RSA), everywhere]);
+    assert_eq!(check(&filter_of_two, &missing, &head("/", &[("authorization", &of_partner)])), Ok(1));
+    let in_cookie = format!("session={}", RSA.token(json!({ "iss": "issuer" })));
+    let astray = check(&filter_of_two, &missing, &head("/", &[("cookie", &in_cookie)]));
+    assert_eq!(astray, Err(Reason::JwtUnknownIssuer));
+
+    let strict = Provider { audiences: ["elsewhere".into()].into(), ..provider(&RSA) };
+    let filter = filter(vec![strict, provider(&RSA), partner]);
+    let of_issuer = bearer(json!({}));
+    assert_eq!(check(&filter, &missing, &head("/", &[("authorization", &of_issuer)])), Ok(1));
+    let of_nobody = bearer(json!({ "aud": "nowhere" }));
+    let refused = check(&filter, &missing, &head("/", &[("authorization", &of_nobody)]));
+    assert_eq!(refused, Err(Reason::JwtAudience));
+}
+
 #[test]
 fn remote_keys_count_from_the_fetch_to_the_end_of_their_cache() {
     let remote = std::sync::Arc::new(RemoteKeys {

@@ -13,7 +13,10 @@ use remora_control::store::{self, StoreError};
 use remora_xds::Kind;
 use remora_xds::pb::envoy::config::core::v3::data_source::Specifier;
 use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type;
-use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::{CertificateValidationContext, Secret};
+use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::spiffe_cert_validator_config::TrustDomain;
+use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CertificateValidationContext, Secret, SpiffeCertValidatorConfig,
+};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 use tonic::Code;
@@ -51,12 +54,15 @@ fn context(client: &Client) -> Option<CertificateValidationContext> {
     }
 }
 
-fn roots(client: &Client) -> usize {
-    let trusted = context(client).and_then(|context| context.trusted_ca?.specifier);
-    match trusted {
-        Some(Specifier::InlineString(pem)) => pem.matches("BEGIN CERTIFICATE").count(),
+fn trusted(client: &Client) -> Option<String> {
+    match context(client)?.trusted_ca?.specifier {
+        Some(Specifier::InlineString(pem)) => Some(pem),
         other => panic!("{other:?}"),
     }
+}
+
+fn roots(client: &Client) -> usize {
+    trusted(client).unwrap().matches("BEGIN CERTIFICATE").count()
 }
 
 async fn phases(rig: &Rig) -> Vec<String> {
@@ -278,4 +284,74 @@ async fn a_root_that_is_given_takes_over_from_the_own_one() {
     assert_eq!(ids(), [(own.clone(), Phase::Signing), (id.clone(), Phase::Announced)]);
     advance(&[]).await;
     assert_eq!(ids().last(), Some(&(id, Phase::Signing)));
+}
+
+/// The bundle of each trust domain that the secret names, in its order.
+fn bundles(client: &Client) -> Vec<(String, String)> {
+    let validator = context(client).and_then(|context| context.custom_validator_config?.typed_config);
+    let config: SpiffeCertValidatorConfig = remora_xds::any::unpack(&validator.unwrap()).unwrap();
+    let pem = |bundle: TrustDomain| match bundle.trust_bundle.and_then(|source| source.specifier) {
+        Some(Specifier::InlineString(pem)) => (bundle.name, pem),
+        other => panic!("{other:?}"),
+    };
+    config.trust_domains.into_iter().map(pem).collect()
+}
+
+fn authority() -> String {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.self_signed(&key).unwrap().pem().replace("\r\n", "\n")
+}
+
+/// Whether the bundle of `abroad.example` is `pem`.
+fn is_abroad(client: &Client, pem: &str) -> bool {
+    bundles(client)[1].1.trim() == pem.trim()
+}
+
+#[tokio::test]
+async fn other_trust_domains_have_bundles_of_their_own_which_follow_their_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("abroad.pem");
+    let (first, second) = (authority(), authority());
+    std::fs::write(&file, &first).unwrap();
+    let option = format!("abroad.example={}", file.display());
+    let rig = Rig::with(|options| {
+        options.identity_files = None;
+        options.authority.bundles = vec![option.parse().unwrap()];
+    })
+    .await;
+    assert!(rig.apply(&format!("{SERVICE}{WORKLOADS}"), "").await.0.is_success());
+    let mut client = sidecar(&rig).await;
+    let domains: Vec<_> = bundles(&client).into_iter().map(|(domain, _)| domain).collect();
+    assert_eq!(domains, ["test", "abroad.example"]);
+    assert_eq!(roots(&client), 1, "agents go by the roots of this mesh alone");
+    assert_eq!(Some(&bundles(&client)[0].1), trusted(&client).as_ref());
+    assert!(is_abroad(&client, &first));
+
+    std::fs::write(&file, "nothing").unwrap();
+    std::fs::write(folder.path().join("new.pem"), format!("{first}{second}")).unwrap();
+    std::fs::rename(folder.path().join("new.pem"), &file).unwrap();
+    let both = format!("{first}{second}");
+    client.until(|client| is_abroad(client, &both)).await;
+
+    let listed = Rig::with(|options| options.authority.overlap = overlap(0)).await;
+    assert!(listed.apply(&format!("{SERVICE}{WORKLOADS}"), "").await.0.is_success());
+    let alone = sidecar(&listed).await;
+    assert!(
+        context(&alone).unwrap().custom_validator_config.is_none(),
+        "without other domains nothing changes"
+    );
+}
+
+#[tokio::test]
+async fn a_bundle_that_is_none_stops_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("abroad.pem");
+    std::fs::write(&file, "nothing").unwrap();
+    let mut options = options(folder.path());
+    options.authority.bundles = vec![format!("abroad.example={}", file.display()).parse().unwrap()];
+    let error = Plane::start(options).await.unwrap_err();
+    assert!(matches!(error, StartError::Bundles(_)), "{error}");
+    assert!(error.to_string().contains("abroad.pem: holds no certificate"), "{error}");
 }

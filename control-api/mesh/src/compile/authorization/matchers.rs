@@ -19,7 +19,7 @@ pub(super) struct Permit;
 pub(super) struct Who;
 
 /// A text with `*` at the beginning or the end.
-fn pattern(text: &str) -> MatchPattern {
+pub(super) fn pattern(text: &str) -> MatchPattern {
     match (text.strip_prefix('*'), text.strip_suffix('*')) {
         (Some(""), _) => MatchPattern::SafeRegex(regex(".+".into())),
         (Some(end), _) => MatchPattern::Suffix(end.to_owned()),
@@ -32,7 +32,7 @@ fn regex(regex: String) -> RegexMatcher {
     RegexMatcher { regex, ..RegexMatcher::default() }
 }
 
-fn text(pattern: MatchPattern) -> StringMatcher {
+pub(super) fn text(pattern: MatchPattern) -> StringMatcher {
     StringMatcher { match_pattern: Some(pattern), ignore_case: false }
 }
 

@@ -98,7 +98,7 @@ pub(super) fn hash_of(kind: &str, bytes: &[u8]) -> u64 {
 }
 
 /// The files among data sources.
-pub(super) fn files<const N: usize>(sources: [Option<&DataSource>; N]) -> Vec<PathBuf> {
+pub(super) fn files<'a>(sources: impl IntoIterator<Item = Option<&'a DataSource>>) -> Vec<PathBuf> {
     let named = sources.into_iter().flatten().filter_map(|source| match &source.specifier {
         Some(Specifier::Filename(path)) => Some(PathBuf::from(path)),
         _ => None,

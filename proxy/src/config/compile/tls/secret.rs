@@ -101,9 +101,7 @@ pub fn files_of_secret(pb: &SecretPb) -> Option<SecretFiles> {
         Some(Type::TlsCertificate(own)) => {
             material::files([own.certificate_chain.as_ref(), own.private_key.as_ref()])
         }
-        Some(Type::ValidationContext(context)) => {
-            material::files([context.trusted_ca.as_ref(), context.crl.as_ref()])
-        }
+        Some(Type::ValidationContext(context)) => validation::files_of(context),
         _ => Vec::new(),
     };
     if files.is_empty() {

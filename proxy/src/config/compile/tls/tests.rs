@@ -1,12 +1,14 @@
 use remora_xds::diag::{Errors, SourceMap};
-use remora_xds::pb::envoy::config::core::v3::DataSource;
 use remora_xds::pb::envoy::config::core::v3::data_source::Specifier;
+use remora_xds::pb::envoy::config::core::v3::{DataSource, TypedExtensionConfig};
 use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::certificate_validation_context::TrustChainVerification;
 use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
+use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::spiffe_cert_validator_config::TrustDomain;
 use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::subject_alt_name_matcher::SanType as SanTypePb;
 use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::tls_parameters::TlsProtocol;
 use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateValidationContext, SdsSecretConfig, SubjectAltNameMatcher, TlsCertificate, TlsParameters,
+    CertificateValidationContext, SdsSecretConfig, SpiffeCertValidatorConfig, SubjectAltNameMatcher,
+    TlsCertificate, TlsParameters,
 };
 use remora_xds::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use remora_xds::pb::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher};
@@ -321,4 +323,75 @@ async fn both_sides_agree_on_a_group() {
         let there = connected.ok().and_then(|(stream, _)| group(stream.get_ref().1));
         assert_eq!((here, there), (agreed, agreed), "{served:?} {asked:?}");
     }
+}
+
+fn bundle(name: &str, trust_bundle: Option<DataSource>) -> TrustDomain {
+    TrustDomain { name: name.into(), trust_bundle, ..TrustDomain::default() }
+}
+
+/// A context with `envoy.tls.cert_validator.spiffe`.
+fn federated(trust_domains: Vec<TrustDomain>) -> CertificateValidationContext {
+    let config = SpiffeCertValidatorConfig { trust_domains, ..SpiffeCertValidatorConfig::default() };
+    CertificateValidationContext {
+        custom_validator_config: Some(TypedExtensionConfig {
+            name: "envoy.tls.cert_validator.spiffe".into(),
+            typed_config: Some(remora_xds::any::pack(&config)),
+        }),
+        ..CertificateValidationContext::default()
+    }
+}
+
+#[test]
+fn trust_domains_have_bundles_of_their_own() {
+    let (ours, theirs) = (Ca::new("ours"), Ca::new("theirs"));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("theirs.pem");
+    std::fs::write(&path, &theirs.pem).unwrap();
+    let path = path.to_str().unwrap();
+    let context =
+        federated(vec![bundle("mesh.example", inline(&ours.pem)), bundle("abroad.example", file(path))]);
+    assert_eq!(validation::files_of(&context), [std::path::PathBuf::from(path)]);
+    let (made, _) = run(|at, scope| trust(&context, at, scope));
+    let domains = made.unwrap().domains.unwrap();
+    assert_eq!(domains.names().collect::<Vec<_>>(), ["abroad.example", "mesh.example"]);
+    let id = crate::tls::identity::SpiffeId::parse("spiffe://abroad.example/x").unwrap();
+    let pem = crate::tls::material::to_pem(&domains.bundle(Some(&id)).unwrap().certificates);
+    assert_eq!(pem.trim(), theirs.pem.trim().replace("\r\n", "\n"));
+    // Its own authorities beside it are for the agent, not for peers.
+    let both = CertificateValidationContext { trusted_ca: inline(&ours.pem), ..context };
+    assert_eq!(run(|at, scope| trust(&both, at, scope)).0.unwrap().roots.unwrap().certificates.len(), 1);
+}
+
+#[test]
+fn mistakes_in_trust_domains() {
+    let ca = Ca::new("root");
+    let own = || bundle("mesh.example", inline(&ca.pem));
+    let at = "test: custom_validator_config.typed_config.trust_domains";
+    let workload = TrustDomain { workload_trust_domain: "x".into(), ..own() };
+    for (domains, says) in [
+        (vec![], format!("{at}: must have 1 to 256 entries")),
+        (vec![own(), own()], format!("{at}[1].name: mesh.example occurs twice")),
+        (
+            vec![bundle("spiffe://a", inline(&ca.pem))],
+            format!("{at}[0].name: \"spiffe://a\" is no trust domain"),
+        ),
+        (vec![bundle("a/b", inline(&ca.pem))], format!("{at}[0].name: \"a/b\" is no trust domain")),
+        (vec![bundle("a.example", inline("none"))], format!("{at}[0].trust_bundle: ")),
+        (vec![bundle("a.example", None)], format!("{at}[0].trust_bundle: is missing")),
+        (vec![workload], format!("{at}[0].workload_trust_domain: ")),
+    ] {
+        let (_, errors) = run(|at, scope| trust(&federated(domains), at, scope));
+        assert!(errors[0].contains(&says), "{says}: {errors:?}");
+    }
+    let mut untrusted = federated(vec![own()]);
+    untrusted.trust_chain_verification = TrustChainVerification::AcceptUntrusted.into();
+    let (_, errors) = run(|at, scope| trust(&untrusted, at, scope));
+    assert!(
+        errors[0].contains("custom_validator_config: means nothing under ACCEPT_UNTRUSTED"),
+        "{errors:?}"
+    );
+    let mut other = federated(vec![own()]);
+    let any = Some(remora_xds::any::pack(&TlsParameters::default()));
+    other.custom_validator_config.as_mut().unwrap().typed_config = any;
+    assert!(!run(|at, scope| trust(&other, at, scope)).1.is_empty());
 }

@@ -1,6 +1,7 @@
 //! `CertificateValidationContext`.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use prost::Message as _;
@@ -16,7 +17,7 @@ use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::{
 use remora_xds::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 
 use super::material::{files, hash_of, read, report};
-use super::secret;
+use super::{secret, spiffe};
 use crate::config::compile::Scope;
 use crate::config::compile::common::{string_match, unsupported};
 use crate::config::compile::fields::refuse;
@@ -76,7 +77,12 @@ fn combined(
     let default = CertificateValidationContext::default();
     let own = default_validation_context.as_ref().unwrap_or(&default);
     let own_at = at.field("default_validation_context");
-    for (field, set) in [("trusted_ca", own.trusted_ca.is_some()), ("crl", own.crl.is_some())] {
+    let of_secret = [
+        ("trusted_ca", own.trusted_ca.is_some()),
+        ("crl", own.crl.is_some()),
+        ("custom_validator_config", own.custom_validator_config.is_some()),
+    ];
+    for (field, set) in of_secret {
         if set {
             let error = scope.errors.report(&own_at.field(field), "comes from the secret");
             error.fix("remove it, or use validation_context alone");
@@ -109,7 +115,7 @@ fn written(
     {
         return Some(secret);
     }
-    let files = files([context.trusted_ca.as_ref(), context.crl.as_ref()]);
+    let files = files_of(context);
     let content = content_of(&files);
     let secret = Secret::inline(trust(context, at, scope)?);
     let recipe = Recipe::Trust(Box::new(context.clone()), Arc::downgrade(&secret));
@@ -117,14 +123,28 @@ fn written(
     Some(secret)
 }
 
+/// The files that a context names.
+pub(super) fn files_of(context: &CertificateValidationContext) -> Vec<PathBuf> {
+    let bundles = spiffe::bundles(context);
+    files([context.trusted_ca.as_ref(), context.crl.as_ref()].into_iter().chain(bundles.iter().map(Some)))
+}
+
 /// Reads a complete `CertificateValidationContext`.
 pub fn trust(context: &CertificateValidationContext, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Trust> {
     let mut trust = rules(context, at, scope)?;
+    if let Some(validator) = &context.custom_validator_config {
+        let at = at.field("custom_validator_config");
+        if trust.roots.is_none() {
+            scope.errors.report(&at, "means nothing under ACCEPT_UNTRUSTED").fix("use VERIFY_TRUST_CHAIN");
+            return None;
+        }
+        trust.domains = Some(spiffe::domains(validator, &at, scope)?);
+    }
     let ca_at = at.field("trusted_ca");
     if context.trusted_ca.is_some() {
         let roots = trusted(read(context.trusted_ca.as_ref(), &ca_at, scope)?, &ca_at, scope)?;
         trust.roots = trust.roots.map(|_| roots);
-    } else if trust.roots.is_some() {
+    } else if trust.roots.is_some() && trust.domains.is_none() {
         scope
             .errors
             .report(&ca_at, "is missing: certificates would not be verified")
@@ -140,7 +160,7 @@ pub fn trust(context: &CertificateValidationContext, at: &At<'_>, scope: &mut Sc
     Some(trust)
 }
 
-/// Everything but the CAs and revocation lists: `roots` is an empty store where some are to come.
+/// Everything but the CAs, bundles and revocation lists: `roots` is an empty store where some are to come.
 fn rules(context: &CertificateValidationContext, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Trust> {
     #[expect(deprecated, reason = "match_subject_alt_names is refused with the rest")]
     let CertificateValidationContext {
@@ -157,7 +177,7 @@ fn rules(context: &CertificateValidationContext, at: &At<'_>, scope: &mut Scope<
         crl: _,
         allow_expired_certificate,
         trust_chain_verification,
-        custom_validator_config,
+        custom_validator_config: _,
         only_verify_leaf_cert_crl,
         max_verify_depth,
         suppress_client_ca_list,
@@ -169,7 +189,6 @@ fn rules(context: &CertificateValidationContext, at: &At<'_>, scope: &mut Scope<
         verify_certificate_hash,
         require_signed_certificate_timestamp,
         allow_expired_certificate,
-        custom_validator_config,
         max_verify_depth,
     );
     if system_root_certs.is_some() {
@@ -195,6 +214,7 @@ fn rules(context: &CertificateValidationContext, at: &At<'_>, scope: &mut Scope<
     let sans = sans.filter_map(|(i, pb)| san(pb, &list_at.index(i), scope)).collect();
     Some(Trust {
         roots: (!untrusted).then(Authorities::none),
+        domains: None,
         revoked: Vec::new(),
         only_leaf_revocation: *only_verify_leaf_cert_crl,
         sans,
