@@ -197,6 +197,50 @@ async fn the_first_policy_of_a_listener_finds_the_tunnels_that_were_there_before
     assert!(client.is_closed().await);
 }
 
+/// `listener` with its filter chain under another name: for open connections theirs is gone.
+fn in_chain(name: &str, listener: impl Into<Value>) -> Resource {
+    let mut listener = listener.into();
+    listener["filter_chains"][0]["name"] = name.into();
+    lds(listener)
+}
+
+#[tokio::test]
+async fn connections_of_a_filter_chain_that_was_removed_drain() {
+    let tunnel = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let origin = Http1Upstream::scripted(move |seen, _| match seen.target() {
+        "/chat" => Answer::raw(tunnel).echo(),
+        _ => Answer::ok("x"),
+    })
+    .await;
+    let rig = Rig::new(origin.address()).await;
+    let web = || Listener::http("ingress").upgrade("websocket").route(to_cluster("/", "origin"));
+    let publish =
+        |chain| rig.publish([in_chain(chain, web()), in_chain(chain, Listener::tcp("raw", "origin"))]);
+    publish("before");
+    let proxy = under(&[rig.plane.address]).argument("--drain-time-s=2").start().await;
+    let (mut asks, mut idle, mut chats) = (proxy.http1().await, proxy.http1().await, proxy.http1().await);
+    let (mut streams, mut opaque) = (proxy.http2().await, Http1Client::connect(proxy.address("raw")).await);
+    for client in [&mut asks, &mut idle, &mut opaque] {
+        assert!(client.get("/").await.unwrap().keeps_alive());
+    }
+    assert_eq!(streams.get("/").await.answer().text(), "x");
+    chats
+        .send("GET /chat HTTP/1.1\r\nHost: a.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        .await;
+    assert_eq!(chats.any_head().await.unwrap().word(1), "101");
+
+    publish("after");
+    streams.until_goaway().await;
+    assert!(!asks.get("/").await.unwrap().keeps_alive(), "the last answer says so");
+    chats.send("still").await;
+    assert_eq!(chats.raw(5).await.unwrap(), b"still", "what is open may finish");
+    assert!(opaque.get("/").await.unwrap().keeps_alive(), "of opaque bytes nothing is known");
+    for client in [&mut asks, &mut idle, &mut chats, &mut opaque] {
+        assert!(client.is_closed().await);
+    }
+    assert!(proxy.http1().await.get("/").await.unwrap().keeps_alive());
+}
+
 #[tokio::test]
 async fn an_opaque_connection_that_is_not_allowed_any_more_is_closed_and_one_elsewhere_is_not() {
     let origin = Http1Upstream::answering(Answer::ok("x").echo()).await;

@@ -198,8 +198,7 @@ impl RequestCtx {
 
     fn close(&mut self, sent: u64, failed: Option<Reason>) {
         self.finished = true;
-        let evicted = self.downstream.evicted.get().then_some(Reason::RbacDenied);
-        self.reason = self.reason.or(evicted).or(failed);
+        self.reason = self.reason.or(self.downstream.evicted.get()).or(failed);
         let total = self.start.elapsed();
         let worker = Rc::clone(&self.downstream.worker);
         let record = self.record(sent, total);

@@ -4,18 +4,30 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::{Poll, ready};
 
+use tokio::time::Instant;
+
 use crate::config::spec::FilterChain;
+use crate::error::Reason;
 use crate::http::downstream::Downstream;
 use crate::policy::rbac::{self, RbacFilter};
 use crate::policy::view::View;
 use crate::telemetry::metrics::Decision;
 use crate::worker::changes::Follower;
+use crate::worker::timer::Timer;
 
-/// The rules refuse a connection.
+/// A connection that may not be, or not go on.
 #[derive(Debug)]
 pub struct Refused {
+    /// What it is in logs and metrics.
+    pub reason: Reason,
     /// `%CONNECTION_TERMINATION_DETAILS%`: names the policy.
     pub details: String,
+}
+
+impl Refused {
+    fn by_policy(details: impl Into<String>) -> Self {
+        Self { reason: Reason::RbacDenied, details: details.into() }
+    }
 }
 
 /// Judges a connection by the newest version of its filter chain, and counts that. A certificate that has been revoked since the
@@ -27,7 +39,7 @@ pub fn admit(downstream: &Downstream) -> Result<(), Refused> {
     let snapshot = downstream.worker.snapshot();
     let chain = snapshot.chain(downstream.chain.id).unwrap_or(&downstream.chain);
     if is_revoked(downstream, chain) {
-        return Err(Refused { details: "tls_certificate_revoked".into() });
+        return Err(Refused::by_policy("tls_certificate_revoked"));
     }
     let view = View { connection: downstream.view(downstream.remote), request: None, claims: &[] };
     chain.policies.iter().try_for_each(|filter| judge(downstream, filter, &view))
@@ -46,27 +58,48 @@ fn judge(downstream: &Downstream, filter: &RbacFilter, view: &View<'_>) -> Resul
     }
     let Some(verdict) = filter.rules.as_ref().map(|rules| rules.judge(view)) else { return Ok(()) };
     metrics.decided(downstream, &verdict, Decision::enforced(verdict.allowed));
-    if verdict.allowed { Ok(()) } else { Err(Refused { details: rbac::details(verdict.policy) }) }
+    if verdict.allowed { Ok(()) } else { Err(Refused::by_policy(rbac::details(verdict.policy))) }
 }
 
 /// Does `work` as long as the connection may be. `changes` are followed from before it was admitted: one that came since is not missed.
 ///
+/// One whose filter chain serves it no more drains, as all do when the process ends.
+///
 /// # Errors
-/// A change of the configuration ended that.
+/// A change of the configuration ended that, or the drain time is over.
 pub async fn while_admitted<F: Future>(
     downstream: &Downstream,
     mut changes: Follower,
     work: F,
 ) -> Result<F::Output, Refused> {
     let mut work = pin!(work);
-    poll_fn(|cx| {
+    let mut deadline = None;
+    // Its chain may have gone while it shook hands.
+    retire_unserved(downstream);
+    let ended = poll_fn(|cx| {
         while changes.poll_changed(cx) {
             if let Err(refused) = admit(downstream) {
-                downstream.evicted.set(true);
                 return Poll::Ready(Err(refused));
             }
+            retire_unserved(downstream);
+        }
+        if downstream.drain.is_retired()
+            && deadline.get_or_insert_with(|| Timer::after(downstream.worker.drain.time)).poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(Refused {
+                reason: Reason::Draining,
+                details: "filter_chain_removed".into(),
+            }));
         }
         Poll::Ready(Ok(ready!(work.as_mut().poll(cx))))
     })
-    .await
+    .await;
+    downstream.evicted.set(ended.as_ref().err().map(|refused| refused.reason));
+    ended
+}
+
+fn retire_unserved(downstream: &Downstream) {
+    if !downstream.is_in_force(&downstream.worker.snapshot()) {
+        downstream.drain.retire(Instant::now());
+    }
 }

@@ -32,7 +32,6 @@ use crate::http::response::{Response, Upgraded};
 use crate::http::tunnel::Tunnel;
 use crate::http::watchdog::Watchdog;
 use crate::io::Io;
-use crate::worker::drain::Registration;
 use crate::worker::timer::Timer;
 
 /// Pipelined requests are read ahead up to this size while one is being served.
@@ -42,7 +41,6 @@ const LINGER_BYTES: usize = 256 * 1024;
 
 /// Serves `io` until it closes. `read` holds what was already read from it.
 pub async fn serve(io: Io, read: BytesMut, downstream: Rc<Downstream>, http: Arc<HttpSpec>) {
-    let drain = downstream.worker.drain.register();
     let mut session = Session {
         rules: rules(&http, downstream.is_secure()),
         watchdog: Watchdog::new(http.stream_idle_timeout),
@@ -53,7 +51,6 @@ pub async fn serve(io: Io, read: BytesMut, downstream: Rc<Downstream>, http: Arc
         progress: Rc::default(),
         downstream,
         http,
-        drain,
     };
     match session.run().await {
         End::Whole => session.say_goodbye().await,
@@ -97,7 +94,6 @@ struct Session {
     progress: Rc<BodyProgress>,
     timer: Timer,
     watchdog: Watchdog,
-    drain: Registration,
 }
 
 /// How a connection ends.
@@ -186,7 +182,7 @@ impl Session {
         let limit = if first_byte.is_some() { self.http.headers_timeout } else { self.http.idle_timeout };
         let far = Instant::now() + Duration::from_secs(365 * 24 * 3600);
         let deadline = limit.map_or(far, |limit| first_byte.unwrap_or_else(Instant::now) + limit);
-        let (conn, timer, drain) = (&self.conn, &mut self.timer, &self.drain);
+        let (conn, timer, drain) = (&self.conn, &mut self.timer, &self.downstream.drain);
         let window = self.http.drain_timeout;
         timer.reset(deadline);
         poll_fn(|cx| {
@@ -288,7 +284,7 @@ impl Session {
         // Bytes behind a refused upgrade could be anything: they are not read as a request.
         let ambiguous = asked_upgrade && !self.conn.borrow().read.is_empty();
         let unread = !self.progress.done.get() && expects;
-        !(worn || ambiguous || unread || self.drain.is_draining()) && self.progress.done.get()
+        !(worn || ambiguous || unread || self.downstream.drain.is_draining()) && self.progress.done.get()
     }
 
     /// Runs the pipeline while watching the client. None: the client is gone.

@@ -30,7 +30,6 @@ use crate::http::pump::{H2Pump, PumpError};
 use crate::http::recheck::while_allowed;
 use crate::http::response::{Response, Upgraded};
 use crate::http::watchdog::Watchdog;
-use crate::worker::drain::Registration;
 use crate::worker::timer::Timer;
 
 /// Serves `io` until the peer or the drain ends it.
@@ -47,13 +46,11 @@ pub async fn serve<T: AsyncRead + AsyncWrite + Unpin>(
         downstream.worker.metrics.rejected(Reason::Malformed);
         return;
     };
-    let drain = downstream.worker.drain.register();
     let session = Session {
         connection,
         uncork,
         flooded,
         streams: Rc::default(),
-        drain,
         opened: Instant::now(),
         going_away: false,
         downstream,
@@ -102,7 +99,6 @@ struct Session<T> {
     uncork: Uncork<T>,
     flooded: Flooded,
     streams: Rc<Cell<usize>>,
-    drain: Registration,
     opened: Instant,
     going_away: bool,
     downstream: Rc<Downstream>,
@@ -187,7 +183,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
             if self.going_away {
                 return Poll::Pending;
             }
-            if self.drain.poll_draining(cx).is_some() || age.poll(cx).is_ready() {
+            if self.downstream.drain.poll_draining(cx).is_some() || age.poll(cx).is_ready() {
                 return Poll::Ready(Event::GoAway);
             }
             idle.poll(cx).map(|()| Event::Idle)
