@@ -1,8 +1,10 @@
 //! Which tokens a request needs (`JwtRequirement`).
 
+use std::sync::Arc;
+
 use super::JwtFilter;
 use super::extract;
-use super::provider::{Now, Verified};
+use super::provider::{Now, Provider, Verified};
 use super::token::Token;
 use crate::error::Reason;
 use crate::http::head::RequestHead;
@@ -64,6 +66,24 @@ impl Requirement {
     }
 }
 
+impl Requirement {
+    /// Whether tokens of these providers, verified earlier, satisfy it.
+    #[must_use]
+    pub fn is_met_by(&self, filter: &JwtFilter, verified: &[Arc<str>]) -> bool {
+        match self {
+            Self::Provider { provider, .. } => {
+                filter.providers.get(*provider).is_some_and(|provider| verified.contains(&provider.name))
+            }
+            Self::All(list) => list.iter().all(|requirement| requirement.is_met_by(filter, verified)),
+            Self::Any(list, leniency) => {
+                *leniency == Leniency::Failed
+                    || list.iter().any(|requirement| requirement.is_met_by(filter, verified))
+            }
+            Self::Optional(leniency) => *leniency == Leniency::Failed,
+        }
+    }
+}
+
 impl Leniency {
     fn excuses<'f>(self, why: Reason) -> Result<Vec<Verified<'f>>, Reason> {
         match self {
@@ -97,7 +117,8 @@ fn any<'f>(
     Err(refusal)
 }
 
-/// Verifies every token that stands where some provider's tokens stand, each by the provider that its issuer names.
+/// Verifies every token that stands where some provider's tokens stand, each by the provider of this place that its issuer names, else by one that
+/// accepts every issuer.
 fn optional<'f>(
     leniency: Leniency,
     filter: &'f JwtFilter,
@@ -110,13 +131,7 @@ fn optional<'f>(
         let checked = match extract::token(head, &provider.locations) {
             Ok(Some(text)) if !seen.contains(&text) => {
                 seen.push(text);
-                Token::parse(text).and_then(|token| {
-                    let of_issuer = filter.providers.iter().find(|other| {
-                        other.issuer.as_deref() == token.issuer.as_deref()
-                            && other.locations == provider.locations
-                    });
-                    of_issuer.ok_or(Reason::JwtUnknownIssuer)?.verify(token, None, now)
-                })
+                verify_by_issuer(text, filter, head, now)
             }
             Ok(_) => continue,
             Err(why) => Err(why),
@@ -128,4 +143,19 @@ fn optional<'f>(
         }
     }
     Ok(verified)
+}
+
+/// By the provider of the token's issuer, else by one that accepts every issuer. Of those, only providers whose tokens stand where this one does.
+fn verify_by_issuer<'f>(
+    text: &str,
+    filter: &'f JwtFilter,
+    head: &RequestHead,
+    now: Now<'_>,
+) -> Result<Verified<'f>, Reason> {
+    let token = Token::parse(text)?;
+    let stands_there = |provider: &&Provider| extract::token(head, &provider.locations) == Ok(Some(text));
+    let here = || filter.providers.iter().filter(stands_there);
+    let of_issuer = here().find(|provider| provider.issuer.as_deref() == token.issuer.as_deref());
+    let provider = of_issuer.or_else(|| here().find(|provider| provider.issuer.is_none()));
+    provider.ok_or(Reason::JwtUnknownIssuer)?.verify(token, None, now)
 }
