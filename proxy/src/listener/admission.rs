@@ -69,7 +69,7 @@ fn judge(downstream: &Downstream, filter: &RbacFilter, view: &View<'_>) -> Resul
 /// A change of the configuration ended that, or the drain time is over.
 pub async fn while_admitted<F: Future>(
     downstream: &Downstream,
-    mut changes: Follower,
+    changes: Follower,
     work: F,
 ) -> Result<F::Output, Refused> {
     let mut work = pin!(work);

@@ -97,7 +97,7 @@ impl Registration {
     }
 
     fn since(&self) -> Option<Instant> {
-        self.retired.get().or(self.state.since.get())
+        self.retired.get().or_else(|| self.state.since.get())
     }
 
     /// Since when we drain. None: not yet; the task is woken when it starts. A connection stays in one task, so its

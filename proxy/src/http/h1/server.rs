@@ -27,7 +27,7 @@ use crate::http::local_reply;
 use crate::http::path::PathRules;
 use crate::http::pipeline;
 use crate::http::pump::{H1Pump, PumpError};
-use crate::http::recheck::while_allowed;
+use crate::http::recheck::{poll_refused, while_allowed};
 use crate::http::response::{Response, Upgraded};
 use crate::http::tunnel::Tunnel;
 use crate::http::watchdog::Watchdog;
@@ -210,8 +210,10 @@ impl Session {
         }
         let mut response = local_reply::reply(reason, false);
         pipeline::finish_head(&ctx, &mut response.head);
-        let sent =
-            self.write_response(response, &Method::GET, Version::HTTP_11, false).await.map_or(0, |sent| sent);
+        let sent = self
+            .write_response(&ctx, response, (&Method::GET, Version::HTTP_11), false)
+            .await
+            .map_or(0, |sent| sent);
         ctx.finish(sent, None);
     }
 
@@ -240,7 +242,7 @@ impl Session {
         // An endpoint refused the upgrade: what the client sends now may already be the other protocol.
         let keep_alive =
             keep_alive && ctx.upgrade.is_none() && self.may_keep_alive(asked_upgrade, expect_continue);
-        let response_ok = self.write_response(response, &method, version, keep_alive).await;
+        let response_ok = self.write_response(&ctx, response, (&method, version), keep_alive).await;
         let complete = self.progress.done.get();
         match response_ok {
             Ok(sent) => {
@@ -330,9 +332,9 @@ impl Session {
     /// Writes a response; the body bytes sent.
     async fn write_response(
         &mut self,
+        ctx: &RequestCtx,
         response: Response,
-        method: &Method,
-        version: Version,
+        (method, version): (&Method, Version),
         keep_alive: bool,
     ) -> Result<u64, Reason> {
         let Response { mut head, body, .. } = response;
@@ -352,6 +354,9 @@ impl Session {
             }
             if poll_broken(conn, cx).is_ready() {
                 return Poll::Ready(Err(PumpError::Sink));
+            }
+            if let Poll::Ready(reason) = poll_refused(ctx, cx) {
+                return Poll::Ready(Err(PumpError::Source(reason)));
             }
             watchdog.poll(cx, || pump.sent()).map(|()| Err(PumpError::Source(Reason::StreamIdle)))
         })
@@ -389,7 +394,7 @@ impl Session {
         Next::Tunnel(upgraded, Box::new(ctx))
     }
 
-    async fn tunnel(&mut self, upgraded: Upgraded, mut ctx: RequestCtx) {
+    async fn tunnel(&mut self, upgraded: Upgraded, ctx: RequestCtx) {
         let mut down = Tunnel::H1(Rc::clone(&self.conn));
         let Upgraded { io: mut up, held: _held, .. } = upgraded;
         let traffic = crate::tcp::Traffic::default();
@@ -399,7 +404,7 @@ impl Session {
             ctx.tunnel_idle(),
             &traffic,
         );
-        let refused = while_allowed(ctx.recheck.take(), copy).await.err();
+        let refused = while_allowed(&ctx, copy).await.err();
         self.progress.bytes.set(traffic.received.get());
         ctx.finish(traffic.sent.get(), refused);
     }
