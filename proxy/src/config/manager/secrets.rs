@@ -8,7 +8,7 @@ use remora_xds::diag::{At, ConfigError, Errors, SourceMap};
 use super::batch::Batch;
 use super::{Manager, Origin};
 use crate::config::compile::{Scope, tls};
-use crate::config::secrets::{Compiled, Material, Recipe, SecretSource};
+use crate::config::secrets::{Compiled, Material, Recipe, SecretSource, Secrets};
 use crate::config::spec::{ConfigSource, ListenerSpec};
 use crate::tls::secret::Secret;
 use crate::tls::verify::Trust;
@@ -23,7 +23,7 @@ impl Manager {
     pub(super) fn put_secrets(&mut self, batch: &mut Batch, origin: &Origin) -> Vec<(Arc<str>, String)> {
         let mut refused = Vec::new();
         for secret in std::mem::take(&mut batch.secrets) {
-            let source = self.source_of(origin);
+            let source = source_of(origin);
             let name = Arc::clone(&secret.name);
             let revokes = secret.material.revokes();
             match self.names.secrets.put(&source, secret) {
@@ -38,18 +38,6 @@ impl Manager {
     pub(super) fn put_static_secrets(&mut self, batch: &mut Batch, at: &At<'_>, errors: &mut Errors) {
         for (name, error) in self.put_secrets(batch, &Origin::Static) {
             errors.report(at, format!("{name:?} {error}"));
-        }
-    }
-
-    fn source_of(&self, origin: &Origin) -> SecretSource {
-        match origin {
-            Origin::Static => None,
-            Origin::Ads => Some(ConfigSource::Ads),
-            Origin::File(path) => {
-                let mut files = self.names.secrets.sds_files();
-                let watched = files.find(|(named, _)| *named == *path).and_then(|(_, watched)| watched);
-                Some(ConfigSource::Path { path: path.as_path().into(), watched: watched.map(Into::into) })
-            }
         }
     }
 
@@ -117,6 +105,14 @@ impl Manager {
     /// Files of certificates, keys and authorities.
     pub(super) fn material_files(&self) -> impl Iterator<Item = PathBuf> {
         self.names.secrets.material_files().map(PathBuf::from)
+    }
+}
+
+fn source_of(origin: &Origin) -> SecretSource {
+    match origin {
+        Origin::Static => None,
+        Origin::Ads => Some(ConfigSource::Ads),
+        Origin::File(path) => Secrets::of_file(path),
     }
 }
 

@@ -20,7 +20,7 @@ use super::secret;
 use crate::config::compile::Scope;
 use crate::config::compile::common::{string_match, unsupported};
 use crate::config::compile::fields::refuse;
-use crate::config::secrets::{Recipe, Written, content_of};
+use crate::config::secrets::{Recipe, Written};
 use crate::tls::material::{Authorities, revocation_lists, roots};
 use crate::tls::secret::Secret;
 use crate::tls::verify::{PeerRules, SanMatch, SanType, Trust};
@@ -109,11 +109,11 @@ fn written(
     {
         return Some(secret);
     }
-    let files = files([context.trusted_ca.as_ref(), context.crl.as_ref()]);
-    let content = content_of(&files);
+    let sources = [context.trusted_ca.as_ref(), context.crl.as_ref()];
+    let files = files(sources, context.watched_directory.as_ref());
     let secret = Secret::inline(trust(context, at, scope)?);
     let recipe = Recipe::Trust(Box::new(context.clone()), Arc::downgrade(&secret));
-    scope.names.secrets.write(hash, Written { recipe, files, content });
+    scope.names.secrets.write(hash, Written { recipe, files });
     Some(secret)
 }
 
@@ -147,8 +147,7 @@ fn rules(context: &CertificateValidationContext, at: &At<'_>, scope: &mut Scope<
         trusted_ca: _,
         ca_certificate_provider_instance,
         system_root_certs,
-        // Directories of all files are watched.
-        watched_directory: _,
+        watched_directory: _, // of `files`
         verify_certificate_spki,
         verify_certificate_hash,
         match_typed_subject_alt_names,
