@@ -1,5 +1,6 @@
 //! Secrets as they come: from the bootstrap, files, the control plane and the process itself.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
@@ -135,6 +136,17 @@ fn replace<T>(secret: &Weak<Secret<T>>, new: Option<T>) {
 /// Whether every chain's certificates and trust have come.
 pub(super) fn has_secrets(listener: &ListenerSpec) -> bool {
     listener.chains.iter().all(|chain| chain.tls.as_ref().is_none_or(|tls| tls.is_ready()))
+}
+
+/// Names of those that have not.
+pub(super) fn missing_secrets(listener: &ListenerSpec) -> BTreeSet<Arc<str>> {
+    let contexts = listener.chains.iter().filter_map(|chain| chain.tls.as_ref());
+    let missing = contexts.flat_map(|tls| {
+        let own = tls.secrets().filter(|secret| !secret.is_there()).map(|secret| secret.name());
+        let trust = tls.peers().map(|peers| &peers.trust).filter(|trust| !trust.is_there());
+        own.chain(trust.map(|trust| trust.name()))
+    });
+    missing.cloned().collect()
 }
 
 #[cfg(test)]

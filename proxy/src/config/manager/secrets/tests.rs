@@ -7,6 +7,7 @@ use remora_xds::pb::envoy::config::listener::v3::Listener;
 use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use remora_xds::{Kind, Schema};
 use serde_json::{Value, json};
+use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::manager::Manager;
@@ -229,6 +230,59 @@ fn the_watched_directory_of_certificates_in_files_is_watched() {
 
     let secret = json!([{ "name": "default", "tls_certificate": pair }]);
     assert_eq!(bootstrap(false, &secret).unwrap().directories(), [folder.path().to_path_buf()].into());
+}
+
+#[tokio::test(start_paused = true)]
+async fn secrets_that_do_not_come_replace_no_listener_that_works() {
+    let (schema, ca) = (Schema::load(), Ca::new("root"));
+    let mut manager = manager();
+    let cluster = json!({ "name": "none", "type": "STATIC" });
+    apply(&mut manager, Kind::Cluster, vec![incoming::<Cluster>(&schema, &cluster)]);
+    let own = |name: &str| json!({ "tls_certificate_sds_secret_configs": [sds(name)] });
+    let pair = |name: &str, id: &str| {
+        let pair = ca.leaf(&[uri(id)], |_| {});
+        certificate(&schema, name, &pair.chain, &pair.key)
+    };
+    apply(&mut manager, Kind::Listener, vec![listener(&schema, &own("good"))]);
+    apply(&mut manager, Kind::Secret, vec![pair("good", ID)]);
+    apply(&mut manager, Kind::Listener, vec![listener(&schema, &own("late"))]);
+    for _ in 0..3 {
+        tokio::time::advance(Duration::from_secs(20)).await;
+        assert!(!manager.promote(Instant::now()).listeners);
+        assert!(manager.deadline().is_some_and(|at| at > Instant::now()), "no loop");
+        assert_eq!(shown(&manager).as_deref(), Some(ID));
+    }
+    apply(&mut manager, Kind::Secret, vec![pair("late", OTHER)]);
+    assert_eq!(shown(&manager).as_deref(), Some(OTHER));
+}
+
+/// mTLS is switched on: the cluster comes before what its connections need.
+#[tokio::test]
+async fn secrets_that_do_not_come_replace_no_cluster_that_works() {
+    let (schema, ca) = (Schema::load(), Ca::new("root"));
+    let mut manager = manager();
+    let context = json!({ "validation_context_sds_secret_config": sds("roots") });
+    let cluster = |tls_or_none: Value| {
+        let mut cluster = json!({ "name": "c", "type": "STATIC" });
+        if !tls_or_none.is_null() {
+            cluster["transport_socket"] = tls_or_none;
+        }
+        incoming::<Cluster>(&schema, &cluster)
+    };
+    let with_tls = |manager: &Manager| manager.clusters.get("c").unwrap().value.spec().tls.is_some();
+    apply(&mut manager, Kind::Cluster, vec![cluster(Value::Null)]);
+    apply(&mut manager, Kind::Cluster, vec![cluster(tls("Upstream", &context))]);
+    assert!(!with_tls(&manager));
+    assert_eq!(manager.ads_wanted().remove(&Kind::Secret), Some(["roots".into()].into()));
+    // Taken back, and asked for again.
+    apply(&mut manager, Kind::Cluster, vec![cluster(Value::Null)]);
+    apply(&mut manager, Kind::Secret, vec![]);
+    assert_eq!(manager.ads_wanted().remove(&Kind::Secret), Some([].into()));
+    apply(&mut manager, Kind::Cluster, vec![cluster(tls("Upstream", &context))]);
+    let applied = apply(&mut manager, Kind::Secret, vec![roots(&schema, "roots", &ca)]);
+    assert!(with_tls(&manager) && applied.changes.clusters);
+    apply(&mut manager, Kind::Cluster, vec![cluster(Value::Null)]);
+    assert!(!with_tls(&manager));
 }
 
 /// Contexts of the control plane that name a file: it is read when they come, and when they come again.
