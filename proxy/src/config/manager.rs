@@ -241,12 +241,15 @@ impl Manager {
             return Err(errors.into_list());
         }
         let origin = Origin::File(path.to_path_buf());
-        let refused = self.put_secrets(&mut batch, &origin);
+        let refused = self.conflicts(&batch, &origin);
         if !refused.is_empty() {
             return Err(secrets::refused_in(path, refused));
         }
+        // None is refused any more.
+        self.put_secrets(&mut batch, &origin);
         self.remove_missing(&batch, &origin);
         self.install(batch, &origin);
+        self.names.secrets.forget_unwritten();
         Ok(!(known && self.names.secrets.lacks(path)))
     }
 

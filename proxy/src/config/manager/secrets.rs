@@ -35,6 +35,16 @@ impl Manager {
         refused
     }
 
+    /// Secrets of a batch that contexts cannot use.
+    pub(super) fn conflicts(&self, batch: &Batch, origin: &Origin) -> Vec<(Arc<str>, String)> {
+        let source = source_of(origin);
+        let conflict = |secret: &Compiled| {
+            let error = self.names.secrets.conflict(&source, &secret.name, &secret.material)?;
+            Some((Arc::clone(&secret.name), error))
+        };
+        batch.secrets.iter().filter_map(conflict).collect()
+    }
+
     /// `static_resources.secrets`: contexts look for them by name while they are compiled.
     pub(super) fn put_static_secrets(&mut self, batch: &mut Batch, at: &At<'_>, errors: &mut Errors) {
         for (name, error) in self.put_secrets(batch, &Origin::Static) {
