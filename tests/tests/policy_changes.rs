@@ -402,8 +402,10 @@ async fn an_opaque_connection_that_is_not_allowed_any_more_is_closed_and_one_els
 async fn an_http_connection_is_closed_with_its_requests_when_its_peer_may_not_connect_any_more() {
     let origin = Http1Upstream::scripted(|_, _| Answer::nothing().hang()).await;
     let rig = Rig::new(origin.address()).await;
-    let http =
-        |may| judged(Listener::http("ingress").route(to_cluster("/", "origin")).into(), &everybody(may));
+    let http = |may| {
+        let listener = Listener::http("ingress").manager(json!({ "access_log": log() }));
+        judged(listener.route(to_cluster("/", "origin")).into(), &everybody(may))
+    };
     rig.publish([http(true)]);
     let proxy = rig.start().await;
     let (mut one, mut two) = (proxy.http1().await, proxy.http2().await);
@@ -415,6 +417,8 @@ async fn an_http_connection_is_closed_with_its_requests_when_its_peer_may_not_co
     assert!(matches!(two.outcome(stream).await, Outcome::ConnectionEnded(_) | Outcome::Reset(..)));
     let metrics = proxy.admin("GET", "/stats/prometheus").await.unwrap().text();
     assert!(metrics.contains("remora_downstream_rejected_total{reason=\"unauthorized\"} 2"), "{metrics}");
+    let line = "LOG rbac_access_denied_matched_policy[all] rbac_denied";
+    eventually_async("the policy is in the log", async || proxy.stderr().matches(line).count() == 2).await;
 }
 
 /// Requirement M8: the operator finds the policy by its name, the caller is not told.

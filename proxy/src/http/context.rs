@@ -233,7 +233,7 @@ impl RequestCtx {
 
     fn close(&mut self, sent: u64, failed: Option<Reason>) {
         self.finished = true;
-        self.reason = self.reason.or_else(|| self.downstream.evicted.get()).or(failed);
+        self.reason = self.reason.or_else(|| Some(self.downstream.evicted.get()?.reason)).or(failed);
         let total = self.start.elapsed();
         let worker = Rc::clone(&self.downstream.worker);
         let record = self.record(sent, total);
@@ -286,10 +286,11 @@ impl RequestCtx {
         }
     }
 
-    /// Which policy refused the request, when it came or later.
+    /// Which policy refused the request, when it came or later, or its connection.
     fn details(&self) -> Option<&str> {
         let refused = self.policy.as_ref().and_then(|policy| policy.details.as_deref());
-        refused.or_else(|| Some(self.revoked.get()?.as_str()))
+        let later = || self.revoked.get().or_else(|| Some(&self.downstream.evicted.get()?.details));
+        refused.or_else(|| later().map(String::as_str))
     }
 
     /// The record as it is now, for header values with operators.

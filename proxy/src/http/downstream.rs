@@ -1,13 +1,13 @@
 //! One downstream connection, as everything that serves it sees it.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::config::snapshot::Snapshot;
 use crate::config::spec::{FilterChain, HttpSpec, ListenerSpec, NetworkFilter};
-use crate::error::Reason;
+use crate::listener::admission::Refused;
 use crate::policy::view::ConnectionView;
 use crate::telemetry::labels::Peer;
 use crate::tls::TlsSession;
@@ -40,7 +40,7 @@ pub struct Downstream {
     /// Tells it to finish, with all others or alone.
     pub drain: Registration,
     /// Why the proxy closes the connection.
-    pub evicted: Cell<Option<Reason>>,
+    pub evicted: OnceCell<Refused>,
     /// Streams started on it.
     pub streams: Cell<u64>,
 }

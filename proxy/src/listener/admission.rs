@@ -16,7 +16,7 @@ use crate::worker::changes::Follower;
 use crate::worker::timer::Timer;
 
 /// A connection that may not be, or not go on.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Refused {
     /// What it is in logs and metrics.
     pub reason: Reason,
@@ -36,13 +36,18 @@ impl Refused {
 /// # Errors
 /// The rules refuse it.
 pub fn admit(downstream: &Downstream) -> Result<(), Refused> {
+    judge_all(downstream, true)
+}
+
+/// `first`: what is let in is counted once.
+fn judge_all(downstream: &Downstream, first: bool) -> Result<(), Refused> {
     let snapshot = downstream.worker.snapshot();
     let chain = snapshot.chain(downstream.chain.id).unwrap_or(&downstream.chain);
     if is_revoked(downstream, chain) {
         return Err(Refused::by_policy("tls_certificate_revoked"));
     }
     let view = View { connection: downstream.view(downstream.remote), request: None, claims: &[] };
-    chain.policies.iter().try_for_each(|filter| judge(downstream, filter, &view))
+    chain.policies.iter().try_for_each(|filter| judge(downstream, filter, &view, first))
 }
 
 fn is_revoked(downstream: &Downstream, chain: &FilterChain) -> bool {
@@ -51,13 +56,15 @@ fn is_revoked(downstream: &Downstream, chain: &FilterChain) -> bool {
     peer.zip(trust).is_some_and(|(peer, trust)| trust.revokes(peer))
 }
 
-fn judge(downstream: &Downstream, filter: &RbacFilter, view: &View<'_>) -> Result<(), Refused> {
+fn judge(downstream: &Downstream, filter: &RbacFilter, view: &View<'_>, first: bool) -> Result<(), Refused> {
     let metrics = &downstream.worker.metrics;
-    if let Some(shadow) = filter.shadow.as_ref().map(|rules| rules.judge(view)) {
+    if first && let Some(shadow) = filter.shadow.as_ref().map(|rules| rules.judge(view)) {
         metrics.decided(downstream, &shadow, Decision::shadow(shadow.allowed));
     }
     let Some(verdict) = filter.rules.as_ref().map(|rules| rules.judge(view)) else { return Ok(()) };
-    metrics.decided(downstream, &verdict, Decision::enforced(verdict.allowed));
+    if first || !verdict.allowed {
+        metrics.decided(downstream, &verdict, Decision::enforced(verdict.allowed));
+    }
     if verdict.allowed { Ok(()) } else { Err(Refused::by_policy(rbac::details(verdict.policy))) }
 }
 
@@ -78,7 +85,7 @@ pub async fn while_admitted<F: Future>(
     retire_unserved(downstream);
     let ended = poll_fn(|cx| {
         while changes.poll_changed(cx) {
-            if let Err(refused) = admit(downstream) {
+            if let Err(refused) = judge_all(downstream, false) {
                 return Poll::Ready(Err(refused));
             }
             retire_unserved(downstream);
@@ -94,7 +101,10 @@ pub async fn while_admitted<F: Future>(
         Poll::Ready(Ok(ready!(work.as_mut().poll(cx))))
     })
     .await;
-    downstream.evicted.set(ended.as_ref().err().map(|refused| refused.reason));
+    if let Err(refused) = &ended {
+        // Requests that break off with it say why.
+        downstream.evicted.get_or_init(|| refused.clone());
+    }
     ended
 }
 

@@ -63,7 +63,7 @@ pub async fn serve(
         listener: spec,
         chain: Arc::clone(&chain),
         worker,
-        evicted: std::cell::Cell::new(None),
+        evicted: std::cell::OnceCell::new(),
         streams: std::cell::Cell::new(0),
     });
     match &chain.filter {
