@@ -39,6 +39,7 @@ use crate::telemetry::access_log::{LogControl, LogWriter};
 use crate::telemetry::metrics::{Options as MetricsOptions, Registry, ResourceKind};
 use crate::upstream::dns::{DnsHandle, DnsUpdate, Driver, SystemResolver};
 use crate::worker::Worker;
+use crate::worker::drain::LocalDrain;
 use crate::worker::run::{self as worker_run, Command};
 use crate::worker::telemetry::WorkerTelemetry;
 
@@ -305,7 +306,8 @@ fn worker_thread(
         Ok(runtime) => runtime.block_on(async {
             let metrics = WorkerTelemetry::new(shared.registry.worker(), &shared.settings.workload);
             let logs = logs.worker(fastrand::Rng::new());
-            let worker = Worker::new(id, Arc::clone(&shared.config), metrics, logs, drain.counts());
+            let drain = LocalDrain::new(drain.counts(), shared.options.drain_time);
+            let worker = Worker::new(id, Arc::clone(&shared.config), metrics, logs, drain);
             worker_run::run(worker, commands).await;
         }),
         Err(error) => tracing::error!(worker = id, %error, "no runtime"),

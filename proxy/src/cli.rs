@@ -39,7 +39,7 @@ pub struct ProxyArgs {
     /// Write the address of the admin page to this file once it is bound
     #[arg(long, value_name = "FILE")]
     pub admin_address_path: Option<PathBuf>,
-    /// How long connections may take to finish after SIGTERM, in seconds
+    /// How long connections may take to finish after SIGTERM, or after their filter chain was removed, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 45)]
     pub drain_time_s: u64,
     /// Keep the last good configuration of the control plane in this folder, and start from it while the control plane is down

@@ -155,7 +155,7 @@ reasons! {
     DirectResponse = "direct_response", 200, Ok, "", Proxy;
     /// The proxy is shedding load.
     Overloaded = "overloaded", 503, Unavailable, "OM", Proxy;
-    /// The proxy is shutting down and its deadline is over.
+    /// The proxy is shutting down, or the filter chain of the connection was removed, and the drain time is over.
     Draining = "draining", 503, Unavailable, "DT", Proxy;
     /// An access policy (RBAC) refuses it.
     RbacDenied = "rbac_denied", 403, PermissionDenied, "", Proxy;

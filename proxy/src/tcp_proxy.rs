@@ -31,7 +31,6 @@ struct Upstream {
 /// Forwards `io` until both sides are done.
 pub async fn serve(mut io: Io, read: BytesMut, downstream: Rc<Downstream>, spec: Arc<TcpSpec>) {
     let start = Instant::now();
-    let registration = downstream.worker.drain.register();
     let (id, cluster) = choose(&downstream, &spec);
     let changes = downstream.worker.changes.follow();
     let mut refused = admission::admit(&downstream).err();
@@ -66,10 +65,7 @@ pub async fn serve(mut io: Io, read: BytesMut, downstream: Rc<Downstream>, spec:
                 Ok(Some(Ended::Upstream)) => Some(Reason::UpstreamBodyReset),
                 Ok(Some(Ended::Idle)) => Some(Reason::StreamIdle),
                 Ok(None) => Some(Reason::MaxDuration),
-                Err(why) => {
-                    refused = Some(why);
-                    Some(Reason::RbacDenied)
-                }
+                Err(why) => Some(refused.insert(why).reason),
             };
             if reason.is_some() {
                 // A side that broke off is told to the other as a reset, not as an end of data.
@@ -81,7 +77,6 @@ pub async fn serve(mut io: Io, read: BytesMut, downstream: Rc<Downstream>, spec:
             series.closed();
         }
     }
-    drop(registration);
     log(&Finished {
         downstream: &downstream,
         spec: &spec,

@@ -197,6 +197,184 @@ async fn the_first_policy_of_a_listener_finds_the_tunnels_that_were_there_before
     assert!(client.is_closed().await);
 }
 
+/// A listener that wants tokens of issuer `test`, whose key is `test secret, in no way secret`.
+fn with_tokens() -> Resource {
+    let keys =
+        r#"{"keys":[{"kty":"oct","kid":"one","alg":"HS256","k":"dGVzdCBzZWNyZXQsIGluIG5vIHdheSBzZWNyZXQ"}]}"#;
+    let filters = json!([
+        { "name": "envoy.filters.http.jwt_authn", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication",
+            "providers": { "test": { "issuer": "test", "local_jwks": { "inline_string": keys } } },
+            "rules": [{ "match": { "prefix": "/" }, "requires": { "provider_name": "test" } }],
+        } },
+        { "name": "envoy.filters.http.router",
+          "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" } },
+    ]);
+    let manager = json!({ "http_filters": filters });
+    lds(Listener::http("ingress").upgrade("websocket").manager(manager).route(to_cluster("/", "origin")))
+}
+
+/// Issuer `test`, until 2100.
+const TOKEN: &str = "eyJhbGciOiAiSFMyNTYiLCAia2lkIjogIm9uZSJ9.eyJpc3MiOiAidGVzdCIsICJleHAiOiA0MTAyNDQ0ODAwfQ.a-PLEr4uR7IIfu-vMnd2Do-0XfVEAQNfKdsYYGzc9WU";
+
+/// Streams that began without policy, as `good` and `bad` clients; `policy` comes, and ends those of the latter alone.
+async fn the_first_policy_ends_streams(policy: Resource, good: (&str, &str), bad: (&str, &str)) {
+    let rest = Arc::new(Notify::new());
+    let answer = rest.clone();
+    let origin = Http1Upstream::scripted(move |seen, _| match seen.target() {
+        "/wait" => Answer::nothing().hang(),
+        _ => slow(&answer),
+    })
+    .await;
+    let rig = Rig::new(origin.address()).await;
+    rig.publish([open_web()]);
+    let proxy = rig.start().await;
+    let mut client = proxy.http2().await;
+    let mut open = Vec::new();
+    for field in [good, bad] {
+        let fields: Vec<_> = request("GET", "/").into_iter().chain([field]).collect();
+        let stream = client.open(&fields, true).await;
+        client.until(stream, "the first piece", |s| s.body == b"first").await;
+        open.push(stream);
+    }
+    let (name, value) = bad;
+    let mut old = proxy.http1().await;
+    old.send(format!("GET / HTTP/1.1\r\nHost: a.example\r\n{name}: {value}\r\n\r\n")).await;
+    let (_, mut body) = old.head("GET").await.unwrap();
+    let mut waits = proxy.http1().await;
+    waits.send(format!("GET /wait HTTP/1.1\r\nHost: a.example\r\n{name}: {value}\r\n\r\n")).await;
+    origin.request(3).await;
+
+    rig.publish([policy]);
+    assert!(matches!(client.outcome(open[1]).await, Outcome::Reset(..)));
+    loop {
+        match old.body_more(&mut body).await {
+            Ok(complete) => assert!(!complete, "on HTTP/1 the body breaks off"),
+            Err(_) => break,
+        }
+    }
+    let refused = waits.response().await.unwrap();
+    assert!(matches!(refused.status, 401 | 403), "{}", refused.status);
+    rest.notify_waiters();
+    assert_eq!(client.outcome(open[0]).await.answer().text(), "firstlast");
+}
+
+#[tokio::test]
+async fn the_first_rules_of_a_listener_find_the_streams_that_were_there_before() {
+    the_first_policy_ends_streams(web(&only(&["ann"])), ("x-user", "ann"), ("x-user", "bob")).await;
+}
+
+#[tokio::test]
+async fn tokens_that_are_wanted_from_now_on_are_wanted_of_open_streams() {
+    let bearer = format!("Bearer {TOKEN}");
+    let good = ("authorization", bearer.as_str());
+    the_first_policy_ends_streams(with_tokens(), good, ("authorization", "Bearer none")).await;
+}
+
+/// A tunnel whose token was verified, and taken away, when it began goes on as long as its provider is there.
+#[tokio::test]
+async fn a_token_that_was_verified_is_not_asked_for_again() {
+    let rest = Arc::new(Notify::new());
+    let answer = rest.clone();
+    let origin = Http1Upstream::scripted(move |_, _| slow(&answer)).await;
+    let rig = Rig::new(origin.address()).await;
+    rig.publish([with_tokens()]);
+    let proxy = rig.start().await;
+    let mut client = proxy.http2().await;
+    let bearer = format!("Bearer {TOKEN}");
+    let fields: Vec<_> = request("GET", "/").into_iter().chain([("authorization", &*bearer)]).collect();
+    let stream = client.open(&fields, true).await;
+    client.until(stream, "the first piece", |s| s.body == b"first").await;
+    rig.publish([with_tokens(), judged(Listener::tcp("other", "origin"), &everybody(true))]);
+    rig.plane.accepted(remora_xds::Kind::Listener, "other").await;
+    rest.notify_waiters();
+    assert_eq!(client.outcome(stream).await.answer().text(), "firstlast");
+}
+
+#[tokio::test]
+async fn rules_see_an_upgrade_over_both_protocols() {
+    let tunnel = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let origin = Http1Upstream::answering(Answer::raw(tunnel).echo()).await;
+    let rig = Rig::new(origin.address()).await;
+    let header = |name, value| json!({ "header": { "name": name, "string_match": { "exact": value } } });
+    let both = json!({ "and_rules": { "rules": [header("upgrade", "websocket"), header("connection", "upgrade")] } });
+    let deny = json!({ "action": "DENY", "policies": { "no-upgrades": {
+        "permissions": [both], "principals": [{ "header": { "name": "x-user", "string_match": { "exact": "bob" } } }],
+    } } });
+    let manager = json!({ "http2_protocol_options": { "allow_connect": true }, "http_filters": [
+        { "name": "envoy.filters.http.rbac", "typed_config": { "@type": HTTP_RBAC, "rules": deny } },
+        { "name": "envoy.filters.http.router",
+          "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" } },
+    ] });
+    let listener = Listener::http("ingress").upgrade("websocket").manager(manager);
+    rig.publish([lds(listener.route(to_cluster("/", "origin")))]);
+    let proxy = rig.start().await;
+    for (user, status) in [("bob", 403), ("ann", 101)] {
+        let mut client = proxy.http1().await;
+        let head = "GET /chat HTTP/1.1\r\nHost: a.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n";
+        client.send(format!("{head}X-User: {user}\r\n\r\n")).await;
+        assert_eq!(client.any_head().await.unwrap().word(1), status.to_string(), "{user}");
+    }
+    let mut client = proxy.http2().await;
+    for (user, status) in [("bob", 403), ("ann", 200)] {
+        let fields = [
+            (":method", "CONNECT"),
+            (":protocol", "websocket"),
+            (":scheme", "http"),
+            (":path", "/chat"),
+            (":authority", "a.example"),
+            ("x-user", user),
+        ];
+        let stream = client.open(&fields, false).await;
+        let head = client.until(stream, "an answer", |stream| stream.status().is_some()).await;
+        assert_eq!(head.status(), Some(status), "{user}");
+    }
+}
+
+/// `listener` with its filter chain under another name: for open connections theirs is gone.
+fn in_chain(name: &str, listener: impl Into<Value>) -> Resource {
+    let mut listener = listener.into();
+    listener["filter_chains"][0]["name"] = name.into();
+    lds(listener)
+}
+
+#[tokio::test]
+async fn connections_of_a_filter_chain_that_was_removed_drain() {
+    let tunnel = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let origin = Http1Upstream::scripted(move |seen, _| match seen.target() {
+        "/chat" => Answer::raw(tunnel).echo(),
+        _ => Answer::ok("x"),
+    })
+    .await;
+    let rig = Rig::new(origin.address()).await;
+    let web = || Listener::http("ingress").upgrade("websocket").route(to_cluster("/", "origin"));
+    let publish =
+        |chain| rig.publish([in_chain(chain, web()), in_chain(chain, Listener::tcp("raw", "origin"))]);
+    publish("before");
+    let proxy = under(&[rig.plane.address]).argument("--drain-time-s=2").start().await;
+    let (mut asks, mut idle, mut chats) = (proxy.http1().await, proxy.http1().await, proxy.http1().await);
+    let (mut streams, mut opaque) = (proxy.http2().await, Http1Client::connect(proxy.address("raw")).await);
+    for client in [&mut asks, &mut idle, &mut opaque] {
+        assert!(client.get("/").await.unwrap().keeps_alive());
+    }
+    assert_eq!(streams.get("/").await.answer().text(), "x");
+    chats
+        .send("GET /chat HTTP/1.1\r\nHost: a.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        .await;
+    assert_eq!(chats.any_head().await.unwrap().word(1), "101");
+
+    publish("after");
+    streams.until_goaway().await;
+    assert!(!asks.get("/").await.unwrap().keeps_alive(), "the last answer says so");
+    chats.send("still").await;
+    assert_eq!(chats.raw(5).await.unwrap(), b"still", "what is open may finish");
+    assert!(opaque.get("/").await.unwrap().keeps_alive(), "of opaque bytes nothing is known");
+    for client in [&mut asks, &mut idle, &mut chats, &mut opaque] {
+        assert!(client.is_closed().await);
+    }
+    assert!(proxy.http1().await.get("/").await.unwrap().keeps_alive());
+}
+
 #[tokio::test]
 async fn an_opaque_connection_that_is_not_allowed_any_more_is_closed_and_one_elsewhere_is_not() {
     let origin = Http1Upstream::answering(Answer::ok("x").echo()).await;
@@ -224,8 +402,10 @@ async fn an_opaque_connection_that_is_not_allowed_any_more_is_closed_and_one_els
 async fn an_http_connection_is_closed_with_its_requests_when_its_peer_may_not_connect_any_more() {
     let origin = Http1Upstream::scripted(|_, _| Answer::nothing().hang()).await;
     let rig = Rig::new(origin.address()).await;
-    let http =
-        |may| judged(Listener::http("ingress").route(to_cluster("/", "origin")).into(), &everybody(may));
+    let http = |may| {
+        let listener = Listener::http("ingress").manager(json!({ "access_log": log() }));
+        judged(listener.route(to_cluster("/", "origin")).into(), &everybody(may))
+    };
     rig.publish([http(true)]);
     let proxy = rig.start().await;
     let (mut one, mut two) = (proxy.http1().await, proxy.http2().await);
@@ -237,6 +417,8 @@ async fn an_http_connection_is_closed_with_its_requests_when_its_peer_may_not_co
     assert!(matches!(two.outcome(stream).await, Outcome::ConnectionEnded(_) | Outcome::Reset(..)));
     let metrics = proxy.admin("GET", "/stats/prometheus").await.unwrap().text();
     assert!(metrics.contains("remora_downstream_rejected_total{reason=\"unauthorized\"} 2"), "{metrics}");
+    let line = "LOG rbac_access_denied_matched_policy[all] rbac_denied";
+    eventually_async("the policy is in the log", async || proxy.stderr().matches(line).count() == 2).await;
 }
 
 /// Requirement M8: the operator finds the policy by its name, the caller is not told.

@@ -5,8 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use remora_tests::client::http1::{Http1Client, Response};
-use remora_tests::config::{Listener, to_cluster};
+use remora_tests::config::{Listener, cluster, direct, to_cluster};
+use remora_tests::control_plane::ControlPlane;
 use remora_tests::proxy::{Builder, Proxy};
+use remora_tests::resources::{cds, lds, under};
+use remora_tests::upstream::Upstream as _;
 use remora_tests::upstream::http1::{Answer, Http1Upstream};
 use remora_tests::wait::eventually_async;
 use serde_json::{Value, json};
@@ -175,4 +178,36 @@ async fn two_tokens_whose_keys_cannot_be_fetched_are_two_refusals_and_no_crash()
     }
     issuer.request(3).await;
     assert_eq!(proxy.http1().await.get("/").await.unwrap().reason(), Some("jwt_missing"));
+}
+
+/// Each version of a listener goes on with what the one before it knew.
+#[tokio::test]
+async fn a_listener_that_changes_often_does_not_ask_for_its_keys_again() {
+    let issuer = Issuer::with(Some(KEYS)).await;
+    let origin = Http1Upstream::answering(Answer::ok("in")).await;
+    let plane = ControlPlane::start().await;
+    let publish = |version: u32| {
+        let clusters = [("origin", origin.address()), ("issuer", issuer.server.address())];
+        let clusters = clusters.into_iter().map(|(name, address)| cds(&cluster(name, &[address])));
+        let versions = format!("/version/{version}");
+        let listener = Listener::http("ingress").manager(filters("600s"));
+        let listener = listener.route(direct(&versions, 200, "now")).route(to_cluster("/", "origin"));
+        plane.publish(clusters.chain([lds(listener)]));
+    };
+    publish(0);
+    let proxy = under(&[plane.address]).start().await;
+    let mut client = proxy.http1().await;
+    assert_eq!(ask(&mut client, TOKEN).await.text(), "in");
+    for version in 1..=20 {
+        publish(version);
+        let head = format!(
+            "GET /version/{version} HTTP/1.1\r\nHost: a.example\r\nAuthorization: Bearer {TOKEN}\r\n\r\n"
+        );
+        eventually_async("the next version", async || {
+            client.send(&head).await;
+            client.response().await.unwrap().text() == "now"
+        })
+        .await;
+    }
+    assert_eq!(issuer.asked(), 1);
 }

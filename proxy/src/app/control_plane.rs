@@ -11,8 +11,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::App;
 use super::listeners::Unbound;
+use super::{App, read_files};
 use crate::config::manager::{Applied, Changes, Manager};
 use crate::config::snapshot::Snapshot;
 use crate::config::source::ads::ClusterConnector;
@@ -255,7 +255,10 @@ impl App {
     }
 
     /// Everything that has to follow a change. Gives listeners whose sockets cannot be had.
-    async fn follow(&mut self, changes: Changes) -> Vec<Unbound> {
+    async fn follow(&mut self, mut changes: Changes) -> Vec<Unbound> {
+        if (changes.clusters || changes.listeners) && self.manager.has_unread_files() {
+            changes.add(self.read_new_files());
+        }
         if changes.clusters || changes.listeners {
             self.watch();
             self.ask();
@@ -264,6 +267,16 @@ impl App {
             self.publish().await;
         }
         if changes.listeners && self.listening { self.sync_listeners().await } else { Vec::new() }
+    }
+
+    /// Files that are named only now. The watcher tells of those that are not there yet.
+    fn read_new_files(&mut self) -> Changes {
+        let mut changes = Changes::default();
+        if matches!(read_files(&mut self.manager, &self.shared.registry, false), Ok(true)) {
+            changes = Changes { snapshot: true, listeners: true, clusters: true };
+        }
+        changes.add(self.manager.promote(Instant::now()));
+        changes
     }
 
     /// Asks the control plane for what is wanted now. Before the answer to what brought it: one request carries both.

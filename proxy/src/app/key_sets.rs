@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::config::snapshot::Snapshot;
@@ -11,13 +13,16 @@ use crate::config::spec::{HttpFilter, NetworkFilter};
 use crate::policy::jwt::keys::{Fetched, KeySet, Keys, MAX_KEY_SET, RemoteKeys};
 use crate::upstream::fetch;
 
+/// Between attempts, whatever the configuration says.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+
 /// What was fetched, by URI and cluster: a new version of a listener goes on with it.
 type Known = Arc<Mutex<HashMap<(http::Uri, Arc<str>), Arc<Fetched>>>>;
 
 /// The key sets that the configuration names.
 #[derive(Debug, Default)]
 pub(super) struct KeySets {
-    followed: Vec<Weak<RemoteKeys>>,
+    followed: Vec<(Weak<RemoteKeys>, AbortHandle)>,
     known: Known,
 }
 
@@ -26,18 +31,27 @@ impl KeySets {
     /// key set is given to its new version at once. `config` is asked for clusters.
     pub(super) fn follow(&mut self, snapshot: &Snapshot, config: &Arc<ArcSwap<Snapshot>>) {
         let named: Vec<Arc<RemoteKeys>> = remote_keys(snapshot).cloned().collect();
-        self.followed.retain(|old| old.strong_count() > 0);
+        self.followed.retain(|(old, task)| {
+            let is_used = old.strong_count() > 0;
+            if !is_used {
+                task.abort();
+            }
+            is_used
+        });
         lock(&self.known).retain(|key, _| named.iter().any(|keys| key_of(keys) == *key));
         for keys in named {
-            if self.followed.iter().any(|old| std::ptr::eq(old.as_ptr(), Arc::as_ptr(&keys))) {
+            if self.followed.iter().any(|(old, _)| std::ptr::eq(old.as_ptr(), Arc::as_ptr(&keys))) {
                 continue;
             }
             let known = lock(&self.known).get(&key_of(&keys)).cloned();
-            if let Some(known) = known.filter(|known| Instant::now() < known.until) {
+            let mut begin = Instant::now();
+            if let Some(known) = known.filter(|known| begin < known.until) {
+                begin += pause_before(&keys, known.until - begin);
                 keys.state.put(Some(known));
             }
-            self.followed.push(Arc::downgrade(&keys));
-            tokio::spawn(keep(Arc::downgrade(&keys), Arc::clone(&self.known), Arc::clone(config)));
+            let weak = Arc::downgrade(&keys);
+            let task = tokio::spawn(keep(weak.clone(), begin, Arc::clone(&self.known), Arc::clone(config)));
+            self.followed.push((weak, task.abort_handle()));
         }
     }
 }
@@ -66,8 +80,14 @@ fn remote_keys(snapshot: &Snapshot) -> impl Iterator<Item = &Arc<RemoteKeys>> {
     })
 }
 
-/// Keeps a key set fresh until no configuration has it any more.
-async fn keep(keys: Weak<RemoteKeys>, known: Known, config: Arc<ArcSwap<Snapshot>>) {
+/// How long a set that is believed for `left` needs no attempt: early enough for some before it is too old.
+fn pause_before(keys: &RemoteKeys, left: Duration) -> Duration {
+    left.min(keys.cache).saturating_sub(keys.cache / 4)
+}
+
+/// Keeps a key set fresh from `begin` on, until no configuration has it any more.
+async fn keep(keys: Weak<RemoteKeys>, begin: Instant, known: Known, config: Arc<ArcSwap<Snapshot>>) {
+    tokio::time::sleep_until(begin).await;
     let mut failures = 0;
     for turn in 0.. {
         let Some(keys) = keys.upgrade() else { return };
@@ -77,8 +97,7 @@ async fn keep(keys: Weak<RemoteKeys>, known: Known, config: Arc<ArcSwap<Snapshot
                 let fetched = Arc::new(fetched);
                 lock(&known).insert(key_of(&keys), Arc::clone(&fetched));
                 keys.state.put(Some(fetched));
-                // Early enough for some attempts before the old ones are too old.
-                keys.cache * 3 / 4
+                pause_before(&keys, keys.cache)
             }
             Err(error) => {
                 if failures == 0 {
@@ -91,7 +110,7 @@ async fn keep(keys: Weak<RemoteKeys>, known: Known, config: Arc<ArcSwap<Snapshot
             }
         };
         drop(keys);
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(pause.max(SHORTEST_PAUSE)).await;
     }
 }
 

@@ -216,10 +216,11 @@ impl Manager {
     /// Every mistake in it; nothing of it is taken over.
     pub fn apply_file(&mut self, path: &Path, text: &str) -> Result<bool, Vec<ConfigError>> {
         let hash = hash_of(&text);
-        if self.seen.get(path) == Some(&hash) {
+        // What was in it when nobody wanted it is not here.
+        let known = self.seen.insert(path.to_path_buf(), hash) == Some(hash);
+        if known && !self.names.secrets.lacks(path) {
             return Ok(false);
         }
-        self.seen.insert(path.to_path_buf(), hash);
         let source = path.display().to_string();
         let schema = Schema::load();
         let parsed = schema.parse::<DiscoveryResponse>(text, &source)?;
@@ -240,13 +241,16 @@ impl Manager {
             return Err(errors.into_list());
         }
         let origin = Origin::File(path.to_path_buf());
-        let refused = self.put_secrets(&mut batch, &origin);
+        let refused = self.conflicts(&batch, &origin);
         if !refused.is_empty() {
             return Err(secrets::refused_in(path, refused));
         }
+        // None is refused any more.
+        self.put_secrets(&mut batch, &origin);
         self.remove_missing(&batch, &origin);
         self.install(batch, &origin);
-        Ok(true)
+        self.names.secrets.forget_unwritten();
+        Ok(!(known && self.names.secrets.lacks(path)))
     }
 
     /// Counts the resources that `path` has brought into force.

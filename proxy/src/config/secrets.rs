@@ -1,6 +1,7 @@
 //! Secrets by name: what TLS contexts wait for, and where each comes from.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -81,14 +82,50 @@ struct Entry {
 }
 
 /// A `Secret` that names files.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct SecretFiles {
     /// As it came.
     pub secret: Box<SecretPb>,
     /// What it names.
-    pub files: Vec<PathBuf>,
-    /// Hash of what they held when they were read last; see [`content_of`].
-    pub content: u64,
+    pub files: Files,
+}
+
+impl fmt::Debug for SecretFiles {
+    /// There may be a key in it besides.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SecretFiles").field("files", &self.files).finish_non_exhaustive()
+    }
+}
+
+/// Files that certificates, keys and CAs are read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files {
+    names: Vec<PathBuf>,
+    /// `watched_directory`: where links on the way to them are swapped.
+    directory: Option<PathBuf>,
+    /// Hash of what they held when they were read last.
+    content: u64,
+}
+
+impl Files {
+    /// Files that are about to be read.
+    #[must_use]
+    pub fn new(names: Vec<PathBuf>, directory: Option<PathBuf>) -> Self {
+        let content = content_of(&names);
+        Self { names, directory, content }
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// Whether they do not hold any more what they held. They are taken for read.
+    fn changed(&mut self) -> bool {
+        let content = content_of(&self.names);
+        std::mem::replace(&mut self.content, content) != content
+    }
 }
 
 /// A `Secret` that was compiled.
@@ -105,12 +142,22 @@ pub struct Compiled {
 }
 
 /// What is written out in a context, with files in it: read again when these change.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum Recipe {
     /// An entry of `tls_certificates`.
     Certificate(Box<TlsCertificate>, Arc<CryptoProvider>, Weak<Secret<OwnCertificate>>),
     /// A `validation_context`.
     Trust(Box<CertificateValidationContext>, Weak<Secret<Trust>>),
+}
+
+impl fmt::Debug for Recipe {
+    /// There may be a key in it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Certificate(..) => "Certificate",
+            Self::Trust(..) => "Trust",
+        })
+    }
 }
 
 impl Recipe {
@@ -128,6 +175,8 @@ pub struct Secrets {
     entries: BTreeMap<(SecretSource, Arc<str>), Entry>,
     /// By the hash of what is written: contexts that say the same share it.
     written: HashMap<u64, Written>,
+    /// `watched_directory` of files that secrets come from.
+    sds_directories: BTreeSet<(Arc<Path>, Arc<Path>)>,
 }
 
 /// What is written out in a context.
@@ -136,14 +185,11 @@ pub struct Written {
     /// How to make it.
     pub recipe: Recipe,
     /// The files that it names.
-    pub files: Vec<PathBuf>,
-    /// Hash of what they held when they were read last; see [`content_of`].
-    pub content: u64,
+    pub files: Files,
 }
 
 /// A hash of what files hold now.
-#[must_use]
-pub fn content_of(files: &[PathBuf]) -> u64 {
+fn content_of(files: &[PathBuf]) -> u64 {
     let mut hasher = DefaultHasher::new();
     for file in files {
         // One that cannot be read has a content of its own.
@@ -235,8 +281,7 @@ impl Secrets {
         let mut changed = Vec::new();
         for ((source, name), entry) in &mut self.entries {
             let Some(from) = entry.files.as_mut().filter(|_| entry.slot.is_used()) else { continue };
-            let content = content_of(&from.files);
-            if std::mem::replace(&mut from.content, content) != content {
+            if from.files.changed() {
                 changed.push((source.clone(), Arc::clone(name), from.secret.clone()));
             }
         }
@@ -285,19 +330,55 @@ impl Secrets {
         used.map(|((_, name), _)| Arc::clone(name)).collect()
     }
 
-    /// Files that secrets come from, and the directories to watch besides theirs.
-    pub fn sds_files(&self) -> impl Iterator<Item = (&Path, Option<&Path>)> {
+    /// Where the secrets of a file come from. Contexts may say differently what to watch besides it.
+    #[must_use]
+    pub fn of_file(path: &Path) -> SecretSource {
+        Some(ConfigSource::Path { path: path.into(), watched: None })
+    }
+
+    /// A context takes secrets from `config`.
+    pub fn source(&mut self, config: ConfigSource) -> SecretSource {
+        let ConfigSource::Path { path, watched } = config else { return Some(config) };
+        let source = Self::of_file(&path);
+        if let Some(directory) = watched {
+            self.sds_directories.insert((path, directory));
+        }
+        source
+    }
+
+    /// Files that secrets come from.
+    pub fn sds_files(&self) -> impl Iterator<Item = &Path> {
         self.entries.iter().filter(|(_, entry)| entry.slot.is_used()).filter_map(|((source, _), _)| {
             match source {
-                Some(ConfigSource::Path { path, watched }) => Some((&**path, watched.as_deref())),
+                Some(ConfigSource::Path { path, .. }) => Some(&**path),
                 _ => None,
             }
         })
     }
 
+    /// Directories to watch besides theirs.
+    pub fn sds_directories(&self) -> impl Iterator<Item = &Path> {
+        self.sds_directories.iter().map(|(_, directory)| &**directory)
+    }
+
+    /// Whether contexts wait for a secret of this file.
+    #[must_use]
+    pub fn lacks(&self, path: &Path) -> bool {
+        let source = Self::of_file(path);
+        let of_file = self.entries.iter().filter(|((from, _), _)| *from == source);
+        of_file.into_iter().any(|(_, entry)| entry.hash.is_none() && entry.slot.is_used())
+    }
+
     /// Forgets what no context refers to any more; what the process has stays.
     pub fn forget_unused(&mut self) {
         self.entries.retain(|(source, _), entry| source.is_none() || entry.slot.is_used());
+        let used: BTreeSet<PathBuf> = self.sds_files().map(PathBuf::from).collect();
+        self.sds_directories.retain(|(path, _)| used.contains(&**path));
+        self.forget_unwritten();
+    }
+
+    /// Forgets what was written out, keys among it, in contexts that are gone.
+    pub fn forget_unwritten(&mut self) {
         self.written.retain(|_, written| written.recipe.is_used());
     }
 
@@ -316,19 +397,24 @@ impl Secrets {
     /// for read.
     pub fn changed(&mut self) -> Vec<Recipe> {
         let used = self.written.values_mut().filter(|written| written.recipe.is_used());
-        let changed = used.filter_map(|written| {
-            let content = content_of(&written.files);
-            (std::mem::replace(&mut written.content, content) != content).then(|| written.recipe.clone())
-        });
+        let changed = used.filter_map(|written| written.files.changed().then(|| written.recipe.clone()));
         changed.collect()
     }
 
     /// Files that certificates, keys and CAs are read from.
     pub fn material_files(&self) -> impl Iterator<Item = &Path> {
-        let used = self.written.values().filter(|written| written.recipe.is_used());
-        let written = used.flat_map(|written| written.files.iter().map(PathBuf::as_path));
+        self.material().flat_map(|files| files.names.iter().map(PathBuf::as_path))
+    }
+
+    /// Directories to watch besides theirs.
+    pub fn material_directories(&self) -> impl Iterator<Item = &Path> {
+        self.material().filter_map(|files| files.directory.as_deref())
+    }
+
+    fn material(&self) -> impl Iterator<Item = &Files> {
+        let written = self.written.values().filter(|written| written.recipe.is_used());
         let named = self.entries.values().filter(|entry| entry.slot.is_used());
         let named = named.filter_map(|entry| entry.files.as_ref());
-        written.chain(named.flat_map(|from| from.files.iter().map(PathBuf::as_path)))
+        written.map(|written| &written.files).chain(named.map(|from| &from.files))
     }
 }

@@ -1,6 +1,9 @@
 //! One try: breaker, pick, acquire, send.
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use http::Version;
@@ -11,6 +14,7 @@ use super::forward::set_host;
 use super::h1::client::{self as h1, Failed, SendOptions, Sent};
 use super::h1::server::spelling;
 use super::h2::client as h2;
+use super::recheck::poll_refused;
 use super::response::Response;
 use crate::error::Reason;
 use crate::resilience::breaker::Resource;
@@ -18,6 +22,7 @@ use crate::route::action::RouteAction;
 use crate::route::rewrite::parse_authority;
 use crate::upstream::cluster::{Cluster, Discovery, UpstreamProtocol};
 use crate::upstream::endpoint::{Endpoint, EndpointKey};
+use crate::worker::timer::Timer;
 
 /// Heads of answers larger than this are refused (Envoy's default for HTTP/1 is 80 KiB).
 const MAX_ANSWER_HEAD: usize = 80 * 1024;
@@ -50,14 +55,20 @@ pub async fn run(ctx: &mut RequestCtx, attempt: &Attempt<'_>, body: Body) -> Res
         set_host(ctx, attempt.action, host);
     }
     ctx.active = Some(endpoint.begin());
-    let send = send(ctx, attempt, &endpoint, body);
-    match attempt.per_try {
-        None => send.await,
-        Some(limit) => match tokio::time::timeout(limit, send).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(Failed::new(Reason::PerTryTimeout, Sent::All)),
-        },
-    }
+    let ctx = &*ctx;
+    let mut send = pin!(send(ctx, attempt, &endpoint, body));
+    let mut limit = attempt.per_try.map(Timer::after);
+    poll_fn(|cx| {
+        if let Poll::Ready(outcome) = send.as_mut().poll(cx) {
+            return Poll::Ready(outcome);
+        }
+        let ended = match (poll_refused(ctx, cx), &mut limit) {
+            (Poll::Pending, Some(limit)) => limit.poll(cx).map(|()| Reason::PerTryTimeout),
+            (refused, _) => refused,
+        };
+        ended.map(|reason| Err(Failed::new(reason, Sent::All)))
+    })
+    .await
 }
 
 /// One permit for the request, however often it is tried.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
-use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use tokio::time::Instant;
 
 use super::body::BodyProgress;
@@ -16,7 +16,6 @@ use super::head::{HeaderCase, RequestHead, ResponseHead};
 use super::headers::Origin;
 use super::interim::InterimSink;
 use super::local_reply;
-use super::recheck::Recheck;
 use super::response::Response;
 use crate::config::names::ClusterId;
 use crate::config::spec::HttpSpec;
@@ -27,6 +26,7 @@ use crate::tls::TlsSession;
 use crate::upstream::cluster::{Cluster, ClusterPermit};
 use crate::upstream::endpoint::ActiveRequest;
 use crate::worker::Pinned;
+use crate::worker::changes::Follower;
 use crate::worker::timer::Timer;
 
 /// See the module.
@@ -76,13 +76,15 @@ pub struct RequestCtx {
     pub trailers: Rc<std::cell::OnceCell<HeaderMap>>,
     /// What policy filters found; None when there was nothing to keep.
     pub policy: Option<Box<Findings>>,
-    /// Judges the request again when the configuration changes.
-    pub recheck: Option<Box<Recheck>>,
+    /// Changes since the request began: it is judged again.
+    pub changes: Follower,
     /// Which policy refused it then.
-    pub revoked: Option<Rc<std::cell::OnceCell<String>>>,
+    pub revoked: std::cell::OnceCell<String>,
     /// When the head of the answer came.
     pub answered: Option<Duration>,
     original_path: Option<PathAndQuery>,
+    judged_host: Option<Option<Authority>>,
+    judged_headers: Option<Box<HeaderMap>>,
     status: Option<StatusCode>,
     response: Option<ResponseHead>,
     finished: bool,
@@ -125,10 +127,12 @@ impl RequestCtx {
             timeout_alternative: false,
             trailers: Rc::default(),
             policy: None,
-            recheck: None,
-            revoked: None,
+            changes: downstream.worker.changes.follow(),
+            revoked: std::cell::OnceCell::new(),
             answered: None,
             original_path: None,
+            judged_host: None,
+            judged_headers: None,
             status: None,
             response: None,
             finished: false,
@@ -185,6 +189,37 @@ impl RequestCtx {
         self.original_path.as_ref().unwrap_or(&self.head.path)
     }
 
+    /// Remembers the host before the route changes it.
+    pub fn note_judged_host(&mut self) {
+        self.judged_host.get_or_insert_with(|| self.head.authority.clone());
+    }
+
+    /// Remembers the headers before the route changes them.
+    pub fn note_judged_headers(&mut self) {
+        self.judged_headers.get_or_insert_with(|| Box::new(self.head.headers.clone()));
+    }
+
+    /// The head as policy judged it, before the route changed it.
+    #[must_use]
+    pub fn judged_head(&self) -> RequestHead {
+        let mut head = RequestHead {
+            authority: self.judged_host.as_ref().unwrap_or(&self.head.authority).clone(),
+            path: self.original_path().clone(),
+            headers: HeaderMap::clone(self.judged_headers.as_deref().unwrap_or(&self.head.headers)),
+            ..self.head.clone()
+        };
+        self.show_upgrade(&mut head.headers);
+        head
+    }
+
+    /// Adds what an upgrade is to rules. HTTP/1 and HTTP/2 (RFC 8441) ask for one in different words; rules see those of HTTP/1, as in Envoy.
+    pub fn show_upgrade(&self, headers: &mut HeaderMap) {
+        if let Some(protocol) = self.upgrade.as_ref().filter(|_| self.head.method != Method::CONNECT) {
+            headers.insert(header::UPGRADE, protocol.clone());
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        }
+    }
+
     /// How long a tunnel of this request may stay quiet: upgrades live by their own rules, so only TCP's default holds.
     #[must_use]
     pub const fn tunnel_idle(&self) -> Option<Duration> {
@@ -198,8 +233,7 @@ impl RequestCtx {
 
     fn close(&mut self, sent: u64, failed: Option<Reason>) {
         self.finished = true;
-        let evicted = self.downstream.evicted.get().then_some(Reason::RbacDenied);
-        self.reason = self.reason.or(evicted).or(failed);
+        self.reason = self.reason.or_else(|| Some(self.downstream.evicted.get()?.reason)).or(failed);
         let total = self.start.elapsed();
         let worker = Rc::clone(&self.downstream.worker);
         let record = self.record(sent, total);
@@ -252,10 +286,11 @@ impl RequestCtx {
         }
     }
 
-    /// Which policy refused the request, when it came or later.
+    /// Which policy refused the request, when it came or later, or its connection.
     fn details(&self) -> Option<&str> {
         let refused = self.policy.as_ref().and_then(|policy| policy.details.as_deref());
-        refused.or_else(|| Some(self.revoked.as_ref()?.get()?.as_str()))
+        let later = || self.revoked.get().or_else(|| Some(&self.downstream.evicted.get()?.details));
+        refused.or_else(|| later().map(String::as_str))
     }
 
     /// The record as it is now, for header values with operators.

@@ -1,16 +1,18 @@
 //! One downstream connection, as everything that serves it sees it.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::config::snapshot::Snapshot;
 use crate::config::spec::{FilterChain, HttpSpec, ListenerSpec, NetworkFilter};
+use crate::listener::admission::Refused;
 use crate::policy::view::ConnectionView;
 use crate::telemetry::labels::Peer;
 use crate::tls::TlsSession;
 use crate::worker::Worker;
+use crate::worker::drain::Registration;
 
 /// What is known of a connection once its filter chain was chosen.
 #[derive(Debug)]
@@ -35,15 +37,26 @@ pub struct Downstream {
     pub chain: Arc<FilterChain>,
     /// The worker that owns the connection.
     pub worker: Rc<Worker>,
-    /// Policy closes the connection.
-    pub evicted: Cell<bool>,
+    /// Tells it to finish, with all others or alone.
+    pub drain: Registration,
+    /// Why the proxy closes the connection.
+    pub evicted: OnceCell<Refused>,
     /// Streams started on it.
     pub streams: Cell<u64>,
 }
 
 impl Downstream {
+    /// Whether `snapshot` would still serve the connection by its chain. One that is gone, or asks for TLS where there is none, serves others.
+    #[must_use]
+    pub fn is_in_force(&self, snapshot: &Snapshot) -> bool {
+        snapshot.chain(self.chain.id).is_some_and(|newest| {
+            newest.tls.is_some() == self.is_secure()
+                && std::mem::discriminant(&newest.filter) == std::mem::discriminant(&self.chain.filter)
+        })
+    }
+
     /// The newest version of the connection manager that serves this connection: new requests on an old connection
-    /// obey new configuration. The old one goes on when its chain was removed.
+    /// obey new configuration. The old one serves until the drain ends when its chain was removed.
     #[must_use]
     pub fn http(&self) -> Option<Arc<HttpSpec>> {
         self.http_of(&self.worker.snapshot())

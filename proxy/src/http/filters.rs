@@ -1,19 +1,20 @@
 //! The filters of the listener, in the order of `http_filters`. They run before anything is sent anywhere.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::{HeaderValue, Method};
+use http::HeaderValue;
 use tokio::time::Instant;
 
 use super::context::RequestCtx;
 use super::downstream::Downstream;
 use super::head::RequestHead;
 use super::local_reply;
-use super::recheck::Recheck;
 use crate::config::spec::HttpFilter;
 use crate::error::Reason;
 use crate::policy::jwt::JwtFilter;
 use crate::policy::jwt::provider::Now;
+use crate::policy::jwt::requirement::Requirement;
 use crate::policy::overrides::{Override, Overrides};
 use crate::policy::rbac::{self, RbacFilter};
 use crate::policy::view::{Claims, RequestView, View};
@@ -30,6 +31,8 @@ pub struct Findings {
     pub challenge: Option<HeaderValue>,
     /// Payloads of verified tokens.
     pub claims: Vec<Claims>,
+    /// Names of the providers whose tokens were verified.
+    pub providers: Vec<Arc<str>>,
 }
 
 /// Runs `filters` with what the route says about them.
@@ -41,12 +44,9 @@ pub async fn run(
     filters: &[HttpFilter],
     route: Option<&Overrides>,
 ) -> Result<(), Reason> {
-    // A tunnel lasts: rules that come later are to find it.
-    let mut judged = ctx.upgrade.is_some() || ctx.head.method == Method::CONNECT;
     for filter in filters {
         match filter {
             HttpFilter::Rbac(name, filter) => {
-                judged = true;
                 if let Some(filter) = effective(name, filter, route) {
                     access(ctx, filter)?;
                 }
@@ -56,11 +56,6 @@ pub async fn run(
             }
             HttpFilter::Router => {}
         }
-    }
-    if judged {
-        let recheck = Recheck::new(ctx);
-        ctx.revoked = Some(recheck.details());
-        ctx.recheck = Some(Box::new(recheck));
     }
     Ok(())
 }
@@ -122,21 +117,31 @@ fn access(ctx: &mut RequestCtx, filter: &RbacFilter) -> Result<(), Reason> {
     Err(Reason::RbacDenied)
 }
 
+/// What `filter` asks of a request, with what its route says about that.
+///
+/// # Errors
+/// The route names a requirement that is not there.
+pub fn required<'f>(
+    filter: &'f JwtFilter,
+    said: Option<&Override>,
+    head: &RequestHead,
+    random: u64,
+) -> Result<Option<&'f Requirement>, Reason> {
+    match said {
+        Some(Override::Disabled) => Ok(None),
+        Some(Override::Jwt(name)) => filter.named.get(&**name).map(Some).ok_or(Reason::JwtNoRequirement),
+        Some(Override::Rbac(_)) | None => Ok(filter.requirement(head, random)),
+    }
+}
+
 /// `envoy.filters.http.jwt_authn`.
 async fn tokens(ctx: &mut RequestCtx, filter: &JwtFilter, said: Option<&Override>) -> Result<(), Reason> {
     filter.sanitize(&mut ctx.head.headers);
     if filter.lets_pass(&ctx.head) {
         return Ok(());
     }
-    let requirement = match said {
-        Some(Override::Disabled) => None,
-        Some(Override::Jwt(name)) => Some(filter.named.get(&**name).ok_or(Reason::JwtNoRequirement)?),
-        Some(Override::Rbac(_)) | None => {
-            let random = ctx.downstream.worker.with_rng(|rng| rng.u64(..));
-            filter.requirement(&ctx.head, random)
-        }
-    };
-    let Some(requirement) = requirement else { return Ok(()) };
+    let random = ctx.downstream.worker.with_rng(|rng| rng.u64(..));
+    let Some(requirement) = required(filter, said, &ctx.head, random)? else { return Ok(()) };
     filter.keys_ready().await;
     let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let worker = std::rc::Rc::clone(&ctx.downstream.worker);
@@ -144,6 +149,7 @@ async fn tokens(ctx: &mut RequestCtx, filter: &JwtFilter, said: Option<&Override
     match requirement.check(filter, &ctx.head, now) {
         Ok(verified) => {
             for token in verified {
+                findings(ctx).providers.push(Arc::clone(&token.provider.name));
                 if let Some(claims) = token.apply(&mut ctx.head) {
                     findings(ctx).claims.push(claims);
                 }

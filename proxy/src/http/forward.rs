@@ -80,7 +80,6 @@ pub async fn forward(
     };
     let mut pause = idle.map(Idle::new);
     let mut read = progress.bytes.get();
-    let mut recheck = ctx.recheck.take();
     let answer = {
         let tries = Tries { state, per_try: limits.per_try };
         let mut work = pin!(retry_loop(ctx, action, &cluster, body, tries));
@@ -103,17 +102,11 @@ pub async fn forward(
                     return Poll::Ready(Err(Reason::idle(progress.done.get())));
                 }
             }
-            if let Some(recheck) = &mut recheck
-                && let Poll::Ready(reason) = recheck.poll(cx)
-            {
-                return Poll::Ready(Err(reason));
-            }
             deadline.poll(cx).map(Err)
         })
         .await
     };
     let mut response = answer?;
-    ctx.recheck = recheck;
     if response.upgraded.is_none() {
         guard(ctx, &mut response, deadline, idle);
     }
@@ -125,15 +118,15 @@ pub async fn forward(
     Ok(response)
 }
 
-/// Time limits and policy go on while the body comes; the status of a gRPC answer is behind it.
+/// Time limits go on while the body comes; the status of a gRPC answer is behind it.
 fn guard(ctx: &mut RequestCtx, response: &mut Response, deadline: Deadline, idle: Option<Duration>) {
-    let limited = idle.is_some() || deadline.left(ctx.start).is_some() || ctx.recheck.is_some();
+    let limited = idle.is_some() || deadline.left(ctx.start).is_some();
     let trailers = ctx.is_grpc().then(|| std::rc::Rc::clone(&ctx.trailers));
     if response.body.is_end() || !(limited || trailers.is_some()) {
         return;
     }
     let body = std::mem::take(&mut response.body);
-    let guarded = GuardedBody::new(body, deadline, idle, trailers).while_allowed(ctx.recheck.take());
+    let guarded = GuardedBody::new(body, deadline, idle, trailers);
     response.body = Body::Guarded(Box::new(guarded));
 }
 
@@ -186,6 +179,7 @@ fn rewrite(
     http: &HttpSpec,
 ) -> Result<(), Reason> {
     if !target.request_headers.is_empty() {
+        ctx.note_judged_headers();
         let mut headers = std::mem::take(&mut ctx.head.headers);
         let mut values = Values::new(ctx);
         target.request_headers.apply(&mut headers, &mut |template, headers| values.render(template, headers));
@@ -232,6 +226,7 @@ fn rewrite(
 
 /// Replaces the host, telling the upstream the old one when the route wants that.
 pub(super) fn set_host(ctx: &mut RequestCtx, action: &RouteAction, host: http::uri::Authority) {
+    ctx.note_judged_host();
     let old = ctx.head.authority.replace(host);
     let Some(old) = old.and_then(|old| HeaderValue::from_str(old.as_str()).ok()) else { return };
     if action.append_x_forwarded_host {

@@ -12,7 +12,6 @@ use tokio::time::Instant;
 
 use super::body::Body;
 use super::context::Deadline;
-use super::recheck::Recheck;
 use crate::error::Reason;
 use crate::worker::timer::Timer;
 
@@ -23,7 +22,6 @@ pub struct GuardedBody {
     deadline: Deadline,
     idle: Option<Idle>,
     trailers: Option<Rc<OnceCell<HeaderMap>>>,
-    recheck: Option<Box<Recheck>>,
 }
 
 impl GuardedBody {
@@ -35,13 +33,7 @@ impl GuardedBody {
         idle: Option<Duration>,
         trailers: Option<Rc<OnceCell<HeaderMap>>>,
     ) -> Self {
-        Self { body, deadline, idle: idle.map(Idle::new), trailers, recheck: None }
-    }
-
-    /// Only as long as policy allows the request.
-    #[must_use]
-    pub fn while_allowed(self, recheck: Option<Box<Recheck>>) -> Self {
-        Self { recheck, ..self }
+        Self { body, deadline, idle: idle.map(Idle::new), trailers }
     }
 
     /// The body inside.
@@ -52,11 +44,6 @@ impl GuardedBody {
 
     /// See [`Body::poll_next`].
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Reason>>> {
-        if let Some(recheck) = &mut self.recheck
-            && let Poll::Ready(reason) = recheck.poll(cx)
-        {
-            return Poll::Ready(Some(Err(reason)));
-        }
         match self.body.poll_next(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(idle) = &mut self.idle {

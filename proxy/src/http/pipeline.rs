@@ -80,10 +80,18 @@ async fn run(ctx: &mut RequestCtx, body: Body) -> Result<Response, Reason> {
         RouteSource::Inline(table) => Some(table),
         RouteSource::Rds(id) => snapshot.route_table(*id),
     };
+    let mut headers = std::mem::take(&mut ctx.head.headers);
+    ctx.show_upgrade(&mut headers);
+    ctx.head.headers = headers;
     let random = ctx.downstream.worker.with_rng(|rng| rng.u64(..));
     let query = Query { head: &ctx.head, internal: ctx.origin.internal, random };
     let found = table.map_or(Found::NoVirtualHost, |table| table.find(&query));
     filters::run(ctx, &http.filters, found.overrides()).await?;
+    if ctx.upgrade.is_some() {
+        // What is said to the endpoint depends on its protocol.
+        ctx.head.headers.remove(header::UPGRADE);
+        ctx.head.headers.remove(header::CONNECTION);
+    }
     match found {
         Found::Route(_, route) => take(ctx, route, &http, body).await,
         Found::TlsRequired(_) => redirect(StatusCode::MOVED_PERMANENTLY, tls_location(&ctx.head)),

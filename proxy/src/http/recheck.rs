@@ -1,102 +1,97 @@
 //! A request that lasts is judged again when the configuration changes: a stream that was let in must not outlive its right.
+//!
+//! Until then that costs nothing but a waker: the request is judged as its context has it, without what its route changed.
 
-use std::cell::OnceCell;
 use std::future::{Future, poll_fn};
-use std::net::SocketAddr;
 use std::pin::pin;
-use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
+use std::time::SystemTime;
+
+use tokio::time::Instant;
 
 use super::context::RequestCtx;
-use super::downstream::Downstream;
 use super::filters;
 use super::head::RequestHead;
-use crate::config::spec::RouteSource;
+use crate::config::spec::{HttpFilter, RouteSource};
 use crate::error::Reason;
-use crate::policy::view::{Claims, RequestView, View};
+use crate::policy::jwt::JwtFilter;
+use crate::policy::jwt::provider::Now;
+use crate::policy::overrides::Overrides;
+use crate::policy::view::{RequestView, View};
 use crate::route::{Found, Query};
-use crate::worker::changes::Follower;
 
-/// What the rules looked at, kept as it was before routes changed it.
-#[derive(Debug)]
-pub struct Recheck {
-    follower: Follower,
-    downstream: Rc<Downstream>,
-    head: RequestHead,
-    claims: Vec<Claims>,
-    client: SocketAddr,
-    internal: bool,
-    /// Where the policy that refuses is named, for the record of the request.
-    details: Rc<OnceCell<String>>,
+/// Ready when the request would be refused now.
+pub fn poll_refused(ctx: &RequestCtx, cx: &Context<'_>) -> Poll<Reason> {
+    while ctx.changes.poll_changed(cx) {
+        if let Err(reason) = judge(ctx) {
+            return Poll::Ready(reason);
+        }
+    }
+    Poll::Pending
 }
 
-impl Recheck {
-    /// For a request that was let in.
-    #[must_use]
-    pub fn new(ctx: &RequestCtx) -> Self {
-        Self {
-            follower: ctx.downstream.worker.changes.follow(),
-            downstream: Rc::clone(&ctx.downstream),
-            head: ctx.head.clone(),
-            claims: ctx.policy.as_ref().map(|policy| policy.claims.clone()).unwrap_or_default(),
-            client: ctx.origin.client,
-            internal: ctx.origin.internal,
-            details: Rc::default(),
+fn judge(ctx: &RequestCtx) -> Result<(), Reason> {
+    let downstream = &ctx.downstream;
+    let snapshot = downstream.worker.snapshot();
+    let Some(http) = downstream.http_of(&snapshot) else { return Ok(()) };
+    let table = match &http.routes {
+        RouteSource::Inline(table) => Some(table),
+        RouteSource::Rds(id) => snapshot.route_table(*id),
+    };
+    let random = downstream.worker.with_rng(|rng| rng.u64(..));
+    let head = ctx.judged_head();
+    let query = Query { head: &head, internal: ctx.origin.internal, random };
+    let found = table.map_or(Found::NoVirtualHost, |table| table.find(&query));
+    for filter in &http.filters {
+        if let HttpFilter::Jwt(name, filter) = filter {
+            still_known(ctx, (name, filter), found.overrides(), &head)?;
         }
     }
+    let claims = ctx.policy.as_ref().map_or(&[][..], |policy| &policy.claims);
+    let view = View {
+        connection: downstream.view(ctx.origin.client),
+        request: Some(RequestView::from(&head)),
+        claims,
+    };
+    filters::still_allowed(downstream, &http.filters, found.overrides(), &view).map_err(|policy| {
+        ctx.revoked.get_or_init(|| policy);
+        Reason::RbacDenied
+    })
+}
 
-    /// Will name the policy that refused.
-    #[must_use]
-    pub fn details(&self) -> Rc<OnceCell<String>> {
-        Rc::clone(&self.details)
+/// What was verified when the request came need not be there any more: it is enough that its provider still is. A token that nobody
+/// asked for then is looked at now.
+fn still_known(
+    ctx: &RequestCtx,
+    (name, filter): (&str, &JwtFilter),
+    route: Option<&Overrides>,
+    head: &RequestHead,
+) -> Result<(), Reason> {
+    if filter.lets_pass(head) {
+        return Ok(());
     }
-
-    /// Ready when the request would be refused now.
-    pub fn poll(&mut self, cx: &Context<'_>) -> Poll<Reason> {
-        while self.follower.poll_changed(cx) {
-            if let Err(reason) = self.judge() {
-                return Poll::Ready(reason);
-            }
-        }
-        Poll::Pending
+    let worker = &ctx.downstream.worker;
+    let random = worker.with_rng(|rng| rng.u64(..));
+    let said = route.and_then(|route| route.of(name));
+    let Some(requirement) = filters::required(filter, said, head, random)? else { return Ok(()) };
+    let known = ctx.policy.as_ref().map_or(&[][..], |policy| &policy.providers);
+    if requirement.is_met_by(filter, known) {
+        return Ok(());
     }
-
-    fn judge(&self) -> Result<(), Reason> {
-        let downstream = &self.downstream;
-        let snapshot = downstream.worker.snapshot();
-        let Some(http) = downstream.http_of(&snapshot) else { return Ok(()) };
-        let table = match &http.routes {
-            RouteSource::Inline(table) => Some(table),
-            RouteSource::Rds(id) => snapshot.route_table(*id),
-        };
-        let random = downstream.worker.with_rng(|rng| rng.u64(..));
-        let query = Query { head: &self.head, internal: self.internal, random };
-        let found = table.map_or(Found::NoVirtualHost, |table| table.find(&query));
-        let view = View {
-            connection: downstream.view(self.client),
-            request: Some(RequestView::from(&self.head)),
-            claims: &self.claims,
-        };
-        filters::still_allowed(downstream, &http.filters, found.overrides(), &view).map_err(|policy| {
-            self.details.get_or_init(|| policy);
-            Reason::RbacDenied
-        })
-    }
+    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = Now { unix, instant: Instant::now(), signatures: &worker.signatures };
+    requirement.check(filter, head, now).map(drop)
 }
 
 /// Does `work` as long as the request may go on.
 ///
 /// # Errors
 /// Why it may not any more.
-pub async fn while_allowed<F: Future>(recheck: Option<Box<Recheck>>, work: F) -> Result<F::Output, Reason> {
-    let (mut recheck, mut work) = (recheck, pin!(work));
-    poll_fn(|cx| {
-        if let Some(recheck) = &mut recheck
-            && let Poll::Ready(reason) = recheck.poll(cx)
-        {
-            return Poll::Ready(Err(reason));
-        }
-        Poll::Ready(Ok(ready!(work.as_mut().poll(cx))))
+pub async fn while_allowed<F: Future>(ctx: &RequestCtx, work: F) -> Result<F::Output, Reason> {
+    let mut work = pin!(work);
+    poll_fn(|cx| match work.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Ok(output)),
+        Poll::Pending => poll_refused(ctx, cx).map(Err),
     })
     .await
 }

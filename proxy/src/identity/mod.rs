@@ -195,8 +195,12 @@ pub async fn run(options: Options, mut roots: Roots, events: mpsc::Sender<Event>
             continue;
         }
         let event = match requester.ask(held.as_ref(), now).await {
+            Ok(identity) if !schedule.renewed(wall(), identity.ends(), &mut rng) => Event::Failed {
+                reason: "the certificate that came has ended: this machine's clock is ahead of the CA's"
+                    .into(),
+                held: held.as_ref().is_some_and(|identity| identity.ends() > now),
+            },
             Ok(mut identity) => {
-                schedule.renewed(wall(), identity.ends(), &mut rng);
                 // A replica of the CA may not know yet what the control plane has sent us.
                 if let Some(more) =
                     roots.borrow_and_update().as_deref().and_then(|trust| trust.roots.as_ref())

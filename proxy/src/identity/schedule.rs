@@ -49,14 +49,18 @@ impl Schedule {
         if now + STEP < self.since { Duration::ZERO } else { self.due.saturating_sub(now) }
     }
 
-    /// There is a new certificate.
-    pub(super) fn renewed(&mut self, now: Duration, ends: Duration, rng: &mut fastrand::Rng) {
+    /// There is a new certificate. False: by our clock it has ended already, which is a failure like others.
+    pub(super) fn renewed(&mut self, now: Duration, ends: Duration, rng: &mut fastrand::Rng) -> bool {
         let life = ends.saturating_sub(now);
-        // Never at once: a CA that gives out what has ended must not be asked in a loop.
+        if life.is_zero() {
+            self.failed(now, rng);
+            return false;
+        }
         let wait = life.mul_f64(0.45 + 0.1 * rng.f64()).max(Duration::from_secs(1));
         (self.due, self.since) = (now + wait, now);
         self.failures = 0;
         self.life = Some(Life { began: now, ends, warned: None });
+        true
     }
 
     /// There is none. The next attempt comes later, but well before the end of the certificate that there is.
@@ -104,7 +108,7 @@ mod tests {
         assert_eq!(schedule.due, s(100.0));
         let mut all = Vec::new();
         for _ in 0..1000 {
-            schedule.renewed(s(100.0), s(1100.0), &mut rng);
+            assert!(schedule.renewed(s(100.0), s(1100.0), &mut rng));
             all.push(schedule.due);
         }
         let (first, last) = (all.iter().min().unwrap(), all.iter().max().unwrap());
@@ -123,7 +127,7 @@ mod tests {
             assert!(wait >= s(0.25) && wait <= LONGEST_WAIT + s(0.25), "{wait:?}");
             now = schedule.due;
         }
-        schedule.renewed(now, now + s(20.0), &mut rng);
+        assert!(schedule.renewed(now, now + s(20.0), &mut rng));
         for _ in 0..40 {
             schedule.failed(now, &mut rng);
             assert!(schedule.due - now <= s(5.0));
@@ -150,20 +154,26 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(1);
         let mut schedule = Schedule::new(s(0.0), None);
         assert_eq!(schedule.warning(s(0.0)), None);
-        schedule.renewed(s(0.0), s(30.0), &mut rng);
+        assert!(schedule.renewed(s(0.0), s(30.0), &mut rng));
         assert_eq!(schedule.warning(s(19.0)), None);
         assert_eq!(schedule.warning(s(20.0)), Some(Warning::Ending));
         assert_eq!(schedule.warning(s(25.0)), None);
         assert_eq!(schedule.warning(s(30.0)), Some(Warning::Ended));
         assert_eq!(schedule.warning(s(31.0)), None);
-        schedule.renewed(s(31.0), s(61.0), &mut rng);
+        assert!(schedule.renewed(s(31.0), s(61.0), &mut rng));
         assert_eq!(schedule.warning(s(31.0)), None);
     }
 
     #[test]
     fn a_ca_that_gives_out_what_has_ended_is_not_asked_in_a_loop() {
+        let mut rng = fastrand::Rng::with_seed(1);
         let mut schedule = Schedule::new(s(10.0), None);
-        schedule.renewed(s(10.0), s(5.0), &mut fastrand::Rng::with_seed(1));
-        assert_eq!(schedule.due, s(11.0));
+        let mut now = s(10.0);
+        for _ in 0..10 {
+            assert!(!schedule.renewed(now, s(5.0), &mut rng));
+            now = schedule.due;
+        }
+        assert!(now > s(60.0), "{now:?}");
+        assert!(schedule.renewed(now, now + s(10.0), &mut rng));
     }
 }

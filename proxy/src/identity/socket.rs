@@ -6,7 +6,7 @@ mod workload_api;
 
 use std::convert::Infallible;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -44,6 +44,8 @@ pub type Newest = watch::Receiver<Option<Arc<Identity>>>;
 pub struct Socket {
     listener: UnixListener,
     path: PathBuf,
+    /// Device and inode of the file: a new process may put its own in the place.
+    file: Option<(u64, u64)>,
 }
 
 impl Socket {
@@ -60,7 +62,7 @@ impl Socket {
         }
         let listener = UnixListener::bind(path)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(MODE))?;
-        Ok(Self { listener, path: path.to_owned() })
+        Ok(Self { listener, path: path.to_owned(), file: file_at(path) })
     }
 
     /// Serves until it is dropped.
@@ -89,9 +91,15 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // A new process may have replaced it already; then this fails, or takes what will be bound again.
-        let _ = std::fs::remove_file(&self.path);
+        if self.file.is_some() && file_at(&self.path) == self.file {
+            // Gone in this moment is gone as well.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
+}
+
+fn file_at(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 async fn connection(stream: UnixStream, services: Services) {

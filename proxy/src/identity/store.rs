@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::request::{Parts, parts};
 use super::{Identity, Text};
+use crate::config::source::disk::{remove_if_there, sync_folder};
 
 /// Larger than any chain.
 const MAX_BYTES: u64 = 1 << 20;
@@ -48,10 +49,13 @@ impl Store {
     pub(super) fn save(&self, text: &Text) -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
         let fresh = self.file.with_extension("fresh");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        // What somebody prepared there would keep its mode, or lead elsewhere.
+        remove_if_there(&fresh)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
         write!(file, "{}{}{}", text.chain, text.roots, text.key)?;
         file.sync_all()?;
-        fs::rename(&fresh, &self.file)
+        fs::rename(&fresh, &self.file)?;
+        sync_folder(&self.folder)
     }
 }
 
@@ -76,6 +80,12 @@ mod tests {
         assert!(loaded.trust.roots.as_ref().is_some_and(|roots| roots.certificates.len() == 1));
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&store.folder), mode(store.path())), (0o700, 0o600));
+        // A file that others may read was prepared.
+        let fresh = store.path().with_extension("fresh");
+        fs::write(&fresh, "").unwrap();
+        fs::set_permissions(&fresh, fs::Permissions::from_mode(0o666)).unwrap();
+        store.save(&text).unwrap();
+        assert_eq!(mode(store.path()), 0o600);
         fs::write(store.path(), text.chain).unwrap();
         assert_eq!(store.load().unwrap_err(), "holds no private key");
     }

@@ -4,18 +4,30 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::{Poll, ready};
 
+use tokio::time::Instant;
+
 use crate::config::spec::FilterChain;
+use crate::error::Reason;
 use crate::http::downstream::Downstream;
 use crate::policy::rbac::{self, RbacFilter};
 use crate::policy::view::View;
 use crate::telemetry::metrics::Decision;
 use crate::worker::changes::Follower;
+use crate::worker::timer::Timer;
 
-/// The rules refuse a connection.
-#[derive(Debug)]
+/// A connection that may not be, or not go on.
+#[derive(Debug, Clone)]
 pub struct Refused {
+    /// What it is in logs and metrics.
+    pub reason: Reason,
     /// `%CONNECTION_TERMINATION_DETAILS%`: names the policy.
     pub details: String,
+}
+
+impl Refused {
+    fn by_policy(details: impl Into<String>) -> Self {
+        Self { reason: Reason::RbacDenied, details: details.into() }
+    }
 }
 
 /// Judges a connection by the newest version of its filter chain, and counts that. A certificate that has been revoked since the
@@ -24,13 +36,18 @@ pub struct Refused {
 /// # Errors
 /// The rules refuse it.
 pub fn admit(downstream: &Downstream) -> Result<(), Refused> {
+    judge_all(downstream, true)
+}
+
+/// `first`: what is let in is counted once.
+fn judge_all(downstream: &Downstream, first: bool) -> Result<(), Refused> {
     let snapshot = downstream.worker.snapshot();
     let chain = snapshot.chain(downstream.chain.id).unwrap_or(&downstream.chain);
     if is_revoked(downstream, chain) {
-        return Err(Refused { details: "tls_certificate_revoked".into() });
+        return Err(Refused::by_policy("tls_certificate_revoked"));
     }
     let view = View { connection: downstream.view(downstream.remote), request: None, claims: &[] };
-    chain.policies.iter().try_for_each(|filter| judge(downstream, filter, &view))
+    chain.policies.iter().try_for_each(|filter| judge(downstream, filter, &view, first))
 }
 
 fn is_revoked(downstream: &Downstream, chain: &FilterChain) -> bool {
@@ -39,34 +56,60 @@ fn is_revoked(downstream: &Downstream, chain: &FilterChain) -> bool {
     peer.zip(trust).is_some_and(|(peer, trust)| trust.revokes(peer))
 }
 
-fn judge(downstream: &Downstream, filter: &RbacFilter, view: &View<'_>) -> Result<(), Refused> {
+fn judge(downstream: &Downstream, filter: &RbacFilter, view: &View<'_>, first: bool) -> Result<(), Refused> {
     let metrics = &downstream.worker.metrics;
-    if let Some(shadow) = filter.shadow.as_ref().map(|rules| rules.judge(view)) {
+    if first && let Some(shadow) = filter.shadow.as_ref().map(|rules| rules.judge(view)) {
         metrics.decided(downstream, &shadow, Decision::shadow(shadow.allowed));
     }
     let Some(verdict) = filter.rules.as_ref().map(|rules| rules.judge(view)) else { return Ok(()) };
-    metrics.decided(downstream, &verdict, Decision::enforced(verdict.allowed));
-    if verdict.allowed { Ok(()) } else { Err(Refused { details: rbac::details(verdict.policy) }) }
+    if first || !verdict.allowed {
+        metrics.decided(downstream, &verdict, Decision::enforced(verdict.allowed));
+    }
+    if verdict.allowed { Ok(()) } else { Err(Refused::by_policy(rbac::details(verdict.policy))) }
 }
 
 /// Does `work` as long as the connection may be. `changes` are followed from before it was admitted: one that came since is not missed.
 ///
+/// One whose filter chain serves it no more drains, as all do when the process ends.
+///
 /// # Errors
-/// A change of the configuration ended that.
+/// A change of the configuration ended that, or the drain time is over.
 pub async fn while_admitted<F: Future>(
     downstream: &Downstream,
-    mut changes: Follower,
+    changes: Follower,
     work: F,
 ) -> Result<F::Output, Refused> {
     let mut work = pin!(work);
-    poll_fn(|cx| {
+    let mut deadline = None;
+    // Its chain may have gone while it shook hands.
+    retire_unserved(downstream);
+    let ended = poll_fn(|cx| {
         while changes.poll_changed(cx) {
-            if let Err(refused) = admit(downstream) {
-                downstream.evicted.set(true);
+            if let Err(refused) = judge_all(downstream, false) {
                 return Poll::Ready(Err(refused));
             }
+            retire_unserved(downstream);
+        }
+        if downstream.drain.is_retired()
+            && deadline.get_or_insert_with(|| Timer::after(downstream.worker.drain.time)).poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(Refused {
+                reason: Reason::Draining,
+                details: "filter_chain_removed".into(),
+            }));
         }
         Poll::Ready(Ok(ready!(work.as_mut().poll(cx))))
     })
-    .await
+    .await;
+    if let Err(refused) = &ended {
+        // Requests that break off with it say why.
+        downstream.evicted.get_or_init(|| refused.clone());
+    }
+    ended
+}
+
+fn retire_unserved(downstream: &Downstream) {
+    if !downstream.is_in_force(&downstream.worker.snapshot()) {
+        downstream.drain.retire(Instant::now());
+    }
 }

@@ -15,6 +15,7 @@ use super::chain_match::{ConnectionFacts, Transport};
 use super::detect::{ClientHelloInfo, Detected, detect};
 use super::original_dst::{Kernel, OriginalDst, canonical};
 use crate::config::spec::{Codec, FilterChain, HttpSpec, ListenerSpec, NetworkFilter};
+use crate::error::Reason;
 use crate::http::downstream::Downstream;
 use crate::http::{h1, h2};
 use crate::io::{Io, ReadAhead, Rewound};
@@ -56,12 +57,13 @@ pub async fn serve(
         local,
         original_dst,
         peer: worker.metrics.peer(tls.as_ref()),
+        drain: worker.drain.register(),
         peer_uri_sans: tls.as_ref().and_then(|t| t.peer.as_ref()).map(|p| p.uri_sans.join(",").into()),
         tls,
         listener: spec,
         chain: Arc::clone(&chain),
         worker,
-        evicted: std::cell::Cell::new(false),
+        evicted: std::cell::OnceCell::new(),
         streams: std::cell::Cell::new(0),
     });
     match &chain.filter {
@@ -73,12 +75,10 @@ pub async fn serve(
                 Err(refused) => Err(refused),
             };
             if let Err(refused) = admitted {
-                tracing::debug!(
-                    chain = &*chain.name,
-                    details = refused.details,
-                    "policy refuses the connection"
-                );
-                downstream.worker.metrics.refused(Refusal::Unauthorized);
+                tracing::debug!(chain = &*chain.name, details = refused.details, "the connection is closed");
+                if refused.reason == Reason::RbacDenied {
+                    downstream.worker.metrics.refused(Refusal::Unauthorized);
+                }
             }
         }
         NetworkFilter::Tcp(tcp) => tcp_proxy::serve(io, read, downstream, Arc::clone(tcp)).await,
@@ -222,7 +222,6 @@ async fn sniff_http2(
     http: &HttpSpec,
 ) -> Option<bool> {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-    let drain = downstream.worker.drain.register();
     let mut first_byte = None;
     loop {
         if read.len() >= PREFACE.len() || !PREFACE.starts_with(read) {
@@ -243,7 +242,7 @@ async fn sniff_http2(
                 return std::task::Poll::Ready(n.unwrap_or(0));
             }
             // A connection that has sent nothing is closed when we drain.
-            if drain.poll_draining(cx).is_some() && read.is_empty() {
+            if downstream.drain.poll_draining(cx).is_some() && read.is_empty() {
                 return std::task::Poll::Ready(0);
             }
             std::task::Poll::Pending

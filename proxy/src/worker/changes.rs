@@ -29,7 +29,7 @@ impl Changes {
     /// Follows the changes from now on.
     #[must_use]
     pub fn follow(&self) -> Follower {
-        Follower { state: Rc::clone(&self.0), seen: self.0.count.get(), slot: None }
+        Follower { state: Rc::clone(&self.0), seen: Cell::new(self.0.count.get()), slot: Cell::new(None) }
     }
 }
 
@@ -37,20 +37,19 @@ impl Changes {
 #[derive(Debug)]
 pub struct Follower {
     state: Rc<State>,
-    seen: u64,
-    slot: Option<usize>,
+    seen: Cell<u64>,
+    slot: Cell<Option<usize>>,
 }
 
 impl Follower {
     /// Whether there was a change since the last time that this was asked. If not, the task is woken by the next one.
-    pub fn poll_changed(&mut self, cx: &Context<'_>) -> bool {
+    pub fn poll_changed(&self, cx: &Context<'_>) -> bool {
         let count = self.state.count.get();
-        if self.seen != count {
-            self.seen = count;
+        if self.seen.replace(count) != count {
             return true;
         }
-        if self.slot.is_none() {
-            self.slot = Some(self.state.waiting.borrow_mut().insert(cx.waker().clone()));
+        if self.slot.get().is_none() {
+            self.slot.set(Some(self.state.waiting.borrow_mut().insert(cx.waker().clone())));
         }
         false
     }
@@ -58,7 +57,7 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        if let Some(slot) = self.slot {
+        if let Some(slot) = self.slot.get() {
             self.state.waiting.borrow_mut().remove(slot);
         }
     }
@@ -73,7 +72,7 @@ mod tests {
     #[tokio::test]
     async fn a_change_wakes_who_waits_and_counts_for_who_did_not() {
         let changes = Changes::default();
-        let (mut waits, mut late) = (changes.follow(), changes.follow());
+        let (waits, late) = (changes.follow(), changes.follow());
         let change = async {
             tokio::task::yield_now().await;
             changes.announce();

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::task::{Context, Waker};
+use std::time::Duration;
 
 use foldhash::HashMap;
 use tokio::time::Instant;
@@ -11,7 +12,12 @@ use crate::drain::{OpenCounts, OpenGuard};
 
 /// The worker's side.
 #[derive(Debug, Clone)]
-pub struct LocalDrain(Rc<State>, OpenCounts);
+pub struct LocalDrain {
+    state: Rc<State>,
+    counts: OpenCounts,
+    /// How long a connection may take to finish.
+    pub time: Duration,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -21,33 +27,35 @@ struct State {
 }
 
 impl LocalDrain {
-    /// Counts what is open into `counts`.
+    /// Counts what is open into `counts`; a connection may take `time` to finish.
     #[must_use]
-    pub fn new(counts: OpenCounts) -> Self {
-        Self(Rc::default(), counts)
+    pub fn new(counts: OpenCounts, time: Duration) -> Self {
+        Self { state: Rc::default(), counts, time }
     }
 
     /// A connection that wants to know.
     #[must_use]
     pub fn register(&self) -> Registration {
-        let id = self.0.next.get();
-        self.0.next.set(id + 1);
-        self.0.waiting.borrow_mut().insert(id, None);
+        let id = self.state.next.get();
+        self.state.next.set(id + 1);
+        self.state.waiting.borrow_mut().insert(id, None);
         Registration {
-            state: Rc::clone(&self.0),
+            state: Rc::clone(&self.state),
+            retired: Cell::new(None),
             id,
             registered: Cell::new(false),
-            _open: self.1.connection(),
+            _open: self.counts.connection(),
         }
     }
 
     /// Tells every connection to finish what it does and take nothing new.
     pub fn start(&self, now: Instant) {
-        if self.0.since.get().is_some() {
+        if self.state.since.get().is_some() {
             return;
         }
-        self.0.since.set(Some(now));
-        let wakers: Vec<Waker> = self.0.waiting.borrow_mut().values_mut().filter_map(Option::take).collect();
+        self.state.since.set(Some(now));
+        let wakers: Vec<Waker> =
+            self.state.waiting.borrow_mut().values_mut().filter_map(Option::take).collect();
         for waker in wakers {
             waker.wake();
         }
@@ -56,7 +64,7 @@ impl LocalDrain {
     /// Whether draining has started.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.0.since.get().is_some()
+        self.state.since.get().is_some()
     }
 }
 
@@ -64,22 +72,38 @@ impl LocalDrain {
 #[derive(Debug)]
 pub struct Registration {
     state: Rc<State>,
+    retired: Cell<Option<Instant>>,
     id: u64,
     registered: Cell<bool>,
     _open: OpenGuard,
 }
 
 impl Registration {
+    /// This connection alone begins to drain; without effect when it has begun. To be called in its task, which then looks.
+    pub fn retire(&self, now: Instant) {
+        self.retired.set(self.retired.get().or(Some(now)));
+    }
+
+    /// Whether this connection was told to.
+    #[must_use]
+    pub fn is_retired(&self) -> bool {
+        self.retired.get().is_some()
+    }
+
     /// Whether draining has started.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.state.since.get().is_some()
+        self.since().is_some()
+    }
+
+    fn since(&self) -> Option<Instant> {
+        self.retired.get().or_else(|| self.state.since.get())
     }
 
     /// Since when we drain. None: not yet; the task is woken when it starts. A connection stays in one task, so its
     /// waker is kept once.
     pub fn poll_draining(&self, cx: &Context<'_>) -> Option<Instant> {
-        let since = self.state.since.get();
+        let since = self.since();
         if since.is_none() && !self.registered.replace(true) {
             self.state.waiting.borrow_mut().insert(self.id, Some(cx.waker().clone()));
         }

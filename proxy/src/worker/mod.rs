@@ -23,7 +23,6 @@ use self::drain::LocalDrain;
 use self::telemetry::WorkerTelemetry;
 use crate::balance::WorkerCursor;
 use crate::config::snapshot::Snapshot;
-use crate::drain::OpenCounts;
 use crate::policy::jwt::signatures::Signatures;
 use crate::telemetry::access_log::{AccessLog, WorkerLogs};
 use crate::telemetry::format::{Absent, Format};
@@ -84,13 +83,13 @@ impl Worker {
         config: Arc<ArcSwap<Snapshot>>,
         metrics: WorkerTelemetry,
         logs: WorkerLogs,
-        counts: OpenCounts,
+        drain: LocalDrain,
     ) -> Rc<Self> {
         let first = Rc::new(Pinned(config.load_full()));
         Rc::new(Self {
             id,
             pools: Pools::default(),
-            drain: LocalDrain::new(counts),
+            drain,
             changes: Changes::default(),
             signatures: RefCell::default(),
             metrics,

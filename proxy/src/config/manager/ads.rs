@@ -219,7 +219,10 @@ impl Manager {
         }
         let warming = &self.dynamic.warming;
         match kind {
-            Kind::Cluster => self.clusters.get(name).map(of),
+            Kind::Cluster => {
+                let waiting = warming.clusters.get(name).map(of);
+                waiting.or_else(|| self.clusters.get(name).map(of))
+            }
             Kind::ClusterLoadAssignment => self.assignments.get(name).map(of),
             Kind::Listener => {
                 let waiting = warming.listeners.get(name).map(|w| of(&w.held));

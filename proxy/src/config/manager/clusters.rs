@@ -38,11 +38,24 @@ impl Manager {
         }
     }
 
+    /// Brings a cluster into force, at once or, when it would fail every handshake in the place of one that works, when its secrets are there.
     pub(super) fn put_cluster(&mut self, hash: u64, spec: ClusterSpec, origin: &Origin) {
-        let spec = Arc::new(spec);
+        let new = Held { origin: origin.clone(), hash, value: Arc::new(spec) };
+        let name = Arc::clone(&new.value.name);
+        self.dynamic.warming.clusters.remove(&name);
+        let works = self.clusters.get(&name).is_some_and(|old| tls_is_ready(old.value.spec()));
+        if works && !tls_is_ready(&new.value) {
+            self.dynamic.warming.clusters.insert(name, new);
+        } else {
+            self.replace_cluster(new);
+        }
+    }
+
+    pub(super) fn replace_cluster(&mut self, new: Held<ClusterSpec>) {
+        let Held { origin, hash, value: spec } = new;
         let name = Arc::clone(&spec.name);
         let old = self.clusters.get(&name);
-        if old.is_some_and(|old| old.hash == hash && old.origin == *origin) {
+        if old.is_some_and(|old| old.hash == hash && old.origin == origin) {
             return;
         }
         let value =
@@ -51,8 +64,7 @@ impl Manager {
         if let Discovery::Eds(eds) = &spec.discovery {
             self.eds_users.entry(Arc::clone(&eds.service_name)).or_default().push(Arc::clone(&name));
         }
-        self.clusters
-            .insert(Arc::clone(&name), Held { origin: origin.clone(), hash, value: Arc::new(value) });
+        self.clusters.insert(Arc::clone(&name), Held { origin, hash, value: Arc::new(value) });
         let assignment = self.assignment_of(&name);
         self.attach(&name, assignment.as_ref());
     }
@@ -72,6 +84,7 @@ impl Manager {
 
     pub(super) fn remove_cluster(&mut self, name: &Arc<str>) {
         self.unlink(name);
+        self.dynamic.warming.clusters.remove(name);
         if let Some(held) = self.clusters.remove(name) {
             held.value.endpoints().retire();
         }
@@ -120,6 +133,11 @@ impl Manager {
         }
         list[index] = cluster;
     }
+}
+
+/// Whether the secrets of a cluster have come.
+pub(super) fn tls_is_ready(spec: &ClusterSpec) -> bool {
+    spec.tls.as_ref().is_none_or(|tls| tls.is_ready())
 }
 
 fn same_endpoints(a: &Cluster, b: &Cluster) -> bool {

@@ -1,5 +1,6 @@
 //! Secrets as they come: from the bootstrap, files, the control plane and the process itself.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
@@ -8,7 +9,7 @@ use remora_xds::diag::{At, ConfigError, Errors, SourceMap};
 use super::batch::Batch;
 use super::{Manager, Origin};
 use crate::config::compile::{Scope, tls};
-use crate::config::secrets::{Compiled, Material, Recipe, SecretSource};
+use crate::config::secrets::{Compiled, Material, Recipe, SecretSource, Secrets};
 use crate::config::spec::{ConfigSource, ListenerSpec};
 use crate::tls::secret::Secret;
 use crate::tls::verify::Trust;
@@ -23,7 +24,7 @@ impl Manager {
     pub(super) fn put_secrets(&mut self, batch: &mut Batch, origin: &Origin) -> Vec<(Arc<str>, String)> {
         let mut refused = Vec::new();
         for secret in std::mem::take(&mut batch.secrets) {
-            let source = self.source_of(origin);
+            let source = source_of(origin);
             let name = Arc::clone(&secret.name);
             let revokes = secret.material.revokes();
             match self.names.secrets.put(&source, secret) {
@@ -34,22 +35,20 @@ impl Manager {
         refused
     }
 
+    /// Secrets of a batch that contexts cannot use.
+    pub(super) fn conflicts(&self, batch: &Batch, origin: &Origin) -> Vec<(Arc<str>, String)> {
+        let source = source_of(origin);
+        let conflict = |secret: &Compiled| {
+            let error = self.names.secrets.conflict(&source, &secret.name, &secret.material)?;
+            Some((Arc::clone(&secret.name), error))
+        };
+        batch.secrets.iter().filter_map(conflict).collect()
+    }
+
     /// `static_resources.secrets`: contexts look for them by name while they are compiled.
     pub(super) fn put_static_secrets(&mut self, batch: &mut Batch, at: &At<'_>, errors: &mut Errors) {
         for (name, error) in self.put_secrets(batch, &Origin::Static) {
             errors.report(at, format!("{name:?} {error}"));
-        }
-    }
-
-    fn source_of(&self, origin: &Origin) -> SecretSource {
-        match origin {
-            Origin::Static => None,
-            Origin::Ads => Some(ConfigSource::Ads),
-            Origin::File(path) => {
-                let mut files = self.names.secrets.sds_files();
-                let watched = files.find(|(named, _)| *named == *path).and_then(|(_, watched)| watched);
-                Some(ConfigSource::Path { path: path.as_path().into(), watched: watched.map(Into::into) })
-            }
         }
     }
 
@@ -120,6 +119,14 @@ impl Manager {
     }
 }
 
+fn source_of(origin: &Origin) -> SecretSource {
+    match origin {
+        Origin::Static => None,
+        Origin::Ads => Some(ConfigSource::Ads),
+        Origin::File(path) => Secrets::of_file(path),
+    }
+}
+
 /// What contexts cannot use, as mistakes of the file that it is in.
 pub(super) fn refused_in(path: &Path, refused: Vec<(Arc<str>, String)>) -> Vec<ConfigError> {
     let mut errors = Errors::new(path.display().to_string(), SourceMap::default());
@@ -139,6 +146,17 @@ fn replace<T>(secret: &Weak<Secret<T>>, new: Option<T>) {
 /// Whether every chain's certificates and trust have come.
 pub(super) fn has_secrets(listener: &ListenerSpec) -> bool {
     listener.chains.iter().all(|chain| chain.tls.as_ref().is_none_or(|tls| tls.is_ready()))
+}
+
+/// Names of those that have not.
+pub(super) fn missing_secrets(listener: &ListenerSpec) -> BTreeSet<Arc<str>> {
+    let contexts = listener.chains.iter().filter_map(|chain| chain.tls.as_ref());
+    let missing = contexts.flat_map(|tls| {
+        let own = tls.secrets().filter(|secret| !secret.is_there()).map(|secret| secret.name());
+        let trust = tls.peers().map(|peers| &peers.trust).filter(|trust| !trust.is_there());
+        own.chain(trust.map(|trust| trust.name()))
+    });
+    missing.cloned().collect()
 }
 
 #[cfg(test)]

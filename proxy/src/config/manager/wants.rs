@@ -39,8 +39,14 @@ impl Manager {
             EdsSource::File { path, .. } => Some(PathBuf::from(&**path)),
             EdsSource::Ads => None,
         }));
-        files.extend(self.names.secrets.sds_files().map(|(path, _)| path.to_path_buf()));
+        files.extend(self.names.secrets.sds_files().map(PathBuf::from));
         files
+    }
+
+    /// Whether a file is wanted that was not read yet, or that has not given what was wanted of it.
+    #[must_use]
+    pub fn has_unread_files(&self) -> bool {
+        self.files().iter().any(|file| !self.seen.contains_key(file) || self.names.secrets.lacks(file))
     }
 
     /// Directories to watch besides those of the files (`watched_directory`).
@@ -56,8 +62,9 @@ impl Manager {
             }
             EdsSource::Ads => None,
         });
-        let of_sds = self.names.secrets.sds_files().filter_map(|(_, watched)| watched.map(PathBuf::from));
-        of_rds.chain(of_eds).chain(of_sds).collect()
+        let secrets = &self.names.secrets;
+        let of_secrets = secrets.sds_directories().chain(secrets.material_directories());
+        of_rds.chain(of_eds).chain(of_secrets.map(PathBuf::from)).collect()
     }
 
     /// Everything whose changes are to be followed: [`Self::files`], and those that certificates are read from.
@@ -75,7 +82,7 @@ impl Manager {
             |rds: &RdsSpec| matches!(&rds.source, ConfigSource::Path { path: named, .. } if **named == *path);
         if self.rds().any(names_it) {
             ResourceKind::Route
-        } else if self.names.secrets.sds_files().any(|(named, _)| named == path) {
+        } else if self.names.secrets.sds_files().any(|named| named == path) {
             ResourceKind::Secret
         } else if self.roots.contains(path) {
             ResourceKind::Cluster

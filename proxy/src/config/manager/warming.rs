@@ -8,13 +8,14 @@ use std::time::Duration;
 use remora_xds::Kind;
 use tokio::time::Instant;
 
-use super::secrets::has_secrets;
+use super::clusters::tls_is_ready;
+use super::secrets::{has_secrets, missing_secrets};
 use super::wants::rds_of;
 use super::{Changes, Held, Manager, http_specs};
 use crate::config::names::ClusterId;
 use crate::config::spec::{FilterChain, HttpSpec, ListenerSpec, NetworkFilter, RdsSpec, RouteSource};
 use crate::route::RouteTable;
-use crate::upstream::cluster::{Cluster, Discovery};
+use crate::upstream::cluster::{Cluster, ClusterSpec, Discovery};
 
 /// The longest wait: Envoy's default of `initial_fetch_timeout`, which may make it shorter.
 pub(super) const INIT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -56,6 +57,8 @@ pub(super) struct Warming {
     pub(super) tables: BTreeMap<Arc<str>, Waiting<RouteTable>>,
     /// Listeners without their routes. The old listener serves.
     pub(super) listeners: BTreeMap<Arc<str>, Waiting<ListenerSpec>>,
+    /// Clusters whose secrets have not come. The old cluster serves, for as long as that takes.
+    pub(super) clusters: BTreeMap<Arc<str>, Held<ClusterSpec>>,
     /// Clusters that were removed while routes in force name them, and when they go at the latest.
     pub(super) leaving: BTreeMap<Arc<str>, Instant>,
     /// Filter chains that were removed, and that connections may still be of.
@@ -83,6 +86,7 @@ impl Warming {
     fn is_empty(&self) -> bool {
         self.tables.is_empty()
             && self.listeners.is_empty()
+            && self.clusters.is_empty()
             && self.leaving.is_empty()
             && self.departed.is_empty()
     }
@@ -156,6 +160,7 @@ impl Manager {
         if self.dynamic.warming.is_empty() {
             return changes;
         }
+        changes.add(self.promote_clusters());
         let tables = &self.dynamic.warming.tables;
         let ready = |(name, w): (&Arc<str>, &Waiting<RouteTable>)| {
             (w.until <= now || self.table_is_ready(&w.held.value)).then(|| Arc::clone(name))
@@ -171,7 +176,8 @@ impl Manager {
         let ready = |(name, w): (&Arc<str>, &Waiting<ListenerSpec>)| {
             (w.until <= now || self.listener_is_ready(&w.held.value)).then(|| Arc::clone(name))
         };
-        let ready: Vec<_> = listeners.iter().filter_map(ready).collect();
+        let mut ready: Vec<_> = listeners.iter().filter_map(ready).collect();
+        ready.retain(|name| !self.breaks_what_works(name, now));
         for name in ready {
             if let Some(waiting) = self.dynamic.warming.listeners.remove(&name) {
                 self.put_listener(waiting.held, now);
@@ -184,6 +190,36 @@ impl Manager {
             changes.snapshot = true;
         }
         changes
+    }
+
+    /// Whether a listener has waited long enough, and would refuse every handshake in the place of one that works. It goes on waiting then.
+    fn breaks_what_works(&mut self, name: &Arc<str>, now: Instant) -> bool {
+        let Some(waiting) = self.dynamic.warming.listeners.get_mut(name) else { return false };
+        let breaks = !has_secrets(&waiting.held.value)
+            && self.listeners.get(name).is_some_and(|held| has_secrets(&held.value));
+        if breaks {
+            let missing = missing_secrets(&waiting.held.value);
+            tracing::warn!(
+                listener = &**name,
+                ?missing,
+                "secrets have not come; the listener before serves on"
+            );
+            waiting.until = now + INIT_TIMEOUT;
+        }
+        breaks
+    }
+
+    fn promote_clusters(&mut self) -> Changes {
+        let waiting = &self.dynamic.warming.clusters;
+        let ready = waiting.iter().filter(|(_, held)| tls_is_ready(&held.value));
+        let ready: Vec<_> = ready.map(|(name, _)| Arc::clone(name)).collect();
+        let any = !ready.is_empty();
+        for name in ready {
+            if let Some(held) = self.dynamic.warming.clusters.remove(&name) {
+                self.replace_cluster(held);
+            }
+        }
+        Changes { snapshot: any, listeners: false, clusters: any }
     }
 
     /// Removes clusters that are leaving and that nothing names any more.
@@ -207,6 +243,7 @@ impl Manager {
 
     /// Takes out a cluster, at once or when nothing names it any more.
     pub(super) fn retire_cluster(&mut self, name: &Arc<str>, now: Instant) {
+        self.dynamic.warming.clusters.remove(name);
         if self.clusters.contains_key(name) {
             self.dump.remove(Kind::Cluster, name);
             self.dynamic.warming.leaving.insert(Arc::clone(name), now + INIT_TIMEOUT);

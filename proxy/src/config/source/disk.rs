@@ -98,7 +98,9 @@ impl LastGood {
         fs::create_dir_all(&self.folder)?;
         let fresh = self.path().with_extension("new");
         // It may hold private keys.
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        // What somebody prepared there would keep its mode, or lead elsewhere.
+        remove_if_there(&fresh)?;
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
         let mut out = GzEncoder::new(file, Compression::fast());
         out.write_all(&saved.encode_to_vec())?;
         out.finish()?.sync_all()?;
@@ -111,8 +113,16 @@ fn too_large() -> io::Error {
     io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {} MiB", MAX_BYTES >> 20))
 }
 
+/// Removes a file, or a link.
+pub fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// The rename is durable when the folder is.
-fn sync_folder(folder: &Path) -> io::Result<()> {
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 

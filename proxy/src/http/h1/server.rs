@@ -27,12 +27,11 @@ use crate::http::local_reply;
 use crate::http::path::PathRules;
 use crate::http::pipeline;
 use crate::http::pump::{H1Pump, PumpError};
-use crate::http::recheck::while_allowed;
+use crate::http::recheck::{poll_refused, while_allowed};
 use crate::http::response::{Response, Upgraded};
 use crate::http::tunnel::Tunnel;
 use crate::http::watchdog::Watchdog;
 use crate::io::Io;
-use crate::worker::drain::Registration;
 use crate::worker::timer::Timer;
 
 /// Pipelined requests are read ahead up to this size while one is being served.
@@ -42,7 +41,6 @@ const LINGER_BYTES: usize = 256 * 1024;
 
 /// Serves `io` until it closes. `read` holds what was already read from it.
 pub async fn serve(io: Io, read: BytesMut, downstream: Rc<Downstream>, http: Arc<HttpSpec>) {
-    let drain = downstream.worker.drain.register();
     let mut session = Session {
         rules: rules(&http, downstream.is_secure()),
         watchdog: Watchdog::new(http.stream_idle_timeout),
@@ -53,7 +51,6 @@ pub async fn serve(io: Io, read: BytesMut, downstream: Rc<Downstream>, http: Arc
         progress: Rc::default(),
         downstream,
         http,
-        drain,
     };
     match session.run().await {
         End::Whole => session.say_goodbye().await,
@@ -97,7 +94,6 @@ struct Session {
     progress: Rc<BodyProgress>,
     timer: Timer,
     watchdog: Watchdog,
-    drain: Registration,
 }
 
 /// How a connection ends.
@@ -186,7 +182,7 @@ impl Session {
         let limit = if first_byte.is_some() { self.http.headers_timeout } else { self.http.idle_timeout };
         let far = Instant::now() + Duration::from_secs(365 * 24 * 3600);
         let deadline = limit.map_or(far, |limit| first_byte.unwrap_or_else(Instant::now) + limit);
-        let (conn, timer, drain) = (&self.conn, &mut self.timer, &self.drain);
+        let (conn, timer, drain) = (&self.conn, &mut self.timer, &self.downstream.drain);
         let window = self.http.drain_timeout;
         timer.reset(deadline);
         poll_fn(|cx| {
@@ -214,8 +210,10 @@ impl Session {
         }
         let mut response = local_reply::reply(reason, false);
         pipeline::finish_head(&ctx, &mut response.head);
-        let sent =
-            self.write_response(response, &Method::GET, Version::HTTP_11, false).await.map_or(0, |sent| sent);
+        let sent = self
+            .write_response(&ctx, response, (&Method::GET, Version::HTTP_11), false)
+            .await
+            .map_or(0, |sent| sent);
         ctx.finish(sent, None);
     }
 
@@ -244,7 +242,7 @@ impl Session {
         // An endpoint refused the upgrade: what the client sends now may already be the other protocol.
         let keep_alive =
             keep_alive && ctx.upgrade.is_none() && self.may_keep_alive(asked_upgrade, expect_continue);
-        let response_ok = self.write_response(response, &method, version, keep_alive).await;
+        let response_ok = self.write_response(&ctx, response, (&method, version), keep_alive).await;
         let complete = self.progress.done.get();
         match response_ok {
             Ok(sent) => {
@@ -288,7 +286,7 @@ impl Session {
         // Bytes behind a refused upgrade could be anything: they are not read as a request.
         let ambiguous = asked_upgrade && !self.conn.borrow().read.is_empty();
         let unread = !self.progress.done.get() && expects;
-        !(worn || ambiguous || unread || self.drain.is_draining()) && self.progress.done.get()
+        !(worn || ambiguous || unread || self.downstream.drain.is_draining()) && self.progress.done.get()
     }
 
     /// Runs the pipeline while watching the client. None: the client is gone.
@@ -334,9 +332,9 @@ impl Session {
     /// Writes a response; the body bytes sent.
     async fn write_response(
         &mut self,
+        ctx: &RequestCtx,
         response: Response,
-        method: &Method,
-        version: Version,
+        (method, version): (&Method, Version),
         keep_alive: bool,
     ) -> Result<u64, Reason> {
         let Response { mut head, body, .. } = response;
@@ -356,6 +354,9 @@ impl Session {
             }
             if poll_broken(conn, cx).is_ready() {
                 return Poll::Ready(Err(PumpError::Sink));
+            }
+            if let Poll::Ready(reason) = poll_refused(ctx, cx) {
+                return Poll::Ready(Err(PumpError::Source(reason)));
             }
             watchdog.poll(cx, || pump.sent()).map(|()| Err(PumpError::Source(Reason::StreamIdle)))
         })
@@ -393,7 +394,7 @@ impl Session {
         Next::Tunnel(upgraded, Box::new(ctx))
     }
 
-    async fn tunnel(&mut self, upgraded: Upgraded, mut ctx: RequestCtx) {
+    async fn tunnel(&mut self, upgraded: Upgraded, ctx: RequestCtx) {
         let mut down = Tunnel::H1(Rc::clone(&self.conn));
         let Upgraded { io: mut up, held: _held, .. } = upgraded;
         let traffic = crate::tcp::Traffic::default();
@@ -403,7 +404,7 @@ impl Session {
             ctx.tunnel_idle(),
             &traffic,
         );
-        let refused = while_allowed(ctx.recheck.take(), copy).await.err();
+        let refused = while_allowed(&ctx, copy).await.err();
         self.progress.bytes.set(traffic.received.get());
         ctx.finish(traffic.sent.get(), refused);
     }

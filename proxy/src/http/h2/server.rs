@@ -27,10 +27,9 @@ use crate::http::interim::InterimSink;
 use crate::http::local_reply;
 use crate::http::pipeline;
 use crate::http::pump::{H2Pump, PumpError};
-use crate::http::recheck::while_allowed;
+use crate::http::recheck::{poll_refused, while_allowed};
 use crate::http::response::{Response, Upgraded};
 use crate::http::watchdog::Watchdog;
-use crate::worker::drain::Registration;
 use crate::worker::timer::Timer;
 
 /// Serves `io` until the peer or the drain ends it.
@@ -47,13 +46,11 @@ pub async fn serve<T: AsyncRead + AsyncWrite + Unpin>(
         downstream.worker.metrics.rejected(Reason::Malformed);
         return;
     };
-    let drain = downstream.worker.drain.register();
     let session = Session {
         connection,
         uncork,
         flooded,
         streams: Rc::default(),
-        drain,
         opened: Instant::now(),
         going_away: false,
         downstream,
@@ -102,7 +99,6 @@ struct Session<T> {
     uncork: Uncork<T>,
     flooded: Flooded,
     streams: Rc<Cell<usize>>,
-    drain: Registration,
     opened: Instant,
     going_away: bool,
     downstream: Rc<Downstream>,
@@ -187,7 +183,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
             if self.going_away {
                 return Poll::Pending;
             }
-            if self.drain.poll_draining(cx).is_some() || age.poll(cx).is_ready() {
+            if self.downstream.drain.poll_draining(cx).is_some() || age.poll(cx).is_ready() {
                 return Poll::Ready(Event::GoAway);
             }
             idle.poll(cx).map(|()| Event::Idle)
@@ -307,7 +303,7 @@ impl Stream {
         if let (Some(upgraded), Some(recv)) = (response.upgraded.take(), tunnel) {
             return Box::pin(forward_tunnel(ctx, response, *upgraded, &respond, recv)).await;
         }
-        let (sent, failed) = self.send(response, is_head, ctx.is_grpc(), &respond, &mut watchdog).await;
+        let (sent, failed) = self.send(&ctx, response, is_head, &respond, &mut watchdog).await;
         ctx.finish(sent, failed);
     }
 
@@ -330,9 +326,9 @@ impl Stream {
     /// Sends the response; body bytes sent, and why it broke off.
     async fn send(
         &self,
+        ctx: &RequestCtx,
         response: Response,
         is_head: bool,
-        grpc: bool,
         respond: &RefCell<SendResponse<Bytes>>,
         watchdog: &mut Watchdog,
     ) -> (u64, Option<Reason>) {
@@ -349,6 +345,9 @@ impl Stream {
             if let Poll::Ready(done) = pump.poll(cx) {
                 return Poll::Ready(done);
             }
+            if let Poll::Ready(reason) = poll_refused(ctx, cx) {
+                return Poll::Ready(Err(PumpError::Source(reason)));
+            }
             watchdog.poll(cx, || pump.sent()).map(|()| Err(PumpError::Source(Reason::StreamIdle)))
         })
         .await;
@@ -356,7 +355,7 @@ impl Stream {
             Ok(()) => (pump.sent(), None),
             Err(PumpError::Sink) => (pump.sent(), Some(Reason::DownstreamGone)),
             Err(PumpError::Source(reason)) => {
-                if !(grpc && pump.end_with_grpc(reason)) {
+                if !(ctx.is_grpc() && pump.end_with_grpc(reason)) {
                     // A reset drops what is queued: what came so far leaves first.
                     tokio::task::yield_now().await;
                     pump.reset(h2::Reason::INTERNAL_ERROR);
@@ -369,7 +368,7 @@ impl Stream {
 
 /// An accepted upgrade: bytes both ways from here on.
 async fn forward_tunnel(
-    mut ctx: RequestCtx,
+    ctx: RequestCtx,
     response: Response,
     upgraded: Upgraded,
     respond: &RefCell<SendResponse<Bytes>>,
@@ -382,7 +381,7 @@ async fn forward_tunnel(
     let traffic = crate::tcp::Traffic::default();
     let empty = bytes::BytesMut::new;
     let copy = crate::tcp::forward((&mut down, empty()), (&mut up, empty()), ctx.tunnel_idle(), &traffic);
-    let refused = while_allowed(ctx.recheck.take(), copy).await.err();
+    let refused = while_allowed(&ctx, copy).await.err();
     ctx.progress.bytes.set(traffic.received.get());
     ctx.finish(traffic.sent.get(), refused);
 }

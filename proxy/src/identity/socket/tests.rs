@@ -161,7 +161,11 @@ async fn a_socket_replaces_one_that_was_left_and_nothing_else() {
     let Rig { folder, .. } = rig().await;
     let path = folder.path().join("identity.sock");
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, MODE);
-    drop(Socket::bind(&path).unwrap());
+    let old = Socket::bind(&path).unwrap();
+    let new = Socket::bind(&path).unwrap();
+    drop(old);
+    assert!(path.exists(), "the old process ends after the new one has begun");
+    drop(new);
     assert!(!path.exists());
     std::fs::write(&path, "mine").unwrap();
     assert_eq!(Socket::bind(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);

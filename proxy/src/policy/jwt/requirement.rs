@@ -1,8 +1,10 @@
 //! Which tokens a request needs (`JwtRequirement`).
 
+use std::sync::Arc;
+
 use super::JwtFilter;
 use super::extract;
-use super::provider::{Now, Verified};
+use super::provider::{Now, Provider, Verified};
 use super::token::Token;
 use crate::error::Reason;
 use crate::http::head::RequestHead;
@@ -64,6 +66,24 @@ impl Requirement {
     }
 }
 
+impl Requirement {
+    /// Whether tokens of these providers, verified earlier, satisfy it.
+    #[must_use]
+    pub fn is_met_by(&self, filter: &JwtFilter, verified: &[Arc<str>]) -> bool {
+        match self {
+            Self::Provider { provider, .. } => {
+                filter.providers.get(*provider).is_some_and(|provider| verified.contains(&provider.name))
+            }
+            Self::All(list) => list.iter().all(|requirement| requirement.is_met_by(filter, verified)),
+            Self::Any(list, leniency) => {
+                *leniency == Leniency::Failed
+                    || list.iter().any(|requirement| requirement.is_met_by(filter, verified))
+            }
+            Self::Optional(leniency) => *leniency == Leniency::Failed,
+        }
+    }
+}
+
 impl Leniency {
     fn excuses<'f>(self, why: Reason) -> Result<Vec<Verified<'f>>, Reason> {
         match self {
@@ -97,28 +117,7 @@ fn any<'f>(
     Err(refusal)
 }
 
-/// Verifies a token by the providers that its issuer names and that look for it where it stands. There may be several, each with
-/// audiences of its own: one is enough.
-fn of_issuer<'f>(
-    text: &str,
-    filter: &'f JwtFilter,
-    head: &RequestHead,
-    now: Now<'_>,
-) -> Result<Verified<'f>, Reason> {
-    let issuer = Token::parse(text)?.issuer;
-    let mut refusal = Reason::JwtUnknownIssuer;
-    for provider in filter.providers.iter().filter(|other| other.issuer.as_deref() == issuer.as_deref()) {
-        if extract::token(head, &provider.locations) == Ok(Some(text)) {
-            match provider.verify(Token::parse(text)?, None, now) {
-                Ok(verified) => return Ok(verified),
-                Err(why) => refusal = why,
-            }
-        }
-    }
-    Err(refusal)
-}
-
-/// Verifies every token that stands where some provider's tokens stand, each by the provider that its issuer names.
+/// Verifies every token that stands where some provider's tokens stand, each by the providers of this place that its issuer names.
 fn optional<'f>(
     leniency: Leniency,
     filter: &'f JwtFilter,
@@ -143,4 +142,28 @@ fn optional<'f>(
         }
     }
     Ok(verified)
+}
+
+/// By the providers of the token's issuer, else by those that accept every issuer. Of either, only those whose tokens stand where this one
+/// does. There may be several, each with audiences of its own: one is enough.
+fn of_issuer<'f>(
+    text: &str,
+    filter: &'f JwtFilter,
+    head: &RequestHead,
+    now: Now<'_>,
+) -> Result<Verified<'f>, Reason> {
+    let token = Token::parse(text)?;
+    let here: Vec<&Provider> = (filter.providers.iter())
+        .filter(|provider| extract::token(head, &provider.locations) == Ok(Some(text)))
+        .collect();
+    let issuer =
+        token.issuer.as_deref().filter(|issuer| here.iter().any(|p| p.issuer.as_deref() == Some(*issuer)));
+    let mut refusal = Reason::JwtUnknownIssuer;
+    for provider in here.into_iter().filter(|provider| provider.issuer.as_deref() == issuer) {
+        match provider.verify(Token::parse(text)?, None, now) {
+            Ok(verified) => return Ok(verified),
+            Err(why) => refusal = why,
+        }
+    }
+    Err(refusal)
 }

@@ -314,6 +314,21 @@ fn requirements_combine() {
     // A good token in a place that is not its issuer's does not count.
     let astray = head("/", &[("x-jwt", &one)]);
     assert_eq!(check(&filter, &optional(Leniency::Missing), &astray), Err(Reason::JwtUnknownIssuer));
+    // Providers share a place, and have others besides; one takes every issuer.
+    let cookie = Location::Cookie("jwt".into());
+    let everywhere: Vec<_> = default_locations().into_iter().chain([cookie]).collect();
+    let wide = |issuer: Option<&str>| Provider {
+        issuer: issuer.map(Into::into),
+        locations: everywhere.clone().into(),
+        ..provider(&RSA)
+    };
+    let of_second = head("/", &[("authorization", &format!("Bearer {two}"))]);
+    for other in [Some("second"), None] {
+        let filter = self::filter(vec![provider(&RSA), wide(other)]);
+        assert_eq!(check(&filter, &optional(Leniency::Missing), &of_second), Ok(1), "{other:?}");
+        assert_eq!(check(&filter, &optional(Leniency::Failed), &of_second), Ok(1), "{other:?}");
+        assert_eq!(check(&filter, &optional(Leniency::Missing), &first), Ok(1), "{other:?}");
+    }
     let audiences = Requirement::Provider { provider: 0, audiences: Some(["elsewhere".into()].into()) };
     assert_eq!(check(&filter, &audiences, &first), Err(Reason::JwtAudience));
 }

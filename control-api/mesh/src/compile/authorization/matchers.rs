@@ -13,6 +13,9 @@ use remora_xds::pb::envoy::r#type::matcher::v3::{PathMatcher, RegexMatcher, Stri
 use super::parts;
 use crate::document::cidr;
 
+/// What may stand behind the name of a host.
+const AFTER_HOST: &str = r"\.?(:[0-9]+)?";
+
 /// Permissions.
 pub(super) struct Permit;
 /// Principals.
@@ -84,13 +87,13 @@ impl Permit {
         Self::any_of(any).map(|any| Self::of(Rule::NotRule(Box::new(any))))
     }
 
-    /// A host, whatever its case and port.
+    /// A host, whatever its case and port, and with the dot of its root (RFC 1034 §3.1): programs take both for the same.
     pub(super) fn host(host: &str) -> Permission {
         let body = match (host.strip_prefix('*'), host.strip_suffix('*')) {
             (Some(""), _) => ".+".to_owned(),
-            (Some(end), _) => format!(".*{}(:[0-9]+)?", escaped(end)),
+            (Some(end), _) => format!(".*{}{AFTER_HOST}", escaped(end)),
             (_, Some(beginning)) => format!("{}.*", escaped(beginning)),
-            _ => format!("{}(:[0-9]+)?", escaped(host)),
+            _ => format!("{}{AFTER_HOST}", escaped(host)),
         };
         let matcher = text(MatchPattern::SafeRegex(regex(format!("(?i){body}"))));
         Self::of(Rule::Header(header(":authority", matcher)))
@@ -229,6 +232,6 @@ mod tests {
         assert_eq!(template("/{*"), r"/\{.*");
         let Some(Rule::Header(matcher)) = Permit::host("*.Shop.example").rule else { panic!() };
         let said = format!("{matcher:?}");
-        assert!(said.contains(r#"(?i).*\\.Shop\\.example(:[0-9]+)?"#), "{said}");
+        assert!(said.contains(r#"(?i).*\\.Shop\\.example\\.?(:[0-9]+)?"#), "{said}");
     }
 }

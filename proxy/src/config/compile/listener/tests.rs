@@ -453,10 +453,18 @@ fn the_router_is_last_and_alone() {
     assert!(
         errors(&listener(vec![chain_of(&none)])).contains("http_filters: the last filter must be the router")
     );
-    let optional = HttpFilter { is_optional: true, ..http_filter(&TcpProxy::default()) };
-    let fine =
-        HttpConnectionManager { http_filters: vec![optional, http_filter(&Router::default())], ..hcm() };
-    assert_eq!(http(&fine).filters.len(), 1);
+    let mut optional = HttpFilter { is_optional: true, ..http_filter(&TcpProxy::default()) };
+    let with = |optional: &HttpFilter| HttpConnectionManager {
+        http_filters: vec![optional.clone(), http_filter(&Router::default())],
+        ..hcm()
+    };
+    assert_eq!(http(&with(&optional)).filters.len(), 1);
+    // What keeps requests out is not left out.
+    if let Some(http_filter::ConfigType::TypedConfig(any)) = &mut optional.config_type {
+        any.type_url = "type.googleapis.com/envoy.extensions.filters.http.oauth2.v3.OAuth2".into();
+    }
+    let text = errors(&listener(vec![chain_of(&with(&optional))]));
+    assert!(text.contains("is not supported"), "{text}");
 }
 
 #[test]

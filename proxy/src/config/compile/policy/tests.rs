@@ -158,7 +158,12 @@ fn mistakes_in_providers_and_requirements() {
         ..Default::default()
     };
     let local = jwt_pb::JwtProvider {
-        claim_to_headers: vec![claim("host", "sub"), claim("x-a", "a..b"), claim("x a", "c")],
+        claim_to_headers: vec![
+            claim("host", "sub"),
+            claim("x-a", "a..b"),
+            claim("x a", "c"),
+            claim("Authorization", "d"),
+        ],
         forward_payload_header: "content-length".into(),
         jwks_source_specifier: keys("{}"),
         jwt_cache_config: Some(Default::default()),
@@ -210,6 +215,7 @@ fn mistakes_in_providers_and_requirements() {
             "providers.a.claim_to_headers[0].header_name: host may not be changed here",
             "providers.a.claim_to_headers[1].claim_name: must be a name, or names with dots between them",
             "providers.a.claim_to_headers[2].header_name: \"x a\" is not a header name",
+            "providers.a.claim_to_headers[3].header_name: authorization is taken from clients: tokens stand there",
             "providers.b.remote_jwks.http_uri.uri: is no absolute URI",
             "providers.b.remote_jwks.http_uri.timeout: must be more than zero",
             "providers.c: has no keys",

@@ -7,15 +7,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message as _;
 use remora_xds::diag::At;
-use remora_xds::pb::envoy::config::core::v3::DataSource;
 use remora_xds::pb::envoy::config::core::v3::data_source::Specifier;
+use remora_xds::pb::envoy::config::core::v3::{DataSource, WatchedDirectory};
 use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::TlsCertificate;
 use rustls::crypto::CryptoProvider;
 
 use crate::config::compile::Scope;
 use crate::config::compile::common::data_source;
 use crate::config::compile::fields::refuse;
-use crate::config::secrets::{Recipe, Written, content_of};
+use crate::config::secrets::{Files, Recipe, Written};
 use crate::tls::TlsParams;
 use crate::tls::material::{MaterialError, OwnCertificate};
 use crate::tls::secret::Secret;
@@ -38,12 +38,12 @@ pub(super) fn certificate(
     {
         return Some(secret);
     }
-    let files = files([pb.certificate_chain.as_ref(), pb.private_key.as_ref()]);
-    let content = content_of(&files);
+    let files =
+        files([pb.certificate_chain.as_ref(), pb.private_key.as_ref()], pb.watched_directory.as_ref());
     let secret = Secret::inline(own_certificate(pb, &tls.provider, at, scope)?);
     let recipe =
         Recipe::Certificate(Box::new(pb.clone()), Arc::clone(&tls.provider), Arc::downgrade(&secret));
-    scope.names.secrets.write(hash, Written { recipe, files, content });
+    scope.names.secrets.write(hash, Written { recipe, files });
     Some(secret)
 }
 
@@ -58,8 +58,7 @@ pub fn own_certificate(
         certificate_chain,
         private_key,
         pkcs12,
-        // Directories of all files are watched.
-        watched_directory: _,
+        watched_directory: _, // of `files`
         private_key_provider,
         password,
         ocsp_staple,
@@ -97,13 +96,16 @@ pub(super) fn hash_of(kind: &str, bytes: &[u8]) -> u64 {
     hasher.finish()
 }
 
-/// The files among data sources.
-pub(super) fn files<'a>(sources: impl IntoIterator<Item = Option<&'a DataSource>>) -> Vec<PathBuf> {
+/// The files among data sources. Their own directories are watched without `watched`.
+pub(super) fn files<'a>(
+    sources: impl IntoIterator<Item = Option<&'a DataSource>>,
+    watched: Option<&WatchedDirectory>,
+) -> Files {
     let named = sources.into_iter().flatten().filter_map(|source| match &source.specifier {
         Some(Specifier::Filename(path)) => Some(PathBuf::from(path)),
         _ => None,
     });
-    named.collect()
+    Files::new(named.collect(), watched.map(|watched| PathBuf::from(&watched.path)))
 }
 
 /// Reports what is wrong with the material at `at`.

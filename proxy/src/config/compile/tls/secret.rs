@@ -10,7 +10,7 @@ use super::{material, validation};
 use crate::config::compile::Scope;
 use crate::config::compile::common::unsupported;
 use crate::config::compile::listener::source_of;
-use crate::config::secrets::{Material, SecretFiles, SecretSource, content_of};
+use crate::config::secrets::{Material, SecretFiles, SecretSource};
 use crate::tls::material::OwnCertificate;
 use crate::tls::secret::Secret;
 use crate::tls::verify::Trust;
@@ -51,7 +51,10 @@ fn source(pb: &SdsSecretConfig, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Se
     }
     match sds_config {
         None => Some(None),
-        Some(config) => source_of(config, &at.field("sds_config"), scope).map(Some),
+        Some(config) => {
+            let source = source_of(config, &at.field("sds_config"), scope)?;
+            Some(scope.names.secrets.source(source))
+        }
     }
 }
 
@@ -99,14 +102,11 @@ pub fn compile_secret(pb: &SecretPb, at: &At<'_>, scope: &mut Scope<'_>) -> Opti
 pub fn files_of_secret(pb: &SecretPb) -> Option<SecretFiles> {
     let files = match &pb.r#type {
         Some(Type::TlsCertificate(own)) => {
-            material::files([own.certificate_chain.as_ref(), own.private_key.as_ref()])
+            let sources = [own.certificate_chain.as_ref(), own.private_key.as_ref()];
+            material::files(sources, own.watched_directory.as_ref())
         }
         Some(Type::ValidationContext(context)) => validation::files_of(context),
-        _ => Vec::new(),
+        _ => return None,
     };
-    if files.is_empty() {
-        return None;
-    }
-    let content = content_of(&files);
-    Some(SecretFiles { secret: Box::new(pb.clone()), files, content })
+    (!files.is_empty()).then(|| SecretFiles { secret: Box::new(pb.clone()), files })
 }

@@ -350,7 +350,8 @@ fn trust_domains_have_bundles_of_their_own() {
     let path = path.to_str().unwrap();
     let context =
         federated(vec![bundle("mesh.example", inline(&ours.pem)), bundle("abroad.example", file(path))]);
-    assert_eq!(validation::files_of(&context), [std::path::PathBuf::from(path)]);
+    let files = crate::config::secrets::Files::new(vec![path.into()], None);
+    assert_eq!(validation::files_of(&context), files);
     let (made, _) = run(|at, scope| trust(&context, at, scope));
     let domains = made.unwrap().domains.unwrap();
     assert_eq!(domains.names().collect::<Vec<_>>(), ["abroad.example", "mesh.example"]);

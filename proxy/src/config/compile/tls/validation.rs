@@ -1,7 +1,7 @@
 //! `CertificateValidationContext`.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+
 use std::sync::Arc;
 
 use prost::Message as _;
@@ -21,7 +21,7 @@ use super::{secret, spiffe};
 use crate::config::compile::Scope;
 use crate::config::compile::common::{string_match, unsupported};
 use crate::config::compile::fields::refuse;
-use crate::config::secrets::{Recipe, Written, content_of};
+use crate::config::secrets::{Files, Recipe, Written};
 use crate::tls::material::{Authorities, revocation_lists, roots};
 use crate::tls::secret::Secret;
 use crate::tls::verify::{PeerRules, SanMatch, SanType, Trust};
@@ -116,17 +116,17 @@ fn written(
         return Some(secret);
     }
     let files = files_of(context);
-    let content = content_of(&files);
     let secret = Secret::inline(trust(context, at, scope)?);
     let recipe = Recipe::Trust(Box::new(context.clone()), Arc::downgrade(&secret));
-    scope.names.secrets.write(hash, Written { recipe, files, content });
+    scope.names.secrets.write(hash, Written { recipe, files });
     Some(secret)
 }
 
 /// The files that a context names.
-pub(super) fn files_of(context: &CertificateValidationContext) -> Vec<PathBuf> {
+pub(super) fn files_of(context: &CertificateValidationContext) -> Files {
     let bundles = spiffe::bundles(context);
-    files([context.trusted_ca.as_ref(), context.crl.as_ref()].into_iter().chain(bundles.iter().map(Some)))
+    let sources = [context.trusted_ca.as_ref(), context.crl.as_ref()];
+    files(sources.into_iter().chain(bundles.iter().map(Some)), context.watched_directory.as_ref())
 }
 
 /// Reads a complete `CertificateValidationContext`.
@@ -167,8 +167,7 @@ fn rules(context: &CertificateValidationContext, at: &At<'_>, scope: &mut Scope<
         trusted_ca: _,
         ca_certificate_provider_instance,
         system_root_certs,
-        // Directories of all files are watched.
-        watched_directory: _,
+        watched_directory: _, // of `files`
         verify_certificate_spki,
         verify_certificate_hash,
         match_typed_subject_alt_names,

@@ -7,6 +7,7 @@ use remora_xds::pb::envoy::config::listener::v3::Listener;
 use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use remora_xds::{Kind, Schema};
 use serde_json::{Value, json};
+use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::manager::Manager;
@@ -208,4 +209,120 @@ fn certificates_in_files_are_read_again_when_the_files_change() {
     write(&first);
     assert_eq!(manager.reload_material(), []);
     assert_eq!(shown(&manager).as_deref(), Some(ID));
+}
+
+/// `watched_directory` is that of a link on the way to the files, which is swapped.
+#[test]
+fn the_watched_directory_of_certificates_in_files_is_watched() {
+    let pair = Ca::new("root").leaf(&[uri(ID)], |_| {});
+    let folder = tempfile::tempdir().unwrap();
+    let current = folder.path().join("v1");
+    std::fs::create_dir(&current).unwrap();
+    std::fs::write(current.join("chain.pem"), &pair.chain).unwrap();
+    std::fs::write(current.join("key.pem"), &pair.key).unwrap();
+    let pair = json!({
+        "certificate_chain": { "filename": current.join("chain.pem") },
+        "private_key": { "filename": current.join("key.pem") },
+        "watched_directory": { "path": folder.path() },
+    });
+    let (schema, mut manager) = (Schema::load(), manager());
+    apply(&mut manager, Kind::Listener, vec![listener(&schema, &json!({ "tls_certificates": [pair] }))]);
+    assert_eq!(manager.directories(), [folder.path().to_path_buf()].into());
+
+    let secret = json!([{ "name": "default", "tls_certificate": pair }]);
+    assert_eq!(bootstrap(false, &secret).unwrap().directories(), [folder.path().to_path_buf()].into());
+}
+
+#[tokio::test(start_paused = true)]
+async fn secrets_that_do_not_come_replace_no_listener_that_works() {
+    let (schema, ca) = (Schema::load(), Ca::new("root"));
+    let mut manager = manager();
+    let cluster = json!({ "name": "none", "type": "STATIC" });
+    apply(&mut manager, Kind::Cluster, vec![incoming::<Cluster>(&schema, &cluster)]);
+    let own = |name: &str| json!({ "tls_certificate_sds_secret_configs": [sds(name)] });
+    let pair = |name: &str, id: &str| {
+        let pair = ca.leaf(&[uri(id)], |_| {});
+        certificate(&schema, name, &pair.chain, &pair.key)
+    };
+    apply(&mut manager, Kind::Listener, vec![listener(&schema, &own("good"))]);
+    apply(&mut manager, Kind::Secret, vec![pair("good", ID)]);
+    apply(&mut manager, Kind::Listener, vec![listener(&schema, &own("late"))]);
+    for _ in 0..3 {
+        tokio::time::advance(Duration::from_secs(20)).await;
+        assert!(!manager.promote(Instant::now()).listeners);
+        assert!(manager.deadline().is_some_and(|at| at > Instant::now()), "no loop");
+        assert_eq!(shown(&manager).as_deref(), Some(ID));
+    }
+    apply(&mut manager, Kind::Secret, vec![pair("late", OTHER)]);
+    assert_eq!(shown(&manager).as_deref(), Some(OTHER));
+}
+
+/// mTLS is switched on: the cluster comes before what its connections need.
+#[tokio::test]
+async fn secrets_that_do_not_come_replace_no_cluster_that_works() {
+    let (schema, ca) = (Schema::load(), Ca::new("root"));
+    let mut manager = manager();
+    let context = json!({ "validation_context_sds_secret_config": sds("roots") });
+    let cluster = |tls_or_none: Value| {
+        let mut cluster = json!({ "name": "c", "type": "STATIC" });
+        if !tls_or_none.is_null() {
+            cluster["transport_socket"] = tls_or_none;
+        }
+        incoming::<Cluster>(&schema, &cluster)
+    };
+    let with_tls = |manager: &Manager| manager.clusters.get("c").unwrap().value.spec().tls.is_some();
+    apply(&mut manager, Kind::Cluster, vec![cluster(Value::Null)]);
+    apply(&mut manager, Kind::Cluster, vec![cluster(tls("Upstream", &context))]);
+    assert!(!with_tls(&manager));
+    assert_eq!(manager.ads_wanted().remove(&Kind::Secret), Some(["roots".into()].into()));
+    // Taken back, and asked for again.
+    apply(&mut manager, Kind::Cluster, vec![cluster(Value::Null)]);
+    apply(&mut manager, Kind::Secret, vec![]);
+    assert_eq!(manager.ads_wanted().remove(&Kind::Secret), Some([].into()));
+    apply(&mut manager, Kind::Cluster, vec![cluster(tls("Upstream", &context))]);
+    let applied = apply(&mut manager, Kind::Secret, vec![roots(&schema, "roots", &ca)]);
+    assert!(with_tls(&manager) && applied.changes.clusters);
+    apply(&mut manager, Kind::Cluster, vec![cluster(Value::Null)]);
+    assert!(!with_tls(&manager));
+}
+
+/// Contexts of the control plane that name a file: it is read when they come, and when they come again.
+#[tokio::test]
+async fn a_file_of_secrets_is_read_for_contexts_that_come_later() {
+    let pair = Ca::new("root").leaf(&[uri(ID)], |_| {});
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sds.json");
+    let secret = json!({
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
+        "name": "own",
+        "tls_certificate": { "certificate_chain": text(&pair.chain), "private_key": text(&pair.key) },
+    });
+    let file = json!({ "resources": [secret] }).to_string();
+    let named = |watched: bool| {
+        let mut source = json!({ "path": path });
+        if watched {
+            source["watched_directory"] = json!({ "path": folder.path().join("..data") });
+        }
+        let config = json!({ "path_config_source": source, "resource_api_version": "V3" });
+        json!({ "tls_certificate_sds_secret_configs": [{ "name": "own", "sds_config": config }] })
+    };
+    let (schema, mut manager) = (Schema::load(), manager());
+    let cluster = json!({ "name": "none", "type": "STATIC" });
+    apply(&mut manager, Kind::Cluster, vec![incoming::<Cluster>(&schema, &cluster)]);
+    for _ in 0..2 {
+        apply(&mut manager, Kind::Listener, vec![listener(&schema, &named(true))]);
+        assert!(manager.has_unread_files() && manager.files().contains(&path));
+        assert!(manager.apply_file(&path, &file).unwrap());
+        manager.promote(Instant::now());
+        assert_eq!(shown(&manager).as_deref(), Some(ID));
+        assert!(!manager.has_unread_files() && !manager.apply_file(&path, &file).unwrap());
+        assert_eq!(manager.directories(), [folder.path().join("..data")].into());
+        // The same file, without the directory.
+        apply(&mut manager, Kind::Listener, vec![listener(&schema, &named(false))]);
+        assert_eq!(shown(&manager).as_deref(), Some(ID));
+        let mut nothing = Update::restored(Kind::Listener, vec![]);
+        (nothing.complete, nothing.first) = (true, false);
+        manager.apply_ads(&nothing, Instant::now());
+        assert!(manager.listeners.is_empty() && !manager.files().contains(&path));
+    }
 }

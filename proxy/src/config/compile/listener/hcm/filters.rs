@@ -53,7 +53,7 @@ pub(super) fn compile(list: &[HttpFilterPb], at: &At<'_>, scope: &mut Scope<'_>)
             filters.list.push(HttpFilter::Router);
         } else if let Some(filter) = policy(name, any, &typed_at, scope) {
             filters.list.extend(filter);
-        } else if *is_optional {
+        } else if *is_optional && !guards(any) {
             // The file says that whoever does not know this filter may leave it out.
             tracing::warn!(path = %at, filter = any.type_url, "an optional filter that is not supported is left out");
         } else {
@@ -66,6 +66,12 @@ pub(super) fn compile(list: &[HttpFilterPb], at: &At<'_>, scope: &mut Scope<'_>)
         error.fix("add envoy.filters.http.router");
     }
     routed.then_some(filters)
+}
+
+/// Whether a filter keeps requests out: without it more would pass, whatever `is_optional` says.
+fn guards(any: &Any) -> bool {
+    const GUARDS: [&str; 5] = ["ext_authz", "oauth2", "basic_auth", "api_key_auth", "csrf"];
+    GUARDS.iter().any(|guard| any.type_url.contains(&format!(".http.{guard}.")))
 }
 
 /// A policy filter; None when `any` is none. With mistakes (reported) it is left out of the list, which is not used then.

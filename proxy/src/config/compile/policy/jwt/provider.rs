@@ -103,10 +103,15 @@ fn locations(
 
 /// A header that the filter takes from clients and writes itself.
 fn own_header(name: &str, at: &At<'_>, scope: &mut Scope<'_>) -> Option<HeaderName> {
-    use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE};
+    use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING, UPGRADE};
     let name = header_name(name, at, scope)?;
     if [CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE].contains(&name) {
         scope.errors.report(at, format!("{name} may not be changed here"));
+        return None;
+    }
+    if name == AUTHORIZATION || name == COOKIE {
+        let error = scope.errors.report(at, format!("{name} is taken from clients: tokens stand there"));
+        error.fix("use another header");
         return None;
     }
     Some(name)
