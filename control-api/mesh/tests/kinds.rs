@@ -12,8 +12,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use remora_mesh::{
-    Change, Compiler, Documents, Health, Instance, Mesh, Name, NodeKind, NodeRequest, NodeResources, Profile,
-    Resource,
+    Change, Compiler, Documents, Health, Instance, Mesh, Name, NodeKind, NodeRequest, Profile,
 };
 use remora_xds::pb::envoy::config::core::v3::Node;
 use remora_xds::pb::envoy::config::listener::v3::Listener;
