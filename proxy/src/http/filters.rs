@@ -5,6 +5,8 @@ use std::time::SystemTime;
 use http::{HeaderValue, Method};
 use tokio::time::Instant;
 
+use super::authz;
+use super::body::Body;
 use super::context::RequestCtx;
 use super::downstream::Downstream;
 use super::head::RequestHead;
@@ -12,11 +14,13 @@ use super::local_reply;
 use super::recheck::Recheck;
 use crate::config::spec::HttpFilter;
 use crate::error::Reason;
+use crate::policy::authz::answer::{Denial, HeaderChange};
 use crate::policy::jwt::JwtFilter;
 use crate::policy::jwt::provider::Now;
 use crate::policy::overrides::{Override, Overrides};
 use crate::policy::rbac::{self, RbacFilter};
 use crate::policy::view::{Claims, RequestView, View};
+use crate::route::Found;
 use crate::telemetry::metrics::Decision;
 
 /// What filters found out about a request, besides whether it may go on.
@@ -26,27 +30,31 @@ pub struct Findings {
     pub details: Option<String>,
     /// What `shadow_rules` would have said.
     pub shadow: Option<String>,
+    /// The refusal in the words of an external service.
+    pub denial: Option<Box<Denial>>,
+    /// What an external service wants in the answer.
+    pub response_headers: Vec<HeaderChange>,
     /// `WWW-Authenticate` of the refusal.
     pub challenge: Option<HeaderValue>,
     /// Payloads of verified tokens.
     pub claims: Vec<Claims>,
 }
 
-/// Runs `filters` with what the route says about them.
+/// Runs `filters` with what the route says about them. Some: a filter wants the route to be chosen again, for the filters that are
+/// left.
 ///
 /// # Errors
 /// Why one of them refuses the request.
-pub async fn run(
+pub async fn run<'f>(
     ctx: &mut RequestCtx,
-    filters: &[HttpFilter],
-    route: Option<&Overrides>,
-) -> Result<(), Reason> {
-    // A tunnel lasts: rules that come later are to find it.
-    let mut judged = ctx.upgrade.is_some() || ctx.head.method == Method::CONNECT;
-    for filter in filters {
+    body: &mut Body,
+    filters: &'f [HttpFilter],
+    found: &Found<'_>,
+) -> Result<Option<&'f [HttpFilter]>, Reason> {
+    let route = found.overrides();
+    for (i, filter) in filters.iter().enumerate() {
         match filter {
             HttpFilter::Rbac(name, filter) => {
-                judged = true;
                 if let Some(filter) = effective(name, filter, route) {
                     access(ctx, filter)?;
                 }
@@ -54,15 +62,28 @@ pub async fn run(
             HttpFilter::Jwt(name, filter) => {
                 tokens(ctx, filter, route.and_then(|route| route.of(name))).await?;
             }
-            HttpFilter::Router => {}
+            // Nothing will come of a request without a route, and nobody is asked about it, as in Envoy.
+            HttpFilter::Authz(name, filter) if !matches!(found, Found::NoRoute(_) | Found::NoVirtualHost) => {
+                let said = route.and_then(|route| route.of(name));
+                if Box::pin(authz::check(ctx, body, name, filter, said)).await? {
+                    return Ok(Some(&filters[i + 1..]));
+                }
+            }
+            HttpFilter::Authz(..) | HttpFilter::Router => {}
         }
     }
-    if judged {
+    Ok(None)
+}
+
+/// A request that was let in is judged again when the configuration changes, if `filters` judge at all. A tunnel lasts: rules
+/// that come later are to find it.
+pub fn follow(ctx: &mut RequestCtx, filters: &[HttpFilter]) {
+    let lasts = ctx.upgrade.is_some() || ctx.head.method == Method::CONNECT;
+    if lasts || filters.iter().any(|filter| matches!(filter, HttpFilter::Rbac(..))) {
         let recheck = Recheck::new(ctx);
         ctx.revoked = Some(recheck.details());
         ctx.recheck = Some(Box::new(recheck));
     }
-    Ok(())
 }
 
 /// The rules that hold for a route.
@@ -71,7 +92,7 @@ fn effective<'f>(name: &str, filter: &'f RbacFilter, route: Option<&'f Overrides
         Some(Override::Rbac(filter)) => Some(filter),
         Some(Override::Disabled) => None,
         // What is about another kind of filter is refused where the filters are known.
-        Some(Override::Jwt(_)) | None => Some(filter),
+        Some(Override::Jwt(_) | Override::Authz(_)) | None => Some(filter),
     }
 }
 
@@ -131,7 +152,7 @@ async fn tokens(ctx: &mut RequestCtx, filter: &JwtFilter, said: Option<&Override
     let requirement = match said {
         Some(Override::Disabled) => None,
         Some(Override::Jwt(name)) => Some(filter.named.get(&**name).ok_or(Reason::JwtNoRequirement)?),
-        Some(Override::Rbac(_)) | None => {
+        Some(Override::Rbac(_) | Override::Authz(_)) | None => {
             let random = ctx.downstream.worker.with_rng(|rng| rng.u64(..));
             filter.requirement(&ctx.head, random)
         }
