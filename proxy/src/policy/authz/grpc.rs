@@ -245,36 +245,42 @@ fn changes(ok: pb::OkHttpResponse) -> Result<Changes, Invalid> {
         query_parameters_to_set,
         query_parameters_to_remove,
     } = ok;
-    let list = |list: Vec<core::HeaderValueOption>, usual| -> Result<Vec<_>, Invalid> {
-        list.into_iter().map(|option| change(option, usual)).collect()
-    };
     // What is not to be removed stays, as in Envoy.
     let remove = headers_to_remove.into_iter().filter_map(|name| name.parse().ok());
     Changes {
-        // Of a request what is said without more replaces what is there, as in Envoy.
-        request: list(headers, Action::Overwrite)?,
+        request: headers.into_iter().map(request_change).collect::<Result<_, _>>()?,
         remove: remove.filter(super::answer::is_changeable).collect(),
         set_query: query_parameters_to_set.into_iter().map(|pair| (pair.key, pair.value)).collect(),
         remove_query: query_parameters_to_remove,
-        response: list(response_headers_to_add, Action::Add)?,
+        response: response_headers_to_add.into_iter().map(response_change).collect::<Result<_, _>>()?,
     }
     .check()
 }
 
-/// A change; `usual` is what APPEND_IF_EXISTS_OR_ADD, the default, means.
-fn change(option: core::HeaderValueOption, usual: Action) -> Result<HeaderChange, Invalid> {
-    #[expect(deprecated, reason = "services still say append")]
-    let core::HeaderValueOption { header, append, append_action, keep_empty_value: _ } = option;
-    let header = header.ok_or(Invalid::Forbidden)?;
-    let action = match (append, HeaderAppendAction::try_from(append_action)) {
-        (Some(append), _) if append.value => Action::Join,
+/// A change of the request. It replaces what is there unless `append` says otherwise; `append_action` is not looked at, as in Envoy.
+#[expect(deprecated, reason = "services still say append")]
+fn request_change(option: core::HeaderValueOption) -> Result<HeaderChange, Invalid> {
+    let appends = option.append.is_some_and(|append| append.value);
+    change(&option, if appends { Action::Join } else { Action::Overwrite })
+}
+
+/// A change of the answer to the request.
+#[expect(deprecated, reason = "services still say append")]
+fn response_change(option: core::HeaderValueOption) -> Result<HeaderChange, Invalid> {
+    let action = match (&option.append, HeaderAppendAction::try_from(option.append_action)) {
+        (Some(append), _) if append.value => Action::Add,
         (Some(_), _) | (None, Ok(HeaderAppendAction::OverwriteIfExistsOrAdd)) => Action::Overwrite,
-        (None, Ok(HeaderAppendAction::AppendIfExistsOrAdd)) => usual,
+        (None, Ok(HeaderAppendAction::AppendIfExistsOrAdd)) => Action::Add,
         (None, Ok(HeaderAppendAction::AddIfAbsent)) => Action::AddIfAbsent,
         (None, Ok(HeaderAppendAction::OverwriteIfExists)) => Action::OverwriteIfExists,
         (None, Err(_)) => return Err(Invalid::Forbidden),
     };
-    HeaderChange::new(header.key.as_bytes(), value_of(&header), action)
+    change(&option, action)
+}
+
+fn change(option: &core::HeaderValueOption, action: Action) -> Result<HeaderChange, Invalid> {
+    let header = option.header.as_ref().ok_or(Invalid::Forbidden)?;
+    HeaderChange::new(header.key.as_bytes(), value_of(header), action)
 }
 
 fn value_of(header: &core::HeaderValue) -> &[u8] {

@@ -155,29 +155,32 @@ fn every_way_to_change_a_header() {
         };
         option
     };
-    let changed = |append, action| {
-        let headers = vec![option("x-there", append, action), option("x-absent", append, action)];
-        let ok = HttpResponse::OkResponse(OkHttpResponse { headers, ..Default::default() });
+    let changed = |append, action, request: bool| {
+        let list = vec![option("x-there", append, action), option("x-absent", append, action)];
+        let (headers, response) = if request { (list, vec![]) } else { (vec![], list) };
+        let ok = OkHttpResponse { headers, response_headers_to_add: response, ..Default::default() };
+        let ok = HttpResponse::OkResponse(ok);
         let Ok(Answer::Allowed(changes)) = grpc::answer(&framed(&denied(0, Some(ok))), 9) else { panic!() };
         let mut map = head(Method::GET, "/", &[("x-there", b"1"), ("x-there", b"2")]).headers;
         changes.apply(&mut map);
+        changes.response.iter().for_each(|change| change.apply(&mut map));
         let text = |name: &str| {
             let all = map.get_all(name).iter().map(|v| v.to_str().unwrap());
             all.collect::<Vec<_>>().join("|")
         };
-        (text("x-there"), text("x-absent"))
+        format!("{} {}", text("x-there"), text("x-absent"))
     };
-    let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
-    assert_eq!(changed(None, 0), pair("new", "new"));
-    assert_eq!(changed(None, 1), pair("1|2", "new"));
-    assert_eq!(changed(None, 2), pair("new", "new"));
-    assert_eq!(changed(None, 3), pair("new", ""));
-    assert_eq!(changed(Some(true), 0), pair("1,2,new", ""));
-    assert_eq!(changed(Some(false), 0), pair("new", "new"));
-    let bad = HttpResponse::OkResponse(OkHttpResponse {
-        headers: vec![option("x", None, 9)],
-        ..Default::default()
-    });
+    for (action, of_the_answer) in ["1|2|new new", "1|2 new", "new new", "new "].into_iter().enumerate() {
+        let action = i32::try_from(action).unwrap();
+        assert_eq!(changed(None, action, false), of_the_answer);
+        assert_eq!(changed(None, action, true), "new new");
+    }
+    assert_eq!(changed(Some(true), 0, true), "1,2,new ");
+    assert_eq!(changed(Some(true), 0, false), "1|2|new new");
+    assert_eq!(changed(Some(false), 0, true), "new new");
+    assert_eq!(changed(Some(false), 0, false), "new new");
+    let response_headers_to_add = vec![option("x", None, 9)];
+    let bad = HttpResponse::OkResponse(OkHttpResponse { response_headers_to_add, ..Default::default() });
     assert!(matches!(grpc::answer(&framed(&denied(0, Some(bad))), 9), Err(Invalid::Forbidden)));
 }
 
