@@ -185,6 +185,10 @@ reasons! {
     JwtKeysUnavailable = "jwt_keys_unavailable", 401, Unauthenticated, "", Proxy;
     /// The route names a requirement for tokens that the listener does not have.
     JwtNoRequirement = "jwt_no_requirement", 403, PermissionDenied, "", Proxy;
+    /// The external authorisation service refuses it.
+    ExtAuthzDenied = "ext_authz_denied", 403, PermissionDenied, "UAEX", Proxy;
+    /// The external authorisation service gave no answer that can be believed.
+    ExtAuthzError = "ext_authz_error", 403, PermissionDenied, "UAEX", Proxy;
     /// Original-destination routing was asked for, but the connection has none.
     NoOriginalDestination = "no_original_destination", 503, Unavailable, "UH", Proxy;
 

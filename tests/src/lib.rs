@@ -16,6 +16,7 @@
 //! names another binary to test: `remora`, `remora-proxy`, or `envoy`, which is started with Envoy's arguments.
 #![allow(clippy::unwrap_used, reason = "a harness fails by panicking")]
 
+pub mod authorizer;
 pub mod certs;
 pub mod client;
 pub mod config;

@@ -28,6 +28,7 @@ macro_rules! wire {
 
 wire! {
     pb::config::bootstrap::v3::Bootstrap,
+    pb::service::auth::v3::CheckResponse,
     pb::service::discovery::v3::DiscoveryResponse,
     pb::service::discovery::v3::ResourceError,
     pb::config::listener::v3::Listener,
@@ -39,6 +40,8 @@ wire! {
     pb::extensions::access_loggers::stream::v3::StdoutAccessLog,
     pb::extensions::clusters::dns::v3::DnsCluster,
     pb::config::route::v3::FilterConfig,
+    pb::extensions::filters::http::ext_authz::v3::ExtAuthz,
+    pb::extensions::filters::http::ext_authz::v3::ExtAuthzPerRoute,
     pb::extensions::filters::http::jwt_authn::v3::JwtAuthentication,
     pb::extensions::filters::http::jwt_authn::v3::PerRouteConfig,
     pb::extensions::filters::http::rbac::v3::Rbac,

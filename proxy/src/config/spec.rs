@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::config::names::{ChainId, ClusterId, RouteTableId};
 use crate::listener::chain_match::ChainMatcher;
+use crate::policy::authz::AuthzFilter;
 use crate::policy::jwt::JwtFilter;
 use crate::policy::rbac::RbacFilter;
 use crate::route::RouteTable;
@@ -234,6 +235,8 @@ pub enum HttpFilter {
     Rbac(Arc<str>, Box<RbacFilter>),
     /// `envoy.filters.http.jwt_authn`, with its name.
     Jwt(Arc<str>, Box<JwtFilter>),
+    /// `envoy.filters.http.ext_authz`, with its name.
+    Authz(Arc<str>, Box<AuthzFilter>),
     /// `envoy.filters.http.router`.
     Router,
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use http::Version;
+use http::{HeaderValue, Version};
 
 use super::body::Body;
 use super::context::RequestCtx;
@@ -14,14 +14,17 @@ use super::forward::set_host;
 use super::h1::client::{self as h1, Failed, SendOptions, Sent};
 use super::h1::server::spelling;
 use super::h2::client as h2;
+use super::head::RequestHead;
+use super::interim::InterimSink;
 use super::recheck::poll_refused;
 use super::response::Response;
 use crate::error::Reason;
-use crate::resilience::breaker::Resource;
+use crate::resilience::breaker::{Resource, RoutingPriority};
 use crate::route::action::RouteAction;
 use crate::route::rewrite::parse_authority;
 use crate::upstream::cluster::{Cluster, Discovery, UpstreamProtocol};
 use crate::upstream::endpoint::{Endpoint, EndpointKey};
+use crate::worker::Worker;
 use crate::worker::timer::Timer;
 
 /// Heads of answers larger than this are refused (Envoy's default for HTTP/1 is 80 KiB).
@@ -104,34 +107,73 @@ async fn send(
     endpoint: &Arc<Endpoint>,
     body: Body,
 ) -> Result<Response, Failed> {
-    let nothing = |reason| Failed::new(reason, Sent::Nothing);
-    let spec = attempt.cluster.spec();
-    let pool = ctx.downstream.worker.pools.of(endpoint);
-    let priority = attempt.action.priority;
-    let options = SendOptions {
-        spelling: spelling(&spec.http.http1),
-        secure: spec.tls.is_some(),
+    let exchange = Exchange {
+        worker: &ctx.downstream.worker,
+        cluster: attempt.cluster,
+        priority: attempt.action.priority,
+        fresh: attempt.fresh,
         upgrade: ctx.upgrade.as_ref(),
-        max_header_bytes: spec.http.max_header_bytes.unwrap_or(MAX_ANSWER_HEAD),
         interim: &ctx.interim,
     };
-    let http2 = match spec.http.protocol {
-        UpstreamProtocol::Http1 => false,
-        UpstreamProtocol::Http2 => true,
-        UpstreamProtocol::Downstream => ctx.head.version == Version::HTTP_2,
-        // By ALPN, which only TLS has.
-        UpstreamProtocol::Auto => {
-            spec.tls.is_some()
-                && Box::pin(pool.speaks_h2(attempt.cluster, priority)).await.map_err(nothing)?
+    exchange.send(endpoint, &ctx.head, body).await
+}
+
+/// One request to one endpoint, over the pools of a worker.
+#[derive(Debug)]
+pub struct Exchange<'a> {
+    /// Whose connection it uses.
+    pub worker: &'a Worker,
+    /// The endpoint's.
+    pub cluster: &'a Arc<Cluster>,
+    /// Which circuit breaker counts connections.
+    pub priority: RoutingPriority,
+    /// Only a new connection will do.
+    pub fresh: bool,
+    /// `Upgrade` that is passed on.
+    pub upgrade: Option<&'a HeaderValue>,
+    /// Takes 1xx answers.
+    pub interim: &'a InterimSink,
+}
+
+impl Exchange<'_> {
+    /// Acquires a connection, sends, and waits for the head of the answer.
+    ///
+    /// # Errors
+    /// Why there is none, and how far the request got.
+    pub async fn send(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        head: &RequestHead,
+        body: Body,
+    ) -> Result<Response, Failed> {
+        let nothing = |reason| Failed::new(reason, Sent::Nothing);
+        let Self { worker, cluster, priority, fresh, upgrade, interim } = *self;
+        let spec = cluster.spec();
+        let pool = worker.pools.of(endpoint);
+        let options = SendOptions {
+            spelling: spelling(&spec.http.http1),
+            secure: spec.tls.is_some(),
+            upgrade,
+            max_header_bytes: spec.http.max_header_bytes.unwrap_or(MAX_ANSWER_HEAD),
+            interim,
+        };
+        let http2 = match spec.http.protocol {
+            UpstreamProtocol::Http1 => false,
+            UpstreamProtocol::Http2 => true,
+            UpstreamProtocol::Downstream => head.version == Version::HTTP_2,
+            // By ALPN, which only TLS has.
+            UpstreamProtocol::Auto => {
+                spec.tls.is_some() && Box::pin(pool.speaks_h2(cluster, priority)).await.map_err(nothing)?
+            }
+        };
+        if http2 {
+            let (sender, slot) = pool.h2(cluster, priority, fresh).await.map_err(nothing)?;
+            // A peer without RFC 8441 gets its upgrades over HTTP/1.
+            if upgrade.is_none() || Box::pin(h2::takes_upgrades(&sender)).await {
+                return h2::send(sender, slot, head, body, &options).await;
+            }
         }
-    };
-    if http2 {
-        let (sender, slot) = pool.h2(attempt.cluster, priority, attempt.fresh).await.map_err(nothing)?;
-        // A peer without RFC 8441 gets its upgrades over HTTP/1.
-        if ctx.upgrade.is_none() || Box::pin(h2::takes_upgrades(&sender)).await {
-            return h2::send(sender, slot, &ctx.head, body, &options).await;
-        }
+        let lease = pool.h1(cluster, priority, fresh).await.map_err(nothing)?;
+        h1::send(lease, head, body, &options).await
     }
-    let lease = pool.h1(attempt.cluster, priority, attempt.fresh).await.map_err(nothing)?;
-    h1::send(lease, &ctx.head, body, &options).await
 }

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
+use super::ahead::AheadBody;
 use super::guard::GuardedBody;
 use super::h1::conn::SharedConn;
 use super::h1::decode::{Decoded, Decoder};
@@ -29,6 +30,8 @@ pub enum Body {
     H2(H2Body),
     /// A request body that may be sent again.
     Replay(Box<ReplayBody>),
+    /// A request body that was read ahead.
+    Ahead(Box<AheadBody>),
     /// An answer under the time limits of its request.
     Guarded(Box<GuardedBody>),
 }
@@ -46,6 +49,7 @@ impl Body {
             Self::H1(body) => body.poll_next(cx),
             Self::H2(body) => body.poll_next(cx),
             Self::Replay(body) => body.poll_next(cx),
+            Self::Ahead(body) => body.poll_next(cx),
             Self::Guarded(body) => body.poll_next(cx),
         }
     }
@@ -59,6 +63,7 @@ impl Body {
             Self::H1(body) => body.decoder.is_done(),
             Self::H2(body) => body.stream.is_end_stream(),
             Self::Replay(body) => body.is_end(),
+            Self::Ahead(body) => body.is_end(),
             Self::Guarded(body) => body.inner().is_end(),
         }
     }
@@ -72,6 +77,7 @@ impl Body {
             Self::H1(body) => body.decoder.remaining(),
             Self::H2(body) => body.length,
             Self::Replay(body) => body.exact_len(),
+            Self::Ahead(body) => body.exact_len(),
             Self::Guarded(body) => body.inner().exact_len(),
         }
     }

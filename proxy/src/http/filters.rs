@@ -6,18 +6,22 @@ use std::time::SystemTime;
 use http::HeaderValue;
 use tokio::time::Instant;
 
+use super::authz;
+use super::body::Body;
 use super::context::RequestCtx;
 use super::downstream::Downstream;
 use super::head::RequestHead;
 use super::local_reply;
 use crate::config::spec::HttpFilter;
 use crate::error::Reason;
+use crate::policy::authz::answer::{Denial, HeaderChange};
 use crate::policy::jwt::JwtFilter;
 use crate::policy::jwt::provider::Now;
 use crate::policy::jwt::requirement::Requirement;
 use crate::policy::overrides::{Override, Overrides};
 use crate::policy::rbac::{self, RbacFilter};
 use crate::policy::view::{Claims, RequestView, View};
+use crate::route::Found;
 use crate::telemetry::metrics::Decision;
 
 /// What filters found out about a request, besides whether it may go on.
@@ -27,6 +31,10 @@ pub struct Findings {
     pub details: Option<String>,
     /// What `shadow_rules` would have said.
     pub shadow: Option<String>,
+    /// The refusal in the words of an external service.
+    pub denial: Option<Box<Denial>>,
+    /// What an external service wants in the answer.
+    pub response_headers: Vec<HeaderChange>,
     /// `WWW-Authenticate` of the refusal.
     pub challenge: Option<HeaderValue>,
     /// Payloads of verified tokens.
@@ -35,16 +43,19 @@ pub struct Findings {
     pub providers: Vec<Arc<str>>,
 }
 
-/// Runs `filters` with what the route says about them.
+/// Runs `filters` with what the route says about them. Some: a filter wants the route to be chosen again, for the filters that are
+/// left.
 ///
 /// # Errors
 /// Why one of them refuses the request.
-pub async fn run(
+pub async fn run<'f>(
     ctx: &mut RequestCtx,
-    filters: &[HttpFilter],
-    route: Option<&Overrides>,
-) -> Result<(), Reason> {
-    for filter in filters {
+    body: &mut Body,
+    filters: &'f [HttpFilter],
+    found: &Found<'_>,
+) -> Result<Option<&'f [HttpFilter]>, Reason> {
+    let route = found.overrides();
+    for (i, filter) in filters.iter().enumerate() {
         match filter {
             HttpFilter::Rbac(name, filter) => {
                 if let Some(filter) = effective(name, filter, route) {
@@ -54,10 +65,17 @@ pub async fn run(
             HttpFilter::Jwt(name, filter) => {
                 tokens(ctx, filter, route.and_then(|route| route.of(name))).await?;
             }
-            HttpFilter::Router => {}
+            // Nothing will come of a request without a route, and nobody is asked about it, as in Envoy.
+            HttpFilter::Authz(name, filter) if !matches!(found, Found::NoRoute(_) | Found::NoVirtualHost) => {
+                let said = route.and_then(|route| route.of(name));
+                if Box::pin(authz::check(ctx, body, name, filter, said)).await? {
+                    return Ok(Some(&filters[i + 1..]));
+                }
+            }
+            HttpFilter::Authz(..) | HttpFilter::Router => {}
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// The rules that hold for a route.
@@ -66,7 +84,7 @@ fn effective<'f>(name: &str, filter: &'f RbacFilter, route: Option<&'f Overrides
         Some(Override::Rbac(filter)) => Some(filter),
         Some(Override::Disabled) => None,
         // What is about another kind of filter is refused where the filters are known.
-        Some(Override::Jwt(_)) | None => Some(filter),
+        Some(Override::Jwt(_) | Override::Authz(_)) | None => Some(filter),
     }
 }
 
@@ -130,7 +148,7 @@ pub fn required<'f>(
     match said {
         Some(Override::Disabled) => Ok(None),
         Some(Override::Jwt(name)) => filter.named.get(&**name).map(Some).ok_or(Reason::JwtNoRequirement),
-        Some(Override::Rbac(_)) | None => Ok(filter.requirement(head, random)),
+        Some(Override::Rbac(_) | Override::Authz(_)) | None => Ok(filter.requirement(head, random)),
     }
 }
 

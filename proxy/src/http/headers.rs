@@ -141,7 +141,7 @@ fn client_cert_element(peer: &PeerIdentity, own: Option<&str>, rules: ClientCert
 
 /// The URI name of our own certificate. When there are several certificates with several names, nobody knows here which
 /// of them the peer saw, and there is none.
-fn own_identity(downstream: &Downstream) -> Option<Box<str>> {
+pub(super) fn own_identity(downstream: &Downstream) -> Option<Box<str>> {
     let mut names = downstream.chain.tls.as_ref()?.certificates().map(|own| own.uri.clone());
     let first = names.next()??;
     names.all(|name| name.as_ref() == Some(&first)).then_some(first)

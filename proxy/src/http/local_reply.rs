@@ -60,7 +60,8 @@ pub fn reply_with(reason: Reason, status: StatusCode, body: Bytes, grpc: bool) -
 
 /// Trailers-only: HTTP 200 with the gRPC status in the head (gRPC PROTOCOL-HTTP2, "Responses").
 fn grpc_reply(reason: Reason, status: StatusCode, message: &[u8]) -> Response {
-    let code = if reason == Reason::DirectResponse { grpc_of(status) } else { reason.grpc() };
+    let own = matches!(reason, Reason::DirectResponse | Reason::ExtAuthzDenied | Reason::ExtAuthzError);
+    let code = if own { grpc_of(status) } else { reason.grpc() };
     let mut head = ResponseHead::new(StatusCode::OK);
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     head.headers.insert("grpc-status", HeaderValue::from(code as u16));

@@ -1,7 +1,9 @@
 //! HTTP: codecs, the pipeline, one attempt, bodies.
 
+pub mod ahead;
 pub mod attempt;
 pub mod authority;
+pub mod authz;
 pub mod body;
 pub mod context;
 pub mod downstream;

@@ -16,11 +16,15 @@ use super::response::Response;
 use super::values::Values;
 use crate::config::spec::{HttpSpec, RouteSource};
 use crate::error::Reason;
+use crate::policy::authz::answer::Denial;
 use crate::route::action::{DirectResponse, Redirect, tls_location};
 use crate::route::{Action, Found, Query, Route};
 
 /// A circuit breaker refused the request.
 static OVERLOADED: header::HeaderName = header::HeaderName::from_static("x-envoy-overloaded");
+
+/// The longest `grpc-message` that a service's refusal becomes.
+const MAX_GRPC_MESSAGE: usize = 4096;
 
 /// Answers a request: by an upstream, or by the proxy itself.
 pub async fn handle(ctx: &mut RequestCtx, body: Body) -> Response {
@@ -31,6 +35,11 @@ pub async fn handle(ctx: &mut RequestCtx, body: Body) -> Response {
             failure(ctx, reason)
         }
     };
+    if let Some(policy) = &ctx.policy {
+        for change in &policy.response_headers {
+            change.apply(&mut response.head.headers);
+        }
+    }
     finish_head(ctx, &mut response.head);
     ctx.note_response(&response.head);
     response
@@ -40,6 +49,10 @@ fn failure(ctx: &RequestCtx, reason: Reason) -> Response {
     if ctx.timeout_alternative && matches!(reason, Reason::UpstreamTimeout | Reason::PerTryTimeout) {
         return local_reply::reply_with(reason, StatusCode::NO_CONTENT, bytes::Bytes::new(), false);
     }
+    let denial = ctx.policy.as_ref().and_then(|policy| policy.denial.as_deref());
+    if let Some(denial) = denial {
+        return denied(reason, denial, ctx.is_grpc());
+    }
     let mut response = local_reply::reply(reason, ctx.is_grpc());
     if let Some(challenge) = ctx.policy.as_ref().and_then(|policy| policy.challenge.clone()) {
         response.head.headers.insert(header::WWW_AUTHENTICATE, challenge);
@@ -47,6 +60,17 @@ fn failure(ctx: &RequestCtx, reason: Reason) -> Response {
     if reason == Reason::UpstreamOverflow && !ctx.http.suppress_envoy_headers {
         response.head.headers.insert(OVERLOADED.clone(), HeaderValue::from_static("true"));
     }
+    response
+}
+
+/// A refusal in the words of an external service.
+fn denied(reason: Reason, denial: &Denial, grpc: bool) -> Response {
+    let status = denial.status.unwrap_or_else(|| reason.status());
+    // Of gRPC the body is a header.
+    let most = if grpc { MAX_GRPC_MESSAGE } else { usize::MAX };
+    let body = denial.body.slice(..denial.body.len().min(most));
+    let mut response = local_reply::reply_with(reason, status, body, grpc);
+    denial.apply(&mut response.head.headers);
     response
 }
 
@@ -64,7 +88,7 @@ pub fn finish_head(ctx: &RequestCtx, head: &mut ResponseHead) {
     }
 }
 
-async fn run(ctx: &mut RequestCtx, body: Body) -> Result<Response, Reason> {
+async fn run(ctx: &mut RequestCtx, mut body: Body) -> Result<Response, Reason> {
     let (snapshot, http) = (Rc::clone(&ctx.snapshot), ctx.http.clone());
     ctx.origin = ctx
         .downstream
@@ -84,9 +108,15 @@ async fn run(ctx: &mut RequestCtx, body: Body) -> Result<Response, Reason> {
     ctx.show_upgrade(&mut headers);
     ctx.head.headers = headers;
     let random = ctx.downstream.worker.with_rng(|rng| rng.u64(..));
-    let query = Query { head: &ctx.head, internal: ctx.origin.internal, random };
-    let found = table.map_or(Found::NoVirtualHost, |table| table.find(&query));
-    filters::run(ctx, &http.filters, found.overrides()).await?;
+    let mut left = &http.filters[..];
+    let found = loop {
+        let query = Query { head: &ctx.head, internal: ctx.origin.internal, random };
+        let found = table.map_or(Found::NoVirtualHost, |table| table.find(&query));
+        match filters::run(ctx, &mut body, left, &found).await? {
+            Some(rest) => left = rest,
+            None => break found,
+        }
+    };
     if ctx.upgrade.is_some() {
         // What is said to the endpoint depends on its protocol.
         ctx.head.headers.remove(header::UPGRADE);

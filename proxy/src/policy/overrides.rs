@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use super::authz::CheckSettings;
 use super::rbac::RbacFilter;
 
 /// The settings of a route, its virtual host and its table for filters, by their names. The most specific one is the whole
-/// setting of a filter, as in Envoy.
+/// setting of a filter, as in Envoy; only contexts of checks are merged.
 #[derive(Debug, Clone, Default)]
 pub struct Overrides(Arc<[(Arc<str>, Override)]>);
 
@@ -18,6 +19,8 @@ pub enum Override {
     Rbac(Arc<RbacFilter>),
     /// `PerRouteConfig.requirement_name` of `jwt_authn`.
     Jwt(Arc<str>),
+    /// `ExtAuthzPerRoute.check_settings`.
+    Authz(Arc<CheckSettings>),
 }
 
 impl Overrides {
@@ -29,7 +32,14 @@ impl Overrides {
         }
         let inherited = above.0.iter().filter(|(name, _)| own.iter().all(|(own, _)| own != name)).cloned();
         let inherited: Vec<_> = inherited.collect();
-        Self(own.into_iter().chain(inherited).collect())
+        let own = own.into_iter().map(|(name, said)| match (&said, above.of(&name)) {
+            (Override::Authz(own), Some(Override::Authz(above))) => {
+                let merged = Override::Authz(Arc::new(own.below(above)));
+                (name, merged)
+            }
+            _ => (name, said),
+        });
+        Self(own.chain(inherited).collect())
     }
 
     /// What is said about the filter `name`.

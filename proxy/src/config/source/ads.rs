@@ -8,7 +8,7 @@ use remora_xds::client::{Changed, Connecting, Connector, Duplex, Variant};
 use remora_xds::diag::{At, Errors};
 use remora_xds::pb::envoy::config::core::v3::api_config_source::ApiType;
 use remora_xds::pb::envoy::config::core::v3::grpc_service::TargetSpecifier;
-use remora_xds::pb::envoy::config::core::v3::{ApiConfigSource, ApiVersion, Node};
+use remora_xds::pb::envoy::config::core::v3::{ApiConfigSource, ApiVersion, GrpcService, Node};
 use tokio::sync::watch;
 
 use crate::tls::client::{AlpnOffer, Target};
@@ -57,6 +57,7 @@ pub fn compile_ads_config(
         return None;
     };
     let at = services.index(0);
+    unsupported_for_streams(service, &at, errors);
     let Some(TargetSpecifier::EnvoyGrpc(grpc)) = &service.target_specifier else {
         errors.report(&at, "names no cluster").fix("envoy_grpc: {cluster_name: …}");
         return None;
@@ -84,6 +85,18 @@ pub fn compile_ads_config(
     let mut node = node.cloned().unwrap_or_default();
     node.user_agent_name = "remora".into();
     Some(AdsSpec { variant, cluster: name.into(), authority: authority.into(), node })
+}
+
+/// What is for calls of one answer.
+fn unsupported_for_streams(service: &GrpcService, at: &At<'_>, errors: &mut Errors) {
+    if service.timeout.is_some() {
+        errors
+            .report(&at.field("timeout"), "this field is not supported")
+            .fix("remove it: a stream has none");
+    }
+    if !service.initial_metadata.is_empty() {
+        errors.report(&at.field("initial_metadata"), "this field is not supported").fix("remove it");
+    }
 }
 
 /// Opens connections to the endpoints of a static cluster as they are at the moment: DNS may find others.
@@ -142,4 +155,38 @@ async fn open(cluster: &Cluster, address: SocketAddr, host: Option<&str>) -> io:
     let target = Target { host, ..Target::new(address, AlpnOffer::Http2) };
     let (stream, _) = tls.connect(tcp, target).await.map_err(io::Error::other)?;
     Ok(Box::new(stream))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use remora_xds::diag::SourceMap;
+    use remora_xds::pb::envoy::config::core::v3::HeaderValue;
+    use remora_xds::pb::envoy::config::core::v3::grpc_service::EnvoyGrpc;
+    use remora_xds::pb::google::protobuf::Duration;
+
+    #[test]
+    fn a_stream_has_neither_a_limit_nor_metadata() {
+        let target = EnvoyGrpc { cluster_name: "control".into(), ..Default::default() };
+        let service = GrpcService {
+            timeout: Some(Duration::default()),
+            initial_metadata: vec![HeaderValue::default()],
+            target_specifier: Some(TargetSpecifier::EnvoyGrpc(target)),
+            ..Default::default()
+        };
+        let source = ApiConfigSource {
+            api_type: ApiType::Grpc.into(),
+            grpc_services: vec![service],
+            ..Default::default()
+        };
+        let node = Node { id: "n".into(), ..Default::default() };
+        let mut errors = Errors::new("t", SourceMap::default());
+        let spec = compile_ads_config(&source, Some(&node), &["control"], &At::root(), &mut errors);
+        assert!(spec.is_none());
+        let paths: Vec<_> = errors.into_list().iter().map(|e| e.path.to_string()).collect();
+        assert_eq!(
+            paths,
+            ["ads_config.grpc_services[0].timeout", "ads_config.grpc_services[0].initial_metadata"]
+        );
+    }
 }

@@ -20,12 +20,26 @@ pub enum Decision {
     ShadowAllowed,
     /// The shadow rules would have refused.
     ShadowDenied,
+    /// An external service gave no answer.
+    Failed,
+    /// An external service gave no answer, and the request went on all the same (`failure_mode_allow`).
+    FailedOpen,
+    /// The filter was not asked (`filter_enabled`).
+    Disabled,
 }
 
-pub(super) const POLICY_CELLS: usize = 4;
+pub(super) const POLICY_CELLS: usize = 7;
 
 impl Decision {
-    const ALL: [Self; POLICY_CELLS] = [Self::Allowed, Self::Denied, Self::ShadowAllowed, Self::ShadowDenied];
+    const ALL: [Self; POLICY_CELLS] = [
+        Self::Allowed,
+        Self::Denied,
+        Self::ShadowAllowed,
+        Self::ShadowDenied,
+        Self::Failed,
+        Self::FailedOpen,
+        Self::Disabled,
+    ];
 
     /// Of rules that are enforced.
     #[must_use]
@@ -47,6 +61,9 @@ impl Decision {
             Self::Denied => "denied",
             Self::ShadowAllowed => "shadow_allowed",
             Self::ShadowDenied => "shadow_denied",
+            Self::Failed => "error",
+            Self::FailedOpen => "failure_mode_allowed",
+            Self::Disabled => "disabled",
         }
     }
 }

@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use remora_xds::diag::At;
 use remora_xds::pb::envoy::config::route::v3::FilterConfig;
+use remora_xds::pb::envoy::extensions::filters::http::ext_authz::v3::ExtAuthzPerRoute;
 use remora_xds::pb::envoy::extensions::filters::http::jwt_authn::v3::PerRouteConfig;
 use remora_xds::pb::envoy::extensions::filters::http::jwt_authn::v3::per_route_config::RequirementSpecifier;
 use remora_xds::pb::envoy::extensions::filters::http::rbac::v3::RbacPerRoute;
 use remora_xds::pb::google::protobuf::Any;
 
+use super::authz::authz_override;
 use super::rbac::http_filter;
 use crate::config::compile::Scope;
 use crate::config::compile::fields::{holds, unpack};
@@ -62,7 +64,11 @@ fn filter_override(any: &Any, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Over
             }
         };
     }
+    if holds::<ExtAuthzPerRoute>(any) {
+        return authz_override(&unpack(any, at, scope)?, at, scope);
+    }
     let message = format!("`{}` is no setting of a filter that is supported here", any.type_url);
-    scope.errors.report(at, message).fix("use RBACPerRoute, PerRouteConfig of jwt_authn or FilterConfig");
+    let fix = "use RBACPerRoute, PerRouteConfig of jwt_authn, ExtAuthzPerRoute or FilterConfig";
+    scope.errors.report(at, message).fix(fix);
     None
 }

@@ -1,10 +1,12 @@
 //! Policy filters and what routes say about them.
 
+mod authz;
 pub mod filters;
 pub mod jwt;
 mod metadata;
 mod rbac;
 
+pub use authz::authz_filter as compile_authz;
 pub use jwt::jwt_filter as compile_jwt;
 pub use rbac::{http_filter as compile_http_rbac, network_filter as compile_network_rbac};
 

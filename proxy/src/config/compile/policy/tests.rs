@@ -225,3 +225,93 @@ fn mistakes_in_providers_and_requirements() {
         ]
     );
 }
+
+#[test]
+fn what_checks_cannot_do_is_refused_with_its_path() {
+    use remora_xds::pb::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
+    use remora_xds::pb::envoy::config::core::v3::{GrpcService, HeaderValue};
+    use remora_xds::pb::envoy::extensions::filters::http::ext_authz::v3 as authz_pb;
+    use remora_xds::pb::envoy::extensions::filters::http::ext_authz::v3::ext_authz::Services;
+    use remora_xds::pb::envoy::r#type::v3::HttpStatus;
+
+    let errors = |pb: &authz_pb::ExtAuthz| compiled(|at, scope| compile_authz("a", pb, at, scope)).1;
+    let host = HeaderValue { key: "host".into(), value: "b".into(), ..Default::default() };
+    let target = EnvoyGrpc { cluster_name: "outbound|80||a b".into(), ..Default::default() };
+    let service = |target| GrpcService {
+        timeout: Some(Duration::default()),
+        initial_metadata: vec![host.clone()],
+        target_specifier: target,
+        ..Default::default()
+    };
+    let grpc = authz_pb::ExtAuthz {
+        include_peer_certificate: true,
+        shadow_mode: true,
+        metadata_context_namespaces: vec!["envoy.lb".into()],
+        with_request_body: Some(authz_pb::BufferSettings {
+            max_request_bytes: 1 << 21,
+            ..Default::default()
+        }),
+        max_denied_response_body_bytes: 1 << 20,
+        status_on_error: Some(HttpStatus { code: 100 }),
+        services: Some(Services::GrpcService(service(Some(TargetSpecifier::EnvoyGrpc(target))))),
+        ..Default::default()
+    };
+    assert_eq!(
+        errors(&grpc),
+        [
+            "include_peer_certificate: this field is not supported",
+            "shadow_mode: this field is not supported",
+            "metadata_context_namespaces[0]: `envoy.lb` leaves no metadata here",
+            "transport_api_version: must be V3",
+            "grpc_service.timeout: must be more than zero",
+            "grpc_service.initial_metadata[0].key: host may not be set here",
+            "with_request_body.max_request_bytes: 2097152 is not between 1 and 1048576",
+            "status_on_error.code: 100 is no status of an answer",
+            "max_denied_response_body_bytes: 1048576 is more than 65536",
+        ]
+    );
+    let web = authz_pb::ExtAuthz {
+        services: Some(Services::HttpService(authz_pb::HttpService {
+            path_prefix: "check".into(),
+            path_override: "/x".into(),
+            server_uri: Some(HttpUri { uri: "http://a".into(), ..Default::default() }),
+            ..Default::default()
+        })),
+        ..Default::default()
+    };
+    assert_eq!(
+        errors(&web),
+        [
+            "http_service.path_override: this field is not supported",
+            "http_service.path_prefix: must begin with /",
+            "http_service.server_uri.cluster: is required",
+        ]
+    );
+    assert_eq!(errors(&authz_pb::ExtAuthz::default()), [": asks nobody"]);
+}
+
+#[test]
+fn contexts_of_all_levels_are_merged() {
+    use remora_xds::pb::envoy::extensions::filters::http::ext_authz::v3 as authz_pb;
+    use remora_xds::pb::envoy::extensions::filters::http::ext_authz::v3::ext_authz_per_route::Override as Setting;
+
+    let settings = |pairs: &[(&str, &str)], off| {
+        let pairs = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let settings = authz_pb::CheckSettings {
+            context_extensions: pairs.collect(),
+            disable_request_body_buffering: off,
+            ..Default::default()
+        };
+        any(&authz_pb::ExtAuthzPerRoute { r#override: Some(Setting::CheckSettings(settings)) })
+    };
+    let level = |any| HashMap::from([("a".to_owned(), any)]);
+    let (own, errors) = compiled(|at, scope| {
+        let host = level(settings(&[("x", "host"), ("y", "host")], true));
+        let host = filters::overrides(&host, &Overrides::default(), at, scope);
+        filters::overrides(&level(settings(&[("x", "route")], false)), &host, at, scope)
+    });
+    assert_eq!(errors, Vec::<String>::new());
+    let Some(Override::Authz(settings)) = own.of("a") else { panic!("{own:?}") };
+    let pairs: Vec<_> = settings.context.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    assert_eq!((pairs, settings.buffer), (vec!["x=route".to_owned(), "y=host".to_owned()], None));
+}

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use remora_xds::diag::At;
+use remora_xds::pb::envoy::extensions::filters::http::ext_authz::v3::ExtAuthz;
 use remora_xds::pb::envoy::extensions::filters::http::jwt_authn::v3::JwtAuthentication;
 use remora_xds::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
 use remora_xds::pb::envoy::extensions::filters::http::router::v3::Router;
@@ -13,7 +14,7 @@ use remora_xds::pb::google::protobuf::Any;
 use crate::config::compile::Scope;
 use crate::config::compile::common::unsupported;
 use crate::config::compile::fields::{boolean, holds, refuse, unpack};
-use crate::config::compile::policy::{compile_http_rbac, compile_jwt};
+use crate::config::compile::policy::{compile_authz, compile_http_rbac, compile_jwt};
 use crate::config::spec::HttpFilter;
 use crate::policy::overrides::Override;
 use crate::route::RouteTable;
@@ -70,7 +71,7 @@ pub(super) fn compile(list: &[HttpFilterPb], at: &At<'_>, scope: &mut Scope<'_>)
 
 /// Whether a filter keeps requests out: without it more would pass, whatever `is_optional` says.
 fn guards(any: &Any) -> bool {
-    const GUARDS: [&str; 5] = ["ext_authz", "oauth2", "basic_auth", "api_key_auth", "csrf"];
+    const GUARDS: [&str; 4] = ["oauth2", "basic_auth", "api_key_auth", "csrf"];
     GUARDS.iter().any(|guard| any.type_url.contains(&format!(".http.{guard}.")))
 }
 
@@ -86,6 +87,11 @@ fn policy(name: &str, any: &Any, at: &At<'_>, scope: &mut Scope<'_>) -> Option<O
         let compiled = pb.and_then(|pb| compile_jwt(&pb, at, scope));
         return Some(compiled.map(|filter| HttpFilter::Jwt(name, Box::new(filter))));
     }
+    if holds::<ExtAuthz>(any) {
+        let pb = unpack::<ExtAuthz>(any, at, scope);
+        let compiled = pb.and_then(|pb| compile_authz(&name, &pb, at, scope));
+        return Some(compiled.map(|filter| HttpFilter::Authz(name, Box::new(filter))));
+    }
     None
 }
 
@@ -100,7 +106,8 @@ pub(super) fn check_overrides(
         for (name, said) in route.overrides.iter() {
             let fits = filters.iter().any(|filter| match (filter, said) {
                 (HttpFilter::Rbac(own, _), Override::Rbac(_) | Override::Disabled) => own == name,
-                (HttpFilter::Jwt(own, _), Override::Disabled) => own == name,
+                (HttpFilter::Jwt(own, _), Override::Disabled)
+                | (HttpFilter::Authz(own, _), Override::Authz(_) | Override::Disabled) => own == name,
                 (HttpFilter::Jwt(own, jwt), Override::Jwt(wanted)) => {
                     own == name && jwt.named.contains_key(&**wanted)
                 }

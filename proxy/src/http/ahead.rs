@@ -1,0 +1,109 @@
+//! A request body of which the beginning was read before it is forwarded.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::{Context, Poll};
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::Frame;
+
+use super::body::Body;
+use crate::error::Reason;
+
+/// What was read ahead, then the rest.
+#[derive(Debug)]
+pub struct AheadBody {
+    pieces: VecDeque<Bytes>,
+    trailers: Option<HeaderMap>,
+    rest: Body,
+}
+
+impl AheadBody {
+    /// Reads `body` until there is more than `limit` bytes of it, or its end.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub async fn read(mut body: Body, limit: usize) -> Result<Self, Reason> {
+        let mut pieces = VecDeque::new();
+        let (mut length, mut trailers) = (0, None);
+        while length <= limit && trailers.is_none() && !body.is_end() {
+            let Some(frame) = poll_fn(|cx| body.poll_next(cx)).await else {
+                body = Body::Empty;
+                break;
+            };
+            match frame?.into_data() {
+                Ok(data) => {
+                    length += data.len();
+                    pieces.push_back(data);
+                }
+                Err(frame) => trailers = frame.into_trailers().ok(),
+            }
+        }
+        if trailers.is_some() {
+            body = Body::Empty;
+        }
+        Ok(Self { pieces, trailers, rest: body })
+    }
+
+    /// The first `limit` bytes of what was read, and whether the body has more.
+    #[must_use]
+    pub fn first(&self, limit: usize) -> (Bytes, bool) {
+        let length: usize = self.pieces.iter().map(Bytes::len).sum();
+        let more = length > limit || !self.rest.is_end();
+        if let [only] = self.pieces.as_slices().0 {
+            return (only.slice(..only.len().min(limit)), more);
+        }
+        let mut all = BytesMut::with_capacity(length.min(limit));
+        for piece in &self.pieces {
+            all.extend_from_slice(&piece[..piece.len().min(limit - all.len())]);
+        }
+        (all.freeze(), more)
+    }
+
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Reason>>> {
+        if let Some(piece) = self.pieces.pop_front() {
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
+        match self.trailers.take() {
+            Some(trailers) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+            None if self.rest.is_end() => Poll::Ready(None),
+            None => self.rest.poll_next(cx),
+        }
+    }
+
+    pub(super) fn is_end(&self) -> bool {
+        self.pieces.is_empty() && self.trailers.is_none() && self.rest.is_end()
+    }
+
+    pub(super) fn exact_len(&self) -> Option<u64> {
+        let read: usize = self.pieces.iter().map(Bytes::len).sum();
+        self.rest.exact_len().map(|rest| rest + read as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn all(body: AheadBody) -> Vec<u8> {
+        let mut body = Body::Ahead(Box::new(body));
+        let mut out = Vec::new();
+        while let Some(frame) = poll_fn(|cx| body.poll_next(cx)).await {
+            out.extend_from_slice(&frame.unwrap().into_data().unwrap());
+        }
+        assert!(body.is_end());
+        out
+    }
+
+    #[tokio::test]
+    async fn what_was_read_comes_first_and_nothing_is_lost() {
+        let text = Bytes::from_static(b"hello world");
+        for limit in [1, 5, 10, 11, 100] {
+            let ahead = AheadBody::read(Body::Full(text.clone()), limit).await.unwrap();
+            assert_eq!(ahead.first(limit), (text.slice(..limit.min(11)), limit < 11), "{limit}");
+            assert_eq!(ahead.exact_len(), Some(11));
+            assert_eq!(all(ahead).await, text);
+        }
+    }
+}

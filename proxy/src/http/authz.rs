@@ -1,0 +1,313 @@
+//! `envoy.filters.http.ext_authz`: asks the service about a request, over the pools of this worker, and does what it says.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{self, HeaderMap, HeaderName};
+use http::{HeaderValue, Method, StatusCode};
+
+use super::ahead::AheadBody;
+use super::attempt::Exchange;
+use super::body::Body;
+use super::context::RequestCtx;
+use super::h1::client::{Failed, Sent};
+use super::head::{RequestHead, ResponseHead};
+use super::headers;
+use super::interim::InterimSink;
+use super::response::Response;
+use super::values::Values;
+use crate::error::Reason;
+use crate::policy::authz::answer::{Answer, Changes, Denial, Invalid};
+use crate::policy::authz::{
+    AuthzFilter, Buffer, CheckSettings, FAILURE_MODE_ALLOWED, MAX_ANSWER, Piece, Question, Service, grpc, web,
+};
+use crate::policy::overrides::Override;
+use crate::policy::rbac::Verdict;
+use crate::resilience::breaker::{Resource, RoutingPriority};
+use crate::route::header::ValueTemplate;
+use crate::telemetry::metrics::Decision;
+use crate::upstream::cluster::Cluster;
+
+/// Asks about a request. True: the route has to be chosen again.
+///
+/// # Errors
+/// Why the request may not go on.
+pub async fn check(
+    ctx: &mut RequestCtx,
+    body: &mut Body,
+    name: &Arc<str>,
+    filter: &AuthzFilter,
+    said: Option<&Override>,
+) -> Result<bool, Reason> {
+    let settings = match said {
+        Some(Override::Disabled) => return Ok(false),
+        Some(Override::Authz(settings)) => Some(&**settings),
+        // What is about another kind of filter is refused where the filters are known.
+        Some(Override::Rbac(_) | Override::Jwt(_)) | None => None,
+    };
+    let decided = |ctx: &RequestCtx, decision| count(ctx, name, filter, decision);
+    if let Some(enabled) = filter.enabled
+        && !enabled.contains(ctx.downstream.worker.with_rng(|rng| rng.u64(..)))
+    {
+        decided(ctx, Decision::Disabled);
+        return if filter.deny_disabled { Err(fail(ctx, filter, "disabled", None)) } else { Ok(false) };
+    }
+    let buffer = settings.and_then(|settings| settings.buffer).unwrap_or(filter.buffer);
+    let piece = match buffer {
+        Some(buffer) => read_ahead(ctx, body, buffer).await?,
+        None => None,
+    };
+    let asked = Asked { filter, settings, buffer, piece: piece.as_ref(), length: body.exact_len() };
+    let answer = tokio::time::timeout(filter.timeout, asked.ask(ctx)).await;
+    let (why, denial) = match answer.unwrap_or(Err("timeout")) {
+        Ok(Answer::Allowed(changes)) => {
+            decided(ctx, Decision::Allowed);
+            return Ok(apply(ctx, *changes) && filter.clear_route_cache);
+        }
+        Ok(Answer::Denied(denial)) => {
+            decided(ctx, Decision::Denied);
+            let findings = ctx.policy.get_or_insert_default();
+            findings.details = Some("ext_authz_denied".into());
+            findings.denial = Some(denial);
+            return Err(Reason::ExtAuthzDenied);
+        }
+        Ok(Answer::Failed(denial)) => ("error_response", Some(denial)),
+        Err(why) => (why, None),
+    };
+    decided(ctx, Decision::Failed);
+    if !filter.on_failure.allow {
+        return Err(fail(ctx, filter, why, denial));
+    }
+    decided(ctx, Decision::FailedOpen);
+    if filter.on_failure.mark {
+        ctx.head.headers.insert(&FAILURE_MODE_ALLOWED, HeaderValue::from_static("true"));
+    }
+    Ok(false)
+}
+
+fn count(ctx: &RequestCtx, name: &Arc<str>, filter: &AuthzFilter, decision: Decision) {
+    let AuthzFilter { stat_prefix, id, .. } = filter;
+    let verdict = Verdict {
+        allowed: !matches!(decision, Decision::Denied | Decision::Failed),
+        policy: Some(name),
+        stat_prefix,
+        id: *id,
+    };
+    ctx.downstream.worker.metrics.decided(&ctx.downstream, &verdict, decision);
+}
+
+/// The request is refused because nobody could say anything about it; `why` is for operators.
+fn fail(ctx: &mut RequestCtx, filter: &AuthzFilter, why: &str, denial: Option<Box<Denial>>) -> Reason {
+    let mut denial = denial.unwrap_or_default();
+    denial.status = denial.status.or(Some(filter.on_failure.status));
+    let findings = ctx.policy.get_or_insert_default();
+    findings.details = Some(format!("ext_authz_error{{{why}}}"));
+    findings.denial = Some(denial);
+    Reason::ExtAuthzError
+}
+
+/// Reads the beginning of the body, which goes on with it.
+async fn read_ahead(ctx: &mut RequestCtx, body: &mut Body, buffer: Buffer) -> Result<Option<Piece>, Reason> {
+    if body.is_end() {
+        return Ok(None);
+    }
+    if ctx
+        .head
+        .headers
+        .get(header::EXPECT)
+        .is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    {
+        // Nobody else would tell the client to go on.
+        ctx.head.headers.remove(header::EXPECT);
+        ctx.interim.send(ResponseHead::new(StatusCode::CONTINUE)).await;
+    }
+    let ahead = AheadBody::read(std::mem::take(body), buffer.limit).await?;
+    let (bytes, partial) = ahead.first(buffer.limit);
+    *body = Body::Ahead(Box::new(ahead));
+    if partial && !buffer.partial {
+        return Err(Reason::BodyTooLarge);
+    }
+    Ok(Some(Piece { bytes, partial }))
+}
+
+/// Makes the changes. True: something that routes look at may be another now.
+fn apply(ctx: &mut RequestCtx, changes: Changes) -> bool {
+    changes.apply(&mut ctx.head.headers);
+    if let Some(path) = changes.path(&ctx.head.path)
+        && ctx.head.method != Method::CONNECT
+    {
+        ctx.head.path = path;
+    }
+    let changed = changes.is_request_changed();
+    if !changes.response.is_empty() {
+        ctx.policy.get_or_insert_default().response_headers.extend(changes.response);
+    }
+    changed
+}
+
+/// A question on its way.
+struct Asked<'a> {
+    filter: &'a AuthzFilter,
+    settings: Option<&'a CheckSettings>,
+    buffer: Option<Buffer>,
+    piece: Option<&'a Piece>,
+    length: Option<u64>,
+}
+
+impl Asked<'_> {
+    /// # Errors
+    /// Why there is no answer, in a word.
+    async fn ask(&self, ctx: &RequestCtx) -> Result<Answer, &'static str> {
+        let filter = self.filter;
+        let own = headers::own_identity(&ctx.downstream);
+        let question = self.question(ctx, own.as_deref());
+        let (mut head, body) = match &filter.service {
+            Service::Grpc(service) => {
+                let message = grpc::question(&question, &filter.told, self.buffer);
+                (grpc::head(service, filter.timeout), message)
+            }
+            Service::Web(service) => match web::head(service, filter.timeout, &question, &filter.told) {
+                Some(head) => (head, self.piece.map(|piece| piece.bytes.clone()).unwrap_or_default()),
+                // Not a failure, which could be let pass: a client chooses what it asks for.
+                None => return Ok(Answer::Denied(Box::default())),
+            },
+        };
+        add_headers(ctx, &mut head, filter.service.added());
+        let response = exchange(ctx, filter, &head, body).await.map_err(|failed| failed.reason.id())?;
+        let limit = filter.max_denied_body;
+        let answer = match &filter.service {
+            Service::Grpc(_) => grpc_answer(response, limit).await,
+            Service::Web(service) => web_answer(service, response, limit).await,
+        };
+        answer.map_err(Unread::id)
+    }
+
+    fn question<'q>(&'q self, ctx: &'q RequestCtx, own: Option<&'q str>) -> Question<'q> {
+        let downstream = &ctx.downstream;
+        Question {
+            head: &ctx.head,
+            connection: downstream.view(ctx.origin.client),
+            peer: downstream.remote,
+            own,
+            server_name: downstream.tls.as_ref().map(|tls| tls.sni.as_deref().unwrap_or_default()),
+            time: SystemTime::now().checked_sub(ctx.start.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH),
+            body: self.piece,
+            length: self.length,
+            context: self.settings.map(|settings| &settings.context),
+            claims: ctx.policy.as_ref().map_or(&[], |policy| &policy.claims),
+        }
+    }
+}
+
+/// What the file adds.
+fn add_headers(ctx: &RequestCtx, head: &mut RequestHead, added: &[(HeaderName, ValueTemplate)]) {
+    for (name, value) in added {
+        let value = match value {
+            ValueTemplate::Static(value) => Some(value.clone()),
+            ValueTemplate::Dynamic(text) => Values::new(ctx).render(text, &ctx.head.headers),
+        };
+        if let Some(value) = value {
+            head.headers.insert(name, value);
+        }
+    }
+}
+
+/// Sends a check; once more when nothing of it can have been processed.
+async fn exchange(
+    ctx: &RequestCtx,
+    filter: &AuthzFilter,
+    head: &RequestHead,
+    body: Bytes,
+) -> Result<Response, Failed> {
+    let nothing = |reason| Failed::new(reason, Sent::Nothing);
+    let worker = &*ctx.downstream.worker;
+    let priority = RoutingPriority::Default;
+    let cluster: &Arc<Cluster> =
+        ctx.snapshot.cluster(filter.cluster).ok_or_else(|| nothing(Reason::NoCluster))?;
+    let permit = cluster.try_acquire(Resource::Requests, priority);
+    let _permit = permit.ok_or_else(|| nothing(Reason::UpstreamOverflow))?;
+    let mut fresh = false;
+    loop {
+        let endpoint = worker.pick(cluster, &[]).ok_or_else(|| nothing(Reason::NoHealthyUpstream))?;
+        let _active = endpoint.begin();
+        let exchange =
+            Exchange { worker, cluster, priority, fresh, upgrade: None, interim: &InterimSink::None };
+        let body = if body.is_empty() { Body::Empty } else { Body::Full(body.clone()) };
+        match exchange.send(&endpoint, head, body).await {
+            Err(failed) if !fresh && is_stale(failed, &head.method) => fresh = true,
+            Ok(response) if response.upgraded.is_some() => return Err(nothing(Reason::UpstreamProtocol)),
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Nothing was processed, or it does not matter how often it is: the rule by which requests are sent again, too.
+fn is_stale(failed: Failed, method: &Method) -> bool {
+    match failed.reason {
+        Reason::UpstreamRefused => true,
+        Reason::ReusedConnectionClosed => failed.sent == Sent::Nothing || method.is_idempotent(),
+        _ => false,
+    }
+}
+
+/// Why an answer was not read.
+enum Unread {
+    Broken(Reason),
+    Invalid(Invalid),
+}
+
+impl Unread {
+    const fn id(self) -> &'static str {
+        match self {
+            Self::Broken(reason) => reason.id(),
+            Self::Invalid(invalid) => invalid.id(),
+        }
+    }
+}
+
+impl From<Invalid> for Unread {
+    fn from(invalid: Invalid) -> Self {
+        Self::Invalid(invalid)
+    }
+}
+
+/// The body of an answer up to `limit` bytes, with its trailers; and whether that is all of it.
+async fn collect(mut body: Body, limit: usize) -> Result<(Bytes, HeaderMap, bool), Reason> {
+    let (mut out, mut trailers) = (BytesMut::new(), HeaderMap::new());
+    while let Some(frame) = poll_fn(|cx| body.poll_next(cx)).await {
+        match frame?.into_data() {
+            Ok(data) if out.len() + data.len() > limit => {
+                out.extend_from_slice(&data[..limit - out.len()]);
+                return Ok((out.freeze(), trailers, false));
+            }
+            Ok(data) => out.extend_from_slice(&data),
+            Err(frame) => trailers = frame.into_trailers().unwrap_or_default(),
+        }
+    }
+    Ok((out.freeze(), trailers, true))
+}
+
+async fn grpc_answer(response: Response, limit: usize) -> Result<Answer, Unread> {
+    if response.head.status != StatusCode::OK {
+        return Err(Invalid::HttpStatus.into());
+    }
+    let (body, trailers, whole) = collect(response.body, MAX_ANSWER).await.map_err(Unread::Broken)?;
+    if !whole {
+        return Err(Invalid::TooLarge.into());
+    }
+    let status = trailers.get("grpc-status").or_else(|| response.head.headers.get("grpc-status"));
+    if status.is_none_or(|status| status != "0") {
+        return Err(Invalid::GrpcStatus.into());
+    }
+    Ok(grpc::answer(&body, limit)?)
+}
+
+async fn web_answer(service: &web::WebService, response: Response, limit: usize) -> Result<Answer, Unread> {
+    let Response { head, body, .. } = response;
+    // What comes with an answer that allows is read, so that the connection can be used again.
+    let most = if web::is_denial(head.status) { limit } else { MAX_ANSWER };
+    let (body, ..) = collect(body, most).await.map_err(Unread::Broken)?;
+    Ok(web::answer(service, &head, body, limit)?)
+}
