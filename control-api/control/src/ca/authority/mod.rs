@@ -147,7 +147,7 @@ impl Authority {
     }
 
     /// Announces `root`, which will sign after the overlap. The one that signs now vouches for it, where that can be: see
-    /// [`Root::crossed`].
+    /// `Root::crossed`.
     ///
     /// # Errors
     /// [`Refused::RootAnnounced`], [`Refused::RootsFull`].
