@@ -288,6 +288,59 @@ async fn a_token_that_was_verified_is_not_asked_for_again() {
     assert_eq!(client.outcome(stream).await.answer().text(), "firstlast");
 }
 
+/// Tokens may be missing, `x-user` must be one of `users`, and then a service says who the client is to the origin.
+fn before_a_service(users: &[&str]) -> Resource {
+    let keys = r#"{"keys":[{"kty":"oct","kid":"one","alg":"HS256","k":"dGVzdCBzZWNyZXQ"}]}"#;
+    let filters = json!([
+        { "name": "envoy.filters.http.jwt_authn", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication",
+            "providers": { "test": { "issuer": "test", "local_jwks": { "inline_string": keys } } },
+            "rules": [{ "match": { "prefix": "/" }, "requires": { "allow_missing": {} } }],
+        } },
+        { "name": "envoy.filters.http.rbac", "typed_config": { "@type": HTTP_RBAC, "rules": only(users) } },
+        { "name": "authz", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",
+            "transport_api_version": "V3",
+            "http_service": {
+                "server_uri": { "uri": "http://auth.example", "cluster": "auth", "timeout": "20s" },
+                "authorization_response": { "allowed_upstream_headers": {
+                    "patterns": [{ "exact": "authorization" }, { "exact": "x-user" }],
+                } },
+            },
+        } },
+        { "name": "envoy.filters.http.router",
+          "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" } },
+    ]);
+    let manager = json!({ "http_filters": filters });
+    lds(Listener::http("ingress").manager(manager).route(to_cluster("/", "origin")))
+}
+
+/// What a service writes into a request neither ends it nor saves it from filters that never saw that.
+#[tokio::test]
+async fn filters_before_a_service_judge_what_they_saw() {
+    let rest = Arc::new(Notify::new());
+    let answer = rest.clone();
+    let origin = Http1Upstream::scripted(move |_, _| slow(&answer)).await;
+    let said = "HTTP/1.1 200 OK\r\nAuthorization: Bearer none\r\nX-User: ann\r\nContent-Length: 0\r\n\r\n";
+    let auth = Http1Upstream::answering(Answer::raw(said)).await;
+    let mut rig = Rig::new(origin.address()).await;
+    rig.origin.extend([cds(&eds_cluster("auth")), eds("auth", &[auth.address()])]);
+    rig.publish([before_a_service(&["ann", "bob"])]);
+    let proxy = rig.start().await;
+    let mut client = proxy.http2().await;
+    let mut open = Vec::new();
+    for user in ["ann", "bob"] {
+        let fields: Vec<_> = request("GET", "/").into_iter().chain([("x-user", user)]).collect();
+        let stream = client.open(&fields, true).await;
+        client.until(stream, "the first piece", |s| s.body == b"first").await;
+        open.push(stream);
+    }
+    rig.publish([before_a_service(&["ann"])]);
+    assert!(matches!(client.outcome(open[1]).await, Outcome::Reset(..)), "the service called bob ann");
+    rest.notify_waiters();
+    assert_eq!(client.outcome(open[0]).await.answer().text(), "firstlast");
+}
+
 #[tokio::test]
 async fn rules_see_an_upgrade_over_both_protocols() {
     let tunnel = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";

@@ -104,4 +104,6 @@ spec: {targetRefs: [{name: a}]}
 ";
     let said = found(&(two("portLevelMtls: {90: {mode: Disabled}}", strict) + rules));
     assert!(said.contains("spec.targetRefs[0]: nobody would enforce it on port 90"), "{said}");
+    let others = rules.replace("name: a}]", "name: a}], rules: [{to: [{operation: {ports: [80]}}]}]");
+    assert_eq!(found(&(two("portLevelMtls: {90: {mode: Disabled}}", strict) + &others)), "", "not about 90");
 }

@@ -65,7 +65,14 @@ fn rules_about_tokens_that_mean_nothing_are_refused() {
         ),
         (uri, "timeout: 1s", "jwtRules[0]: has no keys"),
         (uri, "jwks: '[]'", "jwtRules[0].jwks: is no JSON Web Key Set"),
-        (uri, "jwks: '{\"keys\": []}'", "jwtRules[0].jwks: is no JSON Web Key Set"),
+        (uri, "jwks: '{keys: [{kty: oct, k: eA}]}'", "jwtRules[0].jwks: is no JSON Web Key Set"),
+        (uri, "jwks: '{\"keys\": []}'", "jwtRules[0].jwks: has no key that can be used"),
+        (
+            uri,
+            "jwks: '{\"keys\": [{\"kty\": \"EC\", \"crv\": \"P-521\"}]}'",
+            "jwks: has no key that can be used",
+        ),
+        (header, "header: Authorization, claim: sub", "header: Authorization is not for claims"),
         (
             uri,
             "jwksUri: https://a.example/\n    jwks: '{\"keys\": [{}]}'",
@@ -106,6 +113,21 @@ fn rules_about_tokens_that_mean_nothing_are_refused() {
     assert_eq!(found(&twice), "", "tokens in another place");
     let twice = twice.replace("    fromHeaders: [{name: x-tool-token}]\n", "");
     assert!(found(&twice).contains("jwtRules[1].issuer: issuer \"https://login.example\" occurs twice"));
+}
+
+/// A program that believes that its tokens were looked at is not reached around that.
+#[test]
+fn opaque_bytes_do_not_get_around_tokens() {
+    let two = USERS.replace(
+        "ports: [{name: http, port: 8080}]\n---",
+        "ports: [{name: http, port: 8080}, {name: tcp-raw, port: 90, targetPort: 8080}]\n---",
+    );
+    let (without_rules, _) = two.split_once("---\n# Everybody with a token").unwrap();
+    let node = sidecar(&compiler(without_rules), "default", "carts-1");
+    let text = Schema::load().any_to_yaml(&node.listeners["inbound"].body);
+    let (_, network) = text.split_once("envoy.filters.network.rbac").unwrap();
+    let (network, _) = network.split_once("stat_prefix").unwrap();
+    assert!(network.contains("rules") && !network.contains("policies"), "nobody is allowed: {network}");
 }
 
 /// What only a token says never holds on a port that carries none: an `Allow` allows nobody, a `Deny` names its ports.

@@ -199,6 +199,16 @@ pub struct HttpSpec {
     pub suppress_envoy_headers: bool,
 }
 
+impl HttpSpec {
+    /// The clusters that its `ext_authz` filters ask. Routes name no others: `service_override` is refused.
+    pub fn authz_clusters(&self) -> impl Iterator<Item = ClusterId> {
+        self.filters.iter().filter_map(|filter| match filter {
+            HttpFilter::Authz(_, filter) => Some(filter.cluster),
+            HttpFilter::Rbac(..) | HttpFilter::Jwt(..) | HttpFilter::Router => None,
+        })
+    }
+}
+
 /// What becomes of `x-forwarded-client-cert`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ClientCertHeader {

@@ -11,6 +11,9 @@ use http_body::Frame;
 use super::body::Body;
 use crate::error::Reason;
 
+/// Smaller pieces are put together: what is held is then not much more than what was sent.
+const SMALL: usize = 4096;
+
 /// What was read ahead, then the rest.
 #[derive(Debug)]
 pub struct AheadBody {
@@ -26,6 +29,7 @@ impl AheadBody {
     /// Why it cannot be read.
     pub async fn read(mut body: Body, limit: usize) -> Result<Self, Reason> {
         let mut pieces = VecDeque::new();
+        let mut small = BytesMut::new();
         let (mut length, mut trailers) = (0, None);
         while length <= limit && trailers.is_none() && !body.is_end() {
             let Some(frame) = poll_fn(|cx| body.poll_next(cx)).await else {
@@ -35,10 +39,22 @@ impl AheadBody {
             match frame?.into_data() {
                 Ok(data) => {
                     length += data.len();
-                    pieces.push_back(data);
+                    let is_small = data.len() < SMALL;
+                    if is_small {
+                        small.extend_from_slice(&data);
+                    }
+                    if !small.is_empty() && (!is_small || small.len() >= SMALL) {
+                        pieces.push_back(small.split().freeze());
+                    }
+                    if !is_small {
+                        pieces.push_back(data);
+                    }
                 }
                 Err(frame) => trailers = frame.into_trailers().ok(),
             }
+        }
+        if !small.is_empty() {
+            pieces.push_back(small.freeze());
         }
         if trailers.is_some() {
             body = Body::Empty;

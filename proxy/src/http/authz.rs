@@ -62,10 +62,13 @@ pub async fn check(
     let asked = Asked { filter, settings, buffer, piece: piece.as_ref(), length: body.exact_len() };
     let answer = tokio::time::timeout(filter.timeout, asked.ask(ctx)).await;
     let (why, denial) = match answer.unwrap_or(Err("timeout")) {
-        Ok(Answer::Allowed(changes)) => {
-            decided(ctx, Decision::Allowed);
-            return Ok(apply(ctx, *changes) && filter.clear_route_cache);
-        }
+        Ok(Answer::Allowed(changes)) => match apply(ctx, *changes) {
+            Ok(changed) => {
+                decided(ctx, Decision::Allowed);
+                return Ok(changed && filter.clear_route_cache);
+            }
+            Err(invalid) => (invalid.id(), None),
+        },
         Ok(Answer::Denied(denial)) => {
             decided(ctx, Decision::Denied);
             let findings = ctx.policy.get_or_insert_default();
@@ -133,9 +136,16 @@ async fn read_ahead(ctx: &mut RequestCtx, body: &mut Body, buffer: Buffer) -> Re
 }
 
 /// Makes the changes. True: something that routes look at may be another now.
-fn apply(ctx: &mut RequestCtx, changes: Changes) -> bool {
+///
+/// # Errors
+/// Nothing was changed, because one of them cannot be made.
+fn apply(ctx: &mut RequestCtx, changes: Changes) -> Result<bool, Invalid> {
+    let path = changes.path(&ctx.head.path)?;
+    if changes.is_request_changed() {
+        ctx.note_before_authz();
+    }
     changes.apply(&mut ctx.head.headers);
-    if let Some(path) = changes.path(&ctx.head.path)
+    if let Some(path) = path
         && ctx.head.method != Method::CONNECT
     {
         ctx.head.path = path;
@@ -144,7 +154,7 @@ fn apply(ctx: &mut RequestCtx, changes: Changes) -> bool {
     if !changes.response.is_empty() {
         ctx.policy.get_or_insert_default().response_headers.extend(changes.response);
     }
-    changed
+    Ok(changed)
 }
 
 /// A question on its way.

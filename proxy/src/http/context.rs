@@ -82,6 +82,11 @@ pub struct RequestCtx {
     pub revoked: std::cell::OnceCell<String>,
     /// When the head of the answer came.
     pub answered: Option<Duration>,
+    /// Drawn once: which fractions of the traffic (`runtime_fraction`) the request belongs to, whenever it is judged.
+    pub random: u64,
+    /// A filter had the route chosen again.
+    pub rerouted: bool,
+    before_authz: Option<Box<RequestHead>>,
     original_path: Option<PathAndQuery>,
     judged_host: Option<Option<Authority>>,
     judged_headers: Option<Box<HeaderMap>>,
@@ -130,6 +135,9 @@ impl RequestCtx {
             changes: downstream.worker.changes.follow(),
             revoked: std::cell::OnceCell::new(),
             answered: None,
+            random: 0,
+            rerouted: false,
+            before_authz: None,
             original_path: None,
             judged_host: None,
             judged_headers: None,
@@ -197,6 +205,17 @@ impl RequestCtx {
     /// Remembers the headers before the route changes them.
     pub fn note_judged_headers(&mut self) {
         self.judged_headers.get_or_insert_with(|| Box::new(self.head.headers.clone()));
+    }
+
+    /// Remembers the head before an external service changes it for the first time.
+    pub fn note_before_authz(&mut self) {
+        self.before_authz.get_or_insert_with(|| Box::new(self.head.clone()));
+    }
+
+    /// The head as filters before the first external service judged it; None when no service changed it.
+    #[must_use]
+    pub fn head_before_authz(&self) -> Option<&RequestHead> {
+        self.before_authz.as_deref()
     }
 
     /// The head as policy judged it, before the route changed it.

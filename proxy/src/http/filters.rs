@@ -158,8 +158,7 @@ async fn tokens(ctx: &mut RequestCtx, filter: &JwtFilter, said: Option<&Override
     if filter.lets_pass(&ctx.head) {
         return Ok(());
     }
-    let random = ctx.downstream.worker.with_rng(|rng| rng.u64(..));
-    let Some(requirement) = required(filter, said, &ctx.head, random)? else { return Ok(()) };
+    let Some(requirement) = required(filter, said, &ctx.head, ctx.random)? else { return Ok(()) };
     filter.keys_ready().await;
     let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let worker = std::rc::Rc::clone(&ctx.downstream.worker);

@@ -61,7 +61,12 @@ pub fn reply_with(reason: Reason, status: StatusCode, body: Bytes, grpc: bool) -
 /// Trailers-only: HTTP 200 with the gRPC status in the head (gRPC PROTOCOL-HTTP2, "Responses").
 fn grpc_reply(reason: Reason, status: StatusCode, message: &[u8]) -> Response {
     let own = matches!(reason, Reason::DirectResponse | Reason::ExtAuthzDenied | Reason::ExtAuthzError);
-    let code = if own { grpc_of(status) } else { reason.grpc() };
+    let code = match grpc_of(status) {
+        _ if !own => reason.grpc(),
+        // To a client of gRPC a refusal is none if it has the status of success.
+        GrpcCode::Ok if reason != Reason::DirectResponse => reason.grpc(),
+        code => code,
+    };
     let mut head = ResponseHead::new(StatusCode::OK);
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     head.headers.insert("grpc-status", HeaderValue::from(code as u16));
@@ -105,5 +110,16 @@ mod tests {
             assert_eq!(grpc.head.status, StatusCode::OK);
             assert_eq!(grpc.head.headers["grpc-status"], (reason.grpc() as u8).to_string());
         }
+    }
+
+    #[test]
+    fn a_refusal_by_a_service_is_one_for_clients_of_grpc_whatever_its_http_status() {
+        let code = |reason, status| {
+            let reply = reply_with(reason, status, Bytes::new(), true);
+            reply.head.headers["grpc-status"].to_str().unwrap().to_owned()
+        };
+        assert_eq!(code(Reason::ExtAuthzDenied, StatusCode::OK), "7");
+        assert_eq!(code(Reason::ExtAuthzDenied, StatusCode::UNAUTHORIZED), "16");
+        assert_eq!(code(Reason::DirectResponse, StatusCode::OK), "0");
     }
 }

@@ -107,13 +107,16 @@ async fn run(ctx: &mut RequestCtx, mut body: Body) -> Result<Response, Reason> {
     let mut headers = std::mem::take(&mut ctx.head.headers);
     ctx.show_upgrade(&mut headers);
     ctx.head.headers = headers;
-    let random = ctx.downstream.worker.with_rng(|rng| rng.u64(..));
+    ctx.random = ctx.downstream.worker.with_rng(|rng| rng.u64(..));
     let mut left = &http.filters[..];
     let found = loop {
-        let query = Query { head: &ctx.head, internal: ctx.origin.internal, random };
+        let query = Query { head: &ctx.head, internal: ctx.origin.internal, random: ctx.random };
         let found = table.map_or(Found::NoVirtualHost, |table| table.find(&query));
         match filters::run(ctx, &mut body, left, &found).await? {
-            Some(rest) => left = rest,
+            Some(rest) => {
+                left = rest;
+                ctx.rerouted = true;
+            }
             None => break found,
         }
     };

@@ -1,6 +1,7 @@
 //! A request that lasts is judged again when the configuration changes: a stream that was let in must not outlive its right.
 //!
-//! Until then that costs nothing but a waker: the request is judged as its context has it, without what its route changed.
+//! Until then that costs nothing but a waker: the request is judged as its context has it, without what its route changed. Filters before
+//! an external service see it without what that changed, too.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -38,22 +39,43 @@ fn judge(ctx: &RequestCtx) -> Result<(), Reason> {
         RouteSource::Inline(table) => Some(table),
         RouteSource::Rds(id) => snapshot.route_table(*id),
     };
-    let random = downstream.worker.with_rng(|rng| rng.u64(..));
+    let find = |head: &_| {
+        let query = Query { head, internal: ctx.origin.internal, random: ctx.random };
+        table.map_or(Found::NoVirtualHost, |table| table.find(&query))
+    };
     let head = ctx.judged_head();
-    let query = Query { head: &head, internal: ctx.origin.internal, random };
-    let found = table.map_or(Found::NoVirtualHost, |table| table.find(&query));
-    for filter in &http.filters {
+    let Some(before) = ctx.head_before_authz() else {
+        return judge_by(ctx, &http.filters, find(&head).overrides(), &head);
+    };
+    let asks = |filter: &HttpFilter| matches!(filter, HttpFilter::Authz(..));
+    let (front, behind) =
+        http.filters.split_at(http.filters.iter().position(asks).unwrap_or(http.filters.len()));
+    let found = find(before);
+    judge_by(ctx, front, found.overrides(), before)?;
+    let found = if ctx.rerouted { find(&head) } else { found };
+    judge_by(ctx, behind, found.overrides(), &head)
+}
+
+/// Judges by some of the filters, with what the route says about them; `head` is what they saw when the request came.
+fn judge_by(
+    ctx: &RequestCtx,
+    list: &[HttpFilter],
+    route: Option<&Overrides>,
+    head: &RequestHead,
+) -> Result<(), Reason> {
+    let downstream = &ctx.downstream;
+    for filter in list {
         if let HttpFilter::Jwt(name, filter) = filter {
-            still_known(ctx, (name, filter), found.overrides(), &head)?;
+            still_known(ctx, (name, filter), route, head)?;
         }
     }
     let claims = ctx.policy.as_ref().map_or(&[][..], |policy| &policy.claims);
     let view = View {
         connection: downstream.view(ctx.origin.client),
-        request: Some(RequestView::from(&head)),
+        request: Some(RequestView::from(head)),
         claims,
     };
-    filters::still_allowed(downstream, &http.filters, found.overrides(), &view).map_err(|policy| {
+    filters::still_allowed(downstream, list, route, &view).map_err(|policy| {
         ctx.revoked.get_or_init(|| policy);
         Reason::RbacDenied
     })
@@ -71,16 +93,12 @@ fn still_known(
         return Ok(());
     }
     let worker = &ctx.downstream.worker;
-    let random = worker.with_rng(|rng| rng.u64(..));
     let said = route.and_then(|route| route.of(name));
-    let Some(requirement) = filters::required(filter, said, head, random)? else { return Ok(()) };
+    let Some(requirement) = filters::required(filter, said, head, ctx.random)? else { return Ok(()) };
     let known = ctx.policy.as_ref().map_or(&[][..], |policy| &policy.providers);
-    if requirement.is_met_by(filter, known) {
-        return Ok(());
-    }
     let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let now = Now { unix, instant: Instant::now(), signatures: &worker.signatures };
-    requirement.check(filter, head, now).map(drop)
+    requirement.check_again(filter, head, now, known)
 }
 
 /// Does `work` as long as the request may go on.

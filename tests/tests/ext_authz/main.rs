@@ -222,7 +222,6 @@ async fn a_service_that_is_slow_or_down_opens_the_door_only_where_that_is_writte
     let clusters = [
         cluster_http2("auth", &[remora_tests::upstream::Upstream::address(&slow)]),
         cluster_http2("auth", &[gone]),
-        cluster_http2("another", &[gone]),
     ];
     for (i, cluster) in clusters.into_iter().enumerate() {
         let strict = proxy(grpc(service.clone()), &origin).cluster(cluster.clone()).start().await;

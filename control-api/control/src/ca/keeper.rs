@@ -8,7 +8,7 @@ use remora_proxy::tls::identity::SpiffeId;
 use remora_xds::Resource;
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use super::authority::{Authority, Issued, Order, Overlap, Reason, Step};
 use super::{Bundles, Csr, Refused, Root, System, secret};
@@ -362,12 +362,14 @@ impl Ca {
     /// root that was announced meanwhile is not in `secret`.
     ///
     /// # Errors
-    /// The store.
+    /// The store; or the root of `--ca-cert` cannot be announced.
     pub async fn advance(&self, secret: &Resource, laggards: &[String]) -> Result<(), Refused> {
-        if let Err(error) = self.adopt().await {
-            // What is there has to go on: a root that goes makes room.
-            debug!(%error, "the root of --ca-cert is not announced yet");
-        }
+        let adopted = self.adopt().await;
+        // What is there has to go on all the same: a root that goes makes room.
+        self.step(secret, laggards).await.and(adopted)
+    }
+
+    async fn step(&self, secret: &Resource, laggards: &[String]) -> Result<(), Refused> {
         let current = self.current()?;
         if current.secret.version() != secret.version() {
             return Ok(());

@@ -40,9 +40,12 @@ pub(super) fn change(
     })
 }
 
-/// A policy in the place of `record` that denies everything to the targets that it names.
+/// A policy in the place of `record` that denies everything to the targets that it names; None for a dry run, which closes nothing.
 fn closed(record: &Record) -> Option<Change> {
     let spec = record.get("spec").unwrap_or_default();
+    if spec["dryRun"] == true {
+        return None;
+    }
     let denies = json!({
         "apiVersion": Kind::AuthorizationPolicy.api_version(),
         "kind": Kind::AuthorizationPolicy.as_str(),

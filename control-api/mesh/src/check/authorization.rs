@@ -75,7 +75,8 @@ fn unenforced(mesh: &Mesh, document: &Document<AuthorizationPolicySpec>, at: &At
         let service = mesh.service(&document.metadata.namespace, &target.name);
         let ports =
             service.into_iter().flat_map(|service| service.spec.ports.iter().map(move |p| (service, p.port)));
-        for (_, port) in ports.filter(|(service, port)| mesh.mtls(service, *port) == MtlsMode::Disabled) {
+        let meant = ports.filter(|(_, port)| concerns(&document.spec.rules, *port));
+        for (_, port) in meant.filter(|(service, port)| mesh.mtls(service, *port) == MtlsMode::Disabled) {
             let name = &target.name;
             let text =
                 format!("nobody would enforce it on port {port}: callers of {name:?} go past its sidecars");
@@ -84,6 +85,17 @@ fn unenforced(mesh: &Mesh, document: &Document<AuthorizationPolicySpec>, at: &At
                 .fix("an AuthenticationPolicy with mtls.mode: Strict or Permissive");
         }
     }
+}
+
+/// Whether some rule may say something about `port`. No rules at all say that nothing passes.
+fn concerns(rules: &[AuthorizationRule], port: u16) -> bool {
+    let names = |operation: &Operation| {
+        (operation.ports.is_empty() || operation.ports.contains(&port))
+            && !operation.not_ports.contains(&port)
+    };
+    let about =
+        |rule: &AuthorizationRule| rule.to.is_empty() || rule.to.iter().any(|to| names(&to.operation));
+    rules.is_empty() || rules.iter().any(about)
 }
 
 /// A `Deny` of something that only HTTP has would refuse everything on a port that speaks something else.

@@ -1,7 +1,7 @@
 //! `jwtRules` of AuthenticationPolicies.
 
 use remora_xds::diag::At;
-use remora_xds::yaml::{self, Value};
+use serde_json::Value;
 
 use super::names::check_header_name;
 use super::report::Report;
@@ -18,8 +18,17 @@ const MOST_TEXT: usize = 2048;
 /// Of a key set or of certificates, bytes.
 const MOST_BYTES: usize = 64 * 1024;
 /// Headers that a proxy lives by, or that the program must get as they came.
-const NOT_FOR_CLAIMS: [&str; 5] =
-    ["connection", "content-length", "transfer-encoding", "upgrade", "x-forwarded-client-cert"];
+const NOT_FOR_CLAIMS: [&str; 7] = [
+    "authorization",
+    "connection",
+    "content-length",
+    "cookie",
+    "transfer-encoding",
+    "upgrade",
+    "x-forwarded-client-cert",
+];
+/// Keys of one set, as many as a sidecar takes.
+const MOST_KEYS: usize = 64;
 
 /// The rules of a policy, which is attached to `services`.
 pub(super) fn check(
@@ -33,14 +42,17 @@ pub(super) fn check(
         return;
     }
     report.at_most(MOST_RULES, spec.jwt_rules.len(), &list);
-    let http =
-        services.iter().flat_map(|service| &service.spec.ports).filter(|p| p.speaks() != AppProtocol::Tcp);
-    for port in http.filter(|port| spec.mode(port.port) == MtlsMode::Disabled) {
-        let text = format!(
-            "nobody would enforce it on port {}: with Disabled callers go past the sidecars",
-            port.port
-        );
-        report.report(&list, text).fix("mtls: {mode: Strict}, or Permissive");
+    for service in services {
+        let http = || service.spec.ports.iter().filter(|port| port.speaks() != AppProtocol::Tcp);
+        if let Some(port) = http().next()
+            && http().all(|port| spec.mode(port.port) == MtlsMode::Disabled)
+        {
+            let text = format!(
+                "nobody would enforce it on port {}: with Disabled callers go past the sidecars",
+                port.port
+            );
+            report.report(&list, text).fix("mtls: {mode: Strict}, or Permissive");
+        }
     }
     let opaque = |service: &&&Document<ServiceSpec>| {
         service.spec.ports.iter().all(|port| port.speaks() == AppProtocol::Tcp)
@@ -147,21 +159,37 @@ fn keys(rule: &JwtRule, at: &At<'_>, report: &mut Report) {
     }
 }
 
-/// RFC 7517 §5. JSON is YAML.
+/// RFC 7517 §5. A sidecar leaves out keys of kinds that it does not know, and refuses a set that has no others.
 fn key_set(text: &str, at: &At<'_>, report: &mut Report) {
     if text.len() > MOST_BYTES {
         report.report(at, format!("is longer than {MOST_BYTES} bytes"));
         return;
     }
-    let has_keys = text.trim_start().starts_with('{')
-        && yaml::parse(text).is_ok_and(|node| match &node.value {
-            Value::Map(entries) => entries.iter().any(|entry| {
-                entry.key == "keys" && matches!(&entry.node.value, Value::Seq(keys) if !keys.is_empty())
-            }),
+    let set: Option<Value> = serde_json::from_str(text).ok();
+    let keys = set.as_ref().and_then(|set| set.get("keys")).and_then(Value::as_array);
+    let known = |key: &Value| {
+        let has = |field: &str| key.get(field).is_some_and(Value::is_string);
+        let curve =
+            |curves: &[&str]| key.get("crv").and_then(Value::as_str).is_some_and(|c| curves.contains(&c));
+        match key.get("kty").and_then(Value::as_str) {
+            Some("RSA") => has("n") && has("e"),
+            Some("EC") => curve(&["P-256", "P-384"]) && has("x") && has("y"),
+            Some("OKP") => curve(&["Ed25519"]) && has("x"),
+            Some("oct") => has("k"),
             _ => false,
-        });
-    if !has_keys {
-        report.report(at, "is no JSON Web Key Set (RFC 7517)").fix("'{\"keys\": [{\"kty\": …}]}'");
+        }
+    };
+    match keys {
+        None => {
+            report.report(at, "is no JSON Web Key Set (RFC 7517)").fix("'{\"keys\": [{\"kty\": …}]}'");
+        }
+        Some(keys) if keys.len() > MOST_KEYS => {
+            report.report(at, format!("has {} keys, the limit is {MOST_KEYS}", keys.len()));
+        }
+        Some(keys) if !keys.iter().any(known) => {
+            report.report(at, "has no key that can be used").fix("RSA, P-256, P-384, Ed25519 or oct");
+        }
+        Some(_) => {}
     }
 }
 

@@ -109,6 +109,12 @@ impl Rules {
         }
     }
 
+    /// Only what an `Allow` matches passes, and nothing if there is none.
+    pub(super) fn close(&mut self) {
+        let allow = || Rbac { action: RbacAction::Allow.into(), ..Rbac::default() };
+        self.allow.enforced.get_or_insert_with(allow);
+    }
+
     /// Before the router.
     pub(super) fn http(self) -> Vec<HttpFilter> {
         let sets = [self.deny, self.allow].into_iter().filter(|set| !set.is_empty());

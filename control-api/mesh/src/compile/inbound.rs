@@ -205,16 +205,22 @@ fn filters(
         if suffix.is_empty() { format!("inbound_{number}") } else { format!("inbound_{number}_{suffix}") };
     let http = port.speaks != AppProtocol::Tcp;
     let trust_domain = &scope.profile.trust_domain;
-    let rules = authorization::rules(Subject { mesh: scope.mesh, trust_domain, http }, &port.calls, calls);
+    let mut rules =
+        authorization::rules(Subject { mesh: scope.mesh, trust_domain, http }, &port.calls, calls);
+    let services: Vec<_> = calls.iter().map(|(service, _)| *service).collect();
+    let tokens = jwt::filter(scope.mesh, &services);
     if !http {
+        if tokens.is_some() {
+            // The program believes that its tokens were looked at: nobody gets around that who is not allowed by name.
+            rules.close();
+        }
         let proxy = http::Tcp { name: &stat, idle: None, tries: 1 };
         let mut filters = rules.network(&stat);
         filters.push(http::tcp_proxy(proxy, http::ClusterSpecifier::Cluster(cluster)));
         return (stat, filters, &[]);
     }
     let routes = RouteSpecifier::RouteConfig(to_program(cluster));
-    let services: Vec<_> = calls.iter().map(|(service, _)| *service).collect();
-    let filters = jwt::filter(scope.mesh, &services).into_iter().chain(rules.http()).collect();
+    let filters = tokens.into_iter().chain(rules.http()).collect();
     let filter = http::connection_manager(&stat, Side::Inbound, routes, filters);
     (stat, vec![filter], &["h2", "http/1.1"])
 }

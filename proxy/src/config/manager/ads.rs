@@ -188,7 +188,8 @@ impl Manager {
         let mut scope = Scope { errors: &mut errors, names: &mut self.names };
         one.any(&incoming.any, &root, &mut scope);
         let known = |cluster: &str| self.clusters.contains_key(cluster);
-        one.check_clusters(&self.names, known, &mut errors, &root);
+        // Those that are asked by filters may come later, as in Envoy: the listener waits for them.
+        one.check_routed_clusters(&self.names, known, &mut errors, &root);
         if let Some((_, inner, _)) = one.raw.first()
             && inner != name
         {

@@ -146,8 +146,32 @@ impl Batch {
         }
     }
 
-    /// Inline routes must name clusters that exist (Envoy `validate_clusters`): in this batch, or `known` otherwise.
+    /// What stands alone must name clusters that exist: no other ones will come.
     pub(super) fn check_clusters(
+        &self,
+        names: &Names,
+        known: impl Fn(&str) -> bool,
+        errors: &mut Errors,
+        at: &At<'_>,
+    ) {
+        self.check_routed_clusters(names, &known, errors, at);
+        let own: BTreeSet<_> = self.clusters.iter().map(|(_, c)| &*c.name).collect();
+        for (_, listener) in &self.listeners {
+            for id in http_specs(listener).flat_map(|http| http.authz_clusters()) {
+                let name = names.clusters.name(id).map_or("", |n| n);
+                if !own.contains(name) && !known(name) {
+                    let text = format!(
+                        "listener {:?} asks cluster {name:?} (ext_authz), which does not exist",
+                        listener.name
+                    );
+                    errors.report(at, text).fix("define the cluster");
+                }
+            }
+        }
+    }
+
+    /// Inline routes must name clusters that exist (Envoy `validate_clusters`): in this batch, or `known` otherwise.
+    pub(super) fn check_routed_clusters(
         &self,
         names: &Names,
         known: impl Fn(&str) -> bool,

@@ -10,7 +10,7 @@ use super::batch::Batch;
 use super::{Manager, Origin};
 use crate::config::compile::{Scope, tls};
 use crate::config::secrets::{Compiled, Material, Recipe, SecretSource, Secrets};
-use crate::config::spec::{ConfigSource, ListenerSpec};
+use crate::config::spec::{ConfigSource, FilterChain, ListenerSpec};
 use crate::tls::secret::Secret;
 use crate::tls::verify::Trust;
 
@@ -145,7 +145,17 @@ fn replace<T>(secret: &Weak<Secret<T>>, new: Option<T>) {
 
 /// Whether every chain's certificates and trust have come.
 pub(super) fn has_secrets(listener: &ListenerSpec) -> bool {
-    listener.chains.iter().all(|chain| chain.tls.as_ref().is_none_or(|tls| tls.is_ready()))
+    listener.chains.iter().all(|chain| chain_has_secrets(chain))
+}
+
+fn chain_has_secrets(chain: &FilterChain) -> bool {
+    chain.tls.as_ref().is_none_or(|tls| tls.is_ready())
+}
+
+/// Whether a chain that works in `old` would refuse every handshake in `new`. Chains that only `new` has cannot: nothing works there yet.
+pub(super) fn loses_secrets(new: &ListenerSpec, old: &ListenerSpec) -> bool {
+    let works = |id| old.chains.iter().any(|chain| chain.id == id && chain_has_secrets(chain));
+    new.chains.iter().any(|chain| !chain_has_secrets(chain) && works(chain.id))
 }
 
 /// Names of those that have not.

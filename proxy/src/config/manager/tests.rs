@@ -10,6 +10,8 @@ use tokio::time::Instant;
 use super::warming::INIT_TIMEOUT;
 use super::*;
 
+mod authz;
+
 /// A manager with a control plane.
 pub(super) fn manager() -> Manager {
     let ads = json!({ "resource_api_version": "V3", "ads": {} });

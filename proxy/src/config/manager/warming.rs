@@ -9,7 +9,7 @@ use remora_xds::Kind;
 use tokio::time::Instant;
 
 use super::clusters::tls_is_ready;
-use super::secrets::{has_secrets, missing_secrets};
+use super::secrets::{has_secrets, loses_secrets, missing_secrets};
 use super::wants::rds_of;
 use super::{Changes, Held, Manager, http_specs};
 use crate::config::names::ClusterId;
@@ -192,11 +192,12 @@ impl Manager {
         changes
     }
 
-    /// Whether a listener has waited long enough, and would refuse every handshake in the place of one that works. It goes on waiting then.
+    /// Whether a listener has waited long enough, and a chain of it would refuse every handshake in the place of one that works. It goes on
+    /// waiting then.
     fn breaks_what_works(&mut self, name: &Arc<str>, now: Instant) -> bool {
         let Some(waiting) = self.dynamic.warming.listeners.get_mut(name) else { return false };
-        let breaks = !has_secrets(&waiting.held.value)
-            && self.listeners.get(name).is_some_and(|held| has_secrets(&held.value));
+        let old = self.listeners.get(name);
+        let breaks = old.is_some_and(|old| loses_secrets(&waiting.held.value, &old.value));
         if breaks {
             let missing = missing_secrets(&waiting.held.value);
             tracing::warn!(
@@ -269,7 +270,7 @@ impl Manager {
         Changes::default()
     }
 
-    /// Takes a listener in, at once or when its routes are there.
+    /// Takes a listener in, at once or when its routes, its secrets and the clusters that it names itself are there.
     pub(super) fn arrive_listener(&mut self, held: Held<ListenerSpec>, now: Instant) -> Changes {
         let name = Arc::clone(&held.value.name);
         let waited = self.dynamic.warming.listeners.remove(&name);
@@ -303,14 +304,20 @@ impl Manager {
     fn listener_is_ready(&self, listener: &ListenerSpec) -> bool {
         has_secrets(listener)
             && listener.chains.iter().all(|chain| match &chain.filter {
-                NetworkFilter::Http(http) => match (&http.routes, &http.rds) {
-                    (RouteSource::Inline(table), _) => self.table_is_ready(table),
-                    (RouteSource::Rds(_), rds) => {
-                        rds.as_ref().is_none_or(|rds| self.route_tables.contains_key(&rds.name))
-                    }
-                },
+                NetworkFilter::Http(http) => {
+                    http.authz_clusters().all(|id| self.cluster_is_warm(id)) && self.routes_are_ready(http)
+                }
                 NetworkFilter::Tcp(tcp) => tcp.clusters.iter().all(|(id, _)| self.cluster_is_warm(*id)),
             })
+    }
+
+    fn routes_are_ready(&self, http: &HttpSpec) -> bool {
+        match (&http.routes, &http.rds) {
+            (RouteSource::Inline(table), _) => self.table_is_ready(table),
+            (RouteSource::Rds(_), rds) => {
+                rds.as_ref().is_none_or(|rds| self.route_tables.contains_key(&rds.name))
+            }
+        }
     }
 
     /// Numbers of the clusters that routes and listeners name, in force or about to be.
@@ -323,6 +330,7 @@ impl Manager {
         let waiting = self.dynamic.warming.listeners.values().map(|w| &w.held.value);
         for listener in self.listeners.values().map(|held| &held.value).chain(waiting) {
             for http in http_specs(listener) {
+                used.extend(http.authz_clusters().map(ClusterId::index));
                 if let RouteSource::Inline(table) = &http.routes {
                     used.extend(table.clusters.iter().map(|used| used.id.index()));
                 }

@@ -34,6 +34,8 @@ pub enum Invalid {
     TooMany,
     /// A change of what is no header, or is not to be changed by an answer.
     Forbidden,
+    /// The path would be longer than one may be.
+    PathTooLong,
 }
 
 /// What is changed of a request that goes on, and of its answer.
@@ -99,6 +101,7 @@ impl Invalid {
             Self::HttpStatus => "http_status",
             Self::TooMany => "too_many_changes",
             Self::Forbidden => "forbidden_change",
+            Self::PathTooLong => "path_too_long",
         }
     }
 }
@@ -200,10 +203,12 @@ impl Changes {
     }
 
     /// `path` with the query as it is to be; None when nothing changes. What is set keeps its place, or comes last.
-    #[must_use]
-    pub fn path(&self, path: &PathAndQuery) -> Option<PathAndQuery> {
+    ///
+    /// # Errors
+    /// It would be longer than a path may be.
+    pub fn path(&self, path: &PathAndQuery) -> Result<Option<PathAndQuery>, Invalid> {
         if self.set_query.is_empty() && self.remove_query.is_empty() {
-            return None;
+            return Ok(None);
         }
         let key = |pair: &str| pair.split_once('=').map_or(pair, |(key, _)| key).to_owned();
         let removed = |pair: &&str| !self.remove_query.contains(&key(pair));
@@ -216,7 +221,8 @@ impl Changes {
             pairs.insert(place.min(pairs.len()), format!("{name}={value}"));
         }
         let mark = if pairs.is_empty() { "" } else { "?" };
-        format!("{}{mark}{}", path.path(), pairs.join("&")).parse().ok()
+        let changed = format!("{}{mark}{}", path.path(), pairs.join("&"));
+        changed.parse().map(Some).map_err(|_| Invalid::PathTooLong)
     }
 }
 

@@ -190,7 +190,7 @@ fn query_parameters_keep_their_places() {
         let set_query = set.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let remove_query = remove.iter().map(|name| (*name).to_owned()).collect();
         let changes = Changes { set_query, remove_query, ..Changes::default() }.check()?;
-        Ok(changes.path(&http::uri::PathAndQuery::from_static(path)).map(|path| path.to_string()))
+        Ok(changes.path(&http::uri::PathAndQuery::from_static(path))?.map(|path| path.to_string()))
     };
     let path = |text: &str| Ok(Some(text.to_owned()));
     assert_eq!(changed("/p?a=1", &[], &[]), Ok(None));
@@ -201,6 +201,8 @@ fn query_parameters_keep_their_places() {
     for (key, value) in [("", "1"), ("a=b", "1"), ("a", "1&b"), ("a", "#"), ("a", " "), ("a", "\u{e9}")] {
         assert_eq!(changed("/p", &[(key, value)], &[]), Err(Invalid::Forbidden), "{key}={value}");
     }
+    let long = "x".repeat(usize::from(u16::MAX));
+    assert_eq!(changed("/p", &[("a", &long)], &[]), Err(Invalid::PathTooLong));
 }
 
 #[test]

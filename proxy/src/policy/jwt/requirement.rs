@@ -60,16 +60,38 @@ impl Requirement {
                 let each = list.iter().map(|requirement| requirement.check(filter, head, now));
                 each.collect::<Result<Vec<_>, _>>().map(|all| all.into_iter().flatten().collect())
             }
-            Self::Any(list, leniency) => any(list, filter, head, now).or_else(|why| leniency.excuses(why)),
-            Self::Optional(leniency) => optional(*leniency, filter, head, now),
+            Self::Any(list, leniency) => any(list, |requirement| requirement.check(filter, head, now))
+                .or_else(|why| leniency.excuses(why)),
+            Self::Optional(leniency) => optional(*leniency, filter, head, now, &[]),
         }
     }
-}
 
-impl Requirement {
+    /// Checks what tokens of `verified` providers, which were good earlier, do not satisfy: they may have expired since, or were taken
+    /// away.
+    ///
+    /// # Errors
+    /// Why it is not satisfied.
+    pub fn check_again(
+        &self,
+        filter: &JwtFilter,
+        head: &RequestHead,
+        now: Now<'_>,
+        verified: &[Arc<str>],
+    ) -> Result<(), Reason> {
+        if self.is_met_by(filter, verified) {
+            return Ok(());
+        }
+        let again = |requirement: &Self| requirement.check_again(filter, head, now, verified);
+        match self {
+            Self::Provider { .. } => self.check(filter, head, now).map(drop),
+            Self::All(list) => list.iter().try_for_each(again),
+            Self::Any(list, leniency) => any(list, again).or_else(|why| leniency.excuses(why)),
+            Self::Optional(leniency) => optional(*leniency, filter, head, now, verified).map(drop),
+        }
+    }
+
     /// Whether tokens of these providers, verified earlier, satisfy it.
-    #[must_use]
-    pub fn is_met_by(&self, filter: &JwtFilter, verified: &[Arc<str>]) -> bool {
+    fn is_met_by(&self, filter: &JwtFilter, verified: &[Arc<str>]) -> bool {
         match self {
             Self::Provider { provider, .. } => {
                 filter.providers.get(*provider).is_some_and(|provider| verified.contains(&provider.name))
@@ -85,22 +107,17 @@ impl Requirement {
 }
 
 impl Leniency {
-    fn excuses<'f>(self, why: Reason) -> Result<Vec<Verified<'f>>, Reason> {
+    fn excuses<T: Default>(self, why: Reason) -> Result<T, Reason> {
         match self {
-            Self::Failed => Ok(Vec::new()),
-            Self::Missing if why == Reason::JwtMissing => Ok(Vec::new()),
+            Self::Failed => Ok(T::default()),
+            Self::Missing if why == Reason::JwtMissing => Ok(T::default()),
             Self::Missing | Self::Strict => Err(why),
         }
     }
 }
 
 /// The first that is satisfied. Otherwise the most telling refusal: that a token is bad says more than that another one is missing.
-fn any<'f>(
-    list: &[Requirement],
-    filter: &'f JwtFilter,
-    head: &RequestHead,
-    now: Now<'_>,
-) -> Result<Vec<Verified<'f>>, Reason> {
+fn any<T>(list: &[Requirement], check: impl Fn(&Requirement) -> Result<T, Reason>) -> Result<T, Reason> {
     let telling = |why: &Reason| match why {
         Reason::JwtMissing => 0,
         Reason::JwtUnknownIssuer => 1,
@@ -108,7 +125,7 @@ fn any<'f>(
     };
     let mut refusal = Reason::JwtMissing;
     for requirement in list {
-        match requirement.check(filter, head, now) {
+        match check(requirement) {
             Ok(verified) => return Ok(verified),
             Err(why) if telling(&why) >= telling(&refusal) => refusal = why,
             Err(_) => {}
@@ -118,11 +135,13 @@ fn any<'f>(
 }
 
 /// Verifies every token that stands where some provider's tokens stand, each by the providers of this place that its issuer names.
+/// Those of `known` providers were verified before.
 fn optional<'f>(
     leniency: Leniency,
     filter: &'f JwtFilter,
     head: &RequestHead,
     now: Now<'_>,
+    known: &[Arc<str>],
 ) -> Result<Vec<Verified<'f>>, Reason> {
     let mut seen: Vec<&str> = Vec::new();
     let mut verified = Vec::new();
@@ -130,13 +149,13 @@ fn optional<'f>(
         let checked = match extract::token(head, &provider.locations) {
             Ok(Some(text)) if !seen.contains(&text) => {
                 seen.push(text);
-                of_issuer(text, filter, head, now)
+                of_issuer(text, filter, head, now, known)
             }
             Ok(_) => continue,
             Err(why) => Err(why),
         };
         match checked {
-            Ok(good) => verified.push(good),
+            Ok(good) => verified.extend(good),
             Err(_) if leniency == Leniency::Failed => {}
             Err(why) => return Err(why),
         }
@@ -145,23 +164,28 @@ fn optional<'f>(
 }
 
 /// By the providers of the token's issuer, else by those that accept every issuer. Of either, only those whose tokens stand where this one
-/// does. There may be several, each with audiences of its own: one is enough.
+/// does. There may be several, each with audiences of its own: one is enough. None: one of them is `known`.
 fn of_issuer<'f>(
     text: &str,
     filter: &'f JwtFilter,
     head: &RequestHead,
     now: Now<'_>,
-) -> Result<Verified<'f>, Reason> {
+    known: &[Arc<str>],
+) -> Result<Option<Verified<'f>>, Reason> {
     let token = Token::parse(text)?;
-    let here: Vec<&Provider> = (filter.providers.iter())
+    let mut here: Vec<&Provider> = (filter.providers.iter())
         .filter(|provider| extract::token(head, &provider.locations) == Ok(Some(text)))
         .collect();
     let issuer =
         token.issuer.as_deref().filter(|issuer| here.iter().any(|p| p.issuer.as_deref() == Some(*issuer)));
+    here.retain(|provider| provider.issuer.as_deref() == issuer);
+    if here.iter().any(|provider| known.contains(&provider.name)) {
+        return Ok(None);
+    }
     let mut refusal = Reason::JwtUnknownIssuer;
-    for provider in here.into_iter().filter(|provider| provider.issuer.as_deref() == issuer) {
+    for provider in here {
         match provider.verify(Token::parse(text)?, None, now) {
-            Ok(verified) => return Ok(verified),
+            Ok(verified) => return Ok(Some(verified)),
             Err(why) => refusal = why,
         }
     }

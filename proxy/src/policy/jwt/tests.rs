@@ -333,6 +333,38 @@ fn requirements_combine() {
     assert_eq!(check(&filter, &audiences, &first), Err(Reason::JwtAudience));
 }
 
+/// A token that expired since the request began ends nothing; one that nobody looked at does.
+#[test]
+fn what_was_verified_is_not_verified_again() {
+    let second = Provider {
+        name: "second".into(),
+        issuer: Some("second".into()),
+        locations: [Location::Header { name: HeaderName::from_static("x-jwt"), prefix: "".into() }].into(),
+        ..provider(&RSA)
+    };
+    let filter = filter(vec![provider(&RSA), second]);
+    let late = format!("Bearer {}", RSA.token(json!({ "exp": 1 })));
+    let of_second = RSA.token(json!({ "iss": "second" }));
+    let (none, one) = (head("/", &[]), head("/", &[("authorization", &late)]));
+    let both = head("/", &[("authorization", &late), ("x-jwt", &of_second)]);
+    let bad = head("/", &[("authorization", &late), ("x-jwt", &late)]);
+    let (known, nobody): (&[std::sync::Arc<str>], _) = (&["main".into()], &[][..]);
+    let again = |asked: &Requirement, head, known| asked.check_again(&filter, head, now(), known);
+    let optional = Requirement::Optional(Leniency::Missing);
+    let other = Requirement::Provider { provider: 1, audiences: None };
+    assert_eq!(again(&optional, &one, known), Ok(()));
+    assert_eq!(again(&optional, &both, known), Ok(()));
+    assert_eq!(again(&optional, &one, nobody), Err(Reason::JwtExpired));
+    assert_eq!(again(&optional, &bad, known), Err(Reason::JwtMalformed));
+    let all = Requirement::All([FIRST, optional, other.clone()].into());
+    assert_eq!(again(&all, &both, known), Ok(()));
+    assert_eq!(again(&all, &one, known), Err(Reason::JwtMissing));
+    let any = Requirement::Any([FIRST, other].into(), Leniency::Missing);
+    assert_eq!(again(&any, &one, known), Ok(()));
+    assert_eq!(again(&any, &one, nobody), Err(Reason::JwtExpired));
+    assert_eq!(again(&any, &none, nobody), Ok(()));
+}
+
 /// Two rules about one issuer, and issuers whose tokens stand in some of the same places.
 #[test]
 fn a_token_is_verified_by_whoever_looks_for_it_there() {

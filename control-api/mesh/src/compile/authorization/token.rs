@@ -2,18 +2,21 @@
 
 use remora_xds::pb::envoy::config::rbac::v3::principal::Identifier;
 use remora_xds::pb::envoy::config::rbac::v3::{MetadataSource, Principal, SourcedMetadata};
+use remora_xds::pb::envoy::r#type::matcher::v3::double_matcher::MatchPattern as DoublePattern;
 use remora_xds::pb::envoy::r#type::matcher::v3::list_matcher::MatchPattern as ListPattern;
 use remora_xds::pb::envoy::r#type::matcher::v3::metadata_matcher::PathSegment;
 use remora_xds::pb::envoy::r#type::matcher::v3::metadata_matcher::path_segment::Segment;
 use remora_xds::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use remora_xds::pb::envoy::r#type::matcher::v3::value_matcher::MatchPattern as ValuePattern;
-use remora_xds::pb::envoy::r#type::matcher::v3::{ListMatcher, MetadataMatcher, OrMatcher, ValueMatcher};
+use remora_xds::pb::envoy::r#type::matcher::v3::{
+    DoubleMatcher, ListMatcher, MetadataMatcher, OrMatcher, ValueMatcher,
+};
 
 use super::super::jwt::{FILTER, PAYLOAD};
 use super::matchers::{Who, pattern, text};
 
-/// `<issuer>/<subject>`; `*` at the beginning or the end is anything, and alone everybody who has a token. Issuers have slashes, so
-/// the last one parts the two.
+/// `<issuer>/<subject>`; `*` at the beginning or the end is anything, and alone everybody who has a token with a subject. Both may have
+/// slashes: a whole ID is meant in each way in which one parts it. With a `*`, the last slash does.
 pub(super) fn principal(id: &str) -> Principal {
     let both = |issuer, subject| Who::all(vec![is("iss", issuer), is("sub", subject)]);
     match (id.strip_prefix('*'), id.strip_suffix('*')) {
@@ -34,8 +37,12 @@ pub(super) fn principal(id: &str) -> Principal {
             Who::any_of(vec![behind_issuer, within_issuer]).unwrap_or_default()
         }
         _ => {
-            let (issuer, subject) = id.rsplit_once('/').unwrap_or((id, ""));
-            both(Some(MatchPattern::Exact(issuer.into())), Some(MatchPattern::Exact(subject.into())))
+            let parted = id.match_indices('/').map(|(at, _)| (&id[..at], &id[at + 1..]));
+            let whole = parted.filter(|(issuer, subject)| !issuer.is_empty() && !subject.is_empty());
+            let exact = |text: &str| Some(MatchPattern::Exact(text.into()));
+            let ways: Vec<_> = whole.map(|(issuer, subject)| both(exact(issuer), exact(subject))).collect();
+            // Without a slash it was refused (`check`), and is nobody.
+            Who::any_of(ways).unwrap_or_else(|| both(exact(id), exact("")))
         }
     }
 }
@@ -46,7 +53,7 @@ fn is(name: &str, wanted: Option<MatchPattern>) -> Principal {
     metadata(&[name.to_owned()], ValuePattern::StringMatch(text(wanted)))
 }
 
-/// A claim that is `wanted`, or a list that has it; `*` wants it to be there.
+/// A claim that is `wanted` (a text, number or truth value), or a list that has the text; `*` wants it to be there.
 pub(super) fn claim(path: &[String], wanted: &str) -> Principal {
     if wanted == "*" {
         return metadata(path, ValuePattern::PresentMatch(true));
@@ -56,7 +63,10 @@ pub(super) fn claim(path: &[String], wanted: &str) -> Principal {
     let list = ListMatcher { match_pattern: Some(ListPattern::OneOf(one_of)) };
     let flag = wanted.parse().ok().map(ValuePattern::BoolMatch);
     let list = Some(ValuePattern::ListMatch(Box::new(list)));
-    let ways = [string(), list, flag].into_iter().flatten();
+    let number = wanted.parse().ok().filter(|number: &f64| number.is_finite()).map(|number| {
+        ValuePattern::DoubleMatch(DoubleMatcher { match_pattern: Some(DoublePattern::Exact(number)) })
+    });
+    let ways = [string(), list, flag, number].into_iter().flatten();
     let value_matchers = ways.map(|way| ValueMatcher { match_pattern: Some(way) }).collect();
     metadata(path, ValuePattern::OrMatch(OrMatcher { value_matchers }))
 }

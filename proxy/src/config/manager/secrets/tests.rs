@@ -16,6 +16,8 @@ use crate::tls::testing::{Ca, Pair, WEAK_KEY, uri};
 
 const ID: &str = "spiffe://mesh.example/ns/shop/sa/orders";
 const OTHER: &str = "spiffe://mesh.example/ns/shop/sa/web";
+const TLS_INSPECTOR: &str =
+    "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector";
 
 fn sds(name: &str) -> Value {
     json!({ "name": name, "sds_config": { "ads": {}, "resource_api_version": "V3" } })
@@ -255,6 +257,50 @@ async fn secrets_that_do_not_come_replace_no_listener_that_works() {
     }
     apply(&mut manager, Kind::Secret, vec![pair("late", OTHER)]);
     assert_eq!(shown(&manager).as_deref(), Some(OTHER));
+}
+
+/// A gateway gets a host whose secret never comes: the others follow the new listener all the same.
+#[tokio::test(start_paused = true)]
+async fn secrets_of_a_new_chain_that_do_not_come_hold_back_no_listener_for_ever() {
+    let (schema, ca) = (Schema::load(), Ca::new("root"));
+    let mut manager = manager();
+    let cluster = json!({ "name": "none", "type": "STATIC" });
+    apply(&mut manager, Kind::Cluster, vec![incoming::<Cluster>(&schema, &cluster)]);
+    let hosts = |hosts: &[(&str, &str)]| {
+        let own = |secret: &str| json!({ "tls_certificate_sds_secret_configs": [sds(secret)] });
+        let one = |(host, secret): &(&str, &str)| {
+            let mut chain =
+                schema.any_to_json(&listener(&schema, &own(secret)).any)["filter_chains"][0].take();
+            chain["name"] = (*host).into();
+            chain["filter_chain_match"] = json!({ "server_names": [host] });
+            chain
+        };
+        let chains: Vec<_> = hosts.iter().map(one).collect();
+        let address = json!({ "socket_address": { "address": "127.0.0.1", "port_value": 0 } });
+        let tls_inspector = json!({ "name": "tls", "typed_config": { "@type": TLS_INSPECTOR } });
+        let value = json!({
+            "name": "l", "address": address, "listener_filters": [tls_inspector], "filter_chains": chains,
+        });
+        incoming::<Listener>(&schema, &value)
+    };
+    let chains = |manager: &Manager| manager.listeners.get("l").map(|held| held.value.chains.len());
+    let pair = ca.leaf(&[uri(ID)], |_| {});
+    apply(&mut manager, Kind::Listener, vec![hosts(&[("a.example", "good")])]);
+    apply(&mut manager, Kind::Secret, vec![certificate(&schema, "good", &pair.chain, &pair.key)]);
+    assert_eq!(chains(&manager), Some(1));
+
+    apply(&mut manager, Kind::Listener, vec![hosts(&[("a.example", "good"), ("b.example", "never")])]);
+    assert_eq!(chains(&manager), Some(1), "it waits for a while");
+    tokio::time::advance(Duration::from_secs(15)).await;
+    assert!(manager.promote(Instant::now()).listeners);
+    assert_eq!((chains(&manager), shown(&manager).as_deref()), (Some(2), Some(ID)));
+
+    // A chain that works is not given up for one that does not, whatever the others are like.
+    let worse = hosts(&[("a.example", "late"), ("b.example", "never"), ("c.example", "never")]);
+    apply(&mut manager, Kind::Listener, vec![worse]);
+    tokio::time::advance(Duration::from_secs(15)).await;
+    assert!(!manager.promote(Instant::now()).listeners);
+    assert_eq!((chains(&manager), shown(&manager).as_deref()), (Some(2), Some(ID)));
 }
 
 /// mTLS is switched on: the cluster comes before what its connections need.
