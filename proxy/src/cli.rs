@@ -15,6 +15,7 @@ use crate::admin::LevelControl;
 use crate::admin::logging::Levels;
 use crate::app::{self, StartError};
 use crate::identity::{self, Authority};
+use crate::limits;
 
 /// Runs the data plane from a bootstrap file in Envoy's v3 schema.
 #[derive(Debug, Args)]
@@ -88,6 +89,7 @@ pub fn run(args: &ProxyArgs) -> ExitCode {
             Err(error) => refuse(&error),
         };
     }
+    limits::raise_open_files();
     let options = app::Options {
         config: args.config.clone(),
         concurrency: args.concurrency,

@@ -14,6 +14,7 @@ pub mod error;
 pub mod http;
 pub mod identity;
 pub mod io;
+pub mod limits;
 pub mod listener;
 pub mod policy;
 pub mod readiness;

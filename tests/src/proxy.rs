@@ -58,7 +58,8 @@ pub struct Builder {
     folder: tempfile::TempDir,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
-    open_files: Option<u64>,
+    /// What `ulimit` says before the start.
+    open_files: Option<String>,
 }
 
 impl Proxy {
@@ -315,7 +316,14 @@ impl Builder {
     /// Limits the process's open files.
     #[must_use]
     pub fn open_files(mut self, limit: u64) -> Self {
-        self.open_files = Some(limit);
+        self.open_files = Some(format!("-n {limit}"));
+        self
+    }
+
+    /// The limit on open files that the process begins with; it may raise it.
+    #[must_use]
+    pub fn first_open_files(mut self, limit: u64) -> Self {
+        self.open_files = Some(format!("-Sn {limit}"));
         self
     }
 
@@ -364,11 +372,11 @@ impl Builder {
         let config = folder.join("bootstrap.yaml");
         std::fs::write(&config, format!("{bootstrap:#}")).expect("write bootstrap");
         let admin_file = folder.join("admin-address");
-        let mut command = match self.open_files {
+        let mut command = match &self.open_files {
             None => Command::new(&path),
             Some(limit) => {
                 let mut shell = Command::new("sh");
-                shell.args(["-c", &format!("ulimit -n {limit} && exec \"$@\""), "sh"]).arg(&path);
+                shell.args(["-c", &format!("ulimit {limit} && exec \"$@\""), "sh"]).arg(&path);
                 shell
             }
         };

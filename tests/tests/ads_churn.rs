@@ -215,6 +215,7 @@ fn p99(latencies: &[Duration]) -> Duration {
 /// goes to an endpoint that was removed more than a second ago.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn endpoints_that_come_and_go_cost_no_request() {
+    remora_proxy::limits::raise_open_files();
     let everywhere = Everywhere::start();
     let port = everywhere.port;
     let mut plane = RawControlPlane::start().await;

@@ -135,6 +135,20 @@ async fn a_tls_handshake_may_not_take_for_ever() {
     assert_eq!(proxy.https1(&tls).await.get("/").await.unwrap().text(), "hello");
 }
 
+/// Shells and service managers start programs with a low limit, which those may raise that need more.
+#[tokio::test]
+async fn as_many_files_are_open_as_the_machine_allows() {
+    let upstream = upstream().await;
+    let builder = Proxy::builder().first_open_files(64).listener(guarded("ingress"));
+    let proxy = builder.upstream("origin", &upstream).start().await;
+    let mut held = Vec::new();
+    for _ in 0..100 {
+        let mut client = proxy.http1().await;
+        assert_eq!(client.get("/").await.unwrap().status, 200);
+        held.push(client);
+    }
+}
+
 /// As many half-open requests as the file limits allow, 10,000 at most.
 #[tokio::test]
 async fn ten_thousand_half_open_connections_cost_little_and_harm_nobody() {

@@ -67,7 +67,12 @@ enum Command {
 /// Exit status: 0 when it did what was asked, 1 when it could not, 2 for wrong arguments or a wrong configuration.
 #[must_use]
 pub fn main() -> ExitCode {
-    match Arguments::parse().command {
+    let command = Arguments::parse().command;
+    // Those that have many connections. What `run` starts has the limit that it would have had without it.
+    if matches!(command, Command::Demo(_) | Command::Control(_) | Command::Bench(_)) {
+        remora_proxy::limits::raise_open_files();
+    }
+    match command {
         Command::Demo(args) => demo::run(&args),
         Command::Proxy(args) => remora_proxy::cli::run(&args),
         Command::Control(args) => control::run(*args),
