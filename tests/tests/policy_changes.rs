@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use remora_tests::client::http1::Http1Client;
-use remora_tests::client::http2::{Outcome, request};
+use remora_tests::client::http2::{Http2Client, Outcome, request};
 use remora_tests::config::{Listener, to_cluster};
 use remora_tests::control_plane::ControlPlane;
 use remora_tests::http1::Broken;
@@ -105,6 +105,17 @@ async fn refuses(proxy: &Proxy, user: &str) {
     .await;
 }
 
+/// A stream for each user, of which the first piece has come.
+async fn begun_by<const N: usize>(users: [&str; N], client: &mut Http2Client) -> [u32; N] {
+    let mut open = [0; N];
+    for (user, stream) in users.into_iter().zip(&mut open) {
+        let fields: Vec<_> = request("GET", "/").into_iter().chain([("x-user", user)]).collect();
+        *stream = client.open(&fields, true).await;
+        client.until(*stream, "the first piece", |s| s.body == b"first").await;
+    }
+    open
+}
+
 #[tokio::test]
 async fn a_stream_that_is_not_allowed_any_more_is_reset_and_the_others_on_its_connection_end_well() {
     let rest = Arc::new(Notify::new());
@@ -114,13 +125,7 @@ async fn a_stream_that_is_not_allowed_any_more_is_reset_and_the_others_on_its_co
     rig.publish([web(&only(&["ann", "bob"]))]);
     let proxy = rig.start().await;
     let mut client = proxy.http2().await;
-    let mut open = Vec::new();
-    for user in ["ann", "bob"] {
-        let fields: Vec<_> = request("GET", "/").into_iter().chain([("x-user", user)]).collect();
-        let stream = client.open(&fields, true).await;
-        client.until(stream, "the first piece", |s| s.body == b"first").await;
-        open.push(stream);
-    }
+    let open = begun_by(["ann", "bob"], &mut client).await;
     let mut old = proxy.http1().await;
     old.send("GET / HTTP/1.1\r\nHost: a.example\r\nX-User: bob\r\n\r\n").await;
     let (head, mut body) = old.head("GET").await.unwrap();
@@ -328,13 +333,7 @@ async fn filters_before_a_service_judge_what_they_saw() {
     rig.publish([before_a_service(&["ann", "bob"])]);
     let proxy = rig.start().await;
     let mut client = proxy.http2().await;
-    let mut open = Vec::new();
-    for user in ["ann", "bob"] {
-        let fields: Vec<_> = request("GET", "/").into_iter().chain([("x-user", user)]).collect();
-        let stream = client.open(&fields, true).await;
-        client.until(stream, "the first piece", |s| s.body == b"first").await;
-        open.push(stream);
-    }
+    let open = begun_by(["ann", "bob"], &mut client).await;
     rig.publish([before_a_service(&["ann"])]);
     assert!(matches!(client.outcome(open[1]).await, Outcome::Reset(..)), "the service called bob ann");
     rest.notify_waiters();

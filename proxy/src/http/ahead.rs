@@ -112,6 +112,18 @@ mod tests {
         out
     }
 
+    /// A megabyte of single bytes is not a million pieces.
+    #[tokio::test]
+    async fn small_pieces_are_put_together() {
+        let text: Vec<u8> = (0..10_000_u32).map(|i| i as u8).collect();
+        let mut many = AheadBody { pieces: VecDeque::new(), trailers: None, rest: Body::Empty };
+        many.pieces.extend(text.chunks(1).map(Bytes::copy_from_slice));
+        let ahead = AheadBody::read(Body::Ahead(Box::new(many)), 1 << 20).await.unwrap();
+        assert_eq!(ahead.pieces.len(), 3);
+        assert_eq!(ahead.first(1 << 20), (Bytes::from(text.clone()), false));
+        assert_eq!(all(ahead).await, text);
+    }
+
     #[tokio::test]
     async fn what_was_read_comes_first_and_nothing_is_lost() {
         let text = Bytes::from_static(b"hello world");
