@@ -13,6 +13,7 @@ use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyD
 use webpki::{CertRevocationList, OwnedCertRevocationList};
 
 use super::identity;
+use super::pkcs12::{self, StoreError};
 
 /// Why material cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,9 +36,12 @@ pub enum MaterialError {
     /// No private key.
     #[error("holds no private key")]
     NoKey,
-    /// The key needs a password.
+    /// The key needs a password, or is encrypted in the way of PEM files before PKCS#8.
     #[error("holds an encrypted private key")]
     EncryptedKey,
+    /// An encrypted key, or a PKCS#12 store, cannot be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The key type is none that we use.
     #[error("holds a private key that cannot be used: {0}")]
     Key(String),
@@ -63,7 +67,7 @@ impl MaterialError {
             Self::NoCertificate => "it needs at least one block `-----BEGIN CERTIFICATE-----`",
             Self::Der => "convert it: openssl x509 -inform der -in FILE -out FILE.pem",
             Self::Pkcs12 => {
-                "convert it: openssl pkcs12 -in FILE -noenc -out FILE.pem, which serves as both files"
+                "name it in `pkcs12`, and its password in `password`, instead of `certificate_chain` and `private_key`"
             }
             Self::NoRevocationList => "it needs at least one block `-----BEGIN X509 CRL-----`",
             Self::Pem(_) | Self::Certificate(_) | Self::Ca(..) | Self::RevocationList(..) => {
@@ -72,7 +76,10 @@ impl MaterialError {
             Self::NoKey => {
                 "it needs one block `-----BEGIN PRIVATE KEY-----`, `RSA PRIVATE KEY` or `EC PRIVATE KEY`"
             }
-            Self::EncryptedKey => "decrypt it: openssl pkey -in FILE -out FILE.plain",
+            Self::EncryptedKey => {
+                "write it as PKCS#8 (openssl pkcs8 -topk8 -v2 aes256 -in FILE -out FILE.p8) and give its `password`, or decrypt it"
+            }
+            Self::Store(error) => error.fix(),
             Self::Key(_) => {
                 "use an ECDSA P-256, P-384 or P-521, an RSA (2048 bits or more) or an Ed25519 key"
             }
@@ -83,7 +90,7 @@ impl MaterialError {
     /// Whether the key, not the certificates, is to blame.
     #[must_use]
     pub const fn is_about_key(&self) -> bool {
-        matches!(self, Self::NoKey | Self::EncryptedKey | Self::Key(_) | Self::Mismatch)
+        matches!(self, Self::NoKey | Self::EncryptedKey | Self::Store(_) | Self::Key(_) | Self::Mismatch)
     }
 }
 
@@ -103,13 +110,45 @@ pub struct OwnCertificate {
 }
 
 impl OwnCertificate {
-    /// Builds the pair. The chain may be in any order: the leaf is the certificate that belongs to the key.
+    /// Builds the pair out of PEM. The chain may be in any order: the leaf is the certificate that belongs to the key.
     ///
     /// # Errors
     /// What is wrong with the material.
     pub fn from_pem(chain: &[u8], key: &[u8], provider: &CryptoProvider) -> Result<Self, MaterialError> {
-        let certificates = certificates(chain)?;
-        let key = private_key(key)?;
+        Self::new(certificates(chain)?, private_key(key)?, provider)
+    }
+
+    /// As [`Self::from_pem`], of a key that may be encrypted with `password`.
+    ///
+    /// # Errors
+    /// What is wrong with the material.
+    pub fn from_encrypted_pem(
+        chain: &[u8],
+        key: &[u8],
+        password: &str,
+        provider: &CryptoProvider,
+    ) -> Result<Self, MaterialError> {
+        Self::new(certificates(chain)?, unlocked_key(key, password)?, provider)
+    }
+
+    /// Builds the pair out of a PKCS#12 store.
+    ///
+    /// # Errors
+    /// What is wrong with the store, or with what it holds.
+    pub fn from_pkcs12(
+        store: &[u8],
+        password: &str,
+        provider: &CryptoProvider,
+    ) -> Result<Self, MaterialError> {
+        let store = pkcs12::open(store, password)?;
+        Self::new(readable(store.certificates)?, store.key, provider)
+    }
+
+    fn new(
+        certificates: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+        provider: &CryptoProvider,
+    ) -> Result<Self, MaterialError> {
         let key =
             provider.key_provider.load_private_key(key).map_err(|e| MaterialError::Key(e.to_string()))?;
         let chain = leaf_first(certificates, key.public_key().as_deref())?;
@@ -159,6 +198,11 @@ pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Material
     for item in CertificateDer::pem_slice_iter(&text) {
         list.push(item.map_err(|e| MaterialError::Pem(e.to_string()))?);
     }
+    readable(list)
+}
+
+/// Certificates that can all be parsed, one at least.
+fn readable(list: Vec<CertificateDer<'static>>) -> Result<Vec<CertificateDer<'static>>, MaterialError> {
     for (i, certificate) in list.iter().enumerate() {
         identity::parse(certificate).map_err(|_| MaterialError::Certificate(i))?;
     }
@@ -171,10 +215,32 @@ pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Material
 /// None is there, it is encrypted, or it is broken.
 pub fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, MaterialError> {
     let text = normalise(pem)?;
-    if memchr::memmem::find(&text, b"ENCRYPTED").is_some() {
-        return Err(MaterialError::EncryptedKey);
+    if is_encrypted(&text) { Err(MaterialError::EncryptedKey) } else { plain_key(&text) }
+}
+
+/// As [`private_key`], of a key that may be a block `ENCRYPTED PRIVATE KEY` (PKCS#8).
+///
+/// # Errors
+/// None is there, it cannot be opened with `password`, or it is broken.
+pub fn unlocked_key(pem: &[u8], password: &str) -> Result<PrivateKeyDer<'static>, MaterialError> {
+    let text = normalise(pem)?;
+    if !is_encrypted(&text) {
+        return plain_key(&text);
     }
-    match PrivateKeyDer::from_pem_slice(&text) {
+    // The reader of PEM knows blocks of plain keys only; what it then takes for one is the encrypted structure.
+    let text = String::from_utf8_lossy(&text).replace("ENCRYPTED PRIVATE KEY", "PRIVATE KEY");
+    if is_encrypted(text.as_bytes()) {
+        return Err(MaterialError::EncryptedKey); // `Proc-Type: 4,ENCRYPTED` (RFC 1421)
+    }
+    Ok(pkcs12::open_key(plain_key(text.as_bytes())?.secret_der(), password)?)
+}
+
+fn is_encrypted(text: &[u8]) -> bool {
+    memchr::memmem::find(text, b"ENCRYPTED").is_some()
+}
+
+fn plain_key(text: &[u8]) -> Result<PrivateKeyDer<'static>, MaterialError> {
+    match PrivateKeyDer::from_pem_slice(text) {
         Ok(key) => Ok(key),
         Err(rustls_pki_types::pem::Error::NoItemsFound) => Err(MaterialError::NoKey),
         Err(error) => Err(MaterialError::Pem(error.to_string())),

@@ -8,6 +8,7 @@ pub mod domains;
 pub mod error;
 pub mod identity;
 pub mod material;
+pub mod pkcs12;
 mod resumption;
 pub mod secret;
 pub mod server;

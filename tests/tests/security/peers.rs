@@ -274,34 +274,58 @@ async fn a_certificate_that_cannot_be_shown_is_refused_by_its_mistake() {
     }
 }
 
-/// PKCS#12: the store itself is refused with the command that helps, and what that command makes is served.
+/// PKCS#12 stores as OpenSSL and Java write them; one that is named as PEM, or is encrypted as before 2016, says what to do.
 #[tokio::test]
-async fn a_pkcs12_store_says_what_to_do_and_that_works() {
+async fn pkcs12_stores_are_served_or_say_what_to_do() {
     let authority = Authority::new();
     let folder = tempfile::tempdir().unwrap();
     let (chain, key) = authority.issue(&[SERVER]).save(folder.path(), "own");
-    let openssl = |arguments: &[&str]| {
-        let status = Command::new("openssl").args(arguments).current_dir(folder.path()).output().ok()?;
-        assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stderr));
+    let run = |program: &str, arguments: &[&str]| {
+        let status = Command::new(program).args(arguments).current_dir(folder.path()).output().ok()?;
+        assert!(status.status.success(), "{program}: {}", String::from_utf8_lossy(&status.stderr));
         Some(())
     };
     let (chain, key) = (chain.to_str().unwrap(), key.to_str().unwrap());
-    let export = ["pkcs12", "-export", "-in", chain, "-inkey", key, "-out", "own.p12", "-passout", "pass:x"];
-    if openssl(&export).is_none() {
+    let export = ["pkcs12", "-export", "-in", chain, "-inkey", key, "-passout", "pass:x y", "-out"];
+    if run("openssl", &[&export[..], &["own.p12"]].concat()).is_none() {
         println!("SKIPPED: there is no openssl on this machine");
         return;
     }
-    let listener = |file: &str| {
-        let file = json!({ "filename": folder.path().join(file) });
-        Listener::http("ingress").tls_context(json!({ "common_tls_context": {
-            "tls_certificates": [{ "certificate_chain": file, "private_key": file }],
-        } }))
+    std::fs::write(folder.path().join("password"), "x y\n").unwrap();
+    let file = |name: &str| json!({ "filename": folder.path().join(name) });
+    let listener = |certificate: Value| {
+        Listener::http("ingress")
+            .tls_context(json!({ "common_tls_context": { "tls_certificates": [certificate] } }))
     };
-    let store = Proxy::builder().listener(listener("own.p12").route(to_cluster("/", "origin")));
-    let (status, said) = store.refuse().await;
-    assert!(!status.success() && said.contains("openssl pkcs12 -in FILE -noenc -out FILE.pem"), "{said}");
-    openssl(&["pkcs12", "-in", "own.p12", "-noenc", "-out", "own.both", "-passin", "pass:x"]).unwrap();
-    let (_origin, proxy) = start(listener("own.both")).await;
-    let tls = authority.client(SERVER, &["http/1.1"], None);
-    assert_eq!(proxy.https1(&tls).await.get("/").await.unwrap().status, 200);
+    let store = |name: &str, password: &str| {
+        listener(json!({ "pkcs12": file(name), "password": { "inline_string": password } }))
+    };
+
+    let mut served = vec![listener(json!({ "pkcs12": file("own.p12"), "password": file("password") }))];
+    let import = ["-importkeystore", "-srckeystore", "own.p12", "-srcstorepass", "x y", "-noprompt"];
+    let java = ["-destkeystore", "java.p12", "-deststorepass", "changeit", "-deststoretype", "PKCS12"];
+    if run("keytool", &[import, java].concat()).is_some() {
+        served.push(store("java.p12", "changeit"));
+    } else {
+        println!("SKIPPED: there is no keytool on this machine");
+    }
+    for listener in served {
+        let (_origin, proxy) = start(listener).await;
+        let tls = authority.client(SERVER, &["http/1.1"], None);
+        assert_eq!(proxy.https1(&tls).await.get("/").await.unwrap().status, 200);
+    }
+
+    run("openssl", &[&export[..], &["old.p12", "-legacy"]].concat()).unwrap();
+    let both = json!({ "pkcs12": file("own.p12"), "private_key": file("own.p12") });
+    let as_pem = json!({ "certificate_chain": file("own.p12"), "private_key": file("own.p12") });
+    for (listener, says) in [
+        (store("own.p12", "xy"), "cannot be opened with this password"),
+        (store("old.p12", "x y"), "openssl pkcs12 -legacy -in FILE"),
+        (listener(both), "name the certificates in one way only"),
+        (listener(as_pem), "name it in `pkcs12`"),
+    ] {
+        let proxy = Proxy::builder().listener(listener.route(to_cluster("/", "origin")));
+        let (status, said) = proxy.refuse().await;
+        assert!(!status.success() && said.contains(says), "{says}: {said}");
+    }
 }

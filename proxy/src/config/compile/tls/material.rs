@@ -38,8 +38,8 @@ pub(super) fn certificate(
     {
         return Some(secret);
     }
-    let files =
-        files([pb.certificate_chain.as_ref(), pb.private_key.as_ref()], pb.watched_directory.as_ref());
+    let sources = [&pb.certificate_chain, &pb.private_key, &pb.pkcs12, &pb.password];
+    let files = files(sources.map(Option::as_ref), pb.watched_directory.as_ref());
     let secret = Secret::inline(own_certificate(pb, &tls.provider, at, scope)?);
     let recipe =
         Recipe::Certificate(Box::new(pb.clone()), Arc::clone(&tls.provider), Arc::downgrade(&secret));
@@ -65,28 +65,61 @@ pub fn own_certificate(
         signed_certificate_timestamp,
         tls_params,
     } = pb;
-    refuse!(
-        scope, at;
-        pkcs12, private_key_provider, password, ocsp_staple, signed_certificate_timestamp, tls_params,
-    );
-    let (chain_at, key_at) = (at.field("certificate_chain"), at.field("private_key"));
-    let chain = read(certificate_chain.as_ref(), &chain_at, scope);
-    let key = read(private_key.as_ref(), &key_at, scope);
-    let (chain, key) = chain.zip(key)?;
-    match OwnCertificate::from_pem(&chain.content, &key.content, provider) {
+    refuse!(scope, at; private_key_provider, ocsp_staple, signed_certificate_timestamp, tls_params);
+    let password = match password {
+        Some(source) => Some(read_password(source, &at.field("password"), scope)?),
+        None => None,
+    };
+    let (at, own) = if let Some(store) = pkcs12 {
+        let store_at = at.field("pkcs12");
+        if certificate_chain.is_some() || private_key.is_some() {
+            let fix = "name the certificates in one way only";
+            scope.errors.report(&store_at, "stands beside `certificate_chain` or `private_key`").fix(fix);
+            return None;
+        }
+        let store = read(Some(store), &store_at, scope)?;
+        let own =
+            OwnCertificate::from_pkcs12(&store.content, password.as_deref().unwrap_or_default(), provider);
+        (store_at, own.map_err(|error| (error, store.name)))
+    } else {
+        let (chain_at, key_at) = (at.field("certificate_chain"), at.field("private_key"));
+        let chain = read(certificate_chain.as_ref(), &chain_at, scope);
+        let key = read(private_key.as_ref(), &key_at, scope);
+        let (chain, key) = chain.zip(key)?;
+        let own = match &password {
+            Some(password) => {
+                OwnCertificate::from_encrypted_pem(&chain.content, &key.content, password, provider)
+            }
+            None => OwnCertificate::from_pem(&chain.content, &key.content, provider),
+        };
+        match own {
+            Err(error) if error.is_about_key() => (key_at, Err((error, key.name))),
+            own => (chain_at, own.map_err(|error| (error, chain.name))),
+        }
+    };
+    match own {
         Ok(own) => {
             let now = rustls_pki_types::UnixTime::now().as_secs();
             if let Some(warning) = own.warning(i64::try_from(now).unwrap_or(i64::MAX)) {
-                tracing::warn!(path = %chain_at, source = chain.name, "{warning}");
+                tracing::warn!(path = %at, "{warning}");
             }
             Some(own)
         }
-        Err(error) => {
-            let (at, name) = if error.is_about_key() { (&key_at, key.name) } else { (&chain_at, chain.name) };
-            report(&error, name, at, scope);
+        Err((error, name)) => {
+            report(&error, name, &at, scope);
             None
         }
     }
+}
+
+/// A password. Files of passwords end with a line break that is not part of it.
+fn read_password(source: &DataSource, at: &At<'_>, scope: &mut Scope<'_>) -> Option<String> {
+    let Source { content, name } = read(Some(source), at, scope)?;
+    let Ok(text) = std::str::from_utf8(&content) else {
+        scope.errors.report(at, format!("{name}: is not text")).fix("give the password as UTF-8");
+        return None;
+    };
+    Some(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 /// Tells apart what is written in contexts.
