@@ -38,6 +38,7 @@ use crate::signal::Signals;
 use crate::telemetry::access_log::{LogControl, LogWriter};
 use crate::telemetry::metrics::{Options as MetricsOptions, Registry, ResourceKind};
 use crate::upstream::dns::{DnsHandle, DnsUpdate, Driver, SystemResolver};
+use crate::why::Stories;
 use crate::worker::Worker;
 use crate::worker::drain::LocalDrain;
 use crate::worker::run::{self as worker_run, Command};
@@ -112,6 +113,8 @@ pub struct Shared {
     pub config: Arc<ArcSwap<Snapshot>>,
     /// Metrics.
     pub registry: Arc<Registry>,
+    /// Why requests and connections were refused or lost.
+    pub stories: Arc<Stories>,
     /// Bound addresses by listener.
     pub bound: ArcSwap<BTreeMap<Arc<str>, Vec<SocketAddr>>>,
     /// Resources in force, for `/config_dump`.
@@ -170,6 +173,7 @@ pub async fn run(
     let shared = Arc::new(Shared {
         config: Arc::new(ArcSwap::from_pointee(manager.snapshot())),
         registry,
+        stories: Arc::default(),
         bound: ArcSwap::default(),
         dump: Arc::clone(manager.dump()),
         control_plane: ArcSwap::from_pointee(control_plane::status(&manager, from_disk)),
@@ -190,6 +194,7 @@ pub async fn run(
     let admin = Admin {
         source: Arc::new(AdminView::new(Arc::clone(&shared), ask)),
         registry: Arc::clone(&shared.registry),
+        stories: Arc::clone(&shared.stories),
         readiness: readiness.clone(),
         drain: drain.clone(),
         logs: logs.control(),
@@ -305,9 +310,9 @@ fn worker_thread(
     match runtime {
         Ok(runtime) => runtime.block_on(async {
             let metrics = WorkerTelemetry::new(shared.registry.worker(), &shared.settings.workload);
-            let logs = logs.worker(fastrand::Rng::new());
+            let (logs, stories) = (logs.worker(fastrand::Rng::new()), shared.stories.worker());
             let drain = LocalDrain::new(drain.counts(), shared.options.drain_time);
-            let worker = Worker::new(id, Arc::clone(&shared.config), metrics, logs, drain);
+            let worker = Worker::new(id, Arc::clone(&shared.config), metrics, logs, stories, drain);
             worker_run::run(worker, commands).await;
         }),
         Err(error) => tracing::error!(worker = id, %error, "no runtime"),

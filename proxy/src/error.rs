@@ -216,6 +216,12 @@ reasons! {
 }
 
 impl Reason {
+    /// The reason with this id.
+    #[must_use]
+    pub fn by_id(id: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.id() == id)
+    }
+
     /// What the stream idle timeout means: the client stopped sending, or nobody answers (Envoy's 408 and 504).
     #[must_use]
     pub const fn idle(request_complete: bool) -> Self {

@@ -26,4 +26,5 @@ pub mod tcp_proxy;
 pub mod telemetry;
 pub mod tls;
 pub mod upstream;
+pub mod why;
 pub mod worker;

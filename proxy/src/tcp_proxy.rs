@@ -77,7 +77,7 @@ pub async fn serve(mut io: Io, read: BytesMut, downstream: Rc<Downstream>, spec:
             series.closed();
         }
     }
-    log(&Finished {
+    close(&Finished {
         downstream: &downstream,
         spec: &spec,
         cluster,
@@ -162,8 +162,9 @@ struct Finished<'a> {
     total: Duration,
 }
 
-fn log(done: &Finished<'_>) {
-    if done.spec.access_log.is_empty() {
+/// Access log, and why it ended if that was not in order.
+fn close(done: &Finished<'_>) {
+    if done.spec.access_log.is_empty() && done.reason.is_none() {
         return;
     }
     let downstream = done.downstream;
@@ -175,16 +176,7 @@ fn log(done: &Finished<'_>) {
         bytes_sent: done.traffic.sent.get(),
         timings: Timings { total: Some(done.total), ..Timings::default() },
         attempts: 1,
-        downstream: record::Downstream {
-            connection_id: Some(downstream.id),
-            remote: Some(downstream.remote),
-            direct_remote: Some(downstream.remote),
-            local: Some(downstream.original_dst.unwrap_or(downstream.local)),
-            server_name: downstream.tls.as_ref().and_then(|t| t.sni.as_deref()),
-            peer_uri_san: downstream.peer_uri_sans.as_deref(),
-            filter_chain: Some(&downstream.chain.name),
-            ..record::Downstream::default()
-        },
+        downstream: downstream.record(),
         upstream: record::Upstream {
             remote: done.endpoint.as_ref().map(|e| e.spec.address),
             cluster: done.cluster.as_ref().map(|c| &*c.spec().name),
@@ -192,5 +184,6 @@ fn log(done: &Finished<'_>) {
         },
         ..AccessRecord::default()
     };
+    downstream.tell_of(&record);
     downstream.worker.access_log(&done.spec.access_log, &record);
 }

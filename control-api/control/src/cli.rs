@@ -23,6 +23,7 @@ use crate::{bench, check, commands, control, demo, run};
   remora token create --service-account orders
                                     what a program on another machine gets its identity with
   remora certs                      roots and certificates; also certs rotate-root, certs revoke
+  remora why rbac_denied            what a refusal means, and who met with it; also why REQUEST-ID
   remora check -f mesh.yaml         every mistake in mesh documents or bootstraps, with its line
 
 `remora COMMAND --help` has more."
@@ -54,6 +55,8 @@ enum Command {
     Status(commands::StatusArgs),
     /// Show roots and certificates; rotate the root, revoke certificates
     Certs(commands::CertsArgs),
+    /// Explain a refusal: by its request id, or by its reason
+    Why(commands::WhyArgs),
     /// Make, show and remove join tokens
     Token(commands::TokenArgs),
     /// Check mesh documents and bootstraps without running anything
@@ -83,6 +86,7 @@ pub fn main() -> ExitCode {
         Command::Delete(args) => commands::delete(&args),
         Command::Status(args) => commands::status(&args),
         Command::Certs(args) => commands::certs(args),
+        Command::Why(args) => commands::why(&args),
         Command::Token(args) => commands::token(args),
         Command::Check(args) => check::run(&args),
         Command::Bench(args) => bench::run(&args),

@@ -11,6 +11,7 @@
 //! | `/clusters` | GET | clusters and their endpoints; `?format=json` |
 //! | `/listeners` | GET | listeners and their addresses; `?format=json` |
 //! | `/certs` | GET | certificates and when they expire |
+//! | `/why` | GET | what was refused or lost, the newest first; `/why/<request id>`, `?id=`, `?reason=`, `?format=json` |
 //! | `/stats` | GET | metrics as text; `?format=json`, `?format=prometheus`, `?filter=<regex>`, `?usedonly` |
 //! | `/stats/prometheus` | GET | metrics for Prometheus |
 //! | `/metrics` | GET | the same |
@@ -40,6 +41,7 @@ mod stats;
 #[cfg(test)]
 mod tests;
 pub mod view;
+mod why;
 
 use std::sync::Arc;
 
@@ -47,6 +49,7 @@ use crate::drain::Drain;
 use crate::readiness::Readiness;
 use crate::telemetry::access_log::LogControl;
 use crate::telemetry::metrics::Registry;
+use crate::why::Stories;
 
 pub use logging::LevelControl;
 pub use server::{BoundAdmin, OpenAnswers, Pages};
@@ -61,6 +64,8 @@ pub struct Admin {
     pub source: Arc<dyn AdminSource>,
     /// Metrics.
     pub registry: Arc<Registry>,
+    /// `/why`.
+    pub stories: Arc<Stories>,
     /// `/ready`.
     pub readiness: Readiness,
     /// `/quitquitquit`.

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::query::Query;
 use super::source::{Certificate, DrainListeners};
-use super::{Admin, clusters, config_dump, html, logging, stats};
+use super::{Admin, clusters, config_dump, html, logging, stats, why};
 use crate::readiness::State;
 
 /// What a page says.
@@ -78,6 +78,9 @@ const fn page(
     Page { path, change, help, answer }
 }
 
+/// The page that also has a path for each request: `/why/<id>`.
+const WHY: &str = "/why";
+
 /// All pages.
 pub(super) const PAGES: &[Page] = &[
     page("/", Change::Never, "the list of pages", home),
@@ -93,6 +96,7 @@ pub(super) const PAGES: &[Page] = &[
     page("/clusters", Change::Never, "clusters and endpoints", clusters::answer),
     page("/listeners", Change::Never, "listeners and addresses", listeners),
     page("/certs", Change::Never, "certificates and when they expire", certificates),
+    page(WHY, Change::Never, "what was refused or lost, and why", why::answer),
     page("/stats", Change::Never, "metrics", stats::answer),
     page("/stats/prometheus", Change::Never, "metrics for Prometheus", metrics),
     page("/metrics", Change::Never, "metrics for Prometheus", metrics),
@@ -108,10 +112,17 @@ pub(super) const PAGES: &[Page] = &[
 impl Admin {
     /// The answer to a request.
     pub(super) fn handle(&self, method: &Method, path: &str, query: &str) -> Answer {
+        let mut query = Query::parse(query);
+        let path = match path.strip_prefix(WHY).and_then(|rest| rest.strip_prefix('/')) {
+            Some(id) if !id.is_empty() => {
+                query.put("id", id);
+                WHY
+            }
+            _ => path,
+        };
         let Some(page) = PAGES.iter().find(|page| page.path == path) else {
             return Answer::error(StatusCode::NOT_FOUND, "invalid path; / lists the pages");
         };
-        let query = Query::parse(query);
         let reads = method == Method::GET || method == Method::HEAD;
         let allowed = match page.change {
             Change::Never => reads,

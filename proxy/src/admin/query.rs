@@ -10,13 +10,17 @@ pub(super) struct Query(Vec<(String, String)>);
 
 impl Query {
     pub(super) fn parse(query: &str) -> Self {
-        let decode =
-            |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
+        let decode = |text: &str| decode(&text.replace('+', " "));
         let pair = |part: &str| {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
             (decode(name), decode(value))
         };
         Self(query.split('&').filter(|part| !part.is_empty()).map(pair).collect())
+    }
+
+    /// Adds a parameter that stood in the path.
+    pub(super) fn put(&mut self, name: &str, value: &str) {
+        self.0.push((name.to_owned(), decode(value)));
     }
 
     /// Takes the parameter `name` out.
@@ -46,4 +50,8 @@ impl Query {
             Some((name, _)) => Err(Answer::bad_request(&format!("unknown query parameter `{name}`"))),
         }
     }
+}
+
+fn decode(text: &str) -> String {
+    percent_decode_str(text).decode_utf8_lossy().into_owned()
 }

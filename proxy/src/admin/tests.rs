@@ -16,6 +16,8 @@ use crate::drain::Phase;
 use crate::readiness::ReadyGuard;
 use crate::telemetry::access_log::LogWriter;
 use crate::telemetry::metrics::{Options, Refusal};
+use crate::telemetry::record::{self, AccessRecord};
+use crate::why::Place;
 
 #[derive(Default)]
 struct Source {
@@ -104,6 +106,7 @@ fn fixture() -> Fixture {
     let admin = Admin {
         source: Arc::clone(&source) as Arc<dyn AdminSource>,
         registry: Registry::new(Options::default(), SystemTime::UNIX_EPOCH),
+        stories: Arc::default(),
         readiness,
         drain: Drain::new(),
         logs: writer.control(),
@@ -231,6 +234,42 @@ fn stats_in_three_formats() {
         assert!(f.get(target).1.contains(&format!("{line} 1\n")), "{target}");
     }
     assert_eq!(f.get("/stats?filter=(").0, StatusCode::BAD_REQUEST);
+}
+
+#[test]
+fn why_is_a_list_or_everything_about_one() {
+    let f = fixture();
+    assert_eq!(f.json("/why?format=json"), json!({ "stories": [] }));
+    assert_eq!(
+        f.get("/why").1,
+        "TIME                      REASON                             STATUS  ID                                    RULE                              LISTENER\n"
+    );
+    let known =
+        record::Downstream { connection_id: Some(7), server_name: Some("a\nb"), ..Default::default() };
+    let record = AccessRecord { downstream: known, ..AccessRecord::default() };
+    f.admin.stories.worker().tell(
+        Refusal::DetectTimeout,
+        &record,
+        &Place { listener: "in", ..Place::default() },
+    );
+    let lines: Vec<String> = f.get("/why").1.lines().map(str::to_owned).collect();
+    let words: Vec<_> = lines[1].split_whitespace().skip(1).collect();
+    assert_eq!(words, ["detect_timeout", "-", "7", "-", "in"]);
+    let (status, one) = f.get("/why/7");
+    assert_eq!(status, StatusCode::OK);
+    assert!(one.contains("\nserver_name: a\u{fffd}b\nmeans: The first bytes"), "{one}");
+    assert_eq!(f.get("/why?id=7").1, one);
+    assert_eq!(f.json("/why?format=json&reason=detect_timeout")["stories"][0]["connection_id"], 7);
+    assert_eq!(f.json("/why?format=json&reason=no_route"), json!({ "stories": [] }));
+    let (status, unknown) = f.get("/why/8?format=json");
+    assert!(
+        status == StatusCode::NOT_FOUND && unknown.contains("\"error\": \"not refused here"),
+        "{unknown}"
+    );
+    for wrong in ["/why?reason=x", "/why/7?id=8", "/why?x", "/why?format=xml"] {
+        assert_eq!(f.get(wrong).0, StatusCode::BAD_REQUEST, "{wrong}");
+    }
+    assert_eq!(f.get("/whys").0, StatusCode::NOT_FOUND);
 }
 
 #[test]

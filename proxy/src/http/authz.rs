@@ -12,6 +12,7 @@ use super::ahead::AheadBody;
 use super::attempt::Exchange;
 use super::body::Body;
 use super::context::RequestCtx;
+use super::filters;
 use super::h1::client::{Failed, Sent};
 use super::head::{RequestHead, ResponseHead};
 use super::headers;
@@ -52,7 +53,7 @@ pub async fn check(
         && !enabled.contains(ctx.downstream.worker.with_rng(|rng| rng.u64(..)))
     {
         decided(ctx, Decision::Disabled);
-        return if filter.deny_disabled { Err(fail(ctx, filter, "disabled", None)) } else { Ok(false) };
+        return if filter.deny_disabled { Err(fail(ctx, name, filter, "disabled", None)) } else { Ok(false) };
     }
     let buffer = settings.and_then(|settings| settings.buffer).unwrap_or(filter.buffer);
     let piece = match buffer {
@@ -71,9 +72,7 @@ pub async fn check(
         },
         Ok(Answer::Denied(denial)) => {
             decided(ctx, Decision::Denied);
-            let findings = ctx.policy.get_or_insert_default();
-            findings.details = Some("ext_authz_denied".into());
-            findings.denial = Some(denial);
+            refuse(ctx, name, "ext_authz_denied".into(), denial);
             return Err(Reason::ExtAuthzDenied);
         }
         Ok(Answer::Failed(denial)) => ("error_response", Some(denial)),
@@ -81,7 +80,7 @@ pub async fn check(
     };
     decided(ctx, Decision::Failed);
     if !filter.on_failure.allow {
-        return Err(fail(ctx, filter, why, denial));
+        return Err(fail(ctx, name, filter, why, denial));
     }
     decided(ctx, Decision::FailedOpen);
     if filter.on_failure.mark {
@@ -102,13 +101,24 @@ fn count(ctx: &RequestCtx, name: &Arc<str>, filter: &AuthzFilter, decision: Deci
 }
 
 /// The request is refused because nobody could say anything about it; `why` is for operators.
-fn fail(ctx: &mut RequestCtx, filter: &AuthzFilter, why: &str, denial: Option<Box<Denial>>) -> Reason {
+fn fail(
+    ctx: &mut RequestCtx,
+    name: &str,
+    filter: &AuthzFilter,
+    why: &str,
+    denial: Option<Box<Denial>>,
+) -> Reason {
     let mut denial = denial.unwrap_or_default();
     denial.status = denial.status.or(Some(filter.on_failure.status));
-    let findings = ctx.policy.get_or_insert_default();
-    findings.details = Some(format!("ext_authz_error{{{why}}}"));
-    findings.denial = Some(denial);
+    refuse(ctx, name, format!("ext_authz_error{{{why}}}"), denial);
     Reason::ExtAuthzError
+}
+
+fn refuse(ctx: &mut RequestCtx, name: &str, details: String, denial: Box<Denial>) {
+    let refusal = filters::refusal(ctx);
+    refusal.details = Some(details);
+    refusal.rule = Some(name.to_owned());
+    ctx.policy.get_or_insert_default().denial = Some(denial);
 }
 
 /// Reads the beginning of the body, which goes on with it.

@@ -25,6 +25,7 @@ use crate::telemetry::record::{self, AccessRecord, Timings};
 use crate::tls::TlsSession;
 use crate::upstream::cluster::{Cluster, ClusterPermit};
 use crate::upstream::endpoint::ActiveRequest;
+use crate::why::Place;
 use crate::worker::Pinned;
 use crate::worker::changes::Follower;
 use crate::worker::timer::Timer;
@@ -175,6 +176,7 @@ impl RequestCtx {
         self.reason = Some(reason);
         let mut response = local_reply::reply(reason, self.is_grpc());
         super::pipeline::finish_head(self, &mut response.head);
+        self.note_response(&response.head);
         response
     }
 
@@ -257,10 +259,34 @@ impl RequestCtx {
         let worker = Rc::clone(&self.downstream.worker);
         let record = self.record(sent, total);
         worker.metrics.request(self, &record);
+        if let Some(reason) = self.reason {
+            self.tell(reason, &record);
+        }
         if !self.http.access_log.is_empty() {
             let record = AccessRecord { start: SystemTime::now().checked_sub(total), ..record };
             worker.access_log(&self.http.access_log, &record);
         }
+    }
+
+    /// Keeps for the operator why the request was refused or lost.
+    #[cold]
+    fn tell(&self, reason: Reason, record: &AccessRecord<'_>) {
+        // A request that could not be read has an empty head.
+        let read = self.head.authority.is_some() || !self.head.headers.is_empty();
+        let refusal = self.policy.as_ref().and_then(|policy| policy.refusal.as_deref());
+        let record = AccessRecord {
+            request: record.request.filter(|_| read),
+            route_name: record.route_name.or_else(|| refusal?.route.as_deref()),
+            ..*record
+        };
+        let host = self.judged_host.as_ref().unwrap_or(&self.head.authority).as_ref();
+        let place = Place {
+            listener: &self.downstream.listener.name,
+            virtual_host: refusal.and_then(|refusal| refusal.virtual_host.as_deref()),
+            rule: refusal.and_then(|refusal| refusal.rule.as_deref()),
+            asked: Some((host.map_or("", Authority::as_str), self.original_path().as_str())),
+        };
+        self.downstream.worker.stories.tell(reason, &record, &place);
     }
 
     fn record(&self, sent: u64, total: Duration) -> AccessRecord<'_> {
@@ -307,7 +333,7 @@ impl RequestCtx {
 
     /// Which policy refused the request, when it came or later, or its connection.
     fn details(&self) -> Option<&str> {
-        let refused = self.policy.as_ref().and_then(|policy| policy.details.as_deref());
+        let refused = self.policy.as_ref().and_then(|policy| policy.refusal.as_ref()?.details.as_deref());
         let later = || self.revoked.get().or_else(|| Some(&self.downstream.evicted.get()?.details));
         refused.or_else(|| later().map(String::as_str))
     }

@@ -7,10 +7,13 @@ use std::sync::Arc;
 
 use crate::config::snapshot::Snapshot;
 use crate::config::spec::{FilterChain, HttpSpec, ListenerSpec, NetworkFilter};
+use crate::error::Reason;
 use crate::listener::admission::Refused;
 use crate::policy::view::ConnectionView;
 use crate::telemetry::labels::Peer;
+use crate::telemetry::record::{self, AccessRecord};
 use crate::tls::TlsSession;
+use crate::why::Place;
 use crate::worker::Worker;
 use crate::worker::drain::Registration;
 
@@ -85,6 +88,39 @@ impl Downstream {
             server_name: sni.unwrap_or_default(),
             peer: tls.and_then(|tls| tls.peer.as_deref()).filter(|peer| peer.verified),
         }
+    }
+
+    /// The connection in records of opaque connections and of refusals.
+    #[must_use]
+    pub fn record(&self) -> record::Downstream<'_> {
+        record::Downstream {
+            connection_id: Some(self.id),
+            remote: Some(self.remote),
+            direct_remote: Some(self.remote),
+            local: Some(self.original_dst.unwrap_or(self.local)),
+            server_name: self.tls.as_ref().and_then(|tls| tls.sni.as_deref()),
+            peer_uri_san: self.peer_uri_sans.as_deref(),
+            filter_chain: Some(&self.chain.name),
+            ..record::Downstream::default()
+        }
+    }
+
+    /// Keeps for the operator why the connection as a whole was refused or ended.
+    pub fn tell(&self, reason: Reason, details: Option<&str>) {
+        let downstream = self.record();
+        self.tell_of(&AccessRecord {
+            reason: Some(reason),
+            termination_details: details,
+            downstream,
+            ..AccessRecord::default()
+        });
+    }
+
+    /// Keeps for the operator why what `record` says was refused or lost, if it was.
+    pub fn tell_of(&self, record: &AccessRecord<'_>) {
+        let Some(reason) = record.reason else { return };
+        let place = Place { listener: &self.listener.name, ..Place::default() };
+        self.worker.stories.tell(reason, record, &place);
     }
 
     /// Whether the client speaks TLS to us.

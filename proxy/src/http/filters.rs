@@ -27,8 +27,8 @@ use crate::telemetry::metrics::Decision;
 /// What filters found out about a request, besides whether it may go on.
 #[derive(Debug, Default)]
 pub struct Findings {
-    /// `%RESPONSE_CODE_DETAILS%`.
-    pub details: Option<String>,
+    /// Why the request was refused; for its operator alone.
+    pub refusal: Option<Box<Refusal>>,
     /// What `shadow_rules` would have said.
     pub shadow: Option<String>,
     /// The refusal in the words of an external service.
@@ -41,6 +41,19 @@ pub struct Findings {
     pub claims: Vec<Claims>,
     /// Names of the providers whose tokens were verified.
     pub providers: Vec<Arc<str>>,
+}
+
+/// What is known of a refusal besides its reason.
+#[derive(Debug, Default)]
+pub struct Refusal {
+    /// `%RESPONSE_CODE_DETAILS%`.
+    pub details: Option<String>,
+    /// What said no, or what was asked for; None: the policy that the details name.
+    pub rule: Option<String>,
+    /// The virtual host that was found.
+    pub virtual_host: Option<Arc<str>>,
+    /// The route that was found.
+    pub route: Option<Arc<str>>,
 }
 
 /// Runs `filters` with what the route says about them. Some: a filter wants the route to be chosen again, for the filters that are
@@ -131,7 +144,7 @@ fn access(ctx: &mut RequestCtx, filter: &RbacFilter) -> Result<(), Reason> {
     if verdict.allowed {
         return Ok(());
     }
-    findings(ctx).details = Some(rbac::details(verdict.policy));
+    refusal(ctx).details = Some(rbac::details(verdict.policy));
     Err(Reason::RbacDenied)
 }
 
@@ -158,7 +171,12 @@ async fn tokens(ctx: &mut RequestCtx, filter: &JwtFilter, said: Option<&Override
     if filter.lets_pass(&ctx.head) {
         return Ok(());
     }
-    let Some(requirement) = required(filter, said, &ctx.head, ctx.random)? else { return Ok(()) };
+    let requirement = required(filter, said, &ctx.head, ctx.random).inspect_err(|_| {
+        if let Some(Override::Jwt(name)) = said {
+            refusal(ctx).rule = Some(name.to_string());
+        }
+    })?;
+    let Some(requirement) = requirement else { return Ok(()) };
     filter.keys_ready().await;
     let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let worker = std::rc::Rc::clone(&ctx.downstream.worker);
@@ -174,11 +192,11 @@ async fn tokens(ctx: &mut RequestCtx, filter: &JwtFilter, said: Option<&Override
             Ok(())
         }
         Err(reason) => {
-            let challenge = challenge(&ctx.head, reason);
-            let findings = findings(ctx);
+            findings(ctx).challenge = challenge(&ctx.head, reason);
             let text = local_reply::text(reason).replace(' ', "_");
-            findings.details = Some(format!("jwt_authn_access_denied{{{text}}}"));
-            findings.challenge = challenge;
+            let refusal = refusal(ctx);
+            refusal.details = Some(format!("jwt_authn_access_denied{{{text}}}"));
+            refusal.rule = Some(requirement.names(filter));
             Err(reason)
         }
     }
@@ -196,4 +214,9 @@ fn challenge(head: &RequestHead, reason: Reason) -> Option<HeaderValue> {
 
 fn findings(ctx: &mut RequestCtx) -> &mut Findings {
     ctx.policy.get_or_insert_default()
+}
+
+/// Where a refusal is described.
+pub fn refusal(ctx: &mut RequestCtx) -> &mut Refusal {
+    findings(ctx).refusal.get_or_insert_default()
 }

@@ -1,6 +1,7 @@
 //! A request's way through the proxy, one line a stage.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use http::header;
 use http::{HeaderValue, Method, StatusCode};
@@ -112,12 +113,13 @@ async fn run(ctx: &mut RequestCtx, mut body: Body) -> Result<Response, Reason> {
     let found = loop {
         let query = Query { head: &ctx.head, internal: ctx.origin.internal, random: ctx.random };
         let found = table.map_or(Found::NoVirtualHost, |table| table.find(&query));
-        match filters::run(ctx, &mut body, left, &found).await? {
-            Some(rest) => {
+        match filters::run(ctx, &mut body, left, &found).await {
+            Ok(Some(rest)) => {
                 left = rest;
                 ctx.rerouted = true;
             }
-            None => break found,
+            Ok(None) => break found,
+            Err(reason) => return Err(refused(ctx, &found, reason)),
         }
     };
     if ctx.upgrade.is_some() {
@@ -126,10 +128,23 @@ async fn run(ctx: &mut RequestCtx, mut body: Body) -> Result<Response, Reason> {
         ctx.head.headers.remove(header::CONNECTION);
     }
     match found {
-        Found::Route(_, route) => take(ctx, route, &http, body).await,
+        Found::Route(_, route) => {
+            take(ctx, route, &http, body).await.map_err(|reason| refused(ctx, &found, reason))
+        }
         Found::TlsRequired(_) => redirect(StatusCode::MOVED_PERMANENTLY, tls_location(&ctx.head)),
-        Found::NoRoute(_) | Found::NoVirtualHost => Err(Reason::NoRoute),
+        Found::NoRoute(_) | Found::NoVirtualHost => Err(refused(ctx, &found, Reason::NoRoute)),
     }
+}
+
+/// Remembers where a request had come to when it was refused.
+#[cold]
+fn refused(ctx: &mut RequestCtx, found: &Found<'_>, reason: Reason) -> Reason {
+    let refusal = filters::refusal(ctx);
+    refusal.virtual_host = found.virtual_host().map(|host| Arc::clone(&host.name));
+    if let Found::Route(_, route) = found {
+        refusal.route.clone_from(&route.name);
+    }
+    reason
 }
 
 /// Does what the route says.

@@ -21,7 +21,9 @@ use crate::http::{h1, h2};
 use crate::io::{Io, ReadAhead, Rewound};
 use crate::tcp_proxy;
 use crate::telemetry::metrics::{ListenerCount, ListenerSeries, Refusal};
+use crate::telemetry::record::{self, AccessRecord};
 use crate::tls::TlsSession;
+use crate::why::Place;
 use crate::worker::Worker;
 
 /// Serves an accepted connection until it ends. `series` counts for the listener that accepted it.
@@ -36,17 +38,22 @@ pub async fn serve(
     let remote = canonical(peer);
     let original_dst = original_destination(&spec, &stream, local);
     let spec = listener_of(&worker, spec, original_dst);
+    let between = (remote, original_dst.unwrap_or(local));
     let mut read = BytesMut::new();
     let seen = match look(&spec, &mut stream, &mut read).await {
         Ok(seen) => seen,
-        Err(why) => return worker.metrics.refused(why),
+        Err(why) => return refuse(&worker, &spec, between, why, known(&Seen::default())),
     };
-    let Some(chain) = choose(&spec, &seen, original_dst.unwrap_or(local), remote) else {
-        return worker.metrics.refused(Refusal::NoFilterChain);
+    let Some(chain) = choose(&spec, &seen, between.1, remote) else {
+        return refuse(&worker, &spec, between, Refusal::NoFilterChain, known(&seen));
     };
     let (io, read, tls) = match secure(&chain, stream, read).await {
         Ok(secured) => secured,
-        Err(why) => return worker.metrics.refused(why),
+        Err((why, detail)) => {
+            let (filter_chain, transport_failure) = (Some(&*chain.name), Some(&*detail));
+            let known = record::Downstream { filter_chain, transport_failure, ..known(&seen) };
+            return refuse(&worker, &spec, between, why, known);
+        }
     };
     if tls.is_some() {
         series.count(ListenerCount::TlsHandshakes);
@@ -76,6 +83,7 @@ pub async fn serve(
             };
             if let Err(refused) = admitted {
                 tracing::debug!(chain = &*chain.name, details = refused.details, "the connection is closed");
+                downstream.tell(refused.reason, Some(&refused.details));
                 if refused.reason == Reason::RbacDenied {
                     downstream.worker.metrics.refused(Refusal::Unauthorized);
                 }
@@ -83,6 +91,33 @@ pub async fn serve(
         }
         NetworkFilter::Tcp(tcp) => tcp_proxy::serve(io, read, downstream, Arc::clone(tcp)).await,
     }
+}
+
+/// Counts a connection that is refused before it is served, and keeps for the operator why. `between`: its two ends.
+#[cold]
+fn refuse(
+    worker: &Worker,
+    spec: &ListenerSpec,
+    between: (SocketAddr, SocketAddr),
+    why: Refusal,
+    known: record::Downstream<'_>,
+) {
+    worker.metrics.refused(why);
+    let downstream = record::Downstream {
+        connection_id: Some(worker.next_connection_id()),
+        remote: Some(between.0),
+        local: Some(between.1),
+        ..known
+    };
+    let record = AccessRecord { downstream, ..AccessRecord::default() };
+    let place = Place { listener: &spec.name, ..Place::default() };
+    worker.stories.tell(why, &record, &place);
+}
+
+/// What the first bytes tell of a connection.
+fn known(seen: &Seen) -> record::Downstream<'_> {
+    let server_name = seen.hello.as_ref().and_then(|hello| hello.sni.as_deref());
+    record::Downstream { server_name, ..record::Downstream::default() }
 }
 
 fn original_destination(spec: &ListenerSpec, stream: &TcpStream, local: SocketAddr) -> Option<SocketAddr> {
@@ -173,11 +208,14 @@ fn choose(
 }
 
 /// Shakes hands when the chain has TLS.
+///
+/// # Errors
+/// Why there is no session, and what TLS says about that.
 async fn secure(
     chain: &FilterChain,
     stream: TcpStream,
     read: BytesMut,
-) -> Result<(Io, BytesMut, Option<TlsSession>), Refusal> {
+) -> Result<(Io, BytesMut, Option<TlsSession>), (Refusal, String)> {
     let Some(tls) = &chain.tls else { return Ok((Io::Tcp(stream), read, None)) };
     // Boxed: a handshake is large and short, and the connection's future would stay as large as it.
     let handshake = tls.accept(ReadAhead::new(stream), &read);
@@ -185,9 +223,9 @@ async fn secure(
         Some(Ok((stream, session))) => Ok((Io::Tls(Box::new(stream.into())), BytesMut::new(), Some(session))),
         Some(Err(error)) => {
             tracing::debug!(chain = &*chain.name, %error, "downstream TLS");
-            Err(Refusal::Tls(error.kind))
+            Err((Refusal::Tls(error.kind), error.detail))
         }
-        None => Err(Refusal::TlsTimeout),
+        None => Err((Refusal::TlsTimeout, String::new())),
     }
 }
 

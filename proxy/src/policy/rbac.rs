@@ -182,11 +182,20 @@ impl Rule {
     }
 }
 
+/// How [`details`] begin.
+const DETAILS: &str = "rbac_access_denied_matched_policy[";
+
 /// The text of `%RESPONSE_CODE_DETAILS%` for a refusal, in Envoy's words. White space would break a log line.
 #[must_use]
 pub fn details(policy: Option<&Arc<str>>) -> String {
     let name = policy.map_or("none", |name| name).replace(char::is_whitespace, "_");
-    format!("rbac_access_denied_matched_policy[{name}]")
+    format!("{DETAILS}{name}]")
+}
+
+/// The way back from [`details`]: the policy that they name.
+#[must_use]
+pub fn policy_in(details: &str) -> Option<&str> {
+    details.strip_prefix(DETAILS)?.strip_suffix(']')
 }
 
 /// A compiled filter `envoy.filters.http.rbac` or `envoy.filters.network.rbac`.

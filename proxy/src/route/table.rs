@@ -111,7 +111,16 @@ pub enum Found<'t> {
     NoVirtualHost,
 }
 
-impl Found<'_> {
+impl<'t> Found<'t> {
+    /// The virtual host.
+    #[must_use]
+    pub const fn virtual_host(&self) -> Option<&'t VirtualHost> {
+        match *self {
+            Self::Route(host, _) | Self::TlsRequired(host) | Self::NoRoute(host) => Some(host),
+            Self::NoVirtualHost => None,
+        }
+    }
+
     /// What the route says about filters.
     #[must_use]
     pub const fn overrides(&self) -> Option<&Overrides> {

@@ -4,94 +4,64 @@ use std::io;
 
 use rustls::{AlertDescription, CertificateError, Error as Rustls};
 
-/// Kind of a failed handshake.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum TlsFailure {
-    /// The peer closed the connection before the handshake was complete.
-    PeerClosed,
-    /// The transport failed.
-    Io,
-    /// The bytes are not TLS.
-    NotTls,
-    /// The peer broke the protocol.
-    Protocol,
-    /// No TLS version, cipher suite or group in common.
-    Incompatible,
-    /// No application protocol in common.
-    NoCommonAlpn,
-    /// The client did not show the certificate that `require_client_certificate` asks for.
-    NoClientCertificate,
-    /// We have no certificate for the name that the client asked for, or it asked for none under `require_sni`.
-    NoServerCertificate,
-    /// The peer's certificate is past its end.
-    CertificateExpired,
-    /// The peer's certificate is not valid yet: its clock, its issuer's or ours is wrong.
-    CertificateNotYetValid,
-    /// The peer's certificate has been revoked, or the revocation lists do not say whether it is.
-    CertificateRevoked,
-    /// No trusted CA signed the peer's certificate.
-    CertificateUntrusted,
-    /// No subject alternative name of the peer's certificate is one that we accept.
-    CertificateName,
-    /// The peer's certificate is malformed, or not one for this purpose.
-    CertificateRefused,
-    /// The peer refused us; the detail names its alert.
-    RefusedByPeer,
-    /// There is no server name to send or to verify.
-    NoServerName,
-    /// A secret that the context refers to has not come (yet).
-    SecretMissing,
-    /// A fault of ours.
-    Internal,
+macro_rules! failures {
+    ($(#[doc = $doc:literal] $name:ident = $id:literal;)+) => {
+        /// Kind of a failed handshake.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum TlsFailure { $(#[doc = $doc] $name,)+ }
+
+        impl TlsFailure {
+            /// Every kind.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// Stable id for logs and metrics.
+            #[must_use]
+            pub const fn id(self) -> &'static str { match self { $(Self::$name => $id,)+ } }
+
+            /// One sentence for a person.
+            #[must_use]
+            pub const fn explain(self) -> &'static str { match self { $(Self::$name => $doc.trim_ascii(),)+ } }
+        }
+    };
 }
 
-impl TlsFailure {
-    /// Every kind.
-    pub const ALL: [Self; 18] = [
-        Self::PeerClosed,
-        Self::Io,
-        Self::NotTls,
-        Self::Protocol,
-        Self::Incompatible,
-        Self::NoCommonAlpn,
-        Self::NoClientCertificate,
-        Self::NoServerCertificate,
-        Self::CertificateExpired,
-        Self::CertificateNotYetValid,
-        Self::CertificateRevoked,
-        Self::CertificateUntrusted,
-        Self::CertificateName,
-        Self::CertificateRefused,
-        Self::RefusedByPeer,
-        Self::NoServerName,
-        Self::SecretMissing,
-        Self::Internal,
-    ];
-
-    /// Stable id for logs and metrics.
-    #[must_use]
-    pub const fn id(self) -> &'static str {
-        match self {
-            Self::PeerClosed => "tls_peer_closed",
-            Self::Io => "tls_io",
-            Self::NotTls => "tls_not_tls",
-            Self::Protocol => "tls_protocol_error",
-            Self::Incompatible => "tls_incompatible",
-            Self::NoCommonAlpn => "tls_no_common_alpn",
-            Self::NoClientCertificate => "tls_no_client_certificate",
-            Self::NoServerCertificate => "tls_no_server_certificate",
-            Self::CertificateExpired => "tls_certificate_expired",
-            Self::CertificateNotYetValid => "tls_certificate_not_yet_valid",
-            Self::CertificateRevoked => "tls_certificate_revoked",
-            Self::SecretMissing => "tls_secret_missing",
-            Self::CertificateUntrusted => "tls_certificate_untrusted",
-            Self::CertificateName => "tls_certificate_name",
-            Self::CertificateRefused => "tls_certificate_refused",
-            Self::RefusedByPeer => "tls_refused_by_peer",
-            Self::NoServerName => "tls_no_server_name",
-            Self::Internal => "tls_internal",
-        }
-    }
+failures! {
+    /// The peer closed the connection before the handshake was complete.
+    PeerClosed = "tls_peer_closed";
+    /// The transport failed.
+    Io = "tls_io";
+    /// The bytes are not TLS.
+    NotTls = "tls_not_tls";
+    /// The peer broke the protocol.
+    Protocol = "tls_protocol_error";
+    /// No TLS version, cipher suite or group in common.
+    Incompatible = "tls_incompatible";
+    /// No application protocol in common.
+    NoCommonAlpn = "tls_no_common_alpn";
+    /// The client did not show the certificate that `require_client_certificate` asks for.
+    NoClientCertificate = "tls_no_client_certificate";
+    /// We have no certificate for the name that the client asked for, or it asked for none under `require_sni`.
+    NoServerCertificate = "tls_no_server_certificate";
+    /// The peer's certificate is past its end.
+    CertificateExpired = "tls_certificate_expired";
+    /// The peer's certificate is not valid yet: its clock, its issuer's or ours is wrong.
+    CertificateNotYetValid = "tls_certificate_not_yet_valid";
+    /// The peer's certificate has been revoked, or the revocation lists do not say whether it is.
+    CertificateRevoked = "tls_certificate_revoked";
+    /// No trusted CA signed the peer's certificate.
+    CertificateUntrusted = "tls_certificate_untrusted";
+    /// No subject alternative name of the peer's certificate is one that we accept.
+    CertificateName = "tls_certificate_name";
+    /// The peer's certificate is malformed, or not one for this purpose.
+    CertificateRefused = "tls_certificate_refused";
+    /// The peer refused us; the detail names its alert.
+    RefusedByPeer = "tls_refused_by_peer";
+    /// There is no server name to send or to verify.
+    NoServerName = "tls_no_server_name";
+    /// A secret that the context refers to has not come (yet).
+    SecretMissing = "tls_secret_missing";
+    /// A fault of ours.
+    Internal = "tls_internal";
 }
 
 /// A failed handshake.

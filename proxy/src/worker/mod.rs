@@ -31,6 +31,7 @@ use crate::upstream::cluster::{Cluster, Discovery};
 use crate::upstream::endpoint::{Endpoint, EndpointKey};
 use crate::upstream::original_dst::OriginalDstTable;
 use crate::upstream::pool::Pools;
+use crate::why::WorkerStories;
 
 /// How many original destinations a worker remembers.
 const ORIGINAL_DESTINATIONS: usize = 10_000;
@@ -50,6 +51,8 @@ pub struct Worker {
     pub signatures: RefCell<Signatures>,
     /// This worker's shard of the metrics.
     pub metrics: WorkerTelemetry,
+    /// Why requests and connections were refused or lost.
+    pub stories: WorkerStories,
     config: Arc<ArcSwap<Snapshot>>,
     cached: RefCell<Rc<Pinned>>,
     /// The configuration that [`Self::changes`] told of last.
@@ -83,6 +86,7 @@ impl Worker {
         config: Arc<ArcSwap<Snapshot>>,
         metrics: WorkerTelemetry,
         logs: WorkerLogs,
+        stories: WorkerStories,
         drain: LocalDrain,
     ) -> Rc<Self> {
         let first = Rc::new(Pinned(config.load_full()));
@@ -93,6 +97,7 @@ impl Worker {
             changes: Changes::default(),
             signatures: RefCell::default(),
             metrics,
+            stories,
             config,
             cached: RefCell::new(Rc::clone(&first)),
             announced: RefCell::new(first),

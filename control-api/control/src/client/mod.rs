@@ -16,12 +16,27 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Largest answer that is read.
 const MAX_ANSWER: usize = 256 << 20;
 
-/// A control plane.
+/// A control plane, or the admin page of a proxy.
 #[derive(Debug, Clone)]
 pub struct Server {
+    kind: &'static Kind,
     authority: String,
     actor: String,
 }
+
+/// What messages call it.
+#[derive(Debug)]
+struct Kind {
+    name: &'static str,
+    option: &'static str,
+    variable: &'static str,
+    form: &'static str,
+}
+
+const CONTROL_PLANE: Kind =
+    Kind { name: "control plane", option: "--server", variable: "REMORA_SERVER", form: "http://HOST:PORT" };
+
+const PROXY: Kind = Kind { name: "proxy", option: "--admin", variable: "REMORA_ADMIN", form: "HOST:PORT" };
 
 /// What it answered.
 #[derive(Debug)]
@@ -61,18 +76,31 @@ impl Server {
     /// # Errors
     /// It is no such address.
     pub fn at(address: &str) -> anyhow::Result<Self> {
+        Self::of(&CONTROL_PLANE, address)
+    }
+
+    /// The proxy whose admin page is at `HOST:PORT`.
+    ///
+    /// # Errors
+    /// It is no such address.
+    pub fn proxy(address: &str) -> anyhow::Result<Self> {
+        Self::of(&PROXY, address)
+    }
+
+    fn of(kind: &'static Kind, address: &str) -> anyhow::Result<Self> {
+        let Kind { option, form, .. } = kind;
         let rest = match address.split_once("://") {
             Some(("http", rest)) => rest,
             Some((scheme, _)) => {
-                bail!("--server {address}: {scheme} is not supported; write http://HOST:PORT")
+                bail!("{option} {address}: {scheme} is not supported; write {form}")
             }
             None => address,
         };
         let authority = rest.trim_end_matches('/');
         if authority.is_empty() || authority.contains('/') || !authority.contains(':') {
-            bail!("--server {address}: write http://HOST:PORT");
+            bail!("{option} {address}: write {form}");
         }
-        Ok(Self { authority: authority.to_owned(), actor: actor() })
+        Ok(Self { kind, authority: authority.to_owned(), actor: actor() })
     }
 
     /// The body of a success.
@@ -112,7 +140,8 @@ impl Server {
         let done: anyhow::Result<Answer> =
             tokio::time::timeout(PATIENCE, exchange).await.unwrap_or_else(|_| bail!("no answer in 30 s"));
         done.with_context(|| {
-            format!("the control plane at {} (--server, REMORA_SERVER) cannot be asked", self.authority)
+            let Kind { name, option, variable, .. } = self.kind;
+            format!("the {name} at {} ({option}, {variable}) cannot be asked", self.authority)
         })
     }
 
@@ -147,5 +176,6 @@ mod tests {
         for wrong in ["", "http://", "https://a:1", "http://a:1/path", "http://a"] {
             assert!(Server::at(wrong).is_err(), "{wrong}");
         }
+        assert_eq!(Server::proxy("a").unwrap_err().to_string(), "--admin a: write HOST:PORT");
     }
 }

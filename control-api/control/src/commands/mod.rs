@@ -1,4 +1,4 @@
-//! Commands that ask a control plane, with kubectl's habits.
+//! Commands that ask a control plane, with kubectl's habits, and `why`, which asks a proxy.
 
 mod apply;
 mod certs;
@@ -10,6 +10,7 @@ mod status;
 mod table;
 mod token;
 mod wait;
+mod why;
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -25,6 +26,7 @@ pub(crate) use diff::{DiffArgs, diff};
 pub(crate) use get::{GetArgs, get};
 pub(crate) use status::{StatusArgs, status};
 pub(crate) use token::{TokenArgs, token};
+pub(crate) use why::{WhyArgs, why};
 
 /// Where the control plane is.
 #[derive(Debug, Clone, Args)]

@@ -204,12 +204,13 @@ impl Session {
 
     /// Answers a head that is not a request we forward.
     async fn refuse(&mut self, reason: Reason) {
-        let ctx = RequestCtx::refused(&self.downstream, &self.http, reason);
+        let mut ctx = RequestCtx::refused(&self.downstream, &self.http, reason);
         if reason == Reason::DownstreamGone {
             return ctx.finish(0, None);
         }
         let mut response = local_reply::reply(reason, false);
         pipeline::finish_head(&ctx, &mut response.head);
+        ctx.note_response(&response.head);
         let sent = self
             .write_response(&ctx, response, (&Method::GET, Version::HTTP_11), false)
             .await

@@ -90,6 +90,20 @@ impl Requirement {
         }
     }
 
+    /// The providers that it asks for, for a person: `a`, `any of a, b`, `all of a, any of b, c`.
+    #[must_use]
+    pub fn names(&self, filter: &JwtFilter) -> String {
+        let list = |list: &[Self]| list.iter().map(|one| one.names(filter)).collect::<Vec<_>>().join(", ");
+        match self {
+            Self::Provider { provider, .. } => {
+                filter.providers.get(*provider).map_or_else(String::new, |provider| provider.name.to_string())
+            }
+            Self::All(all) => format!("all of {}", list(all)),
+            Self::Any(any, _) => format!("any of {}", list(any)),
+            Self::Optional(_) => "any provider".to_owned(),
+        }
+    }
+
     /// Whether tokens of these providers, verified earlier, satisfy it.
     fn is_met_by(&self, filter: &JwtFilter, verified: &[Arc<str>]) -> bool {
         match self {

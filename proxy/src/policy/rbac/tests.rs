@@ -113,6 +113,8 @@ fn the_first_policy_by_name_gives_its_name() {
     assert_eq!((verdict.allowed, verdict.policy.map(|p| &**p)), (false, Some("a b")));
     assert_eq!(details(verdict.policy), "rbac_access_denied_matched_policy[a_b]");
     assert_eq!(details(None), "rbac_access_denied_matched_policy[none]");
+    assert_eq!(policy_in(&details(verdict.policy)), Some("a_b"));
+    assert_eq!(policy_in("tls_certificate_revoked"), None);
 }
 
 /// CVE-2026-26308: a second header of the same name must neither hide a forbidden value nor lend a permitted one.

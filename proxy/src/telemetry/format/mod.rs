@@ -14,7 +14,7 @@ mod render;
 mod tests;
 mod time;
 
-pub(crate) use time::rfc3339;
+pub(crate) use time::{rfc3339, rfc3339_millis};
 
 use http::HeaderName;
 

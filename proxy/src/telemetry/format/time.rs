@@ -57,8 +57,17 @@ const WEEKDAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursd
 
 /// A time as RFC 3339 writes it, to the second.
 pub(crate) fn rfc3339(at: SystemTime) -> String {
+    text("%Y-%m-%dT%H:%M:%SZ", at)
+}
+
+/// The same, to the millisecond.
+pub(crate) fn rfc3339_millis(at: SystemTime) -> String {
+    text("", at)
+}
+
+fn text(format: &str, at: SystemTime) -> String {
     let mut out = Vec::new();
-    if let Ok(format) = TimeFormat::parse("%Y-%m-%dT%H:%M:%SZ") {
+    if let Ok(format) = TimeFormat::parse(format) {
         format.render(at, &mut out);
     }
     String::from_utf8(out).unwrap_or_default()

@@ -3,7 +3,8 @@
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 use tokio::time::Instant;
 
-use super::worker::{self, BYTE_BOUNDS, ClusterCount, DURATION_BOUNDS_US, ListenerCount, Refusal};
+use super::refusal::Refusal;
+use super::worker::{self, BYTE_BOUNDS, ClusterCount, DURATION_BOUNDS_US, ListenerCount};
 use super::{Registry, lock};
 use crate::error::Reason;
 use crate::telemetry::labels::LabelSet;

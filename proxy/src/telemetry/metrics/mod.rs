@@ -12,6 +12,7 @@ mod expose;
 mod family;
 mod policy;
 mod process;
+mod refusal;
 mod shard;
 #[cfg(test)]
 mod tests;
@@ -34,9 +35,9 @@ pub use control::{ControlMetrics, ResourceKind};
 pub use expose::{counters, gauges};
 pub use policy::Decision;
 pub use prometheus::proto::MetricFamily;
+pub use refusal::Refusal;
 pub use worker::{
-    ClusterCount, ClusterSeries, ListenerCount, ListenerSeries, Refusal, RequestSample, TcpSeries,
-    WorkerMetrics,
+    ClusterCount, ClusterSeries, ListenerCount, ListenerSeries, RequestSample, TcpSeries, WorkerMetrics,
 };
 
 use family::Family;

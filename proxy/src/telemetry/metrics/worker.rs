@@ -10,13 +10,13 @@ use foldhash::HashMap;
 use super::Registry;
 use super::family::Handles;
 use super::policy::POLICY_CELLS;
+use super::refusal::Refusal;
 use super::shard::Shard;
 use crate::config::names::{ChainId, ClusterId, PolicyId};
 use crate::error::Reason;
 use crate::telemetry::labels::{
     ClusterLabel, ListenerLabel, Peer, PeerLabels, RequestKey, RequestLabels, TcpKey, TcpLabels,
 };
-use crate::tls::error::TlsFailure;
 
 /// Upper bounds of the request duration, µs: 0.1 ms to 5 min.
 pub(super) const DURATION_BOUNDS_US: [u64; 19] = [
@@ -124,79 +124,6 @@ pub enum ListenerCount {
 
 pub(super) const CLUSTER_CELLS: usize = ClusterCount::ALL.len();
 pub(super) const LISTENER_CELLS: usize = 3;
-
-/// Why a connection was refused before any request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
-    /// The limit of connections is reached.
-    ConnectionLimit,
-    /// The proxy is shedding load.
-    Overloaded,
-    /// The proxy is draining.
-    Draining,
-    /// No filter chain matches.
-    NoFilterChain,
-    /// The first bytes that the listener needs did not arrive in time.
-    DetectTimeout,
-    /// The TLS handshake failed.
-    Tls(TlsFailure),
-    /// The TLS handshake did not end in time.
-    TlsTimeout,
-    /// Policy refuses this peer.
-    Unauthorized,
-    /// The original destination is unknown, or it is this proxy: a loop.
-    NoOriginalDestination,
-}
-
-impl Refusal {
-    const PLAIN: [Self; 8] = [
-        Self::ConnectionLimit,
-        Self::Overloaded,
-        Self::Draining,
-        Self::NoFilterChain,
-        Self::DetectTimeout,
-        Self::TlsTimeout,
-        Self::Unauthorized,
-        Self::NoOriginalDestination,
-    ];
-    pub(super) const COUNT: usize = Self::PLAIN.len() + TlsFailure::ALL.len();
-
-    /// Every reason.
-    pub(super) fn all() -> impl Iterator<Item = Self> {
-        Self::PLAIN.into_iter().chain(TlsFailure::ALL.into_iter().map(Self::Tls))
-    }
-
-    /// Its place among the cells.
-    pub(super) fn cell(self) -> usize {
-        match self {
-            Self::ConnectionLimit => 0,
-            Self::Overloaded => 1,
-            Self::Draining => 2,
-            Self::NoFilterChain => 3,
-            Self::DetectTimeout => 4,
-            Self::TlsTimeout => 5,
-            Self::Unauthorized => 6,
-            Self::NoOriginalDestination => 7,
-            Self::Tls(failure) => Self::PLAIN.len() + failure as usize,
-        }
-    }
-
-    /// Value of the label `reason`.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::ConnectionLimit => "connection_limit",
-            Self::Overloaded => "overloaded",
-            Self::Draining => "draining",
-            Self::NoFilterChain => "no_filter_chain",
-            Self::DetectTimeout => "detect_timeout",
-            Self::Tls(failure) => failure.id(),
-            Self::TlsTimeout => "tls_timeout",
-            Self::Unauthorized => "unauthorized",
-            Self::NoOriginalDestination => "no_original_destination",
-        }
-    }
-}
 
 /// Cells of a worker: refusals, then reasons, then floods.
 pub(super) const FLOOD_CELL: usize = Refusal::COUNT + Reason::ALL.len();
