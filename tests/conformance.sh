@@ -10,6 +10,6 @@ if [ ! -x "$REMORA_TOOLS/h2spec" ]; then
 fi
 if [ ! -x "$REMORA_TOOLS/httpwg" ]; then
     # --locked: with newer dependencies it does not compile.
-    cargo install --locked httpwg-cli --version 0.2.5 --root "$root"
+    cargo install --locked --debug httpwg-cli --version 0.2.5 --root "$root"
 fi
 cargo test --workspace --test conformance -- --ignored --nocapture --test-threads 1 "$@"
