@@ -13,7 +13,7 @@ use crate::config::spec::{NetworkFilter, TcpSpec};
 use crate::error::Reason;
 use crate::http::downstream::Downstream;
 use crate::io::Io;
-use crate::listener::admission;
+use crate::listener::admission::{self, Refused};
 use crate::resilience::breaker::{Resource, RoutingPriority};
 use crate::tcp::{self, Ended, Traffic};
 use crate::telemetry::record::{self, AccessRecord, Timings};
@@ -84,7 +84,7 @@ pub async fn serve(mut io: Io, read: BytesMut, downstream: Rc<Downstream>, spec:
         endpoint,
         traffic,
         reason,
-        details: refused.map(|refused| refused.details),
+        refused,
         total: start.elapsed(),
     });
 }
@@ -158,7 +158,7 @@ struct Finished<'a> {
     endpoint: Option<Arc<Endpoint>>,
     traffic: Traffic,
     reason: Option<Reason>,
-    details: Option<String>,
+    refused: Option<Refused>,
     total: Duration,
 }
 
@@ -171,7 +171,7 @@ fn close(done: &Finished<'_>) {
     let record = AccessRecord {
         start: SystemTime::now().checked_sub(done.total),
         reason: done.reason,
-        termination_details: done.details.as_deref(),
+        termination_details: done.refused.as_ref().map(|refused| &*refused.details),
         bytes_received: done.traffic.received.get(),
         bytes_sent: done.traffic.sent.get(),
         timings: Timings { total: Some(done.total), ..Timings::default() },
@@ -184,6 +184,6 @@ fn close(done: &Finished<'_>) {
         },
         ..AccessRecord::default()
     };
-    downstream.tell_of(&record);
+    downstream.tell_of(&record, done.refused.as_ref().and_then(|refused| refused.rule.as_deref()));
     downstream.worker.access_log(&done.spec.access_log, &record);
 }

@@ -116,6 +116,34 @@ async fn a_refused_request_is_found_by_its_id_with_its_rule_and_without_secrets(
 }
 
 #[tokio::test]
+async fn where_no_policy_matched_those_that_would_have_given_access_are_named() {
+    let origin = origin().await;
+    let policy = |user: &str| {
+        let is = json!({ "header": { "name": "x-user", "string_match": { "exact": user } } });
+        json!({ "permissions": [{ "any": true }], "principals": [is] })
+    };
+    let rules = |kind: &str, policies: Value| {
+        json!({ "name": kind, "typed_config": {
+        "@type": format!("{FILTERS}.{kind}.rbac.v3.RBAC"), "rules": { "action": "ALLOW", "policies": policies },
+    } })
+    };
+    let some = rules("http", json!({ "ann": policy("ann"), "bob": policy("bob") }));
+    let proxy = Proxy::builder()
+        .listener(filtered(some).route(to_cluster("/", "origin")))
+        .listener(behind(Listener::tcp("opaque", "origin"), rules("network", json!({}))))
+        .upstream("origin", &origin)
+        .start()
+        .await;
+    assert_eq!(ask(&proxy, HEAD).await.reason(), Some("rbac_denied"));
+    says(&story(&proxy, "rbac_denied").await, json!({ "rule": "none of ann, bob" }));
+    assert!(Http1Client::connect(proxy.address("opaque")).await.is_closed().await);
+    eventually_async("the story of the connection", async || {
+        why(&proxy, "&reason=rbac_denied").await[0]["rule"] == "none: there is no policy"
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_is_not_known_is_said_and_what_went_well_is_not_kept() {
     let origin = origin().await;
     let proxy = judging(&origin).start().await;

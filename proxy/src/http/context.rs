@@ -279,11 +279,12 @@ impl RequestCtx {
             route_name: record.route_name.or_else(|| refusal?.route.as_deref()),
             ..*record
         };
+        let evicted = || self.downstream.evicted.get()?.rule.as_deref();
         let host = self.judged_host.as_ref().unwrap_or(&self.head.authority).as_ref();
         let place = Place {
             listener: &self.downstream.listener.name,
             virtual_host: refusal.and_then(|refusal| refusal.virtual_host.as_deref()),
-            rule: refusal.and_then(|refusal| refusal.rule.as_deref()),
+            rule: refusal.and_then(|refusal| refusal.rule.as_deref()).or_else(evicted),
             asked: Some((host.map_or("", Authority::as_str), self.original_path().as_str())),
         };
         self.downstream.worker.stories.tell(reason, &record, &place);

@@ -106,20 +106,20 @@ impl Downstream {
     }
 
     /// Keeps for the operator why the connection as a whole was refused or ended.
-    pub fn tell(&self, reason: Reason, details: Option<&str>) {
-        let downstream = self.record();
-        self.tell_of(&AccessRecord {
+    pub fn tell(&self, reason: Reason, details: Option<&str>, rule: Option<&str>) {
+        let record = AccessRecord {
             reason: Some(reason),
             termination_details: details,
-            downstream,
+            downstream: self.record(),
             ..AccessRecord::default()
-        });
+        };
+        self.tell_of(&record, rule);
     }
 
     /// Keeps for the operator why what `record` says was refused or lost, if it was.
-    pub fn tell_of(&self, record: &AccessRecord<'_>) {
+    pub fn tell_of(&self, record: &AccessRecord<'_>, rule: Option<&str>) {
         let Some(reason) = record.reason else { return };
-        let place = Place { listener: &self.listener.name, ..Place::default() };
+        let place = Place { listener: &self.listener.name, rule, ..Place::default() };
         self.worker.stories.tell(reason, record, &place);
     }
 

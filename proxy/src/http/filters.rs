@@ -144,7 +144,9 @@ fn access(ctx: &mut RequestCtx, filter: &RbacFilter) -> Result<(), Reason> {
     if verdict.allowed {
         return Ok(());
     }
-    refusal(ctx).details = Some(rbac::details(verdict.policy));
+    let refusal = refusal(ctx);
+    refusal.details = Some(rbac::details(verdict.policy));
+    refusal.rule = filter.rules.as_ref().map(|rules| rules.blame(verdict.policy));
     Err(Reason::RbacDenied)
 }
 

@@ -22,12 +22,8 @@ pub struct Refused {
     pub reason: Reason,
     /// `%CONNECTION_TERMINATION_DETAILS%`: names the policy.
     pub details: String,
-}
-
-impl Refused {
-    fn by_policy(details: impl Into<String>) -> Self {
-        Self { reason: Reason::RbacDenied, details: details.into() }
-    }
+    /// The policy, or those none of which matched.
+    pub rule: Option<String>,
 }
 
 /// Judges a connection by the newest version of its filter chain, and counts that. A certificate that has been revoked since the
@@ -44,7 +40,8 @@ fn judge_all(downstream: &Downstream, first: bool) -> Result<(), Refused> {
     let snapshot = downstream.worker.snapshot();
     let chain = snapshot.chain(downstream.chain.id).unwrap_or(&downstream.chain);
     if is_revoked(downstream, chain) {
-        return Err(Refused::by_policy("tls_certificate_revoked"));
+        let details = "tls_certificate_revoked".into();
+        return Err(Refused { reason: Reason::RbacDenied, details, rule: None });
     }
     let view = View { connection: downstream.view(downstream.remote), request: None, claims: &[] };
     chain.policies.iter().try_for_each(|filter| judge(downstream, filter, &view, first))
@@ -61,11 +58,16 @@ fn judge(downstream: &Downstream, filter: &RbacFilter, view: &View<'_>, first: b
     if first && let Some(shadow) = filter.shadow.as_ref().map(|rules| rules.judge(view)) {
         metrics.decided(downstream, &shadow, Decision::shadow(shadow.allowed));
     }
-    let Some(verdict) = filter.rules.as_ref().map(|rules| rules.judge(view)) else { return Ok(()) };
+    let Some(rules) = &filter.rules else { return Ok(()) };
+    let verdict = rules.judge(view);
     if first || !verdict.allowed {
         metrics.decided(downstream, &verdict, Decision::enforced(verdict.allowed));
     }
-    if verdict.allowed { Ok(()) } else { Err(Refused::by_policy(rbac::details(verdict.policy))) }
+    if verdict.allowed {
+        return Ok(());
+    }
+    let (details, rule) = (rbac::details(verdict.policy), Some(rules.blame(verdict.policy)));
+    Err(Refused { reason: Reason::RbacDenied, details, rule })
 }
 
 /// Does `work` as long as the connection may be. `changes` are followed from before it was admitted: one that came since is not missed.
@@ -96,6 +98,7 @@ pub async fn while_admitted<F: Future>(
             return Poll::Ready(Err(Refused {
                 reason: Reason::Draining,
                 details: "filter_chain_removed".into(),
+                rule: None,
             }));
         }
         Poll::Ready(Ok(ready!(work.as_mut().poll(cx))))

@@ -83,7 +83,7 @@ pub async fn serve(
             };
             if let Err(refused) = admitted {
                 tracing::debug!(chain = &*chain.name, details = refused.details, "the connection is closed");
-                downstream.tell(refused.reason, Some(&refused.details));
+                downstream.tell(refused.reason, Some(&refused.details), refused.rule.as_deref());
                 if refused.reason == Reason::RbacDenied {
                     downstream.worker.metrics.refused(Refusal::Unauthorized);
                 }

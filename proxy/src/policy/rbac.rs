@@ -15,6 +15,9 @@ pub use claim::{ClaimMatch, ValueMatch};
 
 mod claim;
 
+/// Policies that [`Rules::blame`] names.
+const BLAMED: usize = 8;
+
 /// What a match means (`RBAC.Action`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
@@ -130,6 +133,23 @@ impl Rules {
     #[must_use]
     pub fn judge(&self, view: &View<'_>) -> Verdict<'_> {
         self.verdict(self.index.first(view, |at| self.policies.get(at).is_some_and(|p| p.is_match(view))))
+    }
+
+    /// What refused, for the operator: the policy, or `none of a, b` when one of these would have given access.
+    #[must_use]
+    pub fn blame(&self, policy: Option<&Arc<str>>) -> String {
+        if let Some(policy) = policy {
+            return policy.to_string();
+        }
+        let mut text = String::from("none of");
+        for (i, policy) in self.policies.iter().enumerate() {
+            if i == BLAMED {
+                return format!("{text} and {} more", self.policies.len() - i);
+            }
+            text.push_str(if i == 0 { " " } else { ", " });
+            text.push_str(&policy.name);
+        }
+        if self.is_empty() { "none: there is no policy".to_owned() } else { text }
     }
 
     fn verdict(&self, at: Option<usize>) -> Verdict<'_> {

@@ -118,7 +118,7 @@ const fn of_routing(reason: Reason) -> &'static str {
 const fn of_policy(reason: Reason) -> &'static str {
     match reason {
         Reason::RbacDenied => {
-            "`rule` is the policy that matched, of a mesh document `namespace/name:rules[N]`; `none`: no policy that allows matched. Compare it with peer, method, host and path of the story. `tls_certificate_revoked` in `details`: the peer's certificate is on a revocation list."
+            "`rule` is the policy that matched, or those none of which allows it; of a mesh document, `namespace/name:rules[N]`. Compare it with peer, method, host and path of the story. `tls_certificate_revoked` in `details`: the peer's certificate is on a revocation list."
         }
         Reason::JwtMissing => {
             "Let the client send a token where the provider looks for it: `Authorization: Bearer`, unless from_headers or from_params say otherwise."

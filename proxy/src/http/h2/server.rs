@@ -44,7 +44,7 @@ pub async fn serve<T: AsyncRead + AsyncWrite + Unpin>(
     let limit = http.headers_timeout.unwrap_or(std::time::Duration::from_secs(10));
     let Ok(Ok(connection)) = tokio::time::timeout(limit, handshake).await else {
         downstream.worker.metrics.rejected(Reason::Malformed);
-        downstream.tell(Reason::Malformed, Some("http2_handshake"));
+        downstream.tell(Reason::Malformed, Some("http2_handshake"), None);
         return;
     };
     let session = Session {
@@ -150,7 +150,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
                 }
                 Event::Flooded => {
                     self.downstream.worker.metrics.rejected(Reason::Flood);
-                    self.downstream.tell(Reason::Flood, None);
+                    self.downstream.tell(Reason::Flood, None, None);
                     self.connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
                     let closed = poll_fn(|cx| self.connection.poll_closed(cx));
                     let _ = tokio::time::timeout(GOAWAY_GRACE, self.uncork.around(closed)).await;

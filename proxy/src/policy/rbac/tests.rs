@@ -103,6 +103,22 @@ fn nothing_is_allowed_without_a_policy_and_nothing_denied() {
 }
 
 #[test]
+fn those_that_would_have_given_access_are_named_up_to_a_bound() {
+    let blame = |n: usize| {
+        let names: Vec<_> = (0..n).map(|i| format!("p{i:02}")).collect();
+        rules(Action::Allow, names.iter().map(|name| policy(name, Rule::Any, Rule::Any)).collect())
+            .blame(None)
+    };
+    assert_eq!(blame(0), "none: there is no policy");
+    assert_eq!(blame(2), "none of p00, p01");
+    assert!(
+        blame(BLAMED).ends_with(", p07") && blame(1000).ends_with(", p07 and 992 more"),
+        "{}",
+        blame(1000)
+    );
+}
+
+#[test]
 fn the_first_policy_by_name_gives_its_name() {
     let subject = Subject::new("/admin", &[]);
     let all = |name| policy(name, Rule::Any, Rule::Any);
@@ -112,6 +128,7 @@ fn the_first_policy_by_name_gives_its_name() {
     let verdict = rules.judge(&view);
     assert_eq!((verdict.allowed, verdict.policy.map(|p| &**p)), (false, Some("a b")));
     assert_eq!(details(verdict.policy), "rbac_access_denied_matched_policy[a_b]");
+    assert_eq!(rules.blame(verdict.policy), "a b");
     assert_eq!(details(None), "rbac_access_denied_matched_policy[none]");
     assert_eq!(policy_in(&details(verdict.policy)), Some("a_b"));
     assert_eq!(policy_in("tls_certificate_revoked"), None);
