@@ -63,7 +63,7 @@ async fn why(proxy: &Proxy, more: &str) -> Vec<Value> {
 }
 
 /// The newest story of this reason, once it is there.
-async fn story(proxy: &Proxy, reason: &str) -> Value {
+async fn story_of(proxy: &Proxy, reason: &str) -> Value {
     let mut found = Value::Null;
     eventually_async(&format!("a story of {reason}"), async || {
         found = why(proxy, &format!("&reason={reason}")).await.first().cloned().unwrap_or_default();
@@ -94,7 +94,7 @@ async fn a_refused_request_is_found_by_its_id_with_its_rule_and_without_secrets(
     assert!(!answer.fields.has("x-request-id"), "unless always_set_request_id_in_response");
     let told = format!("{:?} {}", answer.fields, answer.text());
     assert!(!told.contains("guests"), "the caller knows the reason alone: {told}");
-    let story = story(&proxy, "rbac_denied").await;
+    let story = story_of(&proxy, "rbac_denied").await;
     says(
         &story,
         json!({
@@ -135,7 +135,7 @@ async fn where_no_policy_matched_those_that_would_have_given_access_are_named() 
         .start()
         .await;
     assert_eq!(ask(&proxy, HEAD).await.reason(), Some("rbac_denied"));
-    says(&story(&proxy, "rbac_denied").await, json!({ "rule": "none of ann, bob" }));
+    says(&story_of(&proxy, "rbac_denied").await, json!({ "rule": "none of ann, bob" }));
     assert!(Http1Client::connect(proxy.address("opaque")).await.is_closed().await);
     eventually_async("the story of the connection", async || {
         why(&proxy, "&reason=rbac_denied").await[0]["rule"] == "none: there is no policy"
@@ -149,7 +149,7 @@ async fn what_is_not_known_is_said_and_what_went_well_is_not_kept() {
     let proxy = judging(&origin).start().await;
     assert_eq!(ask(&proxy, &HEAD.replace("guest", "ann")).await.text(), "in");
     assert_eq!(ask(&proxy, &HEAD.replace("r-1", "r-2")).await.status, 403);
-    story(&proxy, "rbac_denied").await;
+    story_of(&proxy, "rbac_denied").await;
     assert_eq!(why(&proxy, "").await.len(), 1);
     let page = proxy.admin("GET", "/why/r-1").await.unwrap();
     assert_eq!(page.status, 404);
@@ -180,7 +180,7 @@ async fn refused_connections_name_the_policy_whatever_they_carry() {
                 .is_some_and(|story| story["listener"] == listener)
         })
         .await;
-        let story = story(&proxy, "rbac_denied").await;
+        let story = story_of(&proxy, "rbac_denied").await;
         says(
             &story,
             json!({ "rule": "shop/no-guests:rules[0]", "party": "proxy", "cluster": cluster, "method": null }),
@@ -204,7 +204,7 @@ async fn a_token_names_the_providers_that_were_asked_for() {
     let proxy = Proxy::builder().listener(listener).upstream("origin", &origin).start().await;
     assert_eq!(ask(&proxy, "GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.reason(), Some("jwt_missing"));
     let facts = json!({ "rule": "any of staff, partners", "details": "jwt_authn_access_denied{Jwt_is_missing}", "status": 401 });
-    says(&story(&proxy, "jwt_missing").await, facts);
+    says(&story_of(&proxy, "jwt_missing").await, facts);
 }
 
 #[tokio::test]
@@ -234,16 +234,17 @@ async fn a_service_that_refuses_or_fails_names_the_filter_that_asked() {
         assert_eq!(answer.reason(), Some(reason));
         let facts =
             json!({ "rule": "door", "details": details, "status": answer.status, "request_id": "r-1" });
-        says(&story(&proxy, reason).await, facts);
+        says(&story_of(&proxy, reason).await, facts);
     }
 }
 
 #[tokio::test]
 async fn a_handshake_that_fails_is_told_with_what_tls_says() {
+    const WEB: &str = "spiffe://mesh.test/ns/shop/sa/web";
     let (origin, authority) = (origin().await, Authority::new());
     let own = authority.issue(&["a.example"]);
-    let listener = Listener::http("ingress").mutual_tls(&own, &authority, "spiffe://mesh.test/web");
-    let listener = listener.route(to_cluster("/", "origin"));
+    let listener = Listener::http("ingress").mutual_tls(&own, &authority, WEB);
+    let listener = listener.route(to_cluster("/shop", "origin"));
     let proxy = Proxy::builder().listener(listener).upstream("origin", &origin).start().await;
     let nobody = authority.client("a.example", &["http/1.1"], None);
     let answer = match Http1Client::connect_tls(proxy.address("ingress"), &nobody).await {
@@ -251,13 +252,16 @@ async fn a_handshake_that_fails_is_told_with_what_tls_says() {
         Err(_) => None,
     };
     assert!(answer.is_none());
-    let story = story(&proxy, "tls_no_client_certificate").await;
+    let story = story_of(&proxy, "tls_no_client_certificate").await;
     says(
         &story,
         json!({ "party": "downstream", "listener": "ingress", "filter_chain": "ingress/0", "status": null }),
     );
     assert!(story["details"].as_str().unwrap().contains("no certificates"), "{story}");
     assert!(story["downstream"].as_str().unwrap().starts_with("127.0.0.1:"), "{story}");
+    let web = authority.client("a.example", &["http/1.1"], Some(&authority.issue(&[WEB])));
+    assert_eq!(proxy.https1(&web).await.get("/").await.unwrap().reason(), Some("no_route"));
+    says(&story_of(&proxy, "no_route").await, json!({ "peer": WEB, "server_name": "a.example" }));
 }
 
 #[tokio::test]
@@ -270,12 +274,12 @@ async fn what_has_no_route_or_no_endpoint_is_told_with_how_far_it_came() {
         .await;
     assert_eq!(ask(&proxy, HEAD).await.reason(), Some("no_route"));
     says(
-        &story(&proxy, "no_route").await,
+        &story_of(&proxy, "no_route").await,
         json!({ "status": 404, "details": "route_not_found", "virtual_host": "all", "path": "/orders/7", "rule": null }),
     );
     assert_eq!(ask(&proxy, &HEAD.replace("/orders", "/shop")).await.status, 503);
     says(
-        &story(&proxy, "upstream_connect_failure").await,
+        &story_of(&proxy, "upstream_connect_failure").await,
         json!({ "status": 503, "party": "upstream", "virtual_host": "all", "cluster": "origin", "path": "/shop/7", "attempts": 1 }),
     );
 }
@@ -290,15 +294,17 @@ async fn what_could_not_be_read_has_no_path_and_answers_of_the_proxy_have_their_
         .start()
         .await;
     assert_eq!(ask(&proxy, "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n").await.status, 400);
-    let story_of = async |reason: &str| story(&proxy, reason).await;
     says(
-        &story_of("bad_content_length").await,
+        &story_of(&proxy, "bad_content_length").await,
         json!({ "status": 400, "party": "downstream", "method": null, "path": null }),
     );
     let mut client = proxy.http2().await;
     let stream = client.open(&request("POST", "/slow"), false).await;
     assert_eq!(client.outcome(stream).await.answer().status, 408);
-    says(&story_of("request_timeout").await, json!({ "status": 408, "method": "POST", "path": "/slow" }));
+    says(
+        &story_of(&proxy, "request_timeout").await,
+        json!({ "status": 408, "method": "POST", "path": "/slow" }),
+    );
 }
 
 #[tokio::test]
@@ -317,7 +323,7 @@ async fn a_loud_refusal_does_not_push_out_a_rare_one() {
         assert_eq!(client.get("/admin").await.unwrap().reason(), Some("direct_response"));
     }
     assert_eq!(why(&proxy, "").await.len(), 128);
-    assert_eq!(story(&proxy, "no_route").await["path"], "/rare");
+    assert_eq!(story_of(&proxy, "no_route").await["path"], "/rare");
 }
 
 fn remora(proxy: Option<&Proxy>, args: &[&str]) -> (Option<i32>, String, String) {
@@ -338,7 +344,7 @@ async fn remora_why_tells_the_last_refusals_one_of_them_or_what_a_reason_means()
         (Some(0), "Nothing is kept: not met with here, or pushed out by newer ones.\n")
     );
     assert_eq!(ask(&proxy, HEAD).await.status, 403);
-    story(&proxy, "rbac_denied").await;
+    story_of(&proxy, "rbac_denied").await;
 
     let (code, out, error) = remora(Some(&proxy), &[]);
     let lines: Vec<Vec<&str>> = out.lines().map(|line| line.split_whitespace().collect()).collect();
