@@ -326,15 +326,17 @@ fn what_is_written_is_read_again_and_secrets_are_kept_back() {
     let certificate = TlsCertificate {
         certificate_chain: secret("chain"),
         private_key: secret("key"),
+        pkcs12: secret("store"),
+        password: secret("word"),
         ..TlsCertificate::default()
     };
     let any = any::pack(&certificate);
-    assert!(schema.any_to_json(&any).to_string().contains("\"key\""));
-    let redacted = schema.any_to_redacted_json(&any).to_string();
-    assert!(
-        redacted.contains("chain") && redacted.contains("[redacted]") && !redacted.contains("\"key\""),
-        "{redacted}"
-    );
+    let (whole, redacted) =
+        (schema.any_to_json(&any).to_string(), schema.any_to_redacted_json(&any).to_string());
+    assert!(redacted.contains("chain") && redacted.contains("[redacted]"), "{redacted}");
+    for secret in ["\"key\"", "\"store\"", "\"word\""] {
+        assert!(whole.contains(secret) && !redacted.contains(secret), "{secret}: {redacted}");
+    }
 }
 
 #[test]

@@ -259,7 +259,8 @@ impl RequestCtx {
         let worker = Rc::clone(&self.downstream.worker);
         let record = self.record(sent, total);
         worker.metrics.request(self, &record);
-        if let Some(reason) = self.reason {
+        // A direct answer is what the route says; as a refusal it has its rule in the configuration.
+        if let Some(reason) = self.reason.filter(|reason| *reason != Reason::DirectResponse) {
             self.tell(reason, &record);
         }
         if !self.http.access_log.is_empty() {

@@ -39,7 +39,10 @@ pub enum MaterialError {
     /// The key needs a password, or is encrypted in the way of PEM files before PKCS#8.
     #[error("holds an encrypted private key")]
     EncryptedKey,
-    /// An encrypted key, or a PKCS#12 store, cannot be opened.
+    /// An encrypted key cannot be opened.
+    #[error("the private key in it {0}")]
+    LockedKey(StoreError),
+    /// A PKCS#12 store cannot be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The key type is none that we use.
@@ -79,6 +82,10 @@ impl MaterialError {
             Self::EncryptedKey => {
                 "write it as PKCS#8 (openssl pkcs8 -topk8 -v2 aes256 -in FILE -out FILE.p8) and give its `password`, or decrypt it"
             }
+            Self::LockedKey(StoreError::Password) | Self::Store(StoreError::Password) => {
+                "give the right one in `password`"
+            }
+            Self::LockedKey(_) => "write it again: openssl pkcs8 -topk8 -v2 aes256 -in FILE -out FILE.new",
             Self::Store(error) => error.fix(),
             Self::Key(_) => {
                 "use an ECDSA P-256, P-384 or P-521, an RSA (2048 bits or more) or an Ed25519 key"
@@ -90,7 +97,7 @@ impl MaterialError {
     /// Whether the key, not the certificates, is to blame.
     #[must_use]
     pub const fn is_about_key(&self) -> bool {
-        matches!(self, Self::NoKey | Self::EncryptedKey | Self::Store(_) | Self::Key(_) | Self::Mismatch)
+        matches!(self, Self::NoKey | Self::EncryptedKey | Self::LockedKey(_) | Self::Key(_) | Self::Mismatch)
     }
 }
 
@@ -232,7 +239,8 @@ pub fn unlocked_key(pem: &[u8], password: &str) -> Result<PrivateKeyDer<'static>
     if is_encrypted(text.as_bytes()) {
         return Err(MaterialError::EncryptedKey); // `Proc-Type: 4,ENCRYPTED` (RFC 1421)
     }
-    Ok(pkcs12::open_key(plain_key(text.as_bytes())?.secret_der(), password)?)
+    let key = plain_key(text.as_bytes())?;
+    pkcs12::open_key(key.secret_der(), password).map_err(MaterialError::LockedKey)
 }
 
 fn is_encrypted(text: &[u8]) -> bool {

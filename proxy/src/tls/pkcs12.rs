@@ -32,8 +32,9 @@ const SHA256: Oid<'_> = oid!(2.16.840.1.101.3.4.2.1);
 const SHA384: Oid<'_> = oid!(2.16.840.1.101.3.4.2.2);
 const SHA512: Oid<'_> = oid!(2.16.840.1.101.3.4.2.3);
 
-/// More than any tool asks for (OpenSSL 2,048, Java 10,000); some seconds of work.
-const MAX_ITERATIONS: u32 = 10_000_000;
+/// What all derivations of one store may cost together: far more than any tool asks for (OpenSSL 2,048 each, Java 10,000), and about a second
+/// of work.
+const MAX_ITERATIONS: u32 = 2_000_000;
 /// The purpose "integrity" of the key derivation (RFC 7292 appendix B.3).
 const INTEGRITY: u8 = 3;
 
@@ -41,7 +42,7 @@ const INTEGRITY: u8 = 3;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// The bytes are not what the standard says.
-    #[error("is not a PKCS#12 store in DER, or is damaged")]
+    #[error("is damaged, or not in DER")]
     Malformed,
     /// The checksum, or the padding, does not fit.
     #[error("cannot be opened with this password")]
@@ -52,9 +53,15 @@ pub enum StoreError {
     /// Encrypted in another way.
     #[error("is encrypted in a way that is not supported")]
     Encryption,
-    /// Not exactly one private key.
-    #[error("holds {0} private keys instead of one")]
-    Keys(usize),
+    /// More rounds of key derivation than are worth the wait.
+    #[error("asks for too many rounds of key derivation")]
+    Rounds,
+    /// No private key.
+    #[error("holds no private key")]
+    NoKey,
+    /// Several private keys.
+    #[error("holds more than one private key")]
+    ManyKeys,
 }
 
 impl StoreError {
@@ -62,11 +69,12 @@ impl StoreError {
     #[must_use]
     pub const fn fix(self) -> &'static str {
         match self {
-            Self::Malformed | Self::NoChecksum | Self::Encryption => {
-                "write it again with AES: openssl pkcs12 -legacy -in FILE -noenc | openssl pkcs12 -export -out FILE.new"
+            Self::Malformed | Self::NoChecksum | Self::Encryption | Self::Rounds => {
+                "write it again with AES, and remove FILE.pem then, which is not encrypted: \
+                 openssl pkcs12 -legacy -in FILE -noenc -out FILE.pem && openssl pkcs12 -export -in FILE.pem -out FILE.new"
             }
-            Self::Password => "give the store's password in `password`",
-            Self::Keys(_) => "export the entry that is meant into a store of its own",
+            Self::Password => "give the right one in `password`",
+            Self::NoKey | Self::ManyKeys => "export the entry that is meant into a store of its own",
         }
     }
 }
@@ -78,6 +86,24 @@ pub struct Store {
     pub key: PrivateKeyDer<'static>,
     /// All certificates, in the store's order.
     pub certificates: Vec<CertificateDer<'static>>,
+}
+
+/// A password, and how many rounds of key derivation may still be spent on it.
+struct Password<'a> {
+    text: &'a str,
+    rounds: u32,
+}
+
+impl<'a> Password<'a> {
+    const fn new(text: &'a str) -> Self {
+        Self { text, rounds: MAX_ITERATIONS }
+    }
+
+    fn spend(&mut self, rounds: u32) -> Result<NonZeroU32, StoreError> {
+        let count = NonZeroU32::new(rounds).ok_or(StoreError::Malformed)?;
+        self.rounds = self.rounds.checked_sub(rounds).ok_or(StoreError::Rounds)?;
+        Ok(count)
+    }
 }
 
 /// Opens a store (RFC 7292 §4).
@@ -94,21 +120,26 @@ pub fn open(store: &[u8], password: &str) -> Result<Store, StoreError> {
         return Err(StoreError::NoChecksum);
     }
     let safe = only(element(safe, Tag(0))?, Tag::OctetString)?;
+    let password = &mut Password::new(password);
     verify(safe, pfx, password)?;
 
-    let (mut keys, mut certificates) = (Vec::new(), Vec::new());
+    let (mut key, mut certificates) = (None, Vec::new());
     let contents = &mut only(safe, Tag::Sequence)?;
     while !contents.is_empty() {
         let content = decrypted(&mut element(contents, Tag::Sequence)?, password)?;
         let bags = &mut only(&content, Tag::Sequence)?;
         while !bags.is_empty() {
-            bag(&mut element(bags, Tag::Sequence)?, password, &mut keys, &mut certificates)?;
+            match bag(&mut element(bags, Tag::Sequence)?)? {
+                Bag::Certificate(der) => certificates.push(CertificateDer::from(der.to_vec())),
+                Bag::Other => {}
+                _ if key.is_some() => return Err(StoreError::ManyKeys),
+                Bag::Key(plain) => key = Some(plain.to_vec()),
+                Bag::ShroudedKey(info) => key = Some(decrypt_info(info, password)?),
+            }
         }
     }
-    match <[_; 1]>::try_from(keys) {
-        Ok([key]) => Ok(Store { key: PrivatePkcs8KeyDer::from(key).into(), certificates }),
-        Err(keys) => Err(StoreError::Keys(keys.len())),
-    }
+    let key = PrivatePkcs8KeyDer::from(key.ok_or(StoreError::NoKey)?).into();
+    Ok(Store { key, certificates })
 }
 
 /// Opens an `EncryptedPrivateKeyInfo` (RFC 5958 §3).
@@ -116,12 +147,12 @@ pub fn open(store: &[u8], password: &str) -> Result<Store, StoreError> {
 /// # Errors
 /// As of [`open`].
 pub fn open_key(key: &[u8], password: &str) -> Result<PrivateKeyDer<'static>, StoreError> {
-    let key = decrypt_info(only(key, Tag::Sequence)?, password)?;
+    let key = decrypt_info(only(key, Tag::Sequence)?, &mut Password::new(password))?;
     Ok(PrivatePkcs8KeyDer::from(key).into())
 }
 
 /// Verifies `MacData`, what is left of the store, over `safe`.
-fn verify(safe: &[u8], rest: &mut &[u8], password: &str) -> Result<(), StoreError> {
+fn verify(safe: &[u8], rest: &mut &[u8], password: &mut Password<'_>) -> Result<(), StoreError> {
     if rest.is_empty() {
         return Err(StoreError::NoChecksum);
     }
@@ -138,7 +169,7 @@ fn verify(safe: &[u8], rest: &mut &[u8], password: &str) -> Result<(), StoreErro
     let expected = element(info, Tag::OctetString)?;
     let salt = element(mac, Tag::OctetString)?;
     let iterations = if mac.is_empty() { 1 } else { number(mac)? };
-    let key = integrity_key(hash, password, salt, bounded(iterations)?);
+    let key = integrity_key(hash, password.text, salt, password.spend(iterations)?);
     hmac::verify(&hmac::Key::new(hmac, &key), safe, expected).map_err(|_| StoreError::Password)
 }
 
@@ -166,7 +197,7 @@ fn integrity_key(
 }
 
 /// The bytes of a `ContentInfo` whose fields are `info`: plain, or encrypted with the password.
-fn decrypted(info: &mut &[u8], password: &str) -> Result<Vec<u8>, StoreError> {
+fn decrypted(info: &mut &[u8], password: &mut Password<'_>) -> Result<Vec<u8>, StoreError> {
     let kind = element(info, Tag::Oid)?;
     let content = element(info, Tag(0))?;
     if kind == DATA.as_bytes() {
@@ -183,37 +214,41 @@ fn decrypted(info: &mut &[u8], password: &str) -> Result<Vec<u8>, StoreError> {
     decrypt(algorithm, element(content, Tag(0))?, password)
 }
 
-/// Takes what a `SafeBag` holds. Lists of revoked certificates, secrets and nested bags are of no use here.
-fn bag(
-    bag: &mut &[u8],
-    password: &str,
-    keys: &mut Vec<Vec<u8>>,
-    certificates: &mut Vec<CertificateDer<'static>>,
-) -> Result<(), StoreError> {
+/// What a `SafeBag` holds.
+enum Bag<'a> {
+    Key(&'a [u8]),
+    ShroudedKey(&'a [u8]),
+    Certificate(&'a [u8]),
+    /// Lists of revoked certificates, secrets and nested bags are of no use here.
+    Other,
+}
+
+/// Reads the fields of a `SafeBag`.
+fn bag<'a>(bag: &mut &'a [u8]) -> Result<Bag<'a>, StoreError> {
     let kind = element(bag, Tag::Oid)?;
     let value = element(bag, Tag(0))?;
     if kind == KEY_BAG.as_bytes() {
-        keys.push(value.to_vec());
+        Ok(Bag::Key(value))
     } else if kind == SHROUDED_KEY_BAG.as_bytes() {
-        keys.push(decrypt_info(only(value, Tag::Sequence)?, password)?);
+        Ok(Bag::ShroudedKey(only(value, Tag::Sequence)?))
     } else if kind == CERT_BAG.as_bytes() {
         let certificate = &mut only(value, Tag::Sequence)?;
-        if element(certificate, Tag::Oid)? == X509_CERTIFICATE.as_bytes() {
-            let der = only(element(certificate, Tag(0))?, Tag::OctetString)?;
-            certificates.push(CertificateDer::from(der.to_vec()));
-        }
+        let is_x509 = element(certificate, Tag::Oid)? == X509_CERTIFICATE.as_bytes();
+        let der = element(certificate, Tag(0))?;
+        if is_x509 { Ok(Bag::Certificate(only(der, Tag::OctetString)?)) } else { Ok(Bag::Other) }
+    } else {
+        Ok(Bag::Other)
     }
-    Ok(())
 }
 
 /// Decrypts the fields of an `EncryptedPrivateKeyInfo`.
-fn decrypt_info(mut info: &[u8], password: &str) -> Result<Vec<u8>, StoreError> {
+fn decrypt_info(mut info: &[u8], password: &mut Password<'_>) -> Result<Vec<u8>, StoreError> {
     let algorithm = element(&mut info, Tag::Sequence)?;
     decrypt(algorithm, element(&mut info, Tag::OctetString)?, password)
 }
 
 /// PBES2 (RFC 8018 §6.2) by the fields of an `AlgorithmIdentifier`.
-fn decrypt(mut algorithm: &[u8], bytes: &[u8], password: &str) -> Result<Vec<u8>, StoreError> {
+fn decrypt(mut algorithm: &[u8], bytes: &[u8], password: &mut Password<'_>) -> Result<Vec<u8>, StoreError> {
     if element(&mut algorithm, Tag::Oid)? != PBES2.as_bytes() {
         return Err(StoreError::Encryption);
     }
@@ -237,13 +272,13 @@ fn decrypt(mut algorithm: &[u8], bytes: &[u8], password: &str) -> Result<Vec<u8>
 }
 
 /// PBKDF2 (RFC 8018 §5.2) by the fields of an `AlgorithmIdentifier`.
-fn derive(mut algorithm: &[u8], password: &str, key: &mut [u8]) -> Result<(), StoreError> {
+fn derive(mut algorithm: &[u8], password: &mut Password<'_>, key: &mut [u8]) -> Result<(), StoreError> {
     if element(&mut algorithm, Tag::Oid)? != PBKDF2.as_bytes() {
         return Err(StoreError::Encryption);
     }
     let parameters = &mut element(&mut algorithm, Tag::Sequence)?;
     let salt = element(parameters, Tag::OctetString)?;
-    let iterations = bounded(number(parameters)?)?;
+    let iterations = password.spend(number(parameters)?)?;
     if let Some(length) = optional(parameters, Tag::Integer)
         && usize::try_from(integer(length)?).ok() != Some(key.len())
     {
@@ -261,13 +296,8 @@ fn derive(mut algorithm: &[u8], password: &str, key: &mut [u8]) -> Result<(), St
         f if f == HMAC_SHA512.as_bytes() => pbkdf2::PBKDF2_HMAC_SHA512,
         _ => return Err(StoreError::Encryption),
     };
-    pbkdf2::derive(function, iterations, salt, password.as_bytes(), key);
+    pbkdf2::derive(function, iterations, salt, password.text.as_bytes(), key);
     Ok(())
-}
-
-/// A count of rounds that is worth the wait.
-fn bounded(iterations: u32) -> Result<NonZeroU32, StoreError> {
-    NonZeroU32::new(iterations).filter(|n| n.get() <= MAX_ITERATIONS).ok_or(StoreError::Malformed)
 }
 
 /// The content of the next element, which has to have this tag; tags below 31 without a name are context-specific.

@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use super::{Cause, Place, Story};
 use crate::telemetry::record::AccessRecord;
 
-/// Stories that a worker keeps: enough for somebody who comes some minutes after the alarm, and about 200 KiB; half a megabyte if each
-/// of them is as long as it can be.
+/// Stories that a worker keeps: enough for somebody who comes some minutes after the alarm, and about 200 KiB; some 600 if each of them
+/// is as long as it can be.
 const STORIES: usize = 128;
 
 /// The stories of all workers.
@@ -50,8 +50,11 @@ impl WorkerStories {
         self.keep(Story::new(cause, record, place, (Instant::now(), SystemTime::now())));
     }
 
+    /// What is allocated is made before the lock is taken, and freed after it.
     fn keep(&self, story: Story) {
-        lock(&self.0).push(Arc::new(story));
+        let story = Arc::new(story);
+        let pushed_out = lock(&self.0).push(story);
+        drop(pushed_out);
     }
 }
 
@@ -62,13 +65,11 @@ struct Ring(VecDeque<Arc<Story>>);
 impl Ring {
     /// Over the bound, the cause with the most stories loses its oldest: a probe that is refused every second leaves the one story that
     /// matters where it is.
-    fn push(&mut self, story: Arc<Story>) {
-        if self.0.len() >= STORIES
-            && let Some(loudest) = self.loudest()
-        {
-            self.0.remove(loudest);
-        }
+    fn push(&mut self, story: Arc<Story>) -> Option<Arc<Story>> {
+        let loudest = if self.0.len() < STORIES { None } else { self.loudest() };
+        let pushed_out = loudest.and_then(|at| self.0.remove(at));
         self.0.push_back(story);
+        pushed_out
     }
 
     /// Where the oldest story of the most frequent cause is.

@@ -309,13 +309,19 @@ async fn pkcs12_stores_are_served_or_say_what_to_do() {
     } else {
         println!("SKIPPED: there is no keytool on this machine");
     }
+    // What is told to do about an old store works.
+    run("openssl", &[&export[..], &["old.p12", "-legacy"]].concat()).unwrap();
+    let open = ["pkcs12", "-legacy", "-in", "old.p12", "-noenc", "-passin", "pass:x y", "-out", "old.pem"];
+    run("openssl", &open).unwrap();
+    let again = ["pkcs12", "-export", "-in", "old.pem", "-out", "new.p12", "-passout", "pass:x"];
+    run("openssl", &again).unwrap();
+    served.push(store("new.p12", "x"));
     for listener in served {
         let (_origin, proxy) = start(listener).await;
         let tls = authority.client(SERVER, &["http/1.1"], None);
         assert_eq!(proxy.https1(&tls).await.get("/").await.unwrap().status, 200);
     }
 
-    run("openssl", &[&export[..], &["old.p12", "-legacy"]].concat()).unwrap();
     let both = json!({ "pkcs12": file("own.p12"), "private_key": file("own.p12") });
     let as_pem = json!({ "certificate_chain": file("own.p12"), "private_key": file("own.p12") });
     for (listener, says) in [

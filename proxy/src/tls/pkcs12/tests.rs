@@ -36,7 +36,7 @@ fn what_cannot_be_opened_says_why() {
     assert_eq!(open(PLAIN, "x"), StoreError::Password);
     assert_eq!(open(NO_MAC, "changeit"), StoreError::NoChecksum);
     assert_eq!(open(LEGACY, "changeit"), StoreError::Encryption);
-    assert_eq!(open(TWO, "changeit"), StoreError::Keys(2));
+    assert_eq!(open(TWO, "changeit"), StoreError::ManyKeys);
     assert_eq!(open(b"", ""), StoreError::Malformed);
     assert_eq!(open(CHAIN, ""), StoreError::Malformed);
 }
@@ -59,10 +59,12 @@ fn a_store_that_was_cut_or_changed_is_never_used() {
 }
 
 #[test]
-fn rounds_are_bounded() {
-    assert_eq!(bounded(0), Err(StoreError::Malformed));
-    assert_eq!(bounded(MAX_ITERATIONS).map(NonZeroU32::get), Ok(MAX_ITERATIONS));
-    assert_eq!(bounded(MAX_ITERATIONS + 1), Err(StoreError::Malformed));
+fn rounds_are_bounded_together() {
+    let mut password = Password::new("");
+    assert_eq!(password.spend(0), Err(StoreError::Malformed));
+    assert_eq!(password.spend(MAX_ITERATIONS - 1).map(NonZeroU32::get), Ok(MAX_ITERATIONS - 1));
+    assert_eq!(password.spend(2), Err(StoreError::Rounds));
+    assert_eq!(password.spend(1).map(NonZeroU32::get), Ok(1));
     assert_eq!(integer(&[0x7f, 0xff, 0xff, 0xff]), Ok(i32::MAX as u32));
     for wrong in [&[][..], &[0x80], &[1, 0, 0, 0, 0]] {
         assert_eq!(integer(wrong), Err(StoreError::Malformed), "{wrong:?}");
@@ -73,7 +75,7 @@ fn rounds_are_bounded() {
 fn encrypted_keys_are_opened() {
     let with = |password| OwnCertificate::from_encrypted_pem(CHAIN, KEY, password, provider());
     assert_eq!(with("changeit").unwrap().names, ["store.example".into()]);
-    assert_eq!(with("changed").unwrap_err(), MaterialError::Store(StoreError::Password));
+    assert_eq!(with("changed").unwrap_err(), MaterialError::LockedKey(StoreError::Password));
     let without = OwnCertificate::from_pem(CHAIN, KEY, provider());
     assert_eq!(without.unwrap_err(), MaterialError::EncryptedKey);
     let old = String::from_utf8_lossy(KEY).replace("ENCRYPTED PRIVATE KEY", "EC PRIVATE KEY");

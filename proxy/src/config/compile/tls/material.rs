@@ -38,8 +38,7 @@ pub(super) fn certificate(
     {
         return Some(secret);
     }
-    let sources = [&pb.certificate_chain, &pb.private_key, &pb.pkcs12, &pb.password];
-    let files = files(sources.map(Option::as_ref), pb.watched_directory.as_ref());
+    let files = files_of(pb);
     let secret = Secret::inline(own_certificate(pb, &tls.provider, at, scope)?);
     let recipe =
         Recipe::Certificate(Box::new(pb.clone()), Arc::clone(&tls.provider), Arc::downgrade(&secret));
@@ -113,13 +112,14 @@ pub fn own_certificate(
 }
 
 /// A password. Files of passwords end with a line break that is not part of it.
-fn read_password(source: &DataSource, at: &At<'_>, scope: &mut Scope<'_>) -> Option<String> {
+pub(super) fn read_password(source: &DataSource, at: &At<'_>, scope: &mut Scope<'_>) -> Option<String> {
     let Source { content, name } = read(Some(source), at, scope)?;
     let Ok(text) = std::str::from_utf8(&content) else {
         scope.errors.report(at, format!("{name}: is not text")).fix("give the password as UTF-8");
         return None;
     };
-    Some(text.trim_end_matches(['\r', '\n']).to_owned())
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    Some(text.strip_suffix('\r').unwrap_or(text).to_owned())
 }
 
 /// Tells apart what is written in contexts.
@@ -127,6 +127,12 @@ pub(super) fn hash_of(kind: &str, bytes: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     (kind, bytes).hash(&mut hasher);
     hasher.finish()
+}
+
+/// The files that a `TlsCertificate` names.
+pub(super) fn files_of(pb: &TlsCertificate) -> Files {
+    let sources = [&pb.certificate_chain, &pb.private_key, &pb.pkcs12, &pb.password];
+    files(sources.map(Option::as_ref), pb.watched_directory.as_ref())
 }
 
 /// The files among data sources. Their own directories are watched without `watched`.

@@ -101,10 +101,7 @@ pub fn compile_secret(pb: &SecretPb, at: &At<'_>, scope: &mut Scope<'_>) -> Opti
 #[must_use]
 pub fn files_of_secret(pb: &SecretPb) -> Option<SecretFiles> {
     let files = match &pb.r#type {
-        Some(Type::TlsCertificate(own)) => {
-            let sources = [own.certificate_chain.as_ref(), own.private_key.as_ref()];
-            material::files(sources, own.watched_directory.as_ref())
-        }
+        Some(Type::TlsCertificate(own)) => material::files_of(own),
         Some(Type::ValidationContext(context)) => validation::files_of(context),
         _ => return None,
     };

@@ -214,6 +214,15 @@ fn an_expired_certificate_is_no_error() {
 }
 
 #[test]
+fn one_line_break_at_the_end_is_no_part_of_a_password() {
+    let read =
+        |text: &str| run(|at, scope| material::read_password(&inline(text).unwrap(), at, scope)).0.unwrap();
+    for (text, password) in [("x", "x"), ("x\n", "x"), ("x\r\n", "x"), ("x\n\n", "x\n"), (" x ", " x ")] {
+        assert_eq!(read(text), password);
+    }
+}
+
+#[test]
 fn several_mistakes_at_once() {
     let mut ctx = downstream(CommonTlsContext {
         tls_certificates: vec![TlsCertificate {

@@ -213,6 +213,33 @@ fn certificates_in_files_are_read_again_when_the_files_change() {
     assert_eq!(shown(&manager).as_deref(), Some(ID));
 }
 
+/// A store and its password, in a context and in a secret of its own.
+#[test]
+fn a_store_and_its_password_are_read_again_when_they_change() {
+    let [openssl, java] = [
+        include_bytes!("../../../tls/pkcs12/stores/openssl.p12").as_slice(),
+        include_bytes!("../../../tls/pkcs12/stores/java.p12"),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let (store, password) = (folder.path().join("own.p12"), folder.path().join("password"));
+    std::fs::write(&store, openssl).unwrap();
+    std::fs::write(&password, "changeit\n").unwrap();
+    let pair = json!({ "pkcs12": { "filename": store }, "password": { "filename": password } });
+    let schema = Schema::load();
+    let mut in_context = manager();
+    apply(&mut in_context, Kind::Listener, vec![listener(&schema, &json!({ "tls_certificates": [pair] }))]);
+    let mut in_secret = bootstrap(false, &json!([{ "name": "default", "tls_certificate": pair }])).unwrap();
+    for manager in [&mut in_context, &mut in_secret] {
+        assert!(manager.watched_files().contains(&store) && manager.watched_files().contains(&password));
+        std::fs::write(&password, "changed").unwrap();
+        let told = manager.reload_material();
+        assert!(told[0].to_string().contains("cannot be opened with this password"), "{told:?}");
+        std::fs::write(&store, java).unwrap();
+        std::fs::write(&password, "changeit").unwrap();
+        assert_eq!(manager.reload_material(), []);
+    }
+}
+
 /// `watched_directory` is that of a link on the way to the files, which is swapped.
 #[test]
 fn the_watched_directory_of_certificates_in_files_is_watched() {
