@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use tracing_subscriber::Registry;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -14,17 +14,19 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::admin::LevelControl;
 use crate::admin::logging::Levels;
 use crate::app::{self, StartError};
-use crate::identity::{self, Authority};
+use crate::identity::{self, Address, Authority, Ca, Issuer};
 use crate::limits;
 
 /// Runs the data plane from a bootstrap file in Envoy's v3 schema.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
+#[command(group = ArgGroup::new("issuer").args(["ca", "workload_api"]), after_help = "Examples:
   remora proxy -c bootstrap.yaml                  run
   remora proxy -c bootstrap.yaml --check          only validate; all mistakes at once
   remora proxy -c bootstrap.yaml --concurrency 1  one worker thread
   remora proxy -c bootstrap.yaml --ca https://10.0.0.1:15012 --ca-roots roots.pem --token-file token --identity-dir /var/lib/remora
                                                   with an identity: the secrets `default` and `ROOTCA` are the CA's
+  remora proxy -c bootstrap.yaml --workload-api unix:///run/spire/agent.sock
+                                                  the same with the identity that SPIRE's agent gives to this process
 
 Exit status: 0 after an orderly end, 1 when the proxy cannot start, 2 for wrong arguments or a wrong configuration.")]
 pub struct ProxyArgs {
@@ -58,8 +60,12 @@ pub struct ProxyArgs {
     /// Keep key and certificate in this folder, and start from them while the CA is down
     #[arg(long, value_name = "DIR", requires = "ca")]
     pub identity_dir: Option<PathBuf>,
+    /// SPIFFE Workload API, unix:///PATH or tcp://IP:PORT on loopback: this process gets its certificate from there, from SPIRE's agent for
+    /// example [default without ADDRESS: the variable SPIFFE_ENDPOINT_SOCKET]
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, conflicts_with_all = ["ca", "ca_roots", "token_file", "identity_dir"])]
+    pub workload_api: Option<Option<Address>>,
     /// Give key and certificates to programs on this machine by a UNIX socket: SPIFFE Workload API, and SDS
-    #[arg(long, value_name = "PATH", requires = "ca")]
+    #[arg(long, value_name = "PATH", requires = "issuer")]
     pub identity_socket: Option<PathBuf>,
     /// Log level: error, warn, info, debug, or a filter such as remora_proxy::http=debug
     #[arg(short = 'l', long, value_name = "LEVEL", default_value = "info", env = "REMORA_LOG")]
@@ -76,7 +82,14 @@ pub fn run(args: &ProxyArgs) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let loaded = match load(&args.config, args.ca.is_some()) {
+    let identity = match identity(args) {
+        Ok(identity) => identity,
+        Err(error) => {
+            eprintln!("remora proxy: --workload-api: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let loaded = match load(&args.config, identity.is_some()) {
         Ok(loaded) => loaded,
         Err(error) => return refuse(&error),
     };
@@ -96,7 +109,7 @@ pub fn run(args: &ProxyArgs) -> ExitCode {
         admin_address_path: args.admin_address_path.clone(),
         drain_time: Duration::from_secs(args.drain_time_s),
         state_dir: args.state_dir.clone(),
-        identity: identity(args),
+        identity,
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -108,14 +121,19 @@ pub fn run(args: &ProxyArgs) -> ExitCode {
     }
 }
 
-fn identity(args: &ProxyArgs) -> Option<identity::Options> {
-    Some(identity::Options {
-        authority: args.ca?,
-        roots: args.ca_roots.clone(),
-        token: args.token_file.clone(),
-        folder: args.identity_dir.clone(),
-        socket: args.identity_socket.clone(),
-    })
+fn identity(args: &ProxyArgs) -> Result<Option<identity::Options>, String> {
+    let issuer = match (&args.workload_api, args.ca) {
+        (Some(Some(address)), _) => Issuer::WorkloadApi(address.clone()),
+        (Some(None), _) => Issuer::WorkloadApi(Address::of_environment()?),
+        (None, Some(authority)) => Issuer::Ca(Ca {
+            authority,
+            roots: args.ca_roots.clone(),
+            token: args.token_file.clone(),
+            folder: args.identity_dir.clone(),
+        }),
+        (None, None) => return Ok(None),
+    };
+    Ok(Some(identity::Options { issuer, socket: args.identity_socket.clone() }))
 }
 
 /// Loads the bootstrap on a thread that then ends: reading text leaves a megabyte of small free blocks in its thread's

@@ -14,6 +14,7 @@ from concurrent import futures
 import grpc
 import grpc.experimental
 
+from agent import by_control, by_files
 from edits import random_edits
 from foreign import foreign_peers, workload_api
 from go_control_plane import drive
@@ -225,6 +226,8 @@ CHECKS = [
     ("run", programs, ()),
     ("foreign-peers", foreign_peers, ()),
     ("workload-api", workload_api, ()),
+    ("agent-files", by_files, ()),
+    ("agent-control", by_control, ()),
     ("grpc-js", grpc_client, (["node", pathlib.Path(__file__).with_name("client.js")],)),
     ("go-control-plane-delta", drive, ("DELTA_GRPC",)),
     ("go-control-plane-sotw", drive, ("GRPC",)),

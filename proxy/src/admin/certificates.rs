@@ -35,8 +35,13 @@ pub(super) fn in_use(config: &Snapshot) -> Vec<Certificate> {
         let trust = secret.get();
         let own = trust.iter().filter_map(|trust| trust.roots.as_ref());
         let bundles = trust.iter().filter_map(|trust| trust.domains.as_ref()).flat_map(Domains::bundles);
-        let mut roots: Vec<_> = own.chain(bundles).flat_map(|roots| &roots.certificates).collect();
-        roots.dedup();
+        // Those of the own trust domain may be in both.
+        let mut roots: Vec<&CertificateDer<'_>> = Vec::new();
+        for root in own.chain(bundles).flat_map(|roots| &roots.certificates) {
+            if !roots.contains(&root) {
+                roots.push(root);
+            }
+        }
         roots.into_iter().filter_map(|root| certificate(root, secret.name(), true)).collect::<Vec<_>>()
     });
     own.chain(roots).collect()

@@ -37,7 +37,7 @@ pub(super) fn start(options: Option<&Options>) -> Result<Option<Agent>, StartErr
         tokio::spawn(Socket::bind(path).map_err(failed)?.serve(identities));
     }
     let (roots, given) = watch::channel(None);
-    tokio::spawn(identity::run(options.clone(), given, send, fastrand::Rng::new()));
+    tokio::spawn(identity::run(options.issuer.clone(), given, send, fastrand::Rng::new()));
     Ok(Some(Agent { events, newest, roots }))
 }
 
@@ -62,7 +62,7 @@ impl App {
                 self.take_identity(identity).await;
             }
             Event::Trusting(identity) => {
-                tracing::info!("the control plane has other roots");
+                tracing::info!("other roots");
                 self.take_identity(identity).await;
             }
             Event::Failed { reason, held } => {

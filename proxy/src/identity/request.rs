@@ -22,7 +22,7 @@ use tonic::{Request, Status};
 use tonic_prost::ProstCodec;
 
 use super::wire::{CREATE, CertificateRequest, CertificateResponse};
-use super::{CONTROL_PLANE, Identity, Options, Text};
+use super::{CONTROL_PLANE, Ca, Identity, Text};
 use crate::route::text::{Place, StringMatch};
 use crate::tls::client::{AlpnOffer, ClientParams, ClientTls, Target};
 use crate::tls::material::{self, Authorities, OwnCertificate};
@@ -46,23 +46,23 @@ struct Known<'a> {
 
 #[derive(Debug)]
 pub(super) struct Requester {
-    options: Options,
+    ca: Ca,
     /// Of the request that is under way. It stays the same until there is a certificate for it: a token for one use is one
     /// for one key, and an answer that was lost may be asked for again.
     key: Option<KeyPair>,
 }
 
 impl Requester {
-    pub(super) const fn new(options: Options) -> Self {
-        Self { options, key: None }
+    pub(super) const fn new(ca: Ca) -> Self {
+        Self { ca, key: None }
     }
 
     /// Asks, with the certificate that there is as the credential while it is good, or else with the token. The roots of one that
     /// has ended are still the newest that we know.
     pub(super) async fn ask(&mut self, held: Option<&Identity>, now: Duration) -> Result<Identity, String> {
-        let good = held.filter(|held| held.ends() > now && self.options.authority.tls);
+        let good = held.filter(|held| held.ends() > now && self.ca.authority.tls);
         let mut asked = self.in_time(Known { credential: good, newest: held }).await;
-        if let (Err(first), Some(_), Some(_)) = (&asked, good, &self.options.token) {
+        if let (Err(first), Some(_), Some(_)) = (&asked, good, &self.ca.token) {
             // The CA may have forgotten us; a token is another way.
             let second = self.in_time(Known { credential: None, newest: held }).await;
             asked = second.map_err(|second| format!("{first}; by token: {second}"));
@@ -115,7 +115,7 @@ impl Requester {
 
     /// One connection. There is no second one: what was verified of it is verified of everything that is said on it.
     async fn connect(&self, known: Known<'_>) -> Result<Connection, String> {
-        let address = self.options.authority.address;
+        let address = self.ca.authority.address;
         let tls = self.tls(known).await?;
         let tcp = connect::connect(address, &ConnectSpec::default()).await.map_err(|e| e.to_string())?;
         let io: Box<dyn Duplex> = match &tls {
@@ -133,18 +133,18 @@ impl Requester {
     }
 
     fn token(&self) -> Result<String, String> {
-        let path = self.options.token.as_ref().ok_or("there is neither a certificate nor a token")?;
+        let path = self.ca.token.as_ref().ok_or("there is neither a certificate nor a token")?;
         let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
         Ok(text.trim().to_owned())
     }
 
     /// TLS to the CA: it is believed by the roots that we have, and shown our certificate, if that is to prove who we are.
     async fn tls(&self, known: Known<'_>) -> Result<Option<ClientTls>, String> {
-        if !self.options.authority.tls {
+        if !self.ca.authority.tls {
             return Ok(None);
         }
         let mut pem = known.newest.map(|newest| newest.text.roots.clone()).unwrap_or_default();
-        if let Some(path) = &self.options.roots {
+        if let Some(path) = &self.ca.roots {
             let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
             pem.push_str(&text);
         }
@@ -171,7 +171,7 @@ impl Requester {
         let token = self.token()?;
         let pin = token.rsplit('-').next().filter(|pin| pin.len() == 64);
         let pin = pin.ok_or("neither --ca-roots nor the token says whom to believe")?;
-        let address = self.options.authority.address;
+        let address = self.ca.authority.address;
         let anyone = Trust { roots: None, ..Trust::in_roots(Authorities::none()) };
         let tls = client_tls(anyone, None)?;
         let tcp = connect::connect(address, &ConnectSpec::default()).await.map_err(|e| e.to_string())?;
@@ -214,7 +214,7 @@ pub(super) fn parts(pem: &str) -> Result<Parts, String> {
 }
 
 /// What a CA must not answer: a certificate that nobody would believe, or one of another trust domain than before.
-fn check(identity: &Identity, before: Option<&Identity>) -> Result<(), String> {
+pub(super) fn check(identity: &Identity, before: Option<&Identity>) -> Result<(), String> {
     let own = identity.spiffe().ok_or("the answer: the certificate has no SPIFFE ID")?;
     if let Some(before) = before.and_then(Identity::spiffe)
         && before.trust_domain() != own.trust_domain()
@@ -252,7 +252,7 @@ fn said(status: &Status) -> String {
     format!("{:?}: {}{}", status.code(), status.message(), causes(status))
 }
 
-fn with_causes(error: &dyn Error) -> String {
+pub(super) fn with_causes(error: &dyn Error) -> String {
     format!("{error}{}", causes(error))
 }
 
@@ -283,18 +283,17 @@ mod tests {
         assert!(parts("-----BEGIN CERTIFICATE-----\nxx\n-----END CERTIFICATE-----").is_err());
     }
 
-    fn options(folder: &std::path::Path, address: std::net::SocketAddr, roots: &str) -> Options {
+    fn asking(folder: &std::path::Path, address: std::net::SocketAddr, roots: &str) -> super::super::Ca {
         let write = |name: &str, text: &str| {
             let path = folder.join(name);
             std::fs::write(&path, text).unwrap();
             Some(path)
         };
-        Options {
+        super::super::Ca {
             authority: super::super::Authority { address, tls: true },
             roots: write("roots", roots),
             token: write("token", "remora-1-secret"),
             folder: None,
-            socket: None,
         }
     }
 
@@ -308,8 +307,8 @@ mod tests {
         let server = ServerTls::new(params, vec![plane.own()], None).unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let options = options(folder.path(), listener.local_addr().unwrap(), &ca.pem);
-        let mut requester = Requester::new(options);
+        let asked = asking(folder.path(), listener.local_addr().unwrap(), &ca.pem);
+        let mut requester = Requester::new(asked);
         let serve = async {
             let (io, _) = listener.accept().await.unwrap();
             drop(server.accept(io, b"").await.unwrap());

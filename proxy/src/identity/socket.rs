@@ -2,7 +2,7 @@
 //! (`workload_api`) and SDS (`sds`). Who may open the socket may have the key.
 
 mod sds;
-mod workload_api;
+pub(super) mod workload_api;
 
 use std::convert::Infallible;
 use std::io;
@@ -27,7 +27,6 @@ use tonic::codegen::Service;
 use self::sds::Secrets;
 use self::workload_api::WorkloadApi;
 use super::Identity;
-use crate::tls::identity::SpiffeId;
 
 /// Connections at one time; a program needs one.
 const MAX_CONNECTIONS: usize = 128;
@@ -115,8 +114,8 @@ async fn connection(stream: UnixStream, services: Services) {
 }
 
 /// A trust domain as a SPIFFE ID: the name of its bundle.
-fn domain_of(id: &SpiffeId) -> String {
-    format!("spiffe://{}", id.trust_domain())
+fn bundle_name(domain: &str) -> String {
+    format!("spiffe://{domain}")
 }
 
 /// Both services, told apart by path.

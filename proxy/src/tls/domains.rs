@@ -25,6 +25,11 @@ impl Domains {
         self.0.is_empty()
     }
 
+    /// The domains by name, each with its bundle.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Authorities)> {
+        self.0.iter().map(|(name, bundle)| (&**name, bundle))
+    }
+
     /// The names of the domains.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(|name| &**name)

@@ -296,16 +296,23 @@ impl Authorities {
 /// Certificates as PEM (RFC 7468).
 #[must_use]
 pub fn to_pem(certificates: &[CertificateDer<'_>]) -> String {
-    let mut out = String::new();
-    for der in certificates {
-        let text = BASE64_STANDARD.encode(der);
-        out.push_str("-----BEGIN CERTIFICATE-----\n");
-        for line in text.as_bytes().chunks(64) {
-            out.extend(line.iter().map(|byte| char::from(*byte)));
-            out.push('\n');
-        }
-        out.push_str("-----END CERTIFICATE-----\n");
+    certificates.iter().map(|der| block("CERTIFICATE", der)).collect()
+}
+
+/// A private key, PKCS#8 in DER, as PEM (RFC 7468).
+#[must_use]
+pub fn key_to_pem(key: &[u8]) -> String {
+    block("PRIVATE KEY", key)
+}
+
+fn block(label: &str, der: &[u8]) -> String {
+    let text = BASE64_STANDARD.encode(der);
+    let mut out = format!("-----BEGIN {label}-----\n");
+    for line in text.as_bytes().chunks(64) {
+        out.extend(line.iter().map(|byte| char::from(*byte)));
+        out.push('\n');
     }
+    out.push_str(&format!("-----END {label}-----\n"));
     out
 }
 

@@ -13,9 +13,10 @@ use remora_xds::server::{AdsService, Client, Denied, Settings, SnapshotWatch, Sn
 use remora_xds::{NodeSnapshot, Resource};
 use tokio::sync::watch;
 
-use super::{Newest, domain_of};
+use super::{Newest, bundle_name};
 use crate::config::manager::{OWN, ROOTS};
 use crate::identity::Identity;
+use crate::tls::material::to_pem;
 
 /// The gRPC service.
 pub(super) type Server = SecretDiscoveryServiceServer<AdsService<Secrets>>;
@@ -54,10 +55,7 @@ fn snapshot(identity: &Identity) -> Arc<NodeSnapshot> {
         private_key: inline(&identity.text.key),
         ..TlsCertificate::default()
     });
-    let roots = Type::ValidationContext(CertificateValidationContext {
-        trusted_ca: inline(&identity.text.roots),
-        ..CertificateValidationContext::default()
-    });
+    let roots = validation(&identity.text.roots);
     let mut snapshot = NodeSnapshot::default();
     let mut add = |name: &str, secret: &Type| {
         let secret = Secret { name: name.to_owned(), r#type: Some(secret.clone()) };
@@ -67,9 +65,19 @@ fn snapshot(identity: &Identity) -> Arc<NodeSnapshot> {
     add(ROOTS, &roots);
     if let Some(id) = identity.spiffe() {
         add(id.as_str(), &own);
-        add(&domain_of(&id), &roots);
+        add(&bundle_name(id.trust_domain()), &roots);
+    }
+    for (domain, bundle) in identity.federated() {
+        add(&bundle_name(domain), &validation(&to_pem(bundle)));
     }
     Arc::new(snapshot)
+}
+
+fn validation(roots: &str) -> Type {
+    Type::ValidationContext(CertificateValidationContext {
+        trusted_ca: inline(roots),
+        ..CertificateValidationContext::default()
+    })
 }
 
 fn inline(text: &str) -> Option<DataSource> {

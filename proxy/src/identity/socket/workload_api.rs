@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use prost::Message;
+use rustls_pki_types::CertificateDer;
 use tokio::sync::mpsc;
 use tonic::Status;
 use tonic::body::Body;
@@ -13,54 +14,55 @@ use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::server::{Grpc, ServerStreamingService};
 use tonic_prost::ProstCodec;
 
-use super::{Newest, domain_of};
+use super::{Newest, bundle_name};
 use crate::identity::Identity;
 
 /// Name of the gRPC service, which has no package.
-pub(super) const SERVICE: &str = "SpiffeWorkloadAPI";
+pub(in crate::identity) const SERVICE: &str = "SpiffeWorkloadAPI";
 /// Every request carries it: a web page that a browser was made to open cannot (SPIFFE Workload Endpoint §6).
-pub(super) const SECURITY_HEADER: &str = "workload.spiffe.io";
+pub(in crate::identity) const SECURITY_HEADER: &str = "workload.spiffe.io";
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Empty {}
+pub(in crate::identity) struct Empty {}
 
 /// `X509SVIDResponse`.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct X509SvidResponse {
+pub(in crate::identity) struct X509SvidResponse {
     #[prost(message, repeated, tag = "1")]
-    pub(super) svids: Vec<X509Svid>,
+    pub(in crate::identity) svids: Vec<X509Svid>,
     #[prost(bytes = "vec", repeated, tag = "2")]
-    crl: Vec<Vec<u8>>,
+    pub(in crate::identity) crl: Vec<Vec<u8>>,
+    /// By trust domain.
     #[prost(map = "string, bytes", tag = "3")]
-    federated_bundles: HashMap<String, Vec<u8>>,
+    pub(in crate::identity) federated_bundles: HashMap<String, Vec<u8>>,
 }
 
 /// `X509SVID`: DER throughout.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct X509Svid {
+pub(in crate::identity) struct X509Svid {
     #[prost(string, tag = "1")]
-    pub(super) spiffe_id: String,
+    pub(in crate::identity) spiffe_id: String,
     /// The chain, leaf first.
     #[prost(bytes = "vec", tag = "2")]
-    pub(super) x509_svid: Vec<u8>,
+    pub(in crate::identity) x509_svid: Vec<u8>,
     /// PKCS#8.
     #[prost(bytes = "vec", tag = "3")]
-    pub(super) x509_svid_key: Vec<u8>,
+    pub(in crate::identity) x509_svid_key: Vec<u8>,
     /// The authorities of its trust domain.
     #[prost(bytes = "vec", tag = "4")]
-    pub(super) bundle: Vec<u8>,
+    pub(in crate::identity) bundle: Vec<u8>,
     #[prost(string, tag = "5")]
-    hint: String,
+    pub(in crate::identity) hint: String,
 }
 
 /// `X509BundlesResponse`.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct X509BundlesResponse {
+pub(in crate::identity) struct X509BundlesResponse {
     #[prost(bytes = "vec", repeated, tag = "1")]
     crl: Vec<Vec<u8>>,
     /// By trust domain.
     #[prost(map = "string, bytes", tag = "2")]
-    pub(super) bundles: HashMap<String, Vec<u8>>,
+    pub(in crate::identity) bundles: HashMap<String, Vec<u8>>,
 }
 
 /// See the module.
@@ -137,21 +139,29 @@ async fn push<M>(mut newest: Newest, make: Make<M>, send: mpsc::Sender<Result<M,
 fn svids(identity: &Identity) -> Option<X509SvidResponse> {
     let svid = X509Svid {
         spiffe_id: identity.spiffe()?.as_str().to_owned(),
-        x509_svid: identity.certificate.key.cert.iter().flat_map(|der| der.iter().copied()).collect(),
+        x509_svid: concatenated(&identity.certificate.key.cert),
         x509_svid_key: identity.key_der(),
-        bundle: bundle(identity),
+        bundle: own_bundle(identity),
         hint: String::new(),
     };
-    Some(X509SvidResponse { svids: vec![svid], ..X509SvidResponse::default() })
+    let federated_bundles = federated(identity).collect();
+    Some(X509SvidResponse { svids: vec![svid], federated_bundles, ..X509SvidResponse::default() })
 }
 
 fn bundles(identity: &Identity) -> Option<X509BundlesResponse> {
-    let domain = domain_of(&identity.spiffe()?);
-    let bundles = HashMap::from([(domain, bundle(identity))]);
+    let domain = bundle_name(identity.spiffe()?.trust_domain());
+    let bundles = federated(identity).chain([(domain, own_bundle(identity))]).collect();
     Some(X509BundlesResponse { bundles, ..X509BundlesResponse::default() })
 }
 
-fn bundle(identity: &Identity) -> Vec<u8> {
-    let roots = identity.trust.roots.iter().flat_map(|roots| &roots.certificates);
-    roots.flat_map(|der| der.iter().copied()).collect()
+fn federated(identity: &Identity) -> impl Iterator<Item = (String, Vec<u8>)> {
+    identity.federated().map(|(domain, bundle)| (bundle_name(domain), concatenated(bundle)))
+}
+
+fn own_bundle(identity: &Identity) -> Vec<u8> {
+    identity.trust.roots.as_ref().map(|roots| concatenated(&roots.certificates)).unwrap_or_default()
+}
+
+pub(in crate::identity) fn concatenated(certificates: &[CertificateDer<'_>]) -> Vec<u8> {
+    certificates.iter().flat_map(|der| der.iter().copied()).collect()
 }
