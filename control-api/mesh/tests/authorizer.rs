@@ -233,6 +233,24 @@ fn what_means_nothing_is_refused_by_name() {
     assert!(said.contains("Custom without rules does nothing (rules: [{}] asks about everything)"), "{said}");
 }
 
+/// On a route the caller's side would ask; who looks for that finds what there is.
+#[test]
+fn the_filter_of_a_route_is_refused_with_the_way_to_ask() {
+    let route = "---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: r}
+spec:
+  parentRefs: [{kind: Service, name: carts}]
+  rules: [{filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP}}], backendRefs: [{name: carts, port: 8080}]}]
+";
+    let said = found(&format!("{ASKING}{route}"));
+    assert!(
+        said.contains("ExternalAuth is not supported yet (an AuthorizationPolicy with action: Custom"),
+        "{said}"
+    );
+}
+
 /// Two services that ask each other would wait for each other.
 #[test]
 fn whoever_is_asked_asks_nobody_who_asks_it() {
