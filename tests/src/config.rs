@@ -17,6 +17,7 @@ pub struct Bootstrap {
     listeners: Vec<Value>,
     clusters: Vec<Value>,
     dynamic: Option<Value>,
+    node: Option<String>,
 }
 
 impl Bootstrap {
@@ -34,6 +35,13 @@ impl Bootstrap {
         self
     }
 
+    /// Sets the id of the node.
+    #[must_use]
+    pub fn node(mut self, id: &str) -> Self {
+        self.node = Some(id.to_owned());
+        self
+    }
+
     /// Sets `dynamic_resources`.
     #[must_use]
     pub fn dynamic(mut self, dynamic: Value) -> Self {
@@ -45,7 +53,7 @@ impl Bootstrap {
     #[must_use]
     pub fn to_json(&self) -> Value {
         let mut all = json!({
-            "node": { "id": "test", "cluster": "tests" },
+            "node": { "id": self.node.as_deref().unwrap_or("test"), "cluster": "tests" },
             "admin": { "address": address(([127, 0, 0, 1], 0).into()) },
             "static_resources": { "listeners": self.listeners, "clusters": self.clusters },
         });

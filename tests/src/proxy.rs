@@ -292,6 +292,13 @@ impl Builder {
         self
     }
 
+    /// Sets the id of the node: who it is for a control plane.
+    #[must_use]
+    pub fn node(mut self, id: &str) -> Self {
+        self.bootstrap = self.bootstrap.node(id);
+        self
+    }
+
     /// Sets `dynamic_resources`.
     #[must_use]
     pub fn dynamic(mut self, dynamic: Value) -> Self {

@@ -6,6 +6,7 @@ mod jwt;
 mod names;
 mod order;
 mod policy;
+mod provider;
 mod report;
 mod route;
 mod service;

@@ -7,8 +7,8 @@ use remora_xds::diag::SourceMap;
 
 use crate::document::{
     AuthenticationPolicySpec, AuthorizationPolicySpec, BackendRef, Document, EndpointSliceSpec,
-    GrpcRouteSpec, HttpRouteSpec, ParentRef, ReferenceGrantSpec, ServiceSpec, TcpRouteSpec, TlsRouteSpec,
-    TrafficPolicySpec, WorkloadSpec,
+    GrpcRouteSpec, HttpRouteSpec, ParentRef, PortRef, ReferenceGrantSpec, ServiceSpec, TcpRouteSpec,
+    TlsRouteSpec, TrafficPolicySpec, WorkloadSpec,
 };
 use crate::name::{ByName, Key};
 
@@ -165,6 +165,14 @@ impl fmt::Display for Kind {
     }
 }
 
+impl Kind {
+    /// The part of `apiVersion` before the slash; empty for the core group.
+    #[must_use]
+    pub fn group(self) -> &'static str {
+        self.api_version().split_once('/').map_or("", |(group, _)| group)
+    }
+}
+
 impl Documents {
     /// Whether there is none.
     #[must_use]
@@ -185,13 +193,19 @@ impl AnyDocument {
         }
     }
 
-    /// What a route leads to; nothing for other kinds.
-    pub(crate) fn backends(&self) -> Vec<&BackendRef> {
+    /// What a route leads to, or whom a policy asks; nothing for other kinds.
+    pub(crate) fn backends(&self) -> Vec<PortRef<'_>> {
+        fn all<'a>(lists: impl Iterator<Item = &'a Vec<BackendRef>>) -> Vec<PortRef<'a>> {
+            lists.flatten().map(BackendRef::to).collect()
+        }
         match self {
-            Self::HttpRoute(d) => d.spec.rules.iter().flat_map(|rule| &rule.backend_refs).collect(),
-            Self::GrpcRoute(d) => d.spec.rules.iter().flat_map(|rule| &rule.backend_refs).collect(),
-            Self::TcpRoute(d) => d.spec.rules.iter().flat_map(|rule| &rule.backend_refs).collect(),
-            Self::TlsRoute(d) => d.spec.rules.iter().flat_map(|rule| &rule.backend_refs).collect(),
+            Self::HttpRoute(d) => all(d.spec.rules.iter().map(|rule| &rule.backend_refs)),
+            Self::GrpcRoute(d) => all(d.spec.rules.iter().map(|rule| &rule.backend_refs)),
+            Self::TcpRoute(d) => all(d.spec.rules.iter().map(|rule| &rule.backend_refs)),
+            Self::TlsRoute(d) => all(d.spec.rules.iter().map(|rule| &rule.backend_refs)),
+            Self::AuthorizationPolicy(d) => {
+                d.spec.provider.iter().map(|provider| provider.backend_ref.to()).collect()
+            }
             _ => Vec::new(),
         }
     }

@@ -138,12 +138,18 @@ fn slice() -> impl Strategy<Value = String> {
 }
 
 fn grant() -> impl Strategy<Value = String> {
-    let kind = prop::sample::select(vec!["HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute"]);
+    let kind = prop::sample::select(vec![
+        ("gateway.networking.k8s.io", "HTTPRoute"),
+        ("gateway.networking.k8s.io", "GRPCRoute"),
+        ("gateway.networking.k8s.io", "TCPRoute"),
+        ("gateway.networking.k8s.io", "TLSRoute"),
+        ("remora.dev", "AuthorizationPolicy"),
+    ]);
     let to = prop::sample::select(vec!["", ", name: s0"]);
-    (namespace(), namespace(), kind, to, 0..2_u8).prop_map(|(namespace, from, kind, to, number)| {
+    (namespace(), namespace(), kind, to, 0..2_u8).prop_map(|(namespace, from, (group, kind), to, number)| {
         format!(
             "apiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\nmetadata: {{name: y{number}, namespace: {namespace}}}\n\
-             spec: {{from: [{{group: gateway.networking.k8s.io, kind: {kind}, namespace: {from}}}], to: [{{group: '', kind: Service{to}}}]}}\n"
+             spec: {{from: [{{group: {group}, kind: {kind}, namespace: {from}}}], to: [{{group: '', kind: Service{to}}}]}}\n"
         )
     })
 }
@@ -154,6 +160,17 @@ fn policy() -> impl Strategy<Value = String> {
         ("TrafficPolicy", 'p', "loadBalancing: Random"),
         ("AuthenticationPolicy", 'a', "mtls: {mode: Disabled}"),
         ("AuthenticationPolicy", 'a', "mtls: {mode: Strict}"),
+        (
+            "AuthorizationPolicy",
+            'z',
+            "action: Custom, rules: [{}], provider: {protocol: HTTP, backendRef: {name: s1, port: 8080}}",
+        ),
+        (
+            "AuthorizationPolicy",
+            'z',
+            "action: Custom, rules: [{to: [{operation: {paths: [/x]}}]}], \
+             provider: {protocol: GRPC, backendRef: {name: s0, namespace: two, port: 9090}}",
+        ),
     ]);
     (namespace(), 0..2_u8, 0..3_u8, what).prop_map(|(namespace, number, target, (kind, letter, what))| {
         format!(
@@ -171,6 +188,7 @@ fn edit() -> impl Strategy<Value = Edit> {
         (Kind::HttpRoute, "r"),
         (Kind::TrafficPolicy, "p"),
         (Kind::AuthenticationPolicy, "a"),
+        (Kind::AuthorizationPolicy, "z"),
         (Kind::GrpcRoute, "g"),
         (Kind::TcpRoute, "t"),
         (Kind::TlsRoute, "l"),

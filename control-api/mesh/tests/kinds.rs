@@ -23,6 +23,7 @@ use support::profile::profile;
 
 const SHOP: &str = include_str!("../../../deploy/examples/shop.yaml");
 const EXTERNAL: &str = include_str!("../../../deploy/examples/external.yaml");
+const ASKING: &str = include_str!("../../../deploy/examples/authorizer.yaml");
 
 #[test]
 fn http_and_grpc_routes() {
@@ -469,7 +470,7 @@ proptest! {
     /// Whether or not documents are right together: those that can be read compile, for everybody, to what Envoy's rules allow. What
     /// the check accepts is accepted for a reason: no sidecar has problems.
     #[test]
-    fn mutilated_documents_never_panic(text in mutilated(format!("{SHOP}---\n{EXTERNAL}"))) {
+    fn mutilated_documents_never_panic(text in mutilated(format!("{SHOP}---\n{EXTERNAL}---\n{ASKING}"))) {
         let Ok(documents) = Documents::read_alone([("mesh.yaml", text.as_str())]) else { return Ok(()) };
         let (_, findings) = Documents::check([("mesh.yaml", text.as_str())]);
         let right = findings.is_empty();

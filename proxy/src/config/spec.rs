@@ -251,6 +251,17 @@ pub enum HttpFilter {
     Router,
 }
 
+impl HttpFilter {
+    /// The verdict of an RBAC filter in front, by its key, that decides whether this filter does anything.
+    #[must_use]
+    pub fn awaits(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Authz(_, filter) => filter.condition.as_ref()?.verdict(),
+            Self::Rbac(..) | Self::Jwt(..) | Self::Router => None,
+        }
+    }
+}
+
 /// `server_header_transformation` and `server_name`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServerHeader {

@@ -22,12 +22,14 @@ use super::values::Values;
 use crate::error::Reason;
 use crate::policy::authz::answer::{Answer, Changes, Denial, Invalid};
 use crate::policy::authz::{
-    AuthzFilter, Buffer, CheckSettings, FAILURE_MODE_ALLOWED, MAX_ANSWER, Piece, Question, Service, grpc, web,
+    AuthzFilter, Buffer, CheckSettings, Condition, FAILURE_MODE_ALLOWED, MAX_ANSWER, Piece, Question,
+    Service, grpc, web,
 };
 use crate::policy::overrides::Override;
 use crate::policy::rbac::Verdict;
 use crate::resilience::breaker::{Resource, RoutingPriority};
 use crate::route::header::ValueTemplate;
+use crate::route::matcher::Fraction;
 use crate::telemetry::metrics::Decision;
 use crate::upstream::cluster::Cluster;
 
@@ -49,9 +51,7 @@ pub async fn check(
         Some(Override::Rbac(_) | Override::Jwt(_)) | None => None,
     };
     let decided = |ctx: &RequestCtx, decision| count(ctx, name, filter, decision);
-    if let Some(enabled) = filter.enabled
-        && !enabled.contains(ctx.downstream.worker.with_rng(|rng| rng.u64(..)))
-    {
+    if !is_asked(ctx, filter) {
         decided(ctx, Decision::Disabled);
         return if filter.deny_disabled { Err(fail(ctx, name, filter, "disabled", None)) } else { Ok(false) };
     }
@@ -87,6 +87,16 @@ pub async fn check(
         ctx.head.headers.insert(&FAILURE_MODE_ALLOWED, HeaderValue::from_static("true"));
     }
     Ok(false)
+}
+
+/// Whether the service is asked about this request (`filter_enabled`, `filter_enabled_metadata`).
+fn is_asked(ctx: &RequestCtx, filter: &AuthzFilter) -> bool {
+    let sampled = |part: Fraction| part.contains(ctx.downstream.worker.with_rng(|rng| rng.u64(..)));
+    let told = |condition: &Condition| match &ctx.policy {
+        Some(policy) => condition.holds(&policy.claims, &policy.verdicts),
+        None => condition.holds(&[], &[]),
+    };
+    filter.enabled.is_none_or(sampled) && filter.condition.as_ref().is_none_or(told)
 }
 
 fn count(ctx: &RequestCtx, name: &Arc<str>, filter: &AuthzFilter, decision: Decision) {

@@ -19,7 +19,7 @@ use crate::policy::jwt::JwtFilter;
 use crate::policy::jwt::provider::Now;
 use crate::policy::jwt::requirement::Requirement;
 use crate::policy::overrides::{Override, Overrides};
-use crate::policy::rbac::{self, RbacFilter};
+use crate::policy::rbac::{self, Engine, RbacFilter, Verdict};
 use crate::policy::view::{Claims, RequestView, View};
 use crate::route::Found;
 use crate::telemetry::metrics::Decision;
@@ -39,6 +39,8 @@ pub struct Findings {
     pub challenge: Option<HeaderValue>,
     /// Payloads of verified tokens.
     pub claims: Vec<Claims>,
+    /// Verdicts of RBAC that filters behind go by.
+    pub verdicts: Vec<Claims>,
     /// Names of the providers whose tokens were verified.
     pub providers: Vec<Arc<str>>,
 }
@@ -72,7 +74,7 @@ pub async fn run<'f>(
         match filter {
             HttpFilter::Rbac(name, filter) => {
                 if let Some(filter) = effective(name, filter, route) {
-                    access(ctx, filter)?;
+                    access(ctx, filter, &filters[i + 1..])?;
                 }
             }
             HttpFilter::Jwt(name, filter) => {
@@ -122,8 +124,8 @@ pub fn still_allowed(
     Ok(())
 }
 
-/// `envoy.filters.http.rbac`.
-fn access(ctx: &mut RequestCtx, filter: &RbacFilter) -> Result<(), Reason> {
+/// `envoy.filters.http.rbac`, before the filters `behind`.
+fn access(ctx: &mut RequestCtx, filter: &RbacFilter, behind: &[HttpFilter]) -> Result<(), Reason> {
     let downstream = std::rc::Rc::clone(&ctx.downstream);
     let claims = ctx.policy.as_ref().map_or(&[][..], |policy| &policy.claims);
     let request = Some(RequestView::from(&ctx.head));
@@ -137,17 +139,38 @@ fn access(ctx: &mut RequestCtx, filter: &RbacFilter) -> Result<(), Reason> {
     if let Some(verdict) = &verdict {
         metrics.decided(&downstream, verdict, Decision::enforced(verdict.allowed));
     }
-    if let Some(shadow) = shadow.filter(|shadow| !shadow.allowed) {
-        findings(ctx).shadow = Some(rbac::details(shadow.policy));
+    if let Some(shadow) = shadow {
+        // What decides whether a filter behind does anything is no dry run.
+        let awaited = leave(ctx, behind, Engine::Shadow, &shadow);
+        if !shadow.allowed && !awaited {
+            findings(ctx).shadow = Some(rbac::details(shadow.policy));
+        }
     }
     let Some(verdict) = verdict else { return Ok(()) };
     if verdict.allowed {
+        leave(ctx, behind, Engine::Enforced, &verdict);
         return Ok(());
     }
     let refusal = refusal(ctx);
     refusal.details = Some(rbac::details(verdict.policy));
     refusal.rule = filter.rules.as_ref().map(|rules| rules.blame(verdict.policy));
     Err(Reason::RbacDenied)
+}
+
+/// Leaves a verdict for those of the filters `behind` that go by it. Whether there is one.
+fn leave(ctx: &mut RequestCtx, behind: &[HttpFilter], engine: Engine, verdict: &Verdict<'_>) -> bool {
+    let mut awaited = false;
+    for key in behind.iter().filter_map(HttpFilter::awaits) {
+        let Some(field) = verdict.field(engine, key) else { continue };
+        awaited = true;
+        if let Some(value) = verdict.value(field) {
+            let verdicts = &mut findings(ctx).verdicts;
+            // Of two filters with one prefix the last one's holds.
+            verdicts.retain(|other| other.key != *key);
+            verdicts.push(Claims { key: Arc::clone(key), payload: Arc::new(value.into()) });
+        }
+    }
+    awaited
 }
 
 /// What `filter` asks of a request, with what its route says about that.

@@ -8,6 +8,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::Scheme;
 
 use super::downstream::Downstream;
+use super::forwarded;
 use super::head::{RequestHead, ResponseHead};
 use crate::config::spec::{ClientCertHeader, ClientCertMode, HttpSpec, ServerHeader, StripPort};
 use crate::tls::identity::PeerIdentity;
@@ -166,6 +167,7 @@ fn forwarded_for(head: &mut RequestHead, downstream: &Downstream, http: &HttpSpe
     let internal = |ip: IpAddr| http.internal_addresses.iter().any(|net| net.contains(&ip));
     join_lines(&mut head.headers, &X_FORWARDED_FOR);
     if http.use_remote_address {
+        forwarded::keep_trusted(&mut head.headers, hops);
         let had_list = head.headers.contains_key(&X_FORWARDED_FOR);
         let client = if hops > 0 { address_from_end(&head.headers, hops - 1) } else { None };
         if !http.skip_xff_append {

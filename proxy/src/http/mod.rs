@@ -9,6 +9,7 @@ pub mod context;
 pub mod downstream;
 pub mod filters;
 pub mod forward;
+pub mod forwarded;
 pub mod guard;
 pub mod h1;
 pub mod h2;

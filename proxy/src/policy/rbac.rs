@@ -12,8 +12,10 @@ use crate::route::matcher::HeaderMatch;
 use crate::route::text::StringMatch;
 
 pub use claim::{ClaimMatch, ValueMatch};
+pub use metadata::Engine;
 
 mod claim;
+mod metadata;
 
 /// Policies that [`Rules::blame`] names.
 const BLAMED: usize = 8;

@@ -77,11 +77,11 @@ impl HeaderView for RequestView<'_> {
     }
 }
 
-/// The payload of a verified token.
+/// The payload of a verified token; or what a verdict of RBAC left, as a text.
 #[derive(Debug, Clone)]
 pub struct Claims {
-    /// `payload_in_metadata` of its provider.
+    /// `payload_in_metadata` of the token's provider; or the whole key of the verdict.
     pub key: Arc<str>,
-    /// The claims.
+    /// The claims, or the text.
     pub payload: Arc<Value>,
 }

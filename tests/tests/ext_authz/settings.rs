@@ -103,6 +103,48 @@ async fn a_cleared_route_is_chosen_again() {
     }
 }
 
+/// Istio's `CUSTOM`: shadow rules choose, and leave the name of the one that matched. That is no dry run, and not logged as one.
+#[tokio::test]
+async fn shadow_rules_choose_what_is_asked_about() {
+    let (auth, origin) = (Authorizer::answering(deny(401, vec![], "no")).await, origin().await);
+    let mut manager = grpc(json!({ "filter_enabled_metadata": {
+        "filter": "envoy.filters.http.rbac",
+        "path": [{ "key": "ask_shadow_effective_policy_id" }],
+        "value": { "string_match": { "prefix": "shop/" } },
+    } }));
+    let policy = |path: &str| json!({ "permissions": [{ "url_path": { "path": { "prefix": path } } }], "principals": [{ "any": true }] });
+    let shadow = |prefix: &str, name: &str, path: &str| {
+        json!({ "name": "rbac", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC",
+            "shadow_rules": { "action": "DENY", "policies": { name: policy(path) } },
+            "shadow_rules_stat_prefix": prefix,
+        } })
+    };
+    let filters = manager["http_filters"].as_array_mut().unwrap();
+    filters.insert(0, shadow("ask_", "shop/ask", "/private"));
+    filters.insert(1, shadow("dry_", "shop/dry", "/private/dry"));
+    let log = json!({ "access_log": [{ "name": "log", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StderrAccessLog",
+        "log_format": { "text_format_source": { "inline_string": "LOG %REQ(:PATH)% %REMORA_SHADOW%\n" } },
+    } }] });
+    merge(&mut manager, log);
+    let proxy = proxy(manager, &origin).upstream("auth", &auth).start().await;
+    let mut client = proxy.http1().await;
+    let mut status =
+        async |path: &str| ask(&mut client, &format!("GET {path} HTTP/1.1\r\nHost: a")).await.status;
+    assert_eq!(status("/open").await, 200);
+    assert!(auth.asked().is_empty());
+    assert_eq!(status("/private").await, 401);
+    assert_eq!(status("/private/dry").await, 401);
+    assert_eq!((auth.asked().len(), origin.requests().len()), (2, 1));
+    for line in
+        ["LOG /open -", "LOG /private -", "LOG /private/dry rbac_access_denied_matched_policy[shop/dry]"]
+    {
+        remora_tests::wait::eventually(line, || proxy.stderr().contains(&format!("{line}\n"))).await;
+    }
+    assert_eq!(decisions(&proxy, "disabled").await.as_deref(), Some("1"));
+}
+
 #[tokio::test]
 async fn some_requests_are_not_asked_about() {
     let (auth, origin) = (Authorizer::answering(deny(401, vec![], "no")).await, origin().await);

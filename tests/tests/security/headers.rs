@@ -153,6 +153,61 @@ async fn an_edge_believes_no_address_and_no_scheme_of_its_callers() {
     assert!(all("x-envoy-internal").is_empty() && all("x-envoy-retry-on").is_empty());
 }
 
+const CLAIMS: [&str; 5] = [
+    "Forwarded: for=10.0.0.1;host=evil.example;proto=https",
+    "X-Forwarded-Host: evil.example",
+    "X-Forwarded-Port: 666",
+    "X-Forwarded-Prefix: /evil",
+    "X-Forwarded-Ssl: on",
+];
+
+/// RFC 7239: Spring and others believe `Forwarded` more than X-Forwarded-For, and build links by the others.
+#[tokio::test]
+async fn an_edge_passes_on_no_claim_of_its_callers() {
+    let edge = |hops: u32| {
+        Listener::http("ingress").manager(json!({ "use_remote_address": true, "xff_num_trusted_hops": hops }))
+    };
+    let rig = Rig::new(edge(0)).await;
+    let again = ["forwarded: for=10.0.0.2", "Forwarded: for=\"10.0.0.3", "Forwarded: gibberish"];
+    let lines = [&[HOST][..], &CLAIMS, &again].concat();
+    let seen = rig.http1("/", &lines).await.2.unwrap();
+    for name in ["forwarded", "x-forwarded-host", "x-forwarded-port", "x-forwarded-prefix", "x-forwarded-ssl"]
+    {
+        assert!(!seen.fields().has(name), "{name}: {seen:#?}");
+    }
+    assert_eq!(rig.http2("/", &[("forwarded", "for=10.0.0.1")]).await, Some(200));
+    assert!(!rig.origin.requests()[1].fields().has("forwarded"));
+
+    // Behind a proxy that is trusted, what that one wrote is kept; what its own caller wrote before it, or broke, is not.
+    let rig = Rig::new(edge(1)).await;
+    let own = "for=203.0.113.7;proto=https";
+    let claimed = "Forwarded: for=10.0.0.1, for=\"[2001:db8::1]\"";
+    for lines in [
+        vec![HOST.to_owned(), format!("Forwarded: {own}")],
+        vec![HOST.to_owned(), format!("{claimed}, {own}")],
+        vec![HOST.to_owned(), claimed.to_owned(), format!("Forwarded: {own}")],
+    ] {
+        let lines: Vec<_> =
+            lines.iter().map(String::as_str).chain(["X-Forwarded-Host: shop.example"]).collect();
+        let seen = rig.http1("/", &lines).await.2.unwrap();
+        assert_eq!(seen.fields().all("forwarded"), [own], "{lines:?}");
+        assert_eq!(seen.fields().all("x-forwarded-host"), ["shop.example"]);
+    }
+    for broken in ["for=\"10.0.0.1", "for=10.0.0.1\"", "for=a b", "for", ";", "for=a;for=b"] {
+        let line = format!("Forwarded: {broken}, {own}");
+        let seen = rig.http1("/", &[HOST, &line]).await.2.unwrap();
+        assert!(!seen.fields().has("forwarded"), "{line}: {seen:#?}");
+    }
+
+    // Inside, everything comes from the edge.
+    let rig = Rig::new(Listener::http("ingress")).await;
+    let seen = rig.http1("/", &[&[HOST][..], &CLAIMS].concat()).await.2.unwrap();
+    for line in CLAIMS {
+        let (name, value) = line.split_once(": ").unwrap();
+        assert_eq!(seen.fields().all(&name.to_ascii_lowercase()), [value]);
+    }
+}
+
 /// `Connection` names what ends at this hop: never what frames, routes or guards the message.
 #[tokio::test]
 async fn connection_takes_away_no_header_that_frames_routes_or_guards() {

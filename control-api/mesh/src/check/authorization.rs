@@ -7,6 +7,7 @@ use remora_xds::nearest;
 
 use super::names::is_dns_label;
 use super::policy::targets;
+use super::provider;
 use super::report::Report;
 use crate::document::{
     Action, AppProtocol, Attribute, AuthorizationPolicySpec, AuthorizationRule, Condition, Document,
@@ -32,16 +33,23 @@ pub(super) fn check(mesh: &Mesh, document: &Arc<Document<AuthorizationPolicySpec
     let at = root.field("spec");
     let rules = at.field("rules");
     report.at_most(MOST_RULES, spec.rules.len(), &rules);
-    if spec.rules.is_empty() && spec.action == Action::Deny {
-        report.report(&rules, "Deny without rules does nothing").fix("rules: [{}] denies everything");
+    let all = match spec.action {
+        Action::Allow => None,
+        Action::Deny => Some("denies everything"),
+        Action::Custom => Some("asks about everything"),
+    };
+    if let Some(all) = all.filter(|_| spec.rules.is_empty()) {
+        let text = format!("{} without rules does nothing", spec.action.as_str());
+        report.report(&rules, text).fix(format!("rules: [{{}}] {all}"));
     }
+    provider::check(mesh, document, &at, report);
     unenforced(mesh, document, &at.field("targetRefs"), report);
     let ports = target_ports(mesh, document);
     let known: Vec<_> = ports.iter().map(|port| port.port).collect();
     for (i, rule) in spec.rules.iter().enumerate() {
         let at = rules.index(i);
-        if spec.action == Action::Deny && !spec.dry_run {
-            opaque(rule, &ports, &at, report);
+        if spec.action.guards() && !spec.dry_run {
+            opaque(rule, spec.action, &ports, &at, report);
         }
         unverified(mesh, document, rule, &at, report);
         for (field, length) in [("from", rule.from.len()), ("to", rule.to.len()), ("when", rule.when.len())] {
@@ -98,8 +106,15 @@ fn concerns(rules: &[AuthorizationRule], port: u16) -> bool {
     rules.is_empty() || rules.iter().any(about)
 }
 
-/// A `Deny` of something that only HTTP has would refuse everything on a port that speaks something else.
-fn opaque(rule: &AuthorizationRule, ports: &[&ServicePort], at: &At<'_>, report: &mut Report) {
+/// A `Deny` of something that only HTTP has would refuse everything on a port that speaks something else, and about such a port nobody
+/// can be asked at all.
+fn opaque(
+    rule: &AuthorizationRule,
+    action: Action,
+    ports: &[&ServicePort],
+    at: &At<'_>,
+    report: &mut Report,
+) {
     let http_when =
         rule.when.iter().any(|c| Attribute::parse(&c.key).is_some_and(|attribute| attribute.is_http()));
     let http_from = rule.from.iter().any(|from| {
@@ -118,7 +133,8 @@ fn opaque(rule: &AuthorizationRule, ports: &[&ServicePort], at: &At<'_>, report:
         let Operation { hosts, not_hosts, methods, not_methods, paths, not_paths, ports: of, not_ports } =
             &to.operation;
         let lists = [hosts, not_hosts, methods, not_methods, paths, not_paths];
-        if !(http_when || http_from || lists.iter().any(|list| !list.is_empty())) {
+        let http = http_when || http_from || lists.iter().any(|list| !list.is_empty());
+        if action == Action::Deny && !http {
             continue;
         }
         let meant = |port: &&&ServicePort| {
@@ -126,7 +142,8 @@ fn opaque(rule: &AuthorizationRule, ports: &[&ServicePort], at: &At<'_>, report:
         };
         let tcp = ports.iter().filter(meant).find(|port| port.speaks() == AppProtocol::Tcp);
         if let Some(port) = tcp {
-            let text = format!("would deny everything on port {}, which does not speak HTTP", port.port);
+            let what = if action == Action::Custom { "asks about" } else { "would deny everything on" };
+            let text = format!("{what} port {}, which does not speak HTTP", port.port);
             report.report(at, text).fix("name the ports that do: operation: {ports: […]}");
             return;
         }

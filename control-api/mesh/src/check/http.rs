@@ -208,7 +208,12 @@ fn check_filter(prefixes: bool, filter: &HttpFilter, at: &At<'_>, report: &mut R
     for (name, set, kind, why) in later {
         if filter.kind == kind {
             let text = format!("{} {why}", kind.as_str());
-            report.unsupported(&at.field("type"), text).fix("remove the filter");
+            let fix = if kind == HttpFilterType::ExternalAuth {
+                "an AuthorizationPolicy with action: Custom asks in front of the program"
+            } else {
+                "remove the filter"
+            };
+            report.unsupported(&at.field("type"), text).fix(fix);
         } else if set.is_some() {
             report.report(&at.field(name), "does not belong to this type of filter");
         }

@@ -7,7 +7,8 @@ use remora_xds::diag::At;
 use super::names::{need_kind, need_port, need_service};
 use super::report::Report;
 use crate::document::{
-    BackendRef, Document, ParentRef, ReferenceGrantSpec, TcpRouteSpec, TcpRule, TlsRouteSpec, Unsupported,
+    BackendRef, Document, ParentRef, PortRef, ReferenceGrantSpec, ServiceSpec, TcpRouteSpec, TcpRule,
+    TlsRouteSpec, Unsupported,
 };
 use crate::kinds::{AnyDocument, Kind};
 use crate::mesh::Mesh;
@@ -55,26 +56,38 @@ pub(super) fn backends(mesh: &Mesh, route: &Key, list: &[BackendRef], at: &At<'_
     report.at_most(16, list.len(), at);
     for (i, backend) in list.iter().enumerate() {
         let at = at.index(i);
-        need_kind(backend.group.as_deref(), backend.kind.as_deref(), &at, report);
-        let own = &*route.name.namespace;
-        let namespace = backend.namespace.as_deref().unwrap_or(own);
-        if let Some(service) = need_service(mesh, namespace, &backend.name, &at.field("name"), report) {
-            need_port(service, Some(backend.port), &at.field("port"), report);
-            if namespace != own && !mesh.granted(route, namespace, &backend.name) {
-                let text =
-                    format!("no ReferenceGrant of {namespace} lets this route lead to {}", backend.name);
-                let fix = format!(
-                    "in {namespace}: from: [{{group: gateway.networking.k8s.io, kind: {}, namespace: {own}}}], \
-                     to: [{{group: \"\", kind: Service}}]",
-                    route.kind
-                );
-                report.missing(&at.field("namespace"), text).fix(fix);
-            }
-        }
+        reference(mesh, route, backend.to(), &at, report);
         if backend.weight > 1_000_000 {
             report.report(&at.field("weight"), "is more than 1000000");
         }
     }
+}
+
+/// A port of a Service that `from` may refer to.
+pub(super) fn reference<'m>(
+    mesh: &'m Mesh,
+    from: &Key,
+    to: PortRef<'_>,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<&'m Document<ServiceSpec>> {
+    need_kind(to.group, to.kind, at, report);
+    let own = &*from.name.namespace;
+    let namespace = to.namespace.unwrap_or(own);
+    let service = need_service(mesh, namespace, to.name, &at.field("name"), report)?;
+    need_port(service, Some(to.port), &at.field("port"), report);
+    if namespace != own && !mesh.granted(from, namespace, to.name) {
+        let asks = from.kind == Kind::AuthorizationPolicy;
+        let may = if asks { "policy ask" } else { "route lead to" };
+        let text = format!("no ReferenceGrant of {namespace} lets this {may} {}", to.name);
+        let fix = format!(
+            "in {namespace}: from: [{{group: {}, kind: {}, namespace: {own}}}], to: [{{group: \"\", kind: Service}}]",
+            from.kind.group(),
+            from.kind
+        );
+        report.missing(&at.field("namespace"), text).fix(fix);
+    }
+    Some(service)
 }
 
 /// Host names belong to gateways: in a mesh the Service is the host.
@@ -137,7 +150,8 @@ fn one_rule(mesh: &Mesh, route: &Key, list: &[TcpRule], report: &mut Report) {
 
 /// A ReferenceGrant.
 pub(super) fn grant(document: &Document<ReferenceGrantSpec>, report: &mut Report) {
-    const ROUTES: [Kind; 4] = [Kind::HttpRoute, Kind::GrpcRoute, Kind::TcpRoute, Kind::TlsRoute];
+    const REFERRERS: [Kind; 5] =
+        [Kind::HttpRoute, Kind::GrpcRoute, Kind::TcpRoute, Kind::TlsRoute, Kind::AuthorizationPolicy];
     let root = At::root();
     let spec = root.field("spec");
     let (from, to) = (spec.field("from"), spec.field("to"));
@@ -149,10 +163,12 @@ pub(super) fn grant(document: &Document<ReferenceGrantSpec>, report: &mut Report
     }
     for (i, source) in document.spec.from.iter().enumerate() {
         let at = from.index(i);
-        if source.group != "gateway.networking.k8s.io" {
-            report.unsupported(&at.field("group"), "is not supported").fix("gateway.networking.k8s.io");
+        let kind = REFERRERS.into_iter().find(|kind| kind.as_str() == source.kind);
+        let group = kind.unwrap_or(Kind::HttpRoute).group();
+        if source.group != group {
+            report.unsupported(&at.field("group"), "is not supported").fix(group);
         }
-        if !ROUTES.iter().any(|kind| kind.as_str() == source.kind) {
+        if kind.is_none() {
             report
                 .unsupported(&at.field("kind"), format!("{:?} is not supported", source.kind))
                 .fix("HTTPRoute");

@@ -1,9 +1,13 @@
-//! AuthorizationPolicies -> RBAC filters of the listener in front of a program.
+//! AuthorizationPolicies -> RBAC filters of the listener in front of a program, and those that ask somebody else.
 //!
-//! Rules about what only HTTP has are strict on an opaque port: a `Deny` looks at the rest of the rule, an `Allow` never matches.
+//! Rules about what only HTTP has are strict on an opaque port: a `Deny` looks at the rest of the rule, an `Allow` never matches. A
+//! `Custom` is a `Deny` where nobody can be asked: on such a port, or when its provider is not there.
 
 mod matchers;
+mod provider;
 mod token;
+
+use std::collections::BTreeMap;
 
 use remora_xds::pb::envoy::config::listener::v3::Filter;
 use remora_xds::pb::envoy::config::listener::v3::filter::ConfigType;
@@ -13,21 +17,29 @@ use remora_xds::pb::envoy::extensions::filters::http::rbac::v3::Rbac as HttpRbac
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpFilter;
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType as HttpConfigType;
 use remora_xds::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
+use remora_xds::pb::google::protobuf::Any;
 
 use super::parts;
 use crate::document::{
     Action, AuthorizationPolicySpec, AuthorizationRule, Condition, Document, Operation, ServiceSpec, Source,
 };
 use crate::mesh::Mesh;
+use crate::name::Name;
+
+pub(super) use provider::ports as asked;
 
 use matchers::{Permit, Who};
 
+/// The filter, under whose name verdicts are left.
+const RBAC: &str = "envoy.filters.http.rbac";
 /// In front of metrics of decisions that are not followed.
 const DRY_RUN: &str = "dry_run_";
 
 /// The rules of one port.
 #[derive(Debug, Default)]
 pub(super) struct Rules {
+    /// Filters that ask, by policy.
+    custom: BTreeMap<Name, Vec<HttpFilter>>,
     deny: Set,
     allow: Set,
 }
@@ -93,20 +105,27 @@ fn ports_of(policy: &Document<AuthorizationPolicySpec>, calls: &[(&Document<Serv
 
 impl Rules {
     fn add(&mut self, subject: Subject<'_>, policy: &Document<AuthorizationPolicySpec>, ports: &[u16]) {
+        let context = Context { subject, action: policy.spec.action, ports };
+        let compiled = context.rules(policy);
         let (set, action) = match policy.spec.action {
             Action::Allow => (&mut self.allow, RbacAction::Allow),
             Action::Deny => (&mut self.deny, RbacAction::Deny),
+            // It matches nothing here, or is nothing to follow.
+            Action::Custom if compiled.is_empty() || policy.spec.dry_run => return,
+            Action::Custom => {
+                if let Some(asked) = provider::of(subject.mesh, policy).filter(|_| subject.http) {
+                    let everything = context.rule(&AuthorizationRule::default());
+                    let all = compiled.iter().any(|(_, rule)| Some(rule) == everything.as_ref());
+                    self.custom.insert(policy.name(), asked.filters((!all).then_some(compiled)));
+                    return;
+                }
+                (&mut self.deny, RbacAction::Deny)
+            }
         };
         let into = if policy.spec.dry_run { &mut set.dry_run } else { &mut set.enforced };
         // An `Allow` without rules allows nothing.
         let rbac = into.get_or_insert_with(|| Rbac { action: action.into(), ..Rbac::default() });
-        let context = Context { subject, action: policy.spec.action, ports };
-        let name = policy.name();
-        for (i, rule) in policy.spec.rules.iter().enumerate() {
-            if let Some(compiled) = context.rule(rule) {
-                rbac.policies.insert(format!("{}/{}:rules[{i}]", name.namespace, name.name), compiled);
-            }
-        }
+        rbac.policies.extend(compiled);
     }
 
     /// Only what an `Allow` matches passes, and nothing if there is none.
@@ -115,20 +134,19 @@ impl Rules {
         self.allow.enforced.get_or_insert_with(allow);
     }
 
-    /// Before the router.
+    /// Before the router. Others are asked before rules are looked at, in the order of the policies' names.
     pub(super) fn http(self) -> Vec<HttpFilter> {
         let sets = [self.deny, self.allow].into_iter().filter(|set| !set.is_empty());
-        let filter = |Set { enforced, dry_run }| HttpFilter {
-            name: "envoy.filters.http.rbac".into(),
-            config_type: Some(HttpConfigType::TypedConfig(parts::pack(&HttpRbac {
+        let judging = |Set { enforced, dry_run }| {
+            let config = HttpRbac {
                 rules: enforced,
                 shadow_rules: dry_run,
                 shadow_rules_stat_prefix: DRY_RUN.into(),
                 ..HttpRbac::default()
-            }))),
-            ..HttpFilter::default()
+            };
+            filter(RBAC, parts::pack(&config))
         };
-        sets.map(filter).collect()
+        self.custom.into_values().flatten().chain(sets.map(judging)).collect()
     }
 
     /// Before the TCP proxy.
@@ -148,6 +166,14 @@ impl Rules {
     }
 }
 
+fn filter(name: &str, config: Any) -> HttpFilter {
+    HttpFilter {
+        name: name.into(),
+        config_type: Some(HttpConfigType::TypedConfig(config)),
+        ..HttpFilter::default()
+    }
+}
+
 impl Set {
     const fn is_empty(&self) -> bool {
         self.enforced.is_none() && self.dry_run.is_none()
@@ -163,6 +189,13 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
+    /// The rules that can match here, by name.
+    fn rules(&self, policy: &Document<AuthorizationPolicySpec>) -> Vec<(String, Policy)> {
+        let name = policy.name();
+        let rules = policy.spec.rules.iter().enumerate();
+        rules.filter_map(|(i, rule)| Some((format!("{name}:rules[{i}]"), self.rule(rule)?))).collect()
+    }
+
     /// None: it never matches here.
     fn rule(&self, rule: &AuthorizationRule) -> Option<Policy> {
         let (mut permit, mut who) = (Vec::new(), Vec::new());
@@ -193,12 +226,12 @@ impl Context<'_> {
         (!matches_nothing).then(|| Policy { permissions, principals, ..Policy::default() })
     }
 
-    /// Something that only HTTP has, on an opaque port: an `Allow` cannot match, and a `Deny` does without it.
+    /// Something that only HTTP has, on an opaque port: an `Allow` cannot match, and others do without it.
     fn http_only(&self, present: bool) -> Option<bool> {
-        match (present && !self.subject.http, self.action) {
+        match (present && !self.subject.http, self.action.guards()) {
             (false, _) => Some(present),
-            (true, Action::Deny) => Some(false),
-            (true, Action::Allow) => None,
+            (true, true) => Some(false),
+            (true, false) => None,
         }
     }
 
@@ -223,10 +256,7 @@ impl Context<'_> {
     /// Whether the ports of the Services that lead here are meant. Where some are and some are not, the stricter answer.
     fn is_for(&self, ports: &[u16], not_ports: &[u16]) -> bool {
         let meant = |port: &u16| (ports.is_empty() || ports.contains(port)) && !not_ports.contains(port);
-        match self.action {
-            Action::Allow => self.ports.iter().all(meant),
-            Action::Deny => self.ports.iter().any(meant),
-        }
+        if self.action.guards() { self.ports.iter().any(meant) } else { self.ports.iter().all(meant) }
     }
 
     fn source(&self, source: &Source) -> Option<Vec<Principal>> {
@@ -269,8 +299,8 @@ impl Context<'_> {
     ) -> Option<()> {
         use crate::document::Attribute as A;
         let Some(attribute) = A::parse(&condition.key) else {
-            // Written by somebody who knows more than this version: an `Allow` cannot match, and a `Deny` does without it.
-            return (self.action == Action::Deny).then_some(());
+            // Written by somebody who knows more than this version: an `Allow` cannot match, and others do without it.
+            return self.action.guards().then_some(());
         };
         if attribute.is_http() && !self.http_only(true)? {
             return Some(());

@@ -1,6 +1,6 @@
 //! In front of the program: one listener, mTLS, one filter chain for each of its ports, found by the server name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -16,11 +16,12 @@ use remora_xds::pb::google::protobuf::Duration as PbDuration;
 
 use super::authorization::{self, Subject};
 use super::http::{self, RouteSpecifier, Side};
+use super::route::behind;
 use super::{Listening, Scope, cluster, jwt, key_of, names, parts, retry, tls};
 use crate::document::{AppProtocol, Document, MtlsMode, ServicePort, ServiceSpec};
 use crate::kinds::Kind;
 use crate::mesh::{Instance, Mesh, target};
-use crate::name::Key;
+use crate::name::{Key, Name};
 use crate::resource::Resource;
 
 /// How long a client in plaintext may leave the first word to the program before it is taken for one that does: what TLS
@@ -60,14 +61,24 @@ fn suffix(ports: &Ports<'_>, (number, spoken): (u16, &'static str)) -> &'static 
     if alone { "" } else { spoken }
 }
 
-/// The Services of all ports that speak HTTP, which carries tokens.
+/// The Services of all ports that speak HTTP, which carries tokens and can be asked about.
 fn believers<'a>(ports: &Ports<'a>) -> Vec<&'a Document<ServiceSpec>> {
     let http = ports.iter().filter(|(_, port)| port.speaks != AppProtocol::Tcp);
     http.flat_map(|(key, _)| calls_of(ports, key.0)).map(|(service, _)| service).collect()
 }
 
-/// The listener, unless no Service leads to this workload, and the clusters of the program.
-pub(super) fn compile(scope: Scope<'_>, instance: &Instance) -> (Option<Arc<Resource>>, Vec<Arc<Resource>>) {
+/// What a sidecar gets for what it hears.
+pub(super) struct Inbound {
+    /// None when no Service leads to the workload.
+    pub(super) listener: Option<Arc<Resource>>,
+    /// Of the program, and of servers with key sets.
+    pub(super) clusters: Vec<Arc<Resource>>,
+    /// Ports of Services that are asked about requests.
+    pub(super) asked: BTreeSet<(Name, u16)>,
+}
+
+/// The inbound side of a workload.
+pub(super) fn compile(scope: Scope<'_>, instance: &Instance) -> Inbound {
     let ports = ports(scope.mesh, instance);
     let named = |key: &(u16, &'static str)| (key.0, suffix(&ports, *key));
     let local = |(key, port): (&(u16, &'static str), &Port<'_>)| {
@@ -81,8 +92,12 @@ pub(super) fn compile(scope: Scope<'_>, instance: &Instance) -> (Option<Arc<Reso
         let authentication = scope.mesh.authentication(service);
         documents.extend(authentication.map(|policy| Key::new(Kind::AuthenticationPolicy, policy.name())));
         let policies = authorization::of(scope.mesh, service);
-        documents.extend(policies.map(|policy| Key::new(Kind::AuthorizationPolicy, policy.name())));
+        let keys: Vec<_> =
+            policies.map(|policy| Key::new(Kind::AuthorizationPolicy, policy.name())).collect();
+        documents.extend(behind(scope.mesh, &keys));
+        documents.extend(keys);
     }
+    let asked = authorization::asked(scope.mesh, &believers(&ports));
     let made = |key: &(u16, &'static str), port: &Port<'_>| {
         filters(scope, named(key), port, &calls_of(&ports, key.0))
     };
@@ -91,7 +106,7 @@ pub(super) fn compile(scope: Scope<'_>, instance: &Instance) -> (Option<Arc<Reso
     let permissive = plain.is_some();
     chains.extend(plain);
     if chains.is_empty() {
-        return (None, clusters);
+        return Inbound { listener: None, clusters, asked };
     }
     let spec = &instance.workload.spec;
     let port = if scope.profile.listening == Listening::Ephemeral { 0 } else { spec.inbound_port };
@@ -107,7 +122,7 @@ pub(super) fn compile(scope: Scope<'_>, instance: &Instance) -> (Option<Arc<Reso
         traffic_direction: TrafficDirection::Inbound.into(),
         ..Listener::default()
     };
-    (Some(Resource::listener(&listener, documents)), clusters)
+    Inbound { listener: Some(Resource::listener(&listener, documents)), clusters, asked }
 }
 
 fn ports<'a>(mesh: &'a Mesh, instance: &Instance) -> Ports<'a> {

@@ -194,9 +194,12 @@ pub fn node_resources<'s>(
             return Err(UnknownWorkload { namespace: request.namespace.clone(), name });
         }
         (_, Some(instance)) => {
-            let (listener, clusters) = inbound::compile(scope, instance);
-            for resource in listener.into_iter().chain(clusters) {
+            let inbound = inbound::compile(scope, instance);
+            for resource in inbound.listener.into_iter().chain(inbound.clusters) {
                 builder.add(&resource);
+            }
+            for (name, port) in &inbound.asked {
+                builder.backend(name, *port);
             }
             let spec = &instance.workload.spec;
             builder.found.whole_namespace = spec.egress.is_none();

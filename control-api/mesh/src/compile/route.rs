@@ -57,7 +57,7 @@ pub(super) fn table(
     }
 }
 
-/// The Services that `routes` lead to, and the ReferenceGrants that let them.
+/// The Services that `routes` lead to, or policies ask, and the ReferenceGrants that let them.
 pub(super) fn behind(mesh: &Mesh, routes: &[Key]) -> BTreeSet<Key> {
     let mut found = BTreeSet::new();
     for route in routes {

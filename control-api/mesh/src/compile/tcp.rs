@@ -69,7 +69,7 @@ pub(super) fn backends(mesh: &Mesh, routes: &Routes, own: (Name, u16)) -> BTreeS
     }
     let used = rules.iter().flat_map(|rule| rule.backends.iter().map(move |backend| (rule, backend)));
     used.filter(|(_, backend)| backend.weight > 0)
-        .filter_map(|(rule, backend)| mesh.backend(&rule.route, backend))
+        .filter_map(|(rule, backend)| mesh.backend(&rule.route, backend.to()))
         .collect()
 }
 
@@ -77,7 +77,7 @@ pub(super) fn backends(mesh: &Mesh, routes: &Routes, own: (Name, u16)) -> BTreeS
 pub(super) fn refuses(mesh: &Mesh, routes: &Routes) -> bool {
     rules(routes).iter().any(|rule| {
         let mut used = rule.backends.iter().filter(|backend| backend.weight > 0).peekable();
-        used.peek().is_none() || used.any(|backend| mesh.backend(&rule.route, backend).is_none())
+        used.peek().is_none() || used.any(|backend| mesh.backend(&rule.route, backend.to()).is_none())
     })
 }
 
@@ -103,7 +103,7 @@ pub(super) fn chains(mesh: &Mesh, routes: &Routes, proxy: Tcp<'_>, own: String) 
 /// To the backends of a rule, by weight. The share of those that do not exist is closed.
 fn forward(mesh: &Mesh, rule: &Rule<'_>, proxy: Tcp<'_>) -> Filter {
     let target = |backend: &BackendRef| {
-        let found = mesh.backend(&rule.route, backend);
+        let found = mesh.backend(&rule.route, backend.to());
         found.map_or_else(
             || names::BLACK_HOLE.to_owned(),
             |(name, port)| names::cluster(&name.namespace, &name.name, port),

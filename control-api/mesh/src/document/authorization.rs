@@ -2,11 +2,12 @@
 
 use serde::Deserialize;
 
-use super::TargetRef;
+use super::{Provider, TargetRef};
 
 /// `remora.dev/v1alpha1` AuthorizationPolicy: who may call a Service, and what for.
 ///
-/// What a `Deny` matches is refused. As soon as one `Allow` is attached to a Service, only what an `Allow` matches passes.
+/// About what a `Custom` matches somebody is asked. What a `Deny` matches is refused. As soon as one `Allow` is attached to a Service, only
+/// what an `Allow` matches passes.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AuthorizationPolicySpec {
@@ -15,6 +16,9 @@ pub struct AuthorizationPolicySpec {
     /// What becomes of what matches.
     #[serde(default)]
     pub action: Action,
+    /// For `Custom`: who is asked.
+    #[serde(default)]
+    pub provider: Option<Provider>,
     /// Decisions are counted and logged, and not followed.
     #[serde(default)]
     pub dry_run: bool,
@@ -31,6 +35,26 @@ pub enum Action {
     Allow,
     /// What matches is refused, whatever others allow.
     Deny,
+    /// The provider is asked about what matches, before others are looked at.
+    Custom,
+}
+
+impl Action {
+    /// As documents write it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "Allow",
+            Self::Deny => "Deny",
+            Self::Custom => "Custom",
+        }
+    }
+
+    /// Whether a match keeps requests out, or may do so: in doubt it matches.
+    #[must_use]
+    pub const fn guards(self) -> bool {
+        !matches!(self, Self::Allow)
+    }
 }
 
 /// One way to match: one of `from`, one of `to` and all of `when`; what is left out matches everything.

@@ -27,6 +27,36 @@ pub struct ParentRef {
     pub port: Option<u16>,
 }
 
+/// A port of a Service (`BackendObjectReference` of the Gateway API).
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BackendObjectReference {
+    /// Must be empty or `core`.
+    #[serde(default)]
+    pub group: Option<String>,
+    /// Must be `Service`.
+    #[serde(default)]
+    pub kind: Option<String>,
+    /// Name.
+    pub name: String,
+    /// Namespace; the document's when it is left out.
+    #[serde(default)]
+    pub namespace: Option<String>,
+    /// Port of the Service.
+    #[serde(deserialize_with = "port")]
+    pub port: u16,
+}
+
+/// A port of a Service, whichever document refers to it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PortRef<'a> {
+    pub(crate) group: Option<&'a str>,
+    pub(crate) kind: Option<&'a str>,
+    pub(crate) name: &'a str,
+    pub(crate) namespace: Option<&'a str>,
+    pub(crate) port: u16,
+}
+
 /// Where requests go.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -51,6 +81,32 @@ pub struct BackendRef {
     /// For the requests that go here; header modifiers only.
     #[serde(default)]
     pub filters: Vec<HttpFilter>,
+}
+
+impl BackendRef {
+    pub(crate) fn to(&self) -> PortRef<'_> {
+        let Self { group, kind, name, namespace, port, .. } = self;
+        PortRef {
+            group: group.as_deref(),
+            kind: kind.as_deref(),
+            name,
+            namespace: namespace.as_deref(),
+            port: *port,
+        }
+    }
+}
+
+impl BackendObjectReference {
+    pub(crate) fn to(&self) -> PortRef<'_> {
+        let Self { group, kind, name, namespace, port } = self;
+        PortRef {
+            group: group.as_deref(),
+            kind: kind.as_deref(),
+            name,
+            namespace: namespace.as_deref(),
+            port: *port,
+        }
+    }
 }
 
 impl ParentRef {

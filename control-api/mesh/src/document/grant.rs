@@ -2,23 +2,23 @@
 
 use serde::Deserialize;
 
-/// Gateway API `ReferenceGrant`: lets routes of other namespaces lead to Services of this one.
+/// Gateway API `ReferenceGrant`: lets routes of other namespaces lead to Services of this one, and policies ask them.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ReferenceGrantSpec {
-    /// Which routes.
+    /// Which routes and policies.
     pub from: Vec<GrantFrom>,
     /// Which Services.
     pub to: Vec<GrantTo>,
 }
 
-/// Routes of one kind and namespace.
+/// Documents of one kind and namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GrantFrom {
-    /// `gateway.networking.k8s.io`.
+    /// `gateway.networking.k8s.io`; `remora.dev` for an AuthorizationPolicy.
     pub group: String,
-    /// `HTTPRoute`, `GRPCRoute`, `TCPRoute` or `TLSRoute`.
+    /// `HTTPRoute`, `GRPCRoute`, `TCPRoute`, `TLSRoute` or `AuthorizationPolicy`.
     pub kind: String,
     /// Namespace.
     pub namespace: String,

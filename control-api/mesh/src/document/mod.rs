@@ -8,6 +8,7 @@ mod http;
 mod http_filter;
 mod jwt;
 mod policy;
+mod provider;
 mod service;
 mod slice;
 mod tcp;
@@ -26,7 +27,8 @@ pub use authorization::{
     Action, Attribute, AuthorizationPolicySpec, AuthorizationRule, Condition, From, Operation, Source, To,
     cidr,
 };
-pub use backend::{BackendRef, ParentRef};
+pub(crate) use backend::PortRef;
+pub use backend::{BackendObjectReference, BackendRef, ParentRef};
 pub use grant::{GrantFrom, GrantTo, ReferenceGrantSpec};
 pub use grpc::{GrpcMatch, GrpcMethod, GrpcRouteSpec, GrpcRule};
 pub use http::{
@@ -42,6 +44,7 @@ pub use policy::{
     AuthenticationPolicySpec, Connections, LoadBalancing, Mtls, MtlsMode, PortMtls, Retries, RetryBudget,
     TargetRef, Timeouts, TrafficPolicySpec,
 };
+pub use provider::{ForwardBody, GrpcAuth, HttpAuth, Provider, ProviderProtocol};
 pub use service::{AppProtocol, ServicePort, ServiceSpec, TargetPort, Transport};
 pub(crate) use slice::SliceEnvelope;
 pub use slice::{Conditions, EndpointSliceSpec, ObjectRef, SERVICE_NAME, SliceEndpoint, SlicePort};

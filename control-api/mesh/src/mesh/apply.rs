@@ -69,8 +69,8 @@ impl Mesh {
         let name = document.key().name;
         match document {
             AnyDocument::Service(service) => {
-                for route in self.index.backends.linked(&name.namespace, &name.name) {
-                    self.parents(route, touched);
+                for referrer in self.index.backends.linked(&name.namespace, &name.name) {
+                    self.referrer(referrer, touched);
                 }
                 touched.workloads.extend(self.behind(service).into_iter().map(|i| i.workload.name()));
                 touched.namespaces.insert(Arc::clone(&name.namespace));
@@ -79,11 +79,11 @@ impl Mesh {
             AnyDocument::HttpRoute(_)
             | AnyDocument::GrpcRoute(_)
             | AnyDocument::TcpRoute(_)
-            | AnyDocument::TlsRoute(_) => self.parents(&document.key(), touched),
+            | AnyDocument::TlsRoute(_) => self.referrer(&document.key(), touched),
             AnyDocument::ReferenceGrant(_) => {
                 let leading_here = self.index.backends.namespace(&name.namespace).flat_map(|(_, keys)| keys);
-                for route in leading_here.filter(|route| route.name.namespace != name.namespace) {
-                    self.parents(route, touched);
+                for referrer in leading_here.filter(|key| key.name.namespace != name.namespace) {
+                    self.referrer(referrer, touched);
                 }
             }
             AnyDocument::TrafficPolicy(policy) => targets(&name, &policy.spec.target_refs, touched),
@@ -112,10 +112,13 @@ impl Mesh {
         }
     }
 
-    /// The Services that a route is attached to.
-    fn parents(&self, route: &Key, touched: &mut Touched) {
-        let Some(document) = self.document(route) else { return };
-        let own = &route.name.namespace;
+    /// The Services that a route is attached to, or the workloads that a policy asks for.
+    fn referrer(&self, key: &Key, touched: &mut Touched) {
+        let Some(document) = self.document(key) else { return };
+        if let AnyDocument::AuthorizationPolicy(policy) = &document {
+            self.behind_targets(&key.name, &policy.spec.target_refs, touched);
+        }
+        let own = &key.name.namespace;
         let parents = document.parents().iter();
         touched.services.extend(parents.map(|p| Name::new(p.namespace.as_deref().unwrap_or(own), &p.name)));
     }

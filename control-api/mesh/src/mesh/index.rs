@@ -19,7 +19,7 @@ pub(super) struct Index {
     pub(super) registered: ByName<BTreeSet<Arc<str>>>,
     /// Routes by Services that they are attached to.
     pub(super) routes: ByName<BTreeSet<Key>>,
-    /// Routes by Services that they lead to.
+    /// Routes by Services that they lead to, and policies by Services that they ask.
     pub(super) backends: ByName<BTreeSet<Key>>,
     /// Policies by their targets.
     pub(super) policies: ByName<BTreeSet<Key>>,
@@ -49,7 +49,7 @@ impl Index {
             set(&mut self.routes, to, key.clone(), add);
         }
         for backend in document.backends() {
-            let to = Name::new(backend.namespace.as_deref().unwrap_or(own), &backend.name);
+            let to = Name::new(backend.namespace.unwrap_or(own), backend.name);
             set(&mut self.backends, to, key.clone(), add);
         }
         match document {

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::document::{
-    AuthenticationPolicySpec, AuthorizationPolicySpec, BackendRef, Document, MtlsMode, ReferenceGrantSpec,
+    AuthenticationPolicySpec, AuthorizationPolicySpec, Document, MtlsMode, PortRef, ReferenceGrantSpec,
     ServiceSpec, TrafficPolicySpec,
 };
 use crate::kinds::{AnyDocument, Documents, Kind, Tables};
@@ -161,34 +161,34 @@ impl Mesh {
         self.authentication(service).map(|policy| policy.spec.mode(port)).unwrap_or_default()
     }
 
-    /// The port that a backend of `route` means; None when there is none, or no ReferenceGrant lets the route have it.
-    pub(crate) fn backend(&self, route: &Key, backend: &BackendRef) -> Option<(Name, u16)> {
-        let own = &*route.name.namespace;
-        let namespace = backend.namespace.as_deref().unwrap_or(own);
-        let service = self.service(namespace, &backend.name)?;
-        let known = service.spec.ports.iter().any(|port| port.port == backend.port);
-        let allowed = namespace == own || self.granted(route, namespace, &backend.name);
-        (known && allowed).then(|| (service.name(), backend.port))
+    /// The port that `from` refers to; None when there is none, or no ReferenceGrant lets it have it.
+    pub(crate) fn backend(&self, from: &Key, to: PortRef<'_>) -> Option<(Name, u16)> {
+        let own = &*from.name.namespace;
+        let namespace = to.namespace.unwrap_or(own);
+        let service = self.service(namespace, to.name)?;
+        let known = service.spec.ports.iter().any(|port| port.port == to.port);
+        let allowed = namespace == own || self.granted(from, namespace, to.name);
+        (known && allowed).then(|| (service.name(), to.port))
     }
 
-    /// Whether a ReferenceGrant of `namespace` lets `route`, which is in another one, lead to a Service.
-    pub(crate) fn granted(&self, route: &Key, namespace: &str, service: &str) -> bool {
-        self.grants(route, namespace, service).next().is_some()
+    /// Whether a ReferenceGrant of `namespace` lets `from`, which is in another one, refer to a Service.
+    pub(crate) fn granted(&self, from: &Key, namespace: &str, service: &str) -> bool {
+        self.grants(from, namespace, service).next().is_some()
     }
 
-    /// The ReferenceGrants of `namespace` that let `route`, which is in another one, lead to a Service.
+    /// The ReferenceGrants of `namespace` that let `referrer`, which is in another one, refer to a Service.
     pub(crate) fn grants(
         &self,
-        route: &Key,
+        referrer: &Key,
         namespace: &str,
         service: &str,
     ) -> impl Iterator<Item = &Arc<Document<ReferenceGrantSpec>>> {
         let grants = self.tables.grants.namespace(namespace).map(|(_, grant)| grant);
         grants.filter(move |grant| {
             let from = grant.spec.from.iter().any(|from| {
-                from.group == "gateway.networking.k8s.io"
-                    && from.kind == route.kind.as_str()
-                    && from.namespace == *route.name.namespace
+                from.group == referrer.kind.group()
+                    && from.kind == referrer.kind.as_str()
+                    && from.namespace == *referrer.name.namespace
             });
             let to = |to: &crate::document::GrantTo| {
                 to.group.is_empty()

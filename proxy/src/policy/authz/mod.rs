@@ -26,6 +26,7 @@ use self::web::WebService;
 use super::view::ConnectionView;
 use crate::config::names::{ClusterId, PolicyId};
 use crate::http::head::RequestHead;
+use crate::policy::rbac::ClaimMatch;
 use crate::policy::view::Claims;
 use crate::route::header::ValueTemplate;
 use crate::route::matcher::Fraction;
@@ -51,6 +52,8 @@ pub struct AuthzFilter {
     pub on_failure: OnFailure,
     /// `filter_enabled`; None asks about every request.
     pub enabled: Option<Fraction>,
+    /// `filter_enabled_metadata`; None asks about every request.
+    pub condition: Option<Condition>,
     /// `deny_at_disable`.
     pub deny_disabled: bool,
     /// `with_request_body`.
@@ -83,6 +86,35 @@ impl Service {
         match self {
             Self::Grpc(service) => &service.metadata,
             Self::Web(service) => &service.headers_to_add,
+        }
+    }
+}
+
+/// `filter_enabled_metadata`: what filters in front must have left, so that a request is asked about.
+#[derive(Debug)]
+pub enum Condition {
+    /// `envoy.filters.http.jwt_authn`: claims of verified tokens.
+    Claim(ClaimMatch),
+    /// `envoy.filters.http.rbac`: a verdict.
+    Verdict(ClaimMatch),
+}
+
+impl Condition {
+    /// Whether it holds.
+    #[must_use]
+    pub fn holds(&self, claims: &[Claims], verdicts: &[Claims]) -> bool {
+        match self {
+            Self::Claim(matcher) => matcher.is_match(claims),
+            Self::Verdict(matcher) => matcher.is_match(verdicts),
+        }
+    }
+
+    /// The key of the verdict that it is about.
+    #[must_use]
+    pub const fn verdict(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Claim(_) => None,
+            Self::Verdict(matcher) => Some(&matcher.payload),
         }
     }
 }

@@ -34,8 +34,8 @@ pub enum ValueMatch {
     Text(StringMatch),
     /// `bool_match`.
     Bool(bool),
-    /// `present_match`.
-    Present(bool),
+    /// `present_match: true`.
+    Present,
     /// `list_match.one_of`.
     OneOf(Box<Self>),
     /// `or_match`.
@@ -43,7 +43,7 @@ pub enum ValueMatch {
 }
 
 impl ClaimMatch {
-    /// Whether a claim matches. A claim that is not there is no value, which only `present_match: false` accepts.
+    /// Whether a claim matches. A claim that is not there is no value, which only `invert` accepts.
     #[must_use]
     pub fn is_match(&self, claims: &[Claims]) -> bool {
         let payload = claims.iter().find(|c| c.key == self.payload).map(|c| &*c.payload);
@@ -55,7 +55,7 @@ impl ClaimMatch {
 impl ValueMatch {
     fn is_match(&self, value: Option<&Value>) -> bool {
         match self {
-            Self::Present(wanted) => value.is_some() == *wanted,
+            Self::Present => value.is_some(),
             Self::Null => value.is_some_and(Value::is_null),
             Self::Number(exact) => value.and_then(Value::as_f64).is_some_and(|n| n == *exact),
             Self::Range(range) => value.and_then(Value::as_f64).is_some_and(|n| range.contains(&n)),

@@ -238,8 +238,9 @@ fn claims_are_matched_by_path() {
     assert!(holds(&["realm", "level"], ValueMatch::Range(3.0..4.0)));
     assert!(holds(&["nothing"], ValueMatch::Null));
     assert!(!holds(&["absent"], ValueMatch::Null));
-    assert!(holds(&["absent"], ValueMatch::Present(false)));
-    assert!(!holds(&["sub", "deeper"], ValueMatch::Present(true)));
+    assert!(holds(&["sub"], ValueMatch::Present));
+    assert!(!holds(&["absent"], ValueMatch::Present));
+    assert!(!holds(&["sub", "deeper"], ValueMatch::Present));
 }
 
 /// A peer's bytes decide how long a list is, and not how much is tried.
@@ -310,4 +311,24 @@ proptest! {
         let naive = rules.policies.iter().find(|policy| policy.is_match(&view)).map(|policy| &policy.name);
         prop_assert_eq!(rules.judge(&view).policy, naive);
     }
+}
+
+#[test]
+fn a_verdict_leaves_its_policy_and_result_under_the_keys_of_its_engine() {
+    let subject = Subject::new("/admin", &[]);
+    let prefixed = |action, policies| Rules::new(action, policies, "p_".into(), NONE);
+    let denies = prefixed(Action::Deny, vec![policy("admin", Rule::Any, Rule::Any)]);
+    let left = |rules: &Rules, engine, key: &str| {
+        let verdict = rules.judge(&subject.view());
+        verdict.field(engine, key).map(|field| verdict.value(field).map(ToOwned::to_owned))
+    };
+    let value = |text: &str| Some(Some(text.to_owned()));
+    assert_eq!(left(&denies, Engine::Shadow, "p_shadow_effective_policy_id"), value("admin"));
+    assert_eq!(left(&denies, Engine::Shadow, "p_shadow_engine_result"), value("denied"));
+    assert_eq!(left(&denies, Engine::Shadow, "p_enforced_engine_result"), None);
+    assert_eq!(left(&denies, Engine::Shadow, "shadow_engine_result"), None);
+    assert_eq!(left(&denies, Engine::Enforced, "p_enforced_effective_policy_id"), value("admin"));
+    let nobody = prefixed(Action::Deny, vec![]);
+    assert_eq!(left(&nobody, Engine::Shadow, "p_shadow_effective_policy_id"), Some(None));
+    assert_eq!(left(&nobody, Engine::Enforced, "p_enforced_engine_result"), value("allowed"));
 }

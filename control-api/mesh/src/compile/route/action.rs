@@ -92,7 +92,7 @@ impl Actions<'_> {
     fn split<'r>(&mut self, candidate: &Candidate<'r>) -> (Vec<Backend<'r>>, u64) {
         let (mut found, mut missing) = (Vec::new(), 0);
         for backend in candidate.backends.iter().filter(|b| b.weight > 0) {
-            let Some((name, port)) = self.mesh.backend(&candidate.route, backend) else {
+            let Some((name, port)) = self.mesh.backend(&candidate.route, backend.to()) else {
                 missing += u64::from(backend.weight);
                 continue;
             };

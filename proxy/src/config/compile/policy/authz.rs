@@ -13,6 +13,7 @@ use remora_xds::pb::envoy::extensions::filters::http::ext_authz::v3::ext_authz::
 use remora_xds::pb::envoy::extensions::filters::http::ext_authz::v3::ext_authz_per_route::Override as RoutePb;
 use remora_xds::pb::envoy::r#type::matcher::v3::ListStringMatcher;
 
+use super::metadata::condition;
 use crate::config::compile::Scope;
 use crate::config::compile::common::{
     header_name, positive_duration, runtime_fraction, string_match, value_template,
@@ -75,7 +76,7 @@ pub fn authz_filter(
     refuse!(
         scope, at;
         typed_metadata_context_namespaces, route_metadata_context_namespaces,
-        route_typed_metadata_context_namespaces, filter_enabled_metadata, include_peer_certificate,
+        route_typed_metadata_context_namespaces, include_peer_certificate,
         bootstrap_metadata_labels_key, charge_cluster_response_stats, decoder_header_mutation_rules,
         enable_dynamic_metadata_ingestion, filter_metadata, emit_filter_state_stats,
         enforce_response_header_limits, shadow_mode, emit_client_span,
@@ -91,8 +92,10 @@ pub fn authz_filter(
     };
     let asked = service(services.as_ref(), *transport_api_version, &mut told, at, scope);
     let enabled_at = at.field("filter_enabled");
+    let condition_at = at.field("filter_enabled_metadata");
     let filter = AuthzFilter {
         enabled: filter_enabled.as_ref().and_then(|pb| runtime_fraction(pb, &enabled_at, scope)),
+        condition: filter_enabled_metadata.as_ref().and_then(|pb| condition(pb, &condition_at, scope)),
         deny_disabled: deny_at_disable.as_ref().and_then(|pb| pb.default_value).is_some_and(|v| v.value),
         buffer: with_request_body.as_ref().and_then(|pb| buffer(pb, &at.field("with_request_body"), scope)),
         on_failure: OnFailure {

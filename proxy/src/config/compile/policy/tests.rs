@@ -291,6 +291,45 @@ fn what_checks_cannot_do_is_refused_with_its_path() {
 }
 
 #[test]
+fn what_chooses_requests_is_something_that_filters_leave() {
+    use remora_xds::pb::envoy::extensions::filters::http::ext_authz::v3::ExtAuthz;
+    use remora_xds::pb::envoy::r#type::matcher::v3::ValueMatcher;
+    use remora_xds::pb::envoy::r#type::matcher::v3::metadata_matcher::{PathSegment, path_segment::Segment};
+    use remora_xds::pb::envoy::r#type::matcher::v3::value_matcher::MatchPattern;
+
+    let errors_of = |filter: &str, path: &[&str], present| {
+        let segment = |key: &&str| PathSegment { segment: Some(Segment::Key((*key).into())) };
+        let matcher = MetadataMatcher {
+            filter: filter.into(),
+            path: path.iter().map(segment).collect(),
+            value: Some(ValueMatcher { match_pattern: Some(MatchPattern::PresentMatch(present)) }),
+            ..Default::default()
+        };
+        let filter = ExtAuthz { filter_enabled_metadata: Some(matcher), ..Default::default() };
+        let errors = compiled(|at, scope| compile_authz("a", &filter, at, scope)).1;
+        errors.into_iter().filter(|error| error != ": asks nobody").collect::<Vec<_>>()
+    };
+    let errors = |filter: &str, path: &[&str]| errors_of(filter, path, true);
+    let (rbac, jwt) = ("envoy.filters.http.rbac", "envoy.filters.http.jwt_authn");
+    for end in ["shadow_effective_policy_id", "shadow_engine_result", "enforced_engine_result"] {
+        assert_eq!(errors(rbac, &[&format!("p_{end}")]), [""; 0]);
+    }
+    assert_eq!(errors(jwt, &["payload", "sub"]), [""; 0]);
+    let nothing = ["filter_enabled_metadata.path: is nothing that the filter leaves"];
+    assert_eq!(errors(rbac, &["p_shadow_policy"]), nothing);
+    assert_eq!(errors(rbac, &["shadow_engine_result", "more"]), nothing);
+    assert_eq!(errors(rbac, &[]), ["filter_enabled_metadata.path: has no key, or one that is empty"]);
+    assert_eq!(
+        errors("envoy.lb", &["canary"]),
+        ["filter_enabled_metadata.filter: `envoy.lb` leaves no metadata here"]
+    );
+    assert_eq!(
+        errors_of(jwt, &["payload", "sub"], false),
+        ["filter_enabled_metadata.value.present_match: matches nothing, nor does it in Envoy"]
+    );
+}
+
+#[test]
 fn contexts_of_all_levels_are_merged() {
     use remora_xds::pb::envoy::extensions::filters::http::ext_authz::v3 as authz_pb;
     use remora_xds::pb::envoy::extensions::filters::http::ext_authz::v3::ext_authz_per_route::Override as Setting;
