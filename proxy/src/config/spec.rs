@@ -251,6 +251,17 @@ pub enum HttpFilter {
     Router,
 }
 
+impl HttpFilter {
+    /// The name that routes know it by.
+    #[must_use]
+    pub const fn name(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Rbac(name, _) | Self::Jwt(name, _) | Self::Authz(name, _) => Some(name),
+            Self::Router => None,
+        }
+    }
+}
+
 /// `server_header_transformation` and `server_name`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServerHeader {

@@ -115,13 +115,14 @@ async fn run(ctx: &mut RequestCtx, mut body: Body) -> Result<Response, Reason> {
         match filters::run(ctx, &mut body, left, &found).await? {
             Some(rest) => {
                 left = rest;
-                ctx.rerouted = true;
+                ctx.note_rerouted();
             }
             None => break found,
         }
     };
     if ctx.upgrade.is_some() {
         // What is said to the endpoint depends on its protocol.
+        ctx.note_judged_headers();
         ctx.head.headers.remove(header::UPGRADE);
         ctx.head.headers.remove(header::CONNECTION);
     }
