@@ -35,7 +35,7 @@ use super::compile::Scope;
 use super::names::{ClusterId, Names};
 use super::snapshot::Snapshot;
 use super::source::ads::{AdsSpec, compile_ads_config};
-use super::spec::{HttpSpec, ListenerSpec, NetworkFilter, RouteSource};
+use super::spec::{HttpSpec, ListenerSpec, NetworkFilter, RouteSource, TcpSpec};
 use crate::route::RouteTable;
 use crate::telemetry::metrics::{Registry, ResourceKind};
 use crate::upstream::cluster::Cluster;
@@ -249,7 +249,7 @@ impl Manager {
         self.put_secrets(&mut batch, &origin);
         self.remove_missing(&batch, &origin);
         self.install(batch, &origin);
-        self.names.secrets.forget_unwritten();
+        self.names.secrets.forget_unused();
         Ok(!(known && self.names.secrets.lacks(path)))
     }
 
@@ -397,5 +397,12 @@ fn http_specs(listener: &ListenerSpec) -> impl Iterator<Item = &Arc<HttpSpec>> {
     listener.chains.iter().filter_map(|chain| match &chain.filter {
         NetworkFilter::Http(http) => Some(http),
         NetworkFilter::Tcp(_) => None,
+    })
+}
+
+fn tcp_specs(listener: &ListenerSpec) -> impl Iterator<Item = &TcpSpec> {
+    listener.chains.iter().filter_map(|chain| match &chain.filter {
+        NetworkFilter::Tcp(tcp) => Some(&**tcp),
+        NetworkFilter::Http(_) => None,
     })
 }
