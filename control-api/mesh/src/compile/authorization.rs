@@ -19,6 +19,7 @@ use crate::document::{
     Action, AuthorizationPolicySpec, AuthorizationRule, Condition, Document, Operation, ServiceSpec, Source,
 };
 use crate::mesh::Mesh;
+use crate::name::Name;
 
 use matchers::{Permit, Who};
 
@@ -62,6 +63,10 @@ pub(super) fn rules(subject: Subject<'_>, own: &[Call<'_>], all: &[Call<'_>]) ->
     let mut rules = Rules::default();
     let mut seen = Vec::new();
     for (service, _) in all {
+        let unreadable = subject.mesh.authentication(service).filter(|policy| policy.spec.unreadable);
+        if let Some(policy) = unreadable {
+            rules.refuse_all(&policy.name());
+        }
         for policy in of(subject.mesh, service) {
             if seen.contains(&policy.name()) {
                 continue;
@@ -107,6 +112,18 @@ impl Rules {
                 rbac.policies.insert(format!("{}/{}:rules[{i}]", name.namespace, name.name), compiled);
             }
         }
+    }
+
+    /// Nothing passes, by a policy of this name.
+    fn refuse_all(&mut self, name: &Name) {
+        let deny = || Rbac { action: RbacAction::Deny.into(), ..Rbac::default() };
+        let everything = Policy {
+            permissions: vec![Permit::all(Vec::new())],
+            principals: vec![Who::all(Vec::new())],
+            ..Policy::default()
+        };
+        let policies = &mut self.deny.enforced.get_or_insert_with(deny).policies;
+        policies.insert(format!("{}/{}:unreadable", name.namespace, name.name), everything);
     }
 
     /// Only what an `Allow` matches passes, and nothing if there is none.
