@@ -9,6 +9,7 @@ mod batch;
 mod clusters;
 mod dump;
 mod secrets;
+mod strays;
 #[cfg(test)]
 mod tests;
 mod undo;
@@ -363,13 +364,19 @@ impl Manager {
         if let Some(old) = self.listeners.get(&name).filter(|old| old.hash != held.hash) {
             self.dynamic.warming.depart(&old.value, Some(&held.value), now);
         }
+        let new = Arc::clone(&held.value);
         put(&mut self.listeners, &name, held);
+        self.warn_of_strays(&new);
     }
 
     fn put_table(&mut self, held: Held<RouteTable>) {
         let name = Arc::clone(&held.value.name);
         self.names.route_tables.intern(&name);
         put(&mut self.route_tables, &name, held);
+        let takes = |listener: &ListenerSpec| wants::rds_of(listener).any(|rds| rds.name == name);
+        for held in self.listeners.values().filter(|held| takes(&held.value)) {
+            self.warn_of_strays(&held.value);
+        }
     }
 }
 

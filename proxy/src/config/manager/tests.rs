@@ -11,6 +11,7 @@ use super::warming::INIT_TIMEOUT;
 use super::*;
 
 mod authz;
+mod strays;
 
 /// A manager with a control plane.
 pub(super) fn manager() -> Manager {
