@@ -23,7 +23,7 @@ use remora_tests::upstream::http1::{Answer, Http1Upstream};
 use remora_tests::wait::{eventually, eventually_async};
 use remora_xds::{Kind, Resource};
 use rustls::client::Resumption;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 const SERVER: &str = "a.example";
@@ -244,13 +244,20 @@ fn server_cluster(http2: bool) -> Resource {
     cds(&cluster)
 }
 
-/// I4: the certificate of a server is revoked. Pooled connections to it take no further request, and those that are running finish.
-#[tokio::test]
-async fn i4_a_revoked_server_gets_no_further_request() {
-    let authority = Authority::new();
-    let identity =
-        authority.issue_with(&[SERVER], |params| params.serial_number = Some(SerialNumber::from(7_u64)));
-    for http2 in [false, true] {
+/// A proxy whose listener leads to a server that shows the certificate number 7.
+struct ToServer {
+    authority: Authority,
+    plane: ControlPlane,
+    resources: Vec<Resource>,
+    proxy: Proxy,
+    rest: Arc<Notify>,
+    _server: (Proxy, Http1Upstream),
+}
+
+impl ToServer {
+    async fn start(listener: impl Into<Value>, http2: bool) -> Self {
+        let authority = Authority::new();
+        let seven = |params: &mut CertificateParams| params.serial_number = Some(SerialNumber::from(7_u64));
         let rest = Arc::new(Notify::new());
         let answer = rest.clone();
         let origin = Http1Upstream::scripted(move |seen, _| match seen.target() {
@@ -260,33 +267,53 @@ async fn i4_a_revoked_server_gets_no_further_request() {
             _ => Answer::ok("origin"),
         })
         .await;
-        let listener = Listener::http("ingress").tls(&identity, &["h2", "http/1.1"]);
-        let listener = listener.route(to_cluster("/", "origin"));
-        let server = Proxy::builder().listener(listener).upstream("origin", &origin).start().await;
+        let behind =
+            Listener::http("ingress").tls(&authority.issue_with(&[SERVER], seven), &["h2", "http/1.1"]);
+        let behind = behind.route(to_cluster("/", "origin"));
+        let server = Proxy::builder().listener(behind).upstream("origin", &origin).start().await;
+        let resources =
+            vec![server_cluster(http2), eds("server", &[server.address("ingress")]), lds(listener)];
         let plane = ControlPlane::start().await;
-        let publish = |revoked: u64| {
-            plane.publish([
-                server_cluster(http2),
-                eds("server", &[server.address("ingress")]),
-                lds(Listener::http("ingress").route(to_cluster("/", "server"))),
-                roots_secret("roots", &authority.pem, Some(&authority.revoke(&[revoked]))),
-            ]);
-        };
-        publish(8);
+        let none = roots_secret("roots", &authority.pem, Some(&authority.revoke(&[8])));
+        plane.publish(resources.iter().cloned().chain([none]));
         let proxy = under(&[plane.address]).start().await;
-        let mut client = proxy.http1().await;
+        Self { authority, plane, resources, proxy, rest, _server: (server, origin) }
+    }
+
+    async fn revoke(&self) {
+        let list = roots_secret("roots", &self.authority.pem, Some(&self.authority.revoke(&[7])));
+        self.plane.publish(self.resources.iter().cloned().chain([list]));
+        self.plane.accepted(Kind::Secret, "roots").await;
+    }
+}
+
+/// I4: the certificate of a server is revoked. Pooled connections to it take no further request, and those that are running finish.
+#[tokio::test]
+async fn i4_a_revoked_server_gets_no_further_request() {
+    for http2 in [false, true] {
+        let rig = ToServer::start(Listener::http("ingress").route(to_cluster("/", "server")), http2).await;
+        let mut client = rig.proxy.http1().await;
         assert_eq!(client.get("/").await.unwrap().text(), "origin");
-        let mut runs = proxy.http1().await;
+        let mut runs = rig.proxy.http1().await;
         runs.send("GET /slow HTTP/1.1\r\nHost: a.example\r\n\r\n").await;
         let (_, mut body) = runs.head("GET").await.unwrap();
         assert_eq!(client.get("/").await.unwrap().text(), "origin");
-
-        publish(7);
-        plane.accepted(Kind::Secret, "roots").await;
-        assert_eq!(client.get("/").await.unwrap().reason(), Some("upstream_tls_failure"), "HTTP/2: {http2}");
-        rest.notify_waiters();
+        rig.revoke().await;
+        let refused = client.get("/").await.unwrap();
+        assert_eq!(refused.reason(), Some("upstream_tls_failure"), "HTTP/2: {http2}");
+        rig.rest.notify_waiters();
         while !runs.body_more(&mut body).await.unwrap() {}
     }
+}
+
+/// I4: of opaque bytes nobody knows where something ends.
+#[tokio::test]
+async fn i4_an_opaque_connection_to_a_revoked_server_ends() {
+    let rig = ToServer::start(Listener::tcp("ingress", "server"), false).await;
+    let mut client = rig.proxy.http1().await;
+    assert_eq!(client.get("/").await.unwrap().text(), "origin");
+    rig.revoke().await;
+    assert!(client.is_closed().await);
 }
 
 /// CVE-2022-21654: a session that began under other trust is not taken up again, whether its peer's authority is not trusted any
