@@ -1,8 +1,11 @@
 //! `envoy.filters.network.tcp_proxy`: opaque connections. The endpoint is connected at once, before the client has said
 //! anything: it may be the server that speaks first (DESIGN rule 1).
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
@@ -19,6 +22,7 @@ use crate::tcp::{self, Ended, Traffic};
 use crate::telemetry::record::{self, AccessRecord, Timings};
 use crate::upstream::cluster::{Cluster, ClusterPermit, Discovery};
 use crate::upstream::endpoint::{ActiveRequest, Endpoint};
+use crate::upstream::server::Server;
 use crate::upstream::transport::{self, Alpn, Connected};
 
 /// A connection to an endpoint, and what it counts against.
@@ -52,18 +56,21 @@ pub async fn serve(mut io: Io, read: BytesMut, downstream: Rc<Downstream>, spec:
             endpoint = Some(Arc::clone(active.endpoint()));
             let series = downstream.worker.metrics.tcp(&downstream, named, endpoint.as_ref());
             series.opened();
+            let server = connected.server.take().zip(id);
             let copy = tcp::forward(
                 (&mut io, read),
                 (&mut connected.io, BytesMut::new()),
                 spec.idle_timeout,
                 &traffic,
             );
+            let copy = while_good(&downstream, server, copy);
             let copy = admission::while_admitted(&downstream, changes, limited(spec.max_duration, copy));
             reason = match copy.await {
-                Ok(Some(Ended::Closed)) => None,
-                Ok(Some(Ended::Downstream)) => Some(Reason::DownstreamGone),
-                Ok(Some(Ended::Upstream)) => Some(Reason::UpstreamBodyReset),
-                Ok(Some(Ended::Idle)) => Some(Reason::StreamIdle),
+                Ok(Some(Some(Ended::Closed))) => None,
+                Ok(Some(Some(Ended::Downstream))) => Some(Reason::DownstreamGone),
+                Ok(Some(Some(Ended::Upstream))) => Some(Reason::UpstreamBodyReset),
+                Ok(Some(Some(Ended::Idle))) => Some(Reason::StreamIdle),
+                Ok(Some(None)) => Some(Reason::UpstreamTls),
                 Ok(None) => Some(Reason::MaxDuration),
                 Err(why) => Some(refused.insert(why).reason),
             };
@@ -87,6 +94,27 @@ pub async fn serve(mut io: Io, read: BytesMut, downstream: Rc<Downstream>, spec:
         refused,
         total: start.elapsed(),
     });
+}
+
+/// Does `work` as long as no list of the server's cluster revokes its certificate. None: one does.
+async fn while_good<F: Future>(
+    downstream: &Downstream,
+    server: Option<(Server, ClusterId)>,
+    work: F,
+) -> Option<F::Output> {
+    let Some((server, cluster)) = server else { return Some(work.await) };
+    let changes = downstream.worker.changes.follow();
+    let mut work = pin!(work);
+    poll_fn(|cx| {
+        while changes.poll_changed(cx) {
+            let snapshot = downstream.worker.snapshot();
+            if snapshot.cluster(cluster).is_some_and(|cluster| server.is_revoked(cluster)) {
+                return Poll::Ready(None);
+            }
+        }
+        work.as_mut().poll(cx).map(Some)
+    })
+    .await
 }
 
 async fn limited<F: Future>(limit: Option<Duration>, work: F) -> Option<F::Output> {

@@ -11,7 +11,7 @@ use rcgen::{
 use remora_tests::certs::{Authority, ClientTls, Identity};
 use remora_tests::client::Io;
 use remora_tests::client::http1::Http1Client;
-use remora_tests::config::Listener;
+use remora_tests::config::{Listener, keepalive, merge, to_cluster};
 use remora_tests::control_plane::ControlPlane;
 use remora_tests::proxy::Proxy;
 use remora_tests::resources::{
@@ -23,6 +23,8 @@ use remora_tests::upstream::http1::{Answer, Http1Upstream};
 use remora_tests::wait::{eventually, eventually_async};
 use remora_xds::{Kind, Resource};
 use rustls::client::Resumption;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
 
 const SERVER: &str = "a.example";
 const CLIENT: &str = "spiffe://mesh.test/ns/shop/sa/web";
@@ -222,6 +224,96 @@ async fn i4_a_revoked_peer_loses_what_it_has_open() {
     rig.refused("tls_certificate_revoked", 1).await;
     assert_eq!(others.get("/").await.unwrap().status, 200);
     assert_eq!(rig.status(&other).await, Some(200));
+}
+
+/// A server behind the cluster `server`, reached over TLS as `roots` says.
+fn server_cluster(http2: bool) -> Resource {
+    let mut cluster = eds_cluster("server");
+    let name = json!({ "san_type": "DNS", "matcher": { "exact": SERVER } });
+    let sds = json!({ "name": "roots", "sds_config": { "resource_api_version": "V3", "ads": {} } });
+    cluster["transport_socket"] = json!({ "name": "tls", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        "common_tls_context": { "combined_validation_context": {
+            "default_validation_context": { "match_typed_subject_alt_names": [name] },
+            "validation_context_sds_secret_config": sds,
+        } },
+    } });
+    if http2 {
+        merge(&mut cluster, keepalive("30s", "30s"));
+    }
+    cds(&cluster)
+}
+
+/// A proxy whose listener leads to a server that shows the certificate number 7.
+struct ToServer {
+    authority: Authority,
+    plane: ControlPlane,
+    resources: Vec<Resource>,
+    proxy: Proxy,
+    rest: Arc<Notify>,
+    _server: (Proxy, Http1Upstream),
+}
+
+impl ToServer {
+    async fn start(listener: impl Into<Value>, http2: bool) -> Self {
+        let authority = Authority::new();
+        let seven = |params: &mut CertificateParams| params.serial_number = Some(SerialNumber::from(7_u64));
+        let rest = Arc::new(Notify::new());
+        let answer = rest.clone();
+        let origin = Http1Upstream::scripted(move |seen, _| match seen.target() {
+            "/slow" => {
+                Answer::raw("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nfirst").until(&answer).send("last")
+            }
+            _ => Answer::ok("origin"),
+        })
+        .await;
+        let behind =
+            Listener::http("ingress").tls(&authority.issue_with(&[SERVER], seven), &["h2", "http/1.1"]);
+        let behind = behind.route(to_cluster("/", "origin"));
+        let server = Proxy::builder().listener(behind).upstream("origin", &origin).start().await;
+        let resources =
+            vec![server_cluster(http2), eds("server", &[server.address("ingress")]), lds(listener)];
+        let plane = ControlPlane::start().await;
+        let none = roots_secret("roots", &authority.pem, Some(&authority.revoke(&[8])));
+        plane.publish(resources.iter().cloned().chain([none]));
+        let proxy = under(&[plane.address]).start().await;
+        Self { authority, plane, resources, proxy, rest, _server: (server, origin) }
+    }
+
+    async fn revoke(&self) {
+        let list = roots_secret("roots", &self.authority.pem, Some(&self.authority.revoke(&[7])));
+        self.plane.publish(self.resources.iter().cloned().chain([list]));
+        self.plane.accepted(Kind::Secret, "roots").await;
+    }
+}
+
+/// I4: the certificate of a server is revoked. Pooled connections to it take no further request, and those that are running finish.
+#[tokio::test]
+async fn i4_a_revoked_server_gets_no_further_request() {
+    for http2 in [false, true] {
+        let rig = ToServer::start(Listener::http("ingress").route(to_cluster("/", "server")), http2).await;
+        let mut client = rig.proxy.http1().await;
+        assert_eq!(client.get("/").await.unwrap().text(), "origin");
+        let mut runs = rig.proxy.http1().await;
+        runs.send("GET /slow HTTP/1.1\r\nHost: a.example\r\n\r\n").await;
+        let (_, mut body) = runs.head("GET").await.unwrap();
+        assert_eq!(client.get("/").await.unwrap().text(), "origin");
+        rig.revoke().await;
+        let refused = client.get("/").await.unwrap();
+        assert_eq!(refused.reason(), Some("upstream_tls_failure"), "HTTP/2: {http2}");
+        rig.rest.notify_waiters();
+        while !runs.body_more(&mut body).await.unwrap() {}
+    }
+}
+
+/// I4: of opaque bytes nobody knows where something ends.
+#[tokio::test]
+async fn i4_an_opaque_connection_to_a_revoked_server_ends() {
+    let rig = ToServer::start(Listener::tcp("ingress", "server"), false).await;
+    let mut client = rig.proxy.http1().await;
+    assert_eq!(client.get("/").await.unwrap().text(), "origin");
+    rig.revoke().await;
+    assert!(client.is_closed().await);
 }
 
 /// CVE-2022-21654: a session that began under other trust is not taken up again, whether its peer's authority is not trusted any

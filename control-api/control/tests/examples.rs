@@ -137,7 +137,7 @@ fn tools_get_json_and_sarif() {
 
 #[test]
 fn every_example_of_documents_is_right() {
-    for name in ["demo.yaml", "shop.yaml", "external.yaml", "users.yaml"] {
+    for name in ["demo.yaml", "shop.yaml", "external.yaml", "users.yaml", "abroad.yaml"] {
         let output = check(&[&examples().join(name)]);
         assert_eq!(output.status.code(), Some(0), "{name}: {}", errors(&output));
         assert_eq!(errors(&output), "", "{name} has warnings");

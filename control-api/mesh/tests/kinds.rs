@@ -354,6 +354,10 @@ fn rules_that_mean_nothing_are_refused() {
             "{targetRefs: [{name: a}], rules: [{to: [{operation: {paths: ['/a*b']}}]}]}",
             "has a * in its middle",
         ),
+        (
+            "{targetRefs: [{name: a}], rules: [{to: [{operation: {hosts: ['b\u{fc}cher.example']}}]}]}",
+            "no request has the host",
+        ),
         ("{targetRefs: [{name: a}], rules: [{to: [{operation: {ports: [81]}}]}]}", "81 is a port of none"),
         ("{targetRefs: [{name: a}], rules: [{from: [{source: {ipBlocks: [10.0.0.0/33]}}]}]}", "is no range"),
         (

@@ -6,7 +6,9 @@ mod support {
     pub(crate) mod profile;
 }
 
-use remora_mesh::Name;
+use std::sync::Arc;
+
+use remora_mesh::{AnyDocument, Change, Compiler, Key, Kind, Name};
 use remora_xds::Schema;
 use remora_xds::any;
 use remora_xds::pb::envoy::config::listener::v3::Listener;
@@ -106,4 +108,50 @@ spec: {targetRefs: [{name: a}]}
     assert!(said.contains("spec.targetRefs[0]: nobody would enforce it on port 90"), "{said}");
     let others = rules.replace("name: a}]", "name: a}], rules: [{to: [{operation: {ports: [80]}}]}]");
     assert_eq!(found(&(two("portLevelMtls: {90: {mode: Disabled}}", strict) + &others)), "", "not about 90");
+}
+
+/// A policy that a newer version wrote stands for something that nobody here knows.
+#[test]
+fn nobody_calls_a_service_whose_policy_cannot_be_read() {
+    let mut compiler = compiler(&two(PERMISSIVE_WEB, PERMISSIVE_WEB));
+    let inbound = |compiler: &Compiler| {
+        Schema::load().any_to_yaml(&sidecar(compiler, "default", "w").listeners["inbound"].body)
+    };
+    assert!(!inbound(&compiler).contains("rbac"));
+    let key = Key::new(Kind::AuthenticationPolicy, Name::new("default", "a"));
+    let Some(AnyDocument::AuthenticationPolicy(mut policy)) = compiler.mesh().document(&key) else {
+        panic!()
+    };
+    Arc::make_mut(&mut policy).spec.unreadable = true;
+    compiler.apply([Change::Put(AnyDocument::AuthenticationPolicy(policy))]);
+    let text = inbound(&compiler);
+    // Of HTTP over mTLS and in plaintext, and of the opaque port.
+    assert_eq!(text.matches("default/a:unreadable").count(), 3, "{text}");
+    assert_eq!(text.matches("action: DENY").count(), 3, "{text}");
+    compiler.apply([Change::Remove(key)]);
+    assert!(!inbound(&compiler).contains("rbac"));
+}
+
+/// A workload of another mesh answers by the identity that it has there.
+#[test]
+fn a_workload_of_another_trust_domain_is_called_by_its_name() {
+    let text = two("mtls: {}", "mtls: {}");
+    let foreign =
+        text.replace("spec: {address: 10.0.0.1,", "spec: {address: 10.0.0.1, trustDomain: partner.test,");
+    let mut compiler = compiler(&text);
+    let name = Name::new("default", "a");
+    let cluster =
+        |compiler: &Compiler| shown([&compiler.resources(&name).unwrap().port(80).unwrap().cluster]);
+    assert!(
+        cluster(&compiler).contains("exact: spiffe://mesh.test/ns/default/sa/default"),
+        "{}",
+        cluster(&compiler)
+    );
+    let documents = remora_mesh::Documents::read([("mesh.yaml", &*foreign)]).unwrap();
+    compiler.apply(documents.iter().map(Change::Put));
+    let there = cluster(&compiler);
+    assert!(there.contains("exact: spiffe://partner.test/ns/default/sa/default"), "{there}");
+    assert!(!there.contains("mesh.test"), "{there}");
+    let said = found(&foreign.replace("partner.test", "\"Partner.test/x\""));
+    assert!(said.contains("spec.trustDomain: is no trust domain"), "{said}");
 }

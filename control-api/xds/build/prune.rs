@@ -145,7 +145,7 @@ fn field_info(
         number: field.number(),
         rules,
         values: line.values.clone(),
-        sensitive: flag(pool, &options, "udpa.annotations.sensitive"),
+        sensitive: line.sensitive || flag(pool, &options, "udpa.annotations.sensitive"),
     })
 }
 

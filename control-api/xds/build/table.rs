@@ -15,6 +15,8 @@ pub(crate) struct Field {
     pub(crate) values: Vec<String>,
     /// Refused, with this advice.
     pub(crate) refused: Option<String>,
+    /// It may hold a secret, whatever the API says.
+    pub(crate) sensitive: bool,
 }
 
 /// Parses the table.
@@ -49,9 +51,11 @@ pub(crate) fn parse(text: &str) -> Res<Vec<Section>> {
 
 fn field(line: &str) -> Field {
     if let Some((name, fix)) = line.split_once('!') {
-        return Field { name: name.trim().into(), values: Vec::new(), refused: Some(fix.trim().into()) };
+        let (values, refused) = (Vec::new(), Some(fix.trim().into()));
+        return Field { name: name.trim().into(), values, refused, sensitive: false };
     }
+    let (line, sensitive) = line.strip_suffix('*').map_or((line, false), |line| (line, true));
     let (name, values) = line.split_once('=').unwrap_or((line, ""));
     let values = values.split_whitespace().map(str::to_owned).collect();
-    Field { name: name.trim().into(), values, refused: None }
+    Field { name: name.trim().into(), values, refused: None, sensitive }
 }

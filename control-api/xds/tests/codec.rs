@@ -9,6 +9,8 @@ use remora_xds::pb::envoy::config::cluster::v3::Cluster;
 use remora_xds::pb::envoy::config::core::v3::{DataSource, Metadata, data_source};
 use remora_xds::pb::envoy::config::listener::v3::{Filter, FilterChain, Listener, filter};
 use remora_xds::pb::envoy::config::route::v3::RouteConfiguration;
+use remora_xds::pb::envoy::extensions::filters::http::jwt_authn::v3::JwtProvider;
+use remora_xds::pb::envoy::extensions::filters::http::jwt_authn::v3::jwt_provider::JwksSourceSpecifier;
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use remora_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::TlsCertificate;
@@ -337,6 +339,14 @@ fn what_is_written_is_read_again_and_secrets_are_kept_back() {
     for secret in ["\"key\"", "\"store\"", "\"word\""] {
         assert!(whole.contains(secret) && !redacted.contains(secret), "{secret}: {redacted}");
     }
+    // What the API does not call a secret, and may be one: a key set with keys of kind oct.
+    let provider = JwtProvider {
+        issuer: "login".into(),
+        jwks_source_specifier: secret("keys").map(JwksSourceSpecifier::LocalJwks),
+        ..JwtProvider::default()
+    };
+    let redacted = schema.any_to_redacted_json(&any::pack(&provider)).to_string();
+    assert!(redacted.contains("login") && !redacted.contains("keys"), "{redacted}");
 }
 
 #[test]

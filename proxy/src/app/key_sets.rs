@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -15,6 +16,8 @@ use crate::upstream::fetch;
 
 /// Between attempts, whatever the configuration says.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+/// Between attempts because of tokens whose key is not known, however many strangers make some up.
+const EARLIEST: Duration = Duration::from_secs(10);
 
 /// What was fetched, by URI and cluster: a new version of a listener goes on with it.
 type Known = Arc<Mutex<HashMap<(http::Uri, Arc<str>), Arc<Fetched>>>>;
@@ -87,7 +90,8 @@ fn pause_before(keys: &RemoteKeys, left: Duration) -> Duration {
 
 /// Keeps a key set fresh from `begin` on, until no configuration has it any more.
 async fn keep(keys: Weak<RemoteKeys>, begin: Instant, known: Known, config: Arc<ArcSwap<Snapshot>>) {
-    tokio::time::sleep_until(begin).await;
+    let Some(unknown) = keys.upgrade().map(|keys| Arc::clone(keys.state.unknown())) else { return };
+    wait(begin.saturating_duration_since(Instant::now()), &unknown).await;
     let mut failures = 0;
     for turn in 0.. {
         let Some(keys) = keys.upgrade() else { return };
@@ -110,8 +114,18 @@ async fn keep(keys: Weak<RemoteKeys>, begin: Instant, known: Known, config: Arc<
             }
         };
         drop(keys);
-        tokio::time::sleep(pause.max(SHORTEST_PAUSE)).await;
+        wait(pause.max(SHORTEST_PAUSE), &unknown).await;
     }
+}
+
+/// Until `pause` is over, or a key is missed.
+async fn wait(pause: Duration, unknown: &Notify) {
+    let missed = async {
+        tokio::time::sleep(EARLIEST).await;
+        unknown.notified().await;
+    };
+    // Either way it is time.
+    let _ = tokio::time::timeout(pause, missed).await;
 }
 
 async fn attempt(keys: &RemoteKeys, turn: usize, config: &ArcSwap<Snapshot>) -> Result<Fetched, String> {
@@ -122,4 +136,28 @@ async fn attempt(keys: &RemoteKeys, turn: usize, config: &ArcSwap<Snapshot>) -> 
     let body = answer.map_err(|_| "no answer in time".to_owned())?.map_err(|error| error.to_string())?;
     let set = KeySet::parse(&body).map_err(|error| format!("the answer {error}"))?;
     Ok(Fetched { keys: set, until: began + keys.cache })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_is_missed_is_fetched_early_but_not_too_often() {
+        let (unknown, long) = (Notify::new(), Duration::from_secs(450));
+        let seconds = async |pause| {
+            let began = Instant::now();
+            wait(pause, &unknown).await;
+            began.elapsed().as_secs()
+        };
+        assert_eq!(seconds(long).await, 450);
+        for _ in 0..3 {
+            unknown.notify_one();
+            unknown.notify_one();
+            assert_eq!(seconds(long).await, EARLIEST.as_secs());
+        }
+        assert_eq!(seconds(long).await, 450, "once for all of them");
+        unknown.notify_one();
+        assert_eq!(seconds(Duration::from_secs(1)).await, 1);
+    }
 }

@@ -9,6 +9,7 @@ mod batch;
 mod clusters;
 mod dump;
 mod secrets;
+mod strays;
 #[cfg(test)]
 mod tests;
 mod undo;
@@ -35,7 +36,7 @@ use super::compile::Scope;
 use super::names::{ClusterId, Names};
 use super::snapshot::Snapshot;
 use super::source::ads::{AdsSpec, compile_ads_config};
-use super::spec::{HttpSpec, ListenerSpec, NetworkFilter, RouteSource};
+use super::spec::{HttpSpec, ListenerSpec, NetworkFilter, RouteSource, TcpSpec};
 use crate::route::RouteTable;
 use crate::telemetry::metrics::{Registry, ResourceKind};
 use crate::upstream::cluster::Cluster;
@@ -249,7 +250,7 @@ impl Manager {
         self.put_secrets(&mut batch, &origin);
         self.remove_missing(&batch, &origin);
         self.install(batch, &origin);
-        self.names.secrets.forget_unwritten();
+        self.names.secrets.forget_unused();
         Ok(!(known && self.names.secrets.lacks(path)))
     }
 
@@ -363,13 +364,19 @@ impl Manager {
         if let Some(old) = self.listeners.get(&name).filter(|old| old.hash != held.hash) {
             self.dynamic.warming.depart(&old.value, Some(&held.value), now);
         }
+        let new = Arc::clone(&held.value);
         put(&mut self.listeners, &name, held);
+        self.warn_of_strays(&new);
     }
 
     fn put_table(&mut self, held: Held<RouteTable>) {
         let name = Arc::clone(&held.value.name);
         self.names.route_tables.intern(&name);
         put(&mut self.route_tables, &name, held);
+        let takes = |listener: &ListenerSpec| wants::rds_of(listener).any(|rds| rds.name == name);
+        for held in self.listeners.values().filter(|held| takes(&held.value)) {
+            self.warn_of_strays(&held.value);
+        }
     }
 }
 
@@ -397,5 +404,12 @@ fn http_specs(listener: &ListenerSpec) -> impl Iterator<Item = &Arc<HttpSpec>> {
     listener.chains.iter().filter_map(|chain| match &chain.filter {
         NetworkFilter::Http(http) => Some(http),
         NetworkFilter::Tcp(_) => None,
+    })
+}
+
+fn tcp_specs(listener: &ListenerSpec) -> impl Iterator<Item = &TcpSpec> {
+    listener.chains.iter().filter_map(|chain| match &chain.filter {
+        NetworkFilter::Tcp(tcp) => Some(&**tcp),
+        NetworkFilter::Http(_) => None,
     })
 }

@@ -276,11 +276,11 @@ impl Secrets {
         Ok(true)
     }
 
-    /// Secrets in use whose files do not hold any more what they held. They are taken for read.
+    /// Secrets whose files do not hold any more what they held. They are taken for read.
     pub fn changed_secrets(&mut self) -> Vec<(SecretSource, Arc<str>, Box<SecretPb>)> {
         let mut changed = Vec::new();
         for ((source, name), entry) in &mut self.entries {
-            let Some(from) = entry.files.as_mut().filter(|_| entry.slot.is_used()) else { continue };
+            let Some(from) = entry.files.as_mut() else { continue };
             if from.files.changed() {
                 changed.push((source.clone(), Arc::clone(name), from.secret.clone()));
             }
@@ -369,16 +369,12 @@ impl Secrets {
         of_file.into_iter().any(|(_, entry)| entry.hash.is_none() && entry.slot.is_used())
     }
 
-    /// Forgets what no context refers to any more; what the process has stays.
+    /// Forgets what no context refers to any more, and what was written out in contexts that are gone, keys among it. What the process has
+    /// stays.
     pub fn forget_unused(&mut self) {
         self.entries.retain(|(source, _), entry| source.is_none() || entry.slot.is_used());
         let used: BTreeSet<PathBuf> = self.sds_files().map(PathBuf::from).collect();
         self.sds_directories.retain(|(path, _)| used.contains(&**path));
-        self.forget_unwritten();
-    }
-
-    /// Forgets what was written out, keys among it, in contexts that are gone.
-    pub fn forget_unwritten(&mut self) {
         self.written.retain(|_, written| written.recipe.is_used());
     }
 
@@ -413,8 +409,8 @@ impl Secrets {
 
     fn material(&self) -> impl Iterator<Item = &Files> {
         let written = self.written.values().filter(|written| written.recipe.is_used());
-        let named = self.entries.values().filter(|entry| entry.slot.is_used());
-        let named = named.filter_map(|entry| entry.files.as_ref());
+        // Those that nobody uses, too: contexts may yet take them into use.
+        let named = self.entries.values().filter_map(|entry| entry.files.as_ref());
         written.map(|written| &written.files).chain(named.map(|from| &from.files))
     }
 }

@@ -260,6 +260,15 @@ impl HttpFilter {
             Self::Rbac(..) | Self::Jwt(..) | Self::Router => None,
         }
     }
+
+    /// The name that routes know it by.
+    #[must_use]
+    pub const fn name(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Rbac(name, _) | Self::Jwt(name, _) | Self::Authz(name, _) => Some(name),
+            Self::Router => None,
+        }
+    }
 }
 
 /// `server_header_transformation` and `server_name`.

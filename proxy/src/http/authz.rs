@@ -57,13 +57,13 @@ pub async fn check(
     }
     let buffer = settings.and_then(|settings| settings.buffer).unwrap_or(filter.buffer);
     let piece = match buffer {
-        Some(buffer) => read_ahead(ctx, body, buffer).await?,
+        Some(buffer) => read_ahead(ctx, name, body, buffer).await?,
         None => None,
     };
     let asked = Asked { filter, settings, buffer, piece: piece.as_ref(), length: body.exact_len() };
     let answer = tokio::time::timeout(filter.timeout, asked.ask(ctx)).await;
     let (why, denial) = match answer.unwrap_or(Err("timeout")) {
-        Ok(Answer::Allowed(changes)) => match apply(ctx, *changes) {
+        Ok(Answer::Allowed(changes)) => match apply(ctx, name, *changes) {
             Ok(changed) => {
                 decided(ctx, Decision::Allowed);
                 return Ok(changed && filter.clear_route_cache);
@@ -84,6 +84,7 @@ pub async fn check(
     }
     decided(ctx, Decision::FailedOpen);
     if filter.on_failure.mark {
+        ctx.note_stage(name);
         ctx.head.headers.insert(&FAILURE_MODE_ALLOWED, HeaderValue::from_static("true"));
     }
     Ok(false)
@@ -132,7 +133,12 @@ fn refuse(ctx: &mut RequestCtx, name: &str, details: String, denial: Box<Denial>
 }
 
 /// Reads the beginning of the body, which goes on with it.
-async fn read_ahead(ctx: &mut RequestCtx, body: &mut Body, buffer: Buffer) -> Result<Option<Piece>, Reason> {
+async fn read_ahead(
+    ctx: &mut RequestCtx,
+    name: &Arc<str>,
+    body: &mut Body,
+    buffer: Buffer,
+) -> Result<Option<Piece>, Reason> {
     if body.is_end() {
         return Ok(None);
     }
@@ -143,6 +149,7 @@ async fn read_ahead(ctx: &mut RequestCtx, body: &mut Body, buffer: Buffer) -> Re
         .is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"))
     {
         // Nobody else would tell the client to go on.
+        ctx.note_stage(name);
         ctx.head.headers.remove(header::EXPECT);
         ctx.interim.send(ResponseHead::new(StatusCode::CONTINUE)).await;
     }
@@ -159,10 +166,10 @@ async fn read_ahead(ctx: &mut RequestCtx, body: &mut Body, buffer: Buffer) -> Re
 ///
 /// # Errors
 /// Nothing was changed, because one of them cannot be made.
-fn apply(ctx: &mut RequestCtx, changes: Changes) -> Result<bool, Invalid> {
+fn apply(ctx: &mut RequestCtx, name: &Arc<str>, changes: Changes) -> Result<bool, Invalid> {
     let path = changes.path(&ctx.head.path)?;
     if changes.is_request_changed() {
-        ctx.note_before_authz();
+        ctx.note_stage(name);
     }
     changes.apply(&mut ctx.head.headers);
     if let Some(path) = path

@@ -13,7 +13,7 @@ use super::body::BodyProgress;
 use super::downstream::Downstream;
 use super::filters::Findings;
 use super::head::{HeaderCase, RequestHead, ResponseHead};
-use super::headers::Origin;
+use super::headers::{self, Origin};
 use super::interim::InterimSink;
 use super::local_reply;
 use super::response::Response;
@@ -85,15 +85,36 @@ pub struct RequestCtx {
     pub answered: Option<Duration>,
     /// Drawn once: which fractions of the traffic (`runtime_fraction`) the request belongs to, whenever it is judged.
     pub random: u64,
-    /// A filter had the route chosen again.
-    pub rerouted: bool,
-    before_authz: Option<Box<RequestHead>>,
+    stages: Vec<Stage>,
     original_path: Option<PathAndQuery>,
     judged_host: Option<Option<Authority>>,
-    judged_headers: Option<Box<HeaderMap>>,
+    judged_headers: Judged,
     status: Option<StatusCode>,
     response: Option<ResponseHead>,
     finished: bool,
+}
+
+/// The head as filters saw it before one of them changed it.
+#[derive(Debug)]
+pub struct Stage {
+    /// The name of the filter that changed it.
+    pub until: Arc<str>,
+    /// What those before it saw, and it itself.
+    pub head: RequestHead,
+    /// It had the route chosen again.
+    pub rerouted: bool,
+}
+
+/// The headers as policy judged them.
+#[derive(Debug, Default)]
+enum Judged {
+    /// As they are.
+    #[default]
+    AsTheyAre,
+    /// Without those that forwarding writes: the client sent none.
+    Unwritten,
+    /// These.
+    Kept(Box<HeaderMap>),
 }
 
 impl RequestCtx {
@@ -137,11 +158,10 @@ impl RequestCtx {
             revoked: std::cell::OnceCell::new(),
             answered: None,
             random: 0,
-            rerouted: false,
-            before_authz: None,
+            stages: Vec::new(),
             original_path: None,
             judged_host: None,
-            judged_headers: None,
+            judged_headers: Judged::default(),
             status: None,
             response: None,
             finished: false,
@@ -204,33 +224,58 @@ impl RequestCtx {
         self.judged_host.get_or_insert_with(|| self.head.authority.clone());
     }
 
-    /// Remembers the headers before the route changes them.
+    /// Remembers the headers before they are changed.
     pub fn note_judged_headers(&mut self) {
-        self.judged_headers.get_or_insert_with(|| Box::new(self.head.headers.clone()));
+        if !matches!(self.judged_headers, Judged::Kept(_)) {
+            self.judged_headers = Judged::Kept(Box::new(self.head.headers.clone()));
+        }
     }
 
-    /// Remembers the head before an external service changes it for the first time.
-    pub fn note_before_authz(&mut self) {
-        self.before_authz.get_or_insert_with(|| Box::new(self.head.clone()));
+    /// Forwarding changes headers from now on, and so does the route when `by_route`. Where only those are written that the client did not
+    /// send, nothing has to be remembered.
+    pub fn note_forwarded(&mut self, by_route: bool) {
+        if by_route || headers::has_written(&self.head.headers) {
+            self.note_judged_headers();
+        } else if matches!(self.judged_headers, Judged::AsTheyAre) {
+            self.judged_headers = Judged::Unwritten;
+        }
     }
 
-    /// The head as filters before the first external service judged it; None when no service changed it.
+    /// Remembers the head before the filter `name` changes it for the first time.
+    pub fn note_stage(&mut self, name: &Arc<str>) {
+        if self.stages.last().is_none_or(|stage| stage.until != *name) {
+            let head = self.head.clone();
+            self.stages.push(Stage { until: Arc::clone(name), head, rerouted: false });
+        }
+    }
+
+    /// The filter that changed the head had the route chosen again.
+    pub fn note_rerouted(&mut self) {
+        if let Some(stage) = self.stages.last_mut() {
+            stage.rerouted = true;
+        }
+    }
+
+    /// The heads that filters saw, in their order; [`Self::judged_head`] is the one after the last of them.
     #[must_use]
-    pub fn head_before_authz(&self) -> Option<&RequestHead> {
-        self.before_authz.as_deref()
+    pub fn stages(&self) -> &[Stage] {
+        &self.stages
     }
 
     /// The head as policy judged it, before the route changed it.
     #[must_use]
     pub fn judged_head(&self) -> RequestHead {
-        let mut head = RequestHead {
+        let headers = match &self.judged_headers {
+            Judged::AsTheyAre => self.head.headers.clone(),
+            Judged::Unwritten => headers::without_written(&self.head.headers),
+            Judged::Kept(headers) => HeaderMap::clone(headers),
+        };
+        RequestHead {
             authority: self.judged_host.as_ref().unwrap_or(&self.head.authority).clone(),
             path: self.original_path().clone(),
-            headers: HeaderMap::clone(self.judged_headers.as_deref().unwrap_or(&self.head.headers)),
+            headers,
             ..self.head.clone()
-        };
-        self.show_upgrade(&mut head.headers);
-        head
+        }
     }
 
     /// Adds what an upgrade is to rules. HTTP/1 and HTTP/2 (RFC 8441) ask for one in different words; rules see those of HTTP/1, as in Envoy.

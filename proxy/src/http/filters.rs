@@ -78,6 +78,10 @@ pub async fn run<'f>(
                 }
             }
             HttpFilter::Jwt(name, filter) => {
+                if i > 0 || !ctx.stages().is_empty() {
+                    // Those before it see the token, which it takes away.
+                    ctx.note_stage(name);
+                }
                 tokens(ctx, filter, route.and_then(|route| route.of(name))).await?;
             }
             // Nothing will come of a request without a route, and nobody is asked about it, as in Envoy.
@@ -109,17 +113,14 @@ fn effective<'f>(name: &str, filter: &'f RbacFilter, route: Option<&'f Overrides
 /// It would be refused now: the text for `%RESPONSE_CODE_DETAILS%`.
 pub fn still_allowed(
     downstream: &Downstream,
-    filters: &[HttpFilter],
+    (name, filter): (&str, &RbacFilter),
     route: Option<&Overrides>,
     view: &View<'_>,
 ) -> Result<(), String> {
-    for filter in filters {
-        let HttpFilter::Rbac(name, filter) = filter else { continue };
-        let rules = effective(name, filter, route).and_then(|filter| filter.rules.as_ref());
-        if let Some(verdict) = rules.map(|rules| rules.judge(view)).filter(|verdict| !verdict.allowed) {
-            downstream.worker.metrics.decided(downstream, &verdict, Decision::Denied);
-            return Err(rbac::details(verdict.policy));
-        }
+    let rules = effective(name, filter, route).and_then(|filter| filter.rules.as_ref());
+    if let Some(verdict) = rules.map(|rules| rules.judge(view)).filter(|verdict| !verdict.allowed) {
+        downstream.worker.metrics.decided(downstream, &verdict, Decision::Denied);
+        return Err(rbac::details(verdict.policy));
     }
     Ok(())
 }

@@ -63,6 +63,7 @@ pub async fn forward(
     ctx.cluster = Some(Arc::clone(&cluster));
     let limits = time_limits(ctx, action, http);
     ctx.timeout_alternative = ctx.origin.internal && ctx.head.headers.contains_key(&ALTERNATIVE);
+    ctx.note_forwarded(!target.request_headers.is_empty());
     rewrite(ctx, route, action, &target, http)?;
     let state = RetryState::new(action.retry.as_deref(), &ctx.head, ctx.origin.internal);
     headers::remove_steering(&mut ctx.head.headers);
@@ -179,7 +180,6 @@ fn rewrite(
     http: &HttpSpec,
 ) -> Result<(), Reason> {
     if !target.request_headers.is_empty() {
-        ctx.note_judged_headers();
         let mut headers = std::mem::take(&mut ctx.head.headers);
         let mut values = Values::new(ctx);
         target.request_headers.apply(&mut headers, &mut |template, headers| values.render(template, headers));

@@ -36,6 +36,14 @@ static STEERING: [HeaderName; 11] = [
     HeaderName::from_static("x-envoy-hedge-on-per-try-timeout"),
 ];
 
+/// What forwarding writes, besides the timeout among the above.
+static WRITTEN: [HeaderName; 4] = [
+    HeaderName::from_static("x-envoy-attempt-count"),
+    HeaderName::from_static("x-envoy-original-path"),
+    HeaderName::from_static("x-envoy-original-host"),
+    HeaderName::from_static("x-forwarded-host"),
+];
+
 /// Only this mesh may say these; an edge removes them from external requests.
 static EDGE: [HeaderName; 2] = [
     HeaderName::from_static("x-envoy-decorator-operation"),
@@ -91,6 +99,21 @@ pub fn remove_steering(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
+}
+
+/// Whether there is something that forwarding writes or takes away.
+pub fn has_written(headers: &HeaderMap) -> bool {
+    let may_be = |name: &str| name.starts_with("x-envoy-") || name == "x-forwarded-host";
+    headers.keys().any(|name| may_be(name.as_str()) && (WRITTEN.contains(name) || STEERING.contains(name)))
+}
+
+/// A copy without all of that.
+pub fn without_written(headers: &HeaderMap) -> HeaderMap {
+    let mut headers = headers.clone();
+    for name in WRITTEN.iter().chain(&STEERING) {
+        headers.remove(name);
+    }
+    headers
 }
 
 /// `x-forwarded-client-cert`: only a certificate that we verified speaks for the peer, so that a peer without one counts

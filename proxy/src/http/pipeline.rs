@@ -116,7 +116,7 @@ async fn run(ctx: &mut RequestCtx, mut body: Body) -> Result<Response, Reason> {
         match filters::run(ctx, &mut body, left, &found).await {
             Ok(Some(rest)) => {
                 left = rest;
-                ctx.rerouted = true;
+                ctx.note_rerouted();
             }
             Ok(None) => break found,
             Err(reason) => return Err(refused(ctx, &found, reason)),
@@ -124,6 +124,7 @@ async fn run(ctx: &mut RequestCtx, mut body: Body) -> Result<Response, Reason> {
     };
     if ctx.upgrade.is_some() {
         // What is said to the endpoint depends on its protocol.
+        ctx.note_judged_headers();
         ctx.head.headers.remove(header::UPGRADE);
         ctx.head.headers.remove(header::CONNECTION);
     }

@@ -1,7 +1,7 @@
 //! A request that lasts is judged again when the configuration changes: a stream that was let in must not outlive its right.
 //!
-//! Until then that costs nothing but a waker: the request is judged as its context has it, without what its route changed. Filters before
-//! an external service see it without what that changed, too.
+//! Until then that costs nothing but a waker: the request is judged as its context has it, without what its route changed. Each filter sees
+//! it as it saw it first, without what later ones changed.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -43,42 +43,49 @@ fn judge(ctx: &RequestCtx) -> Result<(), Reason> {
         let query = Query { head, internal: ctx.origin.internal, random: ctx.random };
         table.map_or(Found::NoVirtualHost, |table| table.find(&query))
     };
-    let head = ctx.judged_head();
-    let Some(before) = ctx.head_before_authz() else {
-        return judge_by(ctx, &http.filters, find(&head).overrides(), &head);
-    };
-    let asks = |filter: &HttpFilter| matches!(filter, HttpFilter::Authz(..));
-    let (front, behind) =
-        http.filters.split_at(http.filters.iter().position(asks).unwrap_or(http.filters.len()));
-    let found = find(before);
-    judge_by(ctx, front, found.overrides(), before)?;
-    let found = if ctx.rerouted { find(&head) } else { found };
-    judge_by(ctx, behind, found.overrides(), &head)
+    let last = ctx.judged_head();
+    let mut stages = ctx.stages();
+    let mut head = stages.first().map_or(&last, |stage| &stage.head);
+    let mut found = find(head);
+    for filter in &http.filters {
+        judge_by(ctx, filter, found.overrides(), head)?;
+        if let [stage, rest @ ..] = stages
+            && filter.name() == Some(&stage.until)
+        {
+            stages = rest;
+            head = rest.first().map_or(&last, |stage| &stage.head);
+            if stage.rerouted {
+                found = find(head);
+            }
+        }
+    }
+    Ok(())
 }
 
-/// Judges by some of the filters, with what the route says about them; `head` is what they saw when the request came.
+/// Judges by one of the filters, with what the route says about it; `head` is what it saw when the request came.
 fn judge_by(
     ctx: &RequestCtx,
-    list: &[HttpFilter],
+    filter: &HttpFilter,
     route: Option<&Overrides>,
     head: &RequestHead,
 ) -> Result<(), Reason> {
-    let downstream = &ctx.downstream;
-    for filter in list {
-        if let HttpFilter::Jwt(name, filter) = filter {
-            still_known(ctx, (name, filter), route, head)?;
+    match filter {
+        HttpFilter::Jwt(name, filter) => still_known(ctx, (name, filter), route, head),
+        HttpFilter::Rbac(name, filter) => {
+            let downstream = &ctx.downstream;
+            let claims = ctx.policy.as_ref().map_or(&[][..], |policy| &policy.claims);
+            let view = View {
+                connection: downstream.view(ctx.origin.client),
+                request: Some(RequestView::from(head)),
+                claims,
+            };
+            filters::still_allowed(downstream, (name, filter), route, &view).map_err(|policy| {
+                ctx.revoked.get_or_init(|| policy);
+                Reason::RbacDenied
+            })
         }
+        HttpFilter::Authz(..) | HttpFilter::Router => Ok(()),
     }
-    let claims = ctx.policy.as_ref().map_or(&[][..], |policy| &policy.claims);
-    let view = View {
-        connection: downstream.view(ctx.origin.client),
-        request: Some(RequestView::from(head)),
-        claims,
-    };
-    filters::still_allowed(downstream, list, route, &view).map_err(|policy| {
-        ctx.revoked.get_or_init(|| policy);
-        Reason::RbacDenied
-    })
 }
 
 /// What was verified when the request came need not be there any more: it is enough that its provider still is. A token that nobody

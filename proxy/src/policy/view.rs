@@ -85,3 +85,9 @@ pub struct Claims {
     /// The claims, or the text.
     pub payload: Arc<Value>,
 }
+
+/// What stands under `key`. Of several tokens it is the one that was verified last: in Envoy, each replaces the one before.
+#[must_use]
+pub fn payload<'c>(claims: &'c [Claims], key: &str) -> Option<&'c Value> {
+    claims.iter().rfind(|claims| *claims.key == *key).map(|claims| &*claims.payload)
+}

@@ -211,6 +211,11 @@ fn printable(name: &str) -> Result<&str, LeafError> {
     if name.bytes().all(|b| matches!(b, 0x20..=0x7e)) { Ok(name) } else { Err(LeafError::NameBytes) }
 }
 
+/// RFC 5280 §4.2.1.6, with the wildcards and underscores that are seen.
+fn is_host(name: &str) -> bool {
+    name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'*'))
+}
+
 fn ip_of(bytes: &[u8]) -> Option<IpAddr> {
     <[u8; 4]>::try_from(bytes)
         .map(IpAddr::from)
@@ -225,7 +230,8 @@ pub struct PeerIdentity {
     pub spiffe: Option<SpiffeId>,
     /// URI names (at most one). Empty when the certificate was not verified.
     pub uri_sans: Vec<Box<str>>,
-    /// DNS names. Empty when the certificate was not verified.
+    /// DNS names. Empty when the certificate was not verified. What is no name of a host is left out: an authority of another trust domain
+    /// may write there what reads like an identity of this one.
     pub dns_sans: Vec<Box<str>>,
     /// The subject as RFC 2253 writes it, such as `CN=orders,O=Example`.
     pub subject: Box<str>,
@@ -252,7 +258,7 @@ impl PeerIdentity {
         Ok(Self {
             spiffe: names.spiffe,
             uri_sans: names.uri.iter().map(|s| Box::from(*s)).collect(),
-            dns_sans: names.dns.iter().map(|s| Box::from(*s)).collect(),
+            dns_sans: names.dns.iter().filter(|name| is_host(name)).map(|s| Box::from(*s)).collect(),
             subject: subject(&certificate).into(),
             fingerprint: sha256(leaf),
             not_after: certificate.validity().not_after.timestamp(),

@@ -1,7 +1,7 @@
 //! Certificates and trust by name, as TLS contexts share them: a handshake uses what is there when it begins.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwapOption;
 
@@ -46,6 +46,13 @@ impl<T> Secret<T> {
     #[must_use]
     pub fn is(&self, value: &Arc<T>) -> bool {
         self.value.load().as_ref().is_some_and(|now| Arc::ptr_eq(now, value))
+    }
+
+    /// What handshakes that begin now use, unless that is `known`.
+    #[must_use]
+    pub fn other_than(&self, known: &Weak<T>) -> Option<Arc<T>> {
+        let now = self.value.load();
+        now.as_ref().filter(|now| Arc::as_ptr(now) != known.as_ptr()).map(Arc::clone)
     }
 
     /// Handshakes that begin from now on use `value`.

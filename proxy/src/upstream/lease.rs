@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::lifespan::Lifespan;
 use super::pool::{Allowed, EndpointPool};
+use super::server::Server;
 use crate::http::h1::conn::SharedConn;
 
 /// An HTTP/1 connection in use. Dropping it closes the connection; [`Self::finish`] gives it back.
@@ -15,33 +16,30 @@ pub struct H1Lease {
     pub conn: SharedConn,
     pool: Rc<EndpointPool>,
     life: Lifespan,
+    server: Option<Server>,
     reusable: bool,
     /// None once the connection went back.
     permit: Option<Allowed>,
 }
 
-/// A pooled connection at rest.
+/// A connection that no request uses.
 #[derive(Debug)]
 pub struct IdleConn {
     pub(super) conn: SharedConn,
     pub(super) since: Instant,
     pub(super) life: Lifespan,
+    /// Who is verified to be at its other end.
+    pub(super) server: Option<Server>,
     pub(super) permit: Allowed,
 }
 
 impl H1Lease {
-    /// A connection just made.
+    /// A connection taken from rest, or just made.
     #[must_use]
-    pub const fn new(conn: SharedConn, pool: Rc<EndpointPool>, mut life: Lifespan, permit: Allowed) -> Self {
+    pub fn of(idle: IdleConn, pool: Rc<EndpointPool>) -> Self {
+        let IdleConn { conn, since: _, mut life, server, permit } = idle;
         life.count_use();
-        Self { conn, pool, life, reusable: false, permit: Some(permit) }
-    }
-
-    /// A connection taken from rest.
-    #[must_use]
-    pub fn again(idle: IdleConn, pool: Rc<EndpointPool>) -> Self {
-        let IdleConn { conn, life, permit, .. } = idle;
-        Self::new(conn, pool, life, permit)
+        Self { conn, pool, life, server, reusable: false, permit: Some(permit) }
     }
 
     /// Whether an earlier request used this connection, so that the server may be closing it right now.
@@ -70,6 +68,7 @@ impl H1Lease {
                 conn: Rc::clone(&self.conn),
                 since: Instant::now(),
                 life: self.life,
+                server: self.server.take(),
                 permit,
             });
         }

@@ -9,4 +9,5 @@ pub mod lease;
 pub mod lifespan;
 pub mod original_dst;
 pub mod pool;
+pub mod server;
 pub mod transport;

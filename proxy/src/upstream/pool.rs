@@ -3,6 +3,10 @@
 //! The keep-alive race (features.md B1, pain 1) is met from three sides: a connection at rest is watched and leaves the
 //! pool when its server closes it; it is closed from our side before the time after which this server was seen to
 //! close; and one that fails before any byte of an answer is reported as such, so that the retry logic may decide.
+//!
+//! A connection whose server's certificate was revoked takes no further request; those that it has finish.
+
+mod shared;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -22,11 +26,14 @@ use super::cluster::{Cluster, ClusterPermit};
 use super::endpoint::{Endpoint, EndpointKey};
 use super::lease::{H1Lease, H2Slot, IdleConn};
 use super::lifespan::{Lifespan, Limits};
+use super::server::Server;
 use super::transport::{self, Alpn, Connected};
 use crate::error::Reason;
 use crate::http::h1::conn::Conn;
 use crate::http::h2::client as h2_client;
 use crate::resilience::breaker::{Resource, RoutingPriority};
+
+pub use shared::H2Conn;
 
 /// All pools of one worker.
 #[derive(Debug, Default)]
@@ -122,8 +129,8 @@ impl EndpointPool {
         priority: RoutingPriority,
         fresh: bool,
     ) -> Result<H1Lease, Reason> {
-        if !fresh && let Some(idle) = self.take_idle().await {
-            return Ok(H1Lease::again(idle, Rc::clone(self)));
+        if !fresh && let Some(idle) = self.take_idle(cluster).await {
+            return Ok(H1Lease::of(idle, Rc::clone(self)));
         }
         let permit = loop {
             if let Some(permit) = self.connection_permit(cluster, priority) {
@@ -132,15 +139,22 @@ impl EndpointPool {
             let _pending =
                 cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?;
             self.changed.notified().await;
-            if let Some(idle) = self.take_idle().await {
-                return Ok(H1Lease::again(idle, Rc::clone(self)));
+            if let Some(idle) = self.take_idle(cluster).await {
+                return Ok(H1Lease::of(idle, Rc::clone(self)));
             }
         };
         self.remember_limits(cluster);
         let _pending = cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?;
         let connected = Box::pin(transport::connect(cluster, &self.endpoint, Alpn::Http1)).await?;
         self.open.set(self.open.get() + 1);
-        Ok(H1Lease::new(Conn::shared(connected.io, BytesMut::new()), Rc::clone(self), new_life(), permit))
+        let conn = IdleConn {
+            conn: Conn::shared(connected.io, BytesMut::new()),
+            since: Instant::now(),
+            life: new_life(),
+            server: connected.server,
+            permit,
+        };
+        Ok(H1Lease::of(conn, Rc::clone(self)))
     }
 
     /// A connection permit. The first connection to an endpoint needs none, so that no endpoint starves (as in Envoy).
@@ -157,16 +171,16 @@ impl EndpointPool {
     }
 
     /// The most recently used live connection at rest.
-    async fn take_idle(&self) -> Option<IdleConn> {
+    async fn take_idle(&self, cluster: &Cluster) -> Option<IdleConn> {
         poll_fn(|cx| {
             loop {
                 let Some(idle) = self.idle.borrow_mut().pop_back() else { return Poll::Ready(None) };
-                let dead = idle.conn.borrow_mut().io.poll_disturbed(cx).is_ready();
-                if !dead {
+                if idle.conn.borrow_mut().io.poll_disturbed(cx).is_ready() {
+                    self.endpoint.state.idle_closed(idle.since.elapsed());
+                } else if !is_revoked(idle.server.as_ref(), cluster) {
                     self.endpoint.state.idle_survived(idle.since.elapsed());
                     return Poll::Ready(Some(idle));
                 }
-                self.endpoint.state.idle_closed(idle.since.elapsed());
                 self.released();
             }
         })
@@ -271,7 +285,7 @@ impl EndpointPool {
     ) -> Result<(SendRequest<Bytes>, H2Slot), Reason> {
         let mut fresh = fresh;
         loop {
-            if !fresh && let Some(found) = self.take_h2() {
+            if !fresh && let Some(found) = self.take_h2(cluster) {
                 return Ok(found);
             }
             if self.h2_connecting.get() {
@@ -321,6 +335,7 @@ impl EndpointPool {
             life: Cell::new(new_life()),
             max_streams: cluster.spec().http.http2.max_streams,
             retired: Cell::new(false),
+            server: connected.server,
             _permit: permit,
         });
         let weak = Rc::downgrade(&conn);
@@ -355,23 +370,31 @@ impl EndpointPool {
             self.open.set(self.open.get() + 1);
             self.remember_limits(cluster);
             let conn = Conn::shared(connected.io, BytesMut::new());
-            self.put(IdleConn { conn, since: Instant::now(), life: new_life(), permit });
+            let server = connected.server;
+            self.put(IdleConn { conn, since: Instant::now(), life: new_life(), server, permit });
         }
         Ok(self.alpn_h2.get() == Some(true))
     }
 
-    fn take_h2(&self) -> Option<(SendRequest<Bytes>, H2Slot)> {
+    fn take_h2(&self, cluster: &Cluster) -> Option<(SendRequest<Bytes>, H2Slot)> {
         let (limits, now) = (self.limits.get(), Instant::now());
-        let over = self.h2.borrow().iter().find(|c| c.life.get().is_over(&limits, now)).cloned();
+        let is_over = |conn: &&Rc<H2Conn>| {
+            conn.life.get().is_over(&limits, now) || is_revoked(conn.server.as_ref(), cluster)
+        };
+        let over = self.h2.borrow().iter().find(is_over).cloned();
         if let Some(over) = over {
             // Its streams finish; the next call finds the next one.
             over.retire();
-            return self.take_h2();
+            return self.take_h2(cluster);
         }
         let conns = self.h2.borrow();
         let best = conns.iter().filter(|c| c.has_room()).min_by_key(|c| c.active.get())?;
         Some(best.slot())
     }
+}
+
+fn is_revoked(server: Option<&Server>, cluster: &Cluster) -> bool {
+    server.is_some_and(|server| server.is_revoked(cluster))
 }
 
 fn new_life() -> Lifespan {
@@ -392,57 +415,5 @@ impl Drop for Connecting<'_> {
     fn drop(&mut self) {
         self.0.h2_connecting.set(false);
         self.0.changed.notify_waiters();
-    }
-}
-
-/// A shared HTTP/2 connection.
-#[derive(Debug)]
-pub struct H2Conn {
-    sender: SendRequest<Bytes>,
-    pool: Weak<EndpointPool>,
-    active: Cell<u32>,
-    life: Cell<Lifespan>,
-    max_streams: u32,
-    retired: Cell<bool>,
-    _permit: Allowed,
-}
-
-impl H2Conn {
-    fn has_room(&self) -> bool {
-        let peer = u32::try_from(self.sender.current_max_send_streams()).unwrap_or(u32::MAX);
-        !self.retired.get() && self.active.get() < self.max_streams.min(peer)
-    }
-
-    fn slot(self: &Rc<Self>) -> (SendRequest<Bytes>, H2Slot) {
-        self.active.set(self.active.get() + 1);
-        let mut life = self.life.get();
-        life.count_use();
-        self.life.set(life);
-        (self.sender.clone(), H2Slot(Rc::clone(self)))
-    }
-
-    pub(super) fn streams_started(&self) -> u32 {
-        self.life.get().uses()
-    }
-
-    /// Takes the connection out of the pool; its streams finish.
-    pub(super) fn retire(self: &Rc<Self>) {
-        self.retired.set(true);
-        if let Some(pool) = self.pool.upgrade() {
-            let mut conns = pool.h2.borrow_mut();
-            let before = conns.len();
-            conns.retain(|c| !Rc::ptr_eq(c, self));
-            if conns.len() < before {
-                pool.open.set(pool.open.get().saturating_sub(1));
-            }
-            pool.changed.notify_waiters();
-        }
-    }
-
-    pub(super) fn release(&self) {
-        self.active.set(self.active.get() - 1);
-        if let Some(pool) = self.pool.upgrade() {
-            pool.changed.notify_one();
-        }
     }
 }

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use super::cluster::Cluster;
 use super::connect::{self, ConnectError};
 use super::endpoint::Endpoint;
+use super::server::Server;
 use crate::error::Reason;
 use crate::io::{Io, ReadAhead};
 use crate::tls::client::{AlpnOffer, Target};
@@ -32,6 +33,8 @@ pub struct Connected {
     pub local: Option<SocketAddr>,
     /// The server agreed on HTTP/2.
     pub is_h2: bool,
+    /// Who the server is, when its certificate was verified.
+    pub server: Option<Server>,
 }
 
 /// Connects to `endpoint` of `cluster`.
@@ -45,7 +48,9 @@ pub async fn connect(cluster: &Cluster, endpoint: &Endpoint, alpn: Alpn) -> Resu
             .await
             .map_err(|e| log_connect(&spec.name, &e))?;
         let local = tcp.local_addr().ok();
-        let Some(tls) = &spec.tls else { return Ok(Connected { io: Io::Tcp(tcp), local, is_h2: false }) };
+        let Some(tls) = &spec.tls else {
+            return Ok(Connected { io: Io::Tcp(tcp), local, is_h2: false, server: None });
+        };
         let offer = match alpn {
             Alpn::None => AlpnOffer::Nothing,
             Alpn::Http1 => AlpnOffer::Http1,
@@ -56,7 +61,13 @@ pub async fn connect(cluster: &Cluster, endpoint: &Endpoint, alpn: Alpn) -> Resu
             Target { host: endpoint.spec.hostname.as_deref(), ..Target::new(endpoint.spec.address, offer) };
         match tls.connect(ReadAhead::new(tcp), target).await {
             Ok((stream, session)) => {
-                Ok(Connected { io: Io::Tls(Box::new(stream.into())), local, is_h2: session.is_h2() })
+                let is_h2 = session.is_h2();
+                let server = session.peer.filter(|peer| peer.verified).map(Server::new);
+                if server.as_ref().is_some_and(|server| server.is_revoked(cluster)) {
+                    tracing::debug!(cluster = &*spec.name, endpoint = %endpoint.spec.address, "revoked while it shook hands");
+                    return Err(Reason::UpstreamTls);
+                }
+                Ok(Connected { io: Io::Tls(Box::new(stream.into())), local, is_h2, server })
             }
             Err(error) => {
                 tracing::debug!(cluster = &*spec.name, endpoint = %endpoint.spec.address, %error, "upstream TLS");

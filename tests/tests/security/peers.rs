@@ -72,6 +72,11 @@ async fn another_trust_domain_is_another_peer() {
     ] {
         assert_eq!(ask(&partners.issue(&[name])).await, denied, "{name}");
     }
+    // A DNS name that reads like one of this domain.
+    let both_names = partners.issue_with(&["spiffe://partner.test/ns/shop/sa/web"], |params| {
+        params.subject_alt_names.push(SanType::DnsName(WEB.try_into().unwrap()));
+    });
+    assert_eq!(ask(&both_names).await, denied);
     for (name, reason) in [
         ("spiffe://mesh.test.evil/ns/shop/sa/web", "tls_certificate_name"),
         ("spiffe://mesh.testx/ns/shop/sa/web", "tls_certificate_name"),

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::refused::Refused;
 use super::root::Root;
 
-/// How long a list holds. It is made anew at half of this.
+/// How long a list holds at least. It is made anew at half of this.
 pub(super) const LIFE: u64 = 7 * 24 * 3600;
 
 /// Why a certificate is revoked (RFC 5280 §5.3.1).
@@ -79,12 +79,14 @@ pub(super) fn make(roots: &[Root], revoked: &[Revoked], number: u64, now: u64) -
         })
     };
     let entries = revoked.iter().map(entry).collect::<Result<Vec<_>, Refused>>()?;
+    // Without a control plane nobody is let in when the lists have ended: they hold for as long as what was signed.
+    let ends = roots.iter().map(|root| root.signed_until).fold(now + LIFE, u64::max);
     let mut pem = String::new();
     for root in roots {
         let list = CertificateRevocationListParams {
             // Clocks differ.
             this_update: date(now.saturating_sub(super::authority::SKEW)),
-            next_update: date(now + LIFE),
+            next_update: date(ends),
             crl_number: SerialNumber::from(number),
             issuing_distribution_point: None,
             revoked_certs: entries.clone(),

@@ -1,5 +1,7 @@
 //! One control plane's hold of the authority, which is one value of the store.
 
+mod acts;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -10,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use super::authority::{Authority, Issued, Order, Overlap, Reason, Step};
+use super::authority::{Authority, Issued, Order, Overlap, Step};
 use super::{Bundles, Csr, Refused, Root, System, secret};
 use crate::clock::unix;
 use crate::document::Record;
@@ -199,12 +201,16 @@ impl Ca {
         .await
     }
 
-    /// Announces the root of `--ca-cert` if it is a new one.
+    /// Announces the root of `--ca-cert` if it is a new one, and takes its certificate if that is one.
     async fn adopt(&self) -> Result<(), Refused> {
         let Some(given) = self.settings.given.as_deref() else { return Ok(()) };
-        let waits = |authority: &Authority| {
-            authority.announced().is_none() && authority.roots().iter().all(|root| root.id != given.id)
-        };
+        let older = |root: &Root| root.id == given.id && root.not_after < given.not_after;
+        if self.read(|authority| authority.roots().iter().any(older))?
+            && self.change(|authority, _| authority.renew(given)).await?
+        {
+            info!(root = given.short(), "the certificate of --ca-cert is a newer one of its root");
+        }
+        let waits = |authority: &Authority| authority.announced().is_none() && !authority.has_had(given);
         if self.read(waits)? {
             self.change(|authority, now| {
                 if waits(authority) { authority.announce(given.clone(), now, &mut System) } else { Ok(()) }
@@ -333,24 +339,6 @@ impl Ca {
         current.authority.issue_own(Order { identity: &identity, names, ttl }, now(), &mut System)
     }
 
-    /// Announces a new root. The answer is its id.
-    ///
-    /// # Errors
-    /// See [`Authority::announce`].
-    pub async fn rotate(&self) -> Result<String, Refused> {
-        let domain = &self.settings.trust_domain;
-        let id = self
-            .change(|authority, now| {
-                let root = Root::make(domain, now, &mut System)?;
-                let id = root.id.clone();
-                authority.announce(root, now, &mut System)?;
-                Ok(id)
-            })
-            .await?;
-        info!(root = id, "a new root is announced");
-        Ok(id)
-    }
-
     /// The nodes that an announced root waits for.
     #[must_use]
     pub fn waits_for(&self) -> Vec<String> {
@@ -406,51 +394,6 @@ impl Ca {
             }
         }
         Ok(())
-    }
-
-    /// Revokes certificates: serial numbers and when they end.
-    ///
-    /// # Errors
-    /// See [`Authority::revoke`].
-    pub async fn revoke(&self, certificates: &[(String, u64)], reason: Reason) -> Result<(), Refused> {
-        self.change(|authority, now| authority.revoke(certificates, reason, now)).await
-    }
-
-    /// Revokes certificates of an identity; see [`Authority::revoke_as_many_as_fit`]. The answer is those that are revoked now, and how many
-    /// are not.
-    ///
-    /// # Errors
-    /// The store.
-    pub async fn revoke_as_many_as_fit(
-        &self,
-        mut certificates: Vec<(String, u64)>,
-        reason: Reason,
-    ) -> Result<(Vec<String>, usize), Refused> {
-        // What ends last does harm the longest.
-        certificates.sort_by_key(|(_, until)| std::cmp::Reverse(*until));
-        let left =
-            self.change(|authority, now| authority.revoke_as_many_as_fit(&certificates, reason, now)).await?;
-        let revoked = self.read(|authority| {
-            let serials = certificates.into_iter().map(|(serial, _)| serial);
-            serials.filter(|serial| authority.is_revoked(serial)).collect()
-        });
-        Ok((revoked?, left))
-    }
-
-    /// Signs nothing for `identity` from now on.
-    ///
-    /// # Errors
-    /// See [`Authority::bar`].
-    pub async fn bar(&self, identity: &SpiffeId, reason: Reason) -> Result<(), Refused> {
-        self.change(|authority, now| authority.bar(identity, reason, now)).await
-    }
-
-    /// Signs for `identity` again; see [`Authority::restore`].
-    ///
-    /// # Errors
-    /// The store.
-    pub async fn restore(&self, identity: &SpiffeId) -> Result<bool, Refused> {
-        self.change(|authority, _| Ok(authority.restore(identity))).await
     }
 }
 

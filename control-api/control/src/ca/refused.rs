@@ -82,6 +82,19 @@ pub enum Refused {
     /// There are too many roots.
     #[error("{0} roots are trusted already; wait until one has retired")]
     RootsFull(usize),
+    /// Another root has the same name.
+    #[error(
+        "the root {0} has the same name: verifiers would take the revocation list of one for that of the other; give the new CA a name of its own"
+    )]
+    RootName(String),
+    /// There is no such root, or several.
+    #[error("{0:?} is no root, or the beginning of several: name it as `remora certs` shows it")]
+    RootUnknown(String),
+    /// Everything hangs on it.
+    #[error(
+        "the root {0} signs: announce another one with `remora certs rotate-root`, and wait until that signs"
+    )]
+    RootSigns(String),
     /// There are too many revocations.
     #[error("{0} revocations are kept already; they go when the certificates have ended")]
     RevocationsFull(usize),
@@ -132,6 +145,9 @@ impl Refused {
             Self::TooManyFailures => "ca_too_many_failures",
             Self::RootAnnounced(_) => "ca_root_announced",
             Self::RootsFull(_) => "ca_roots_full",
+            Self::RootName(_) => "ca_root_name",
+            Self::RootUnknown(_) => "ca_root_unknown",
+            Self::RootSigns(_) => "ca_root_signs",
             Self::RevocationsFull(_) => "ca_revocations_full",
             Self::NotReady => "ca_not_ready",
             Self::Corrupt(_) => "ca_corrupt",
@@ -149,6 +165,7 @@ impl Refused {
             | Self::CsrKey(_)
             | Self::Identity(_)
             | Self::Serial(_)
+            | Self::RootUnknown(_)
             | Self::TokenTerms(_) => Code::InvalidArgument,
             Self::NoCredential
             | Self::NoCertificate
@@ -162,9 +179,12 @@ impl Refused {
             | Self::CertificateExpired(_)
             | Self::IdentityRevoked(_) => Code::PermissionDenied,
             Self::TooManyFailures => Code::ResourceExhausted,
-            Self::RootAnnounced(_) | Self::RootsFull(_) | Self::RevocationsFull(_) | Self::TokensFull(_) => {
-                Code::FailedPrecondition
-            }
+            Self::RootAnnounced(_)
+            | Self::RootsFull(_)
+            | Self::RootName(_)
+            | Self::RootSigns(_)
+            | Self::RevocationsFull(_)
+            | Self::TokensFull(_) => Code::FailedPrecondition,
             Self::NotReady | Self::Store(_) | Self::Review(..) => Code::Unavailable,
             Self::Corrupt(_) | Self::Signing(_) => Code::Internal,
         }

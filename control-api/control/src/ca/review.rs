@@ -68,7 +68,11 @@ impl Reviewer {
         let host = authority.host();
         let secure = match uri.scheme_str() {
             Some("https") => true,
-            Some("http") => false,
+            Some("http") if is_loopback(host) => false,
+            // Whoever is between would have the tokens, and would say whose they are.
+            Some("http") => {
+                return Err(url("is neither https nor on this machine", "write https://HOST/PATH"));
+            }
             _ => return Err(url("is neither https nor http", "write https://HOST/PATH")),
         };
         if secure && host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok() {
@@ -131,6 +135,11 @@ impl Reviewer {
             }
         }
     }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 fn tls(roots: &Path) -> Result<ClientTls, (String, &'static str)> {
@@ -202,6 +211,8 @@ mod tests {
             ("kubernetes", "has no host"),
             ("ftp://a/b", "neither https"),
             ("https://10.0.0.1/x", "kubernetes.default.svc"),
+            ("http://kubernetes.default.svc/x", "nor on this machine"),
+            ("http://127.0.0.1.evil.test/x", "nor on this machine"),
             ("https://kubernetes.default.svc/x", "--token-review-ca"),
         ] {
             let options = Options {

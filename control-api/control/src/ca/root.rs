@@ -171,7 +171,10 @@ impl Root {
                 return Err(wrong(&files.certificate, "is an intermediate", fix));
             }
         };
-        leads(files, &parsed, between, &anchors)?;
+        let mut anchors = anchors;
+        // Tokens name the first: it has to be the one that the chain leads to.
+        let own = leads(files, &parsed, between, &anchors)?;
+        anchors[..=own].rotate_right(1);
         let pem = |list: &[CertificateDer<'_>]| list.iter().map(|c| pem::certificate(c)).collect::<Vec<_>>();
         let between: Vec<_> = between.iter().filter(|c| !anchors.contains(c)).cloned().collect();
         Ok(Self {
@@ -209,6 +212,20 @@ impl Root {
         let certificate = params.signed_by(&key, &by.issuer()?)?.pem();
         self.cross = Some(Cross { by: by.id.clone(), certificate });
         Ok(self)
+    }
+
+    /// Takes the certificate of `newer`, which has the same key.
+    pub(super) fn renew(&mut self, newer: &Self) {
+        let Self { certificate, between, anchors, not_before, not_after, .. } = newer.clone();
+        *self = Self { certificate, between, anchors, not_before, not_after, ..self.clone() };
+    }
+
+    /// Its subject, in DER.
+    ///
+    /// # Errors
+    /// What the store holds is no certificate.
+    pub(super) fn name(&self) -> Result<Vec<u8>, Refused> {
+        self.parsed(|certificate| certificate.subject().as_raw().to_vec())
     }
 
     /// See [`Cross`].
@@ -363,13 +380,13 @@ fn parsed<'a>(certificates: &'a [CertificateDer<'_>]) -> Vec<X509Certificate<'a>
     certificates.iter().filter_map(|der| Some(X509Certificate::from_der(der).ok()?.1)).collect()
 }
 
-/// Whether the signatures lead from `signer` to one of `anchors`.
+/// To which of `anchors` the signatures lead from `signer`.
 fn leads(
     files: &Files,
     signer: &X509Certificate<'_>,
     between: &[CertificateDer<'_>],
     anchors: &[CertificateDer<'_>],
-) -> Result<(), Wrong> {
+) -> Result<usize, Wrong> {
     let (mut rest, anchors) = (parsed(between), parsed(anchors));
     let mut at = signer.clone();
     loop {
@@ -377,8 +394,8 @@ fn leads(
             above.subject().as_raw() == at.issuer().as_raw()
                 && at.verify_signature(Some(above.public_key())).is_ok()
         };
-        if anchors.iter().any(|anchor| anchor.as_raw() == at.as_raw() || signs(anchor)) {
-            return Ok(());
+        if let Some(own) = anchors.iter().position(|anchor| anchor.as_raw() == at.as_raw() || signs(anchor)) {
+            return Ok(own);
         }
         let Some(next) = rest.iter().position(signs) else {
             let file = files.roots.as_deref().unwrap_or(&files.certificate);

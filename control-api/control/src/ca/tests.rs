@@ -13,11 +13,14 @@ use rcgen::{
 use remora_proxy::tls::identity::{PeerIdentity, SpiffeId};
 use remora_proxy::tls::material;
 use rustls_pki_types::CertificateDer;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate, parse_x509_pem};
 
 use super::authority::{Order, Reason, SKEW, Step};
 use super::root::Files;
 use super::*;
+
+mod files;
+mod roots;
 
 const NOW: u64 = 1_800_000_000;
 const DOMAIN: &str = "test";
@@ -75,6 +78,41 @@ fn is_trusted(leaf: &str, roots: &str) -> bool {
         let (_, root) = X509Certificate::from_der(root).unwrap();
         leaf.verify_signature(Some(root.public_key())).is_ok()
     })
+}
+
+/// A CA in files, as people have it.
+struct Given {
+    folder: tempfile::TempDir,
+}
+
+impl Given {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn write(&self, name: &str, text: &str) -> std::path::PathBuf {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn read(&self, certificate: &str, key: &KeyPair, roots: Option<&str>) -> Result<Root, root::Wrong> {
+        let files = Files {
+            certificate: self.write("ca.pem", certificate),
+            key: self.write("ca.key", &key.serialize_pem()),
+            roots: roots.map(|roots| self.write("roots.pem", roots)),
+        };
+        Root::read(&files, NOW)
+    }
+}
+
+fn ca(name: &str, usages: Vec<KeyUsagePurpose>, until: u64) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = usages;
+    root::lives(&mut params, NOW - 100, until);
+    params
 }
 
 #[test]
@@ -185,110 +223,6 @@ fn a_life_is_at_least_a_second_and_ends_with_the_root() {
 }
 
 #[test]
-fn a_root_is_announced_signs_retires_and_goes() {
-    let mut authority = authority();
-    let first = authority.roots()[0].id.clone();
-    let old = issue(&mut authority, 100, NOW);
-    authority.announce(Root::make(DOMAIN, NOW, &mut System).unwrap(), NOW, &mut System).unwrap();
-    let again =
-        authority.announce(Root::make(DOMAIN, NOW, &mut System).unwrap(), NOW, &mut System).unwrap_err();
-    assert_eq!(again.id(), "ca_root_announced");
-    let second = authority.announced().unwrap().id.clone();
-    let lag = vec!["slow".to_owned()];
-    let advance = |authority: &mut Authority, laggards: &[String], now| {
-        authority.advance(DOMAIN, laggards, overlap(10, 50), now, &mut System).unwrap()
-    };
-
-    assert_eq!(advance(&mut authority, &[], NOW + 9), [], "too early");
-    assert_eq!(advance(&mut authority, &lag, NOW + 49), [], "somebody does not trust it yet");
-    let mut late = authority.clone();
-    assert_eq!(advance(&mut late, &lag, NOW + 50), [Step::Signs(second[..12].to_owned(), lag.clone())]);
-    assert_eq!(advance(&mut authority, &[], NOW + 10), [Step::Signs(second[..12].to_owned(), Vec::new())]);
-    assert_eq!(authority.signing().unwrap().id, second);
-    assert!(is_trusted(&issue(&mut authority, 10, NOW + 10).leaf, &authority.trusted()));
-    assert!(is_trusted(&old.leaf, &authority.trusted()), "what the old one signed holds");
-
-    let retiring = authority.roots().iter().find(|root| root.id == first).unwrap();
-    assert_eq!(retiring.phase, Phase::Retiring);
-    let end = retiring.signed_until + SKEW;
-    assert!(end > old.not_after);
-    assert_eq!(advance(&mut authority, &[], end), []);
-    assert_eq!(advance(&mut authority, &[], end + 1), [Step::Gone(first[..12].to_owned())]);
-    assert!(!is_trusted(&old.leaf, &authority.trusted()));
-    assert_eq!(authority.roots().len(), 1);
-}
-
-/// What OpenSSL says of a leaf of the newest root, for somebody who trusts `roots`. None without openssl.
-fn openssl_says(authority: &Authority, leaf: &authority::Issued, roots: &[String]) -> Option<String> {
-    let folder = Given::new();
-    let roots = folder.write("roots.pem", &roots.concat());
-    let between = folder.write("between.pem", &leaf.intermediates.concat());
-    let certificate = folder.write("leaf.pem", &leaf.leaf);
-    let lists = folder.write("lists.pem", authority.revocation_lists().unwrap_or_default());
-    let output = Command::new("openssl")
-        .args(["verify", "-x509_strict", "-crl_check_all", "-purpose", "sslserver", "-CAfile"])
-        .arg(roots)
-        .arg("-CRLfile")
-        .arg(lists)
-        .arg("-untrusted")
-        .args([between, certificate])
-        .output();
-    let output = output.ok()?;
-    Some(String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
-}
-
-#[test]
-fn who_was_away_and_knows_one_older_root_believes_the_newest_until_that_one_is_gone() {
-    let now = crate::clock::unix(std::time::SystemTime::now());
-    let mut authority = Authority::new(Root::make(DOMAIN, now, &mut System).unwrap());
-    let mut known = vec![authority.trusted()];
-    // Lists are looked at, too: those of the older roots are needed for the cross-certificates.
-    authority.revoke(&[("01".into(), now + 90_000)], Reason::Unspecified, now).unwrap();
-    issue(&mut authority, 80_000, now);
-    for _ in 0..2 {
-        authority.announce(Root::make(DOMAIN, now, &mut System).unwrap(), now, &mut System).unwrap();
-        known.push(authority.announced().unwrap().anchors().concat());
-        authority.advance(DOMAIN, &[], overlap(0, 0), now, &mut System).unwrap();
-        issue(&mut authority, 80_000, now);
-    }
-    let leaf = issue(&mut authority, 600, now);
-    assert_eq!(leaf.intermediates.len(), 2, "one cross-certificate of each root before it");
-    for root in &known {
-        let Some(says) = openssl_says(&authority, &leaf, std::slice::from_ref(root)) else {
-            return skipped();
-        };
-        assert!(says.ends_with(": OK\n"), "{says}");
-    }
-    let ends = authority.roots().iter().map(|root| root.signed_until).min().unwrap();
-    authority.advance(DOMAIN, &[], overlap(0, 0), ends + SKEW + 1, &mut System).unwrap();
-    assert!(authority.roots().len() < 3);
-    let leaf = issue(&mut authority, 600, ends + SKEW + 1);
-    assert!(leaf.intermediates.len() < 2, "nobody vouches who is not trusted any more");
-}
-
-#[test]
-fn a_ca_that_may_have_no_ca_below_it_vouches_for_nobody() {
-    use KeyUsagePurpose::{CrlSign, KeyCertSign};
-    let (given, key) = (Given::new(), KeyPair::generate().unwrap());
-    let mut params = ca("strict", vec![KeyCertSign, CrlSign], NOW + 9000);
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    let pem = params.self_signed(&key).unwrap().pem();
-    let mut authority = Authority::new(given.read(&pem, &key, None).unwrap());
-    authority.announce(Root::make(DOMAIN, NOW, &mut System).unwrap(), NOW, &mut System).unwrap();
-    authority.advance(DOMAIN, &[], overlap(0, 0), NOW, &mut System).unwrap();
-    assert_eq!(issue(&mut authority, 10, NOW).intermediates, Vec::<String>::new());
-}
-
-#[test]
-fn an_own_root_that_ends_soon_is_followed_by_another() {
-    let mut authority = authority();
-    let at = NOW + root::LIFE * 4 / 5 + 3600;
-    let steps = authority.advance(DOMAIN, &[], overlap(10, 50), at, &mut System).unwrap();
-    assert!(matches!(&steps[..], [Step::Announced(_)]), "{steps:?}");
-    assert_eq!(authority.advance(DOMAIN, &[], overlap(10, 50), at + 1, &mut System).unwrap(), []);
-}
-
-#[test]
 fn what_is_revoked_is_on_a_list_of_every_root_until_it_has_ended() {
     let mut authority = authority();
     let leaf = issue(&mut authority, 100, NOW);
@@ -339,6 +273,20 @@ fn a_list_is_made_anew_before_it_is_old() {
     assert_eq!(authority.revocation_lists(), Some(&*first));
     authority.advance(DOMAIN, &[], overlap(1, 1), at + 1, &mut System).unwrap();
     assert_ne!(authority.revocation_lists(), Some(&*first));
+}
+
+/// A control plane that is away must not end a mesh whose certificates are good.
+#[test]
+fn a_list_holds_for_as_long_as_what_was_signed() {
+    for (ttl, least) in [(600, crl::LIFE), (30 * 24 * 3600, 30 * 24 * 3600)] {
+        let mut authority = authority();
+        let leaf = issue(&mut authority, ttl, NOW);
+        authority.revoke(&[("01".into(), leaf.not_after)], Reason::Unspecified, NOW).unwrap();
+        let (_, pem) = parse_x509_pem(authority.revocation_lists().unwrap().as_bytes()).unwrap();
+        let (_, list) = CertificateRevocationList::from_der(&pem.contents).unwrap();
+        let ends = list.next_update().unwrap().timestamp();
+        assert!(ends >= i64::try_from(NOW + least).unwrap(), "{ttl}: {ends}");
+    }
 }
 
 #[test]
@@ -421,83 +369,6 @@ proptest! {
                 prop_assert!(is_trusted(&leaf.leaf, &trusted), "at {now}: ends {}", leaf.not_after);
             }
         }
-    }
-}
-
-/// A CA in files, as people have it.
-struct Given {
-    folder: tempfile::TempDir,
-}
-
-impl Given {
-    fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
-    }
-
-    fn write(&self, name: &str, text: &str) -> std::path::PathBuf {
-        let path = self.folder.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        path
-    }
-
-    fn read(&self, certificate: &str, key: &KeyPair, roots: Option<&str>) -> Result<Root, root::Wrong> {
-        let files = Files {
-            certificate: self.write("ca.pem", certificate),
-            key: self.write("ca.key", &key.serialize_pem()),
-            roots: roots.map(|roots| self.write("roots.pem", roots)),
-        };
-        Root::read(&files, NOW)
-    }
-}
-
-fn ca(name: &str, usages: Vec<KeyUsagePurpose>, until: u64) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(rcgen::DnType::CommonName, name);
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = usages;
-    root::lives(&mut params, NOW - 100, until);
-    params
-}
-
-#[test]
-fn a_ca_in_files_is_checked_and_its_mistakes_are_named_with_their_fix() {
-    use KeyUsagePurpose::{CrlSign, KeyCertSign};
-    let (given, both) = (Given::new(), vec![KeyCertSign, CrlSign]);
-    let (key, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
-    let root = ca("root", both.clone(), NOW + 9000);
-    let pem = root.self_signed(&key).unwrap().pem();
-    assert_eq!(given.read(&pem, &key, None).unwrap().not_after, NOW + 9000);
-
-    let issuer = Issuer::from_params(&root, &key);
-    let below = ca("below", both.clone(), NOW + 500).signed_by(&other, &issuer).unwrap().pem();
-    let mut authority = Authority::new(given.read(&below, &other, Some(&pem)).unwrap());
-    let leaf = issue(&mut authority, 9000, NOW);
-    assert_eq!((leaf.not_after, leaf.intermediates.len()), (NOW + 500, 1));
-    assert!(authority.has_foreign_anchors(), "of the root there is no list");
-    assert!(
-        is_trusted(&leaf.leaf, &leaf.intermediates[0]) && is_trusted(&leaf.intermediates[0], &leaf.roots)
-    );
-
-    let told = |wrong: Result<Root, root::Wrong>| wrong.unwrap_err().to_string();
-    let stranger = KeyPair::generate().unwrap();
-    let strange = ca("root", both.clone(), NOW + 9000).self_signed(&stranger).unwrap().pem();
-    let mut plain = ca("root", both.clone(), NOW + 9000);
-    plain.is_ca = IsCa::NoCa;
-    for (wrong, file, words) in [
-        (given.read(&pem, &other, None), "ca.pem", "does not belong"),
-        (given.read(&below, &other, None), "ca.pem", "--ca-roots FILE"),
-        (given.read(&below, &other, Some(&strange)), "roots.pem", "none of it signed"),
-        (given.read(&plain.self_signed(&key).unwrap().pem(), &key, None), "ca.pem", "no CA"),
-        (
-            given.read(&ca("r", vec![KeyCertSign], NOW + 9).self_signed(&key).unwrap().pem(), &key, None),
-            "ca.pem",
-            "cRLSign",
-        ),
-        (given.read(&ca("r", both, NOW).self_signed(&key).unwrap().pem(), &key, None), "ca.pem", "expired"),
-        (given.read("junk", &key, None), "ca.pem", "holds no certificate"),
-    ] {
-        let text = told(wrong);
-        assert!(text.contains(file) && text.contains(words), "{text}");
     }
 }
 

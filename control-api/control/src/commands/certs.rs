@@ -14,7 +14,7 @@ use super::{ServerArgs, run};
 use crate::ca::Phase;
 use crate::ca::authority::Reason;
 use crate::clock::{age, left};
-use crate::rest::{Revocation, Shown};
+use crate::rest::{Distrust, Revocation, Shown};
 
 /// Certificates that the table has.
 const ROWS: usize = 20;
@@ -26,6 +26,7 @@ const ROWS: usize = 20;
   remora certs                               roots with their phases, and the last certificates
   remora certs -o json | jq -r .trusted      what everybody trusts, in PEM
   remora certs rotate-root                   announces a new root; it signs after --root-overlap of the control plane
+  remora certs distrust-root 5a91…           a root whose key was stolen, when another one signs
   remora certs revoke --serial 5a91…         one certificate
   remora certs revoke --identity spiffe://cluster.local/ns/bank/sa/ledger --reason key-compromise
   remora certs restore --identity spiffe://cluster.local/ns/bank/sa/ledger
@@ -46,6 +47,12 @@ pub(crate) struct CertsArgs {
 enum Verb {
     /// Announce a new root
     RotateRoot,
+    /// Trust a root no more that does not sign, nor what it signed: its workloads need certificates of another one
+    DistrustRoot {
+        /// Its id, or the beginning of it
+        #[arg(value_name = "ROOT")]
+        root: String,
+    },
     /// Put certificates on the revocation list
     Revoke {
         #[command(flatten)]
@@ -95,6 +102,10 @@ pub(crate) fn certs(args: CertsArgs) -> ExitCode {
             Some(Verb::RotateRoot) => {
                 let answer = post("rotate", None).await?;
                 println!("root {} announced", answer["root"].as_str().unwrap_or_default());
+            }
+            Some(Verb::DistrustRoot { root }) => {
+                let answer = post("distrust", Some(json!(Distrust { root }))).await?;
+                println!("root {} is trusted no more", answer["root"].as_str().unwrap_or_default());
             }
             Some(Verb::Revoke { what: What { serial, identity }, reason }) => {
                 let asked = Revocation { serial, identity, reason };

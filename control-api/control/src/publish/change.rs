@@ -12,7 +12,7 @@ use crate::store;
 /// What `change` means for a mesh. `Err` says why a document cannot be read, with what to do instead: it is then as if there were none.
 ///
 /// A policy that cannot be read, because it was written for a newer version, may not open what it closes. It stays what it was, when
-/// `in_force` says that it was something; else an AuthorizationPolicy denies everything to its targets.
+/// `in_force` says that it was something; else everything is denied to its targets.
 pub(super) fn change(
     key: &store::Key,
     new: Option<&Record>,
@@ -34,6 +34,7 @@ pub(super) fn change(
         let instead = match kind {
             Kind::AuthorizationPolicy | Kind::AuthenticationPolicy if in_force => None,
             Kind::AuthorizationPolicy => closed(record).or_else(gone),
+            Kind::AuthenticationPolicy => unreadable(record).or_else(gone),
             _ => gone(),
         };
         (instead, why)
@@ -53,6 +54,28 @@ fn closed(record: &Record) -> Option<Change> {
         "spec": {"targetRefs": spec["targetRefs"], "action": "Deny", "rules": [{}]},
     });
     read(&record.key.path(), &denies.to_string()).ok().map(Change::Put)
+}
+
+/// An AuthenticationPolicy in the place of `record` that keeps everybody from the targets that it names.
+fn unreadable(record: &Record) -> Option<Change> {
+    let spec = record.get("spec").unwrap_or_default();
+    let nobody = json!({
+        "apiVersion": Kind::AuthenticationPolicy.api_version(),
+        "kind": Kind::AuthenticationPolicy.as_str(),
+        "metadata": {
+            "name": *record.key.name, "namespace": *record.key.namespace,
+            // Of two policies of a Service the older one holds.
+            "creationTimestamp": record.metadata().get("creationTimestamp"),
+        },
+        "spec": {"targetRefs": spec["targetRefs"]},
+    });
+    match read(&record.key.path(), &nobody.to_string()).ok()? {
+        AnyDocument::AuthenticationPolicy(mut policy) => {
+            Arc::make_mut(&mut policy).spec.unreadable = true;
+            Some(Change::Put(AnyDocument::AuthenticationPolicy(policy)))
+        }
+        _ => None,
+    }
 }
 
 fn read(source: &str, text: &str) -> Result<AnyDocument, Vec<String>> {

@@ -14,7 +14,8 @@ use crate::ca::service::Shown;
 /// it is known, has the identity's service account.
 pub(super) fn allowed(mesh: &Mesh, request: &NodeRequest, shown: &Shown) -> Result<(), Denied> {
     let identity = shown.identity.as_ref().map_or("no SPIFFE ID", SpiffeId::as_str);
-    let Some((namespace, account)) = shown.identity.as_ref().and_then(SpiffeId::service_account) else {
+    let parts = shown.identity.as_ref().and_then(|id| Some((id.trust_domain(), id.service_account()?)));
+    let Some((domain, (namespace, account))) = parts else {
         return Err(Denied::Forbidden(format!(
             "ca_peer_identity: the certificate is of {identity}, which is no workload"
         )));
@@ -26,7 +27,13 @@ pub(super) fn allowed(mesh: &Mesh, request: &NodeRequest, shown: &Shown) -> Resu
         return Err(Denied::Forbidden(text));
     }
     let Some(workload) = request.workload.as_deref() else { return Ok(()) };
-    match mesh.instance(namespace, workload).map(|instance| &*instance.workload.spec.service_account) {
+    let spec = mesh.instance(namespace, workload).map(|instance| &instance.workload.spec);
+    if let Some(other) = spec.and_then(|spec| spec.trust_domain.as_deref()).filter(|other| *other != domain) {
+        return Err(Denied::Forbidden(format!(
+            "ca_node_identity: workload {namespace}/{workload} is of the trust domain {other}, and the certificate is of {identity}"
+        )));
+    }
+    match spec.map(|spec| &*spec.service_account) {
         Some(other) if other != account => Err(Denied::Forbidden(format!(
             "ca_node_identity: workload {namespace}/{workload} has the service account {other}, and the certificate is of {identity}"
         ))),

@@ -36,10 +36,10 @@ fn publisher() -> Publisher {
 }
 
 /// A record of a policy of shop.
-fn policy(spec: &serde_json::Value) -> Record {
-    let key = store::Key::new("AuthorizationPolicy", "default", "guard");
+fn policy(kind: &str, spec: &serde_json::Value) -> Record {
+    let key = store::Key::new(kind, "default", "guard");
     let body = serde_json::json!({
-        "apiVersion": "remora.dev/v1alpha1", "kind": "AuthorizationPolicy",
+        "apiVersion": "remora.dev/v1alpha1", "kind": kind,
         "metadata": {"name": "guard", "namespace": "default"}, "spec": spec,
     });
     let entry = store::Entry { key, value: body.to_string().into(), revision: 1, lease: None };
@@ -52,7 +52,7 @@ fn a_policy_of_a_newer_version_does_not_open_what_it_closes() {
         "targetRefs": [{"group": "", "kind": "Service", "name": "shop"}],
         "rules": [{"weather": ["good"]}],
     });
-    let record = policy(&newer);
+    let record = policy("AuthorizationPolicy", &newer);
     let (instead, why) = change::change(&record.key, Some(&record), true).unwrap_err();
     assert!(instead.is_none() && why[0].contains("weather"), "what it said before goes on: {why:?}");
     let (instead, _) = change::change(&record.key, Some(&record), false).unwrap_err();
@@ -61,6 +61,22 @@ fn a_policy_of_a_newer_version_does_not_open_what_it_closes() {
     };
     assert_eq!(closed.spec.action, Action::Deny);
     assert_eq!((closed.spec.rules.len(), closed.spec.target_refs.len()), (1, 1));
+}
+
+#[test]
+fn tokens_that_a_newer_version_asks_for_are_not_done_without() {
+    let newer = serde_json::json!({
+        "targetRefs": [{"group": "", "kind": "Service", "name": "shop"}],
+        "jwtRules": [{"issuer": "login", "jwks": "{}", "weather": "good"}],
+    });
+    let record = policy("AuthenticationPolicy", &newer);
+    let (instead, why) = change::change(&record.key, Some(&record), true).unwrap_err();
+    assert!(instead.is_none() && why[0].contains("weather"), "what it said before goes on: {why:?}");
+    let (instead, _) = change::change(&record.key, Some(&record), false).unwrap_err();
+    let Some(Change::Put(AnyDocument::AuthenticationPolicy(closed))) = instead else {
+        panic!("open: {instead:?}")
+    };
+    assert!(closed.spec.unreadable && closed.spec.target_refs.len() == 1);
 }
 
 #[test]

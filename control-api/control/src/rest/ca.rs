@@ -110,6 +110,27 @@ pub(super) async fn rotate(State(app): State<App>, caller: Caller) -> Result<Res
     Ok(json(StatusCode::CREATED, &json!({"root": id})))
 }
 
+/// A root that is not to be trusted any more.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Distrust {
+    /// Its id, or the beginning of it.
+    pub root: String,
+}
+
+/// `POST /remora/v1/ca/distrust`.
+pub(super) async fn distrust(
+    State(app): State<App>,
+    caller: Caller,
+    Utf8(body): Utf8,
+) -> Result<Response, Failure> {
+    let Distrust { root } =
+        serde_json::from_str(&body).map_err(|e| Failure::bad_request(format!("a root: {e}")))?;
+    let id = app.ca.distrust(&root).await?;
+    audited(&app, &caller, format!("-root {id}\n")).await;
+    Ok(json(StatusCode::OK, &json!({"root": id})))
+}
+
 /// `POST /remora/v1/ca/revoke`.
 pub(super) async fn revoke(
     State(app): State<App>,

@@ -36,7 +36,7 @@ use crate::registry::instances::Instances;
 use failure::Failure;
 
 pub use bulk::{Outcome, Results, Texts};
-pub use ca::{Revocation, Shown, ShownRoot};
+pub use ca::{Distrust, Revocation, Shown, ShownRoot};
 pub use serve::serve;
 
 /// What every answer is made of.

@@ -110,6 +110,11 @@ fn schemas() -> Value {
                 "ttlSeconds": {"type": "integer", "default": 3600}, "uses": {"type": "integer", "default": 1},
             },
         },
+        "Root": {
+            "type": "object",
+            "required": ["root"],
+            "properties": {"root": {"type": "string", "description": "id, or the beginning of it"}},
+        },
         "Revocation": {
             "type": "object",
             "properties": {

@@ -83,6 +83,13 @@ fn of_authority() -> Vec<Route> {
         act("POST", "/remora/v1/ca/rotate", "Announce a new root.", post(ca::rotate)),
         write(
             "POST",
+            "/remora/v1/ca/distrust",
+            "Trust a root no more, nor what it signed.",
+            "Root",
+            post(ca::distrust),
+        ),
+        write(
+            "POST",
             "/remora/v1/ca/revoke",
             "Revoke a certificate, or an identity.",
             "Revocation",

@@ -9,7 +9,7 @@ use super::App;
 use super::body::{Caller, Utf8, json};
 use super::failure::Failure;
 use crate::ca::keeper::NAMESPACE;
-use crate::ca::tokens::{KIND, Terms};
+use crate::ca::tokens::{KIND, Listed, Terms};
 use crate::registry::change::{Outcome, Verb};
 use crate::store::Key;
 
@@ -27,7 +27,9 @@ pub(super) async fn create(
     let terms: Terms = serde_json::from_str(&body)
         .map_err(|e| Failure::bad_request(format!("the terms of a token: {e}")))?;
     let (text, listed) = app.tokens.create(&terms).await?;
-    audited(&app, &caller, &listed.id, Verb::Created).await;
+    let Listed { id, identity, expires, uses } = &listed;
+    let diff = format!("+identity {identity}\n+uses {uses}\n+expires {expires}\n");
+    audited(&app, &caller, id, Verb::Created, diff).await;
     let mut answer = json!(listed);
     answer["token"] = text.into();
     Ok(json(StatusCode::CREATED, &answer))
@@ -42,11 +44,11 @@ pub(super) async fn delete(
     if !app.tokens.delete(&id).await? {
         return Err(Failure::not_found(&Key::new(KIND, NAMESPACE, &id)));
     }
-    audited(&app, &caller, &id, Verb::Deleted).await;
+    audited(&app, &caller, &id, Verb::Deleted, String::new()).await;
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn audited(app: &App, caller: &Caller, id: &str, verb: Verb) {
-    let outcome = Outcome { key: Key::new(KIND, NAMESPACE, id), verb, diff: String::new(), record: None };
+async fn audited(app: &App, caller: &Caller, id: &str, verb: Verb, diff: String) {
+    let outcome = Outcome { key: Key::new(KIND, NAMESPACE, id), verb, diff, record: None };
     app.audit.write(caller.address, &caller.name, &[outcome]).await;
 }

@@ -252,6 +252,12 @@ fn operation(operation: &Operation, known: &[u16], at: &At<'_>, report: &mut Rep
     for (field, list) in texts {
         patterns(list, false, &at.field(field), report);
     }
+    for (field, list) in [("hosts", &operation.hosts), ("notHosts", &operation.not_hosts)] {
+        for (i, host) in list.iter().enumerate().filter(|(_, host)| !host.is_ascii()) {
+            let error = report.report(&at.field(field).index(i), format!("no request has the host {host:?}"));
+            error.fix("write it as requests do: xn--…");
+        }
+    }
     for (field, list) in [("methods", &operation.methods), ("notMethods", &operation.not_methods)] {
         for (i, method) in list.iter().enumerate().filter(|(_, m)| m.bytes().any(|b| b.is_ascii_lowercase()))
         {

@@ -22,6 +22,12 @@ pub(super) fn is_dns_label(name: &str) -> bool {
         && !name.ends_with('-')
 }
 
+/// SPIFFE ID section 2.1.
+pub(super) fn is_trust_domain(name: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_');
+    (1..=255).contains(&name.len()) && name.bytes().all(inner)
+}
+
 /// `group` and `kind` of a reference to a Service.
 pub(super) fn need_kind(group: Option<&str>, kind: Option<&str>, at: &At<'_>, report: &mut Report) {
     if !matches!(group, None | Some("" | "core")) {

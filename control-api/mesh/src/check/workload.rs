@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use remora_xds::diag::At;
 
 use super::MAX_WEIGHT;
-use super::names::{is_dns_label, need_port, need_service};
+use super::names::{is_dns_label, is_trust_domain, need_port, need_service};
 use super::report::Report;
 use crate::compile::{egress, permissive_ports};
 use crate::document::{Document, WorkloadSpec};
@@ -30,6 +30,10 @@ pub(super) fn check(mesh: &Mesh, document: &Document<WorkloadSpec>, report: &mut
     }
     if !is_dns_label(&document.spec.service_account) {
         report.report(&spec.field("serviceAccount"), "is no name").fix("lower-case letters, digits and -");
+    }
+    if document.spec.trust_domain.as_ref().is_some_and(|domain| !is_trust_domain(domain)) {
+        let fix = "lower-case letters, digits, dots, hyphens and underscores";
+        report.report(&spec.field("trustDomain"), "is no trust domain").fix(fix);
     }
     let list = spec.field("egress");
     for (i, item) in document.spec.egress.iter().flatten().enumerate() {

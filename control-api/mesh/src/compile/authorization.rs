@@ -74,6 +74,10 @@ pub(super) fn rules(subject: Subject<'_>, own: &[Call<'_>], all: &[Call<'_>]) ->
     let mut rules = Rules::default();
     let mut seen = Vec::new();
     for (service, _) in all {
+        let unreadable = subject.mesh.authentication(service).filter(|policy| policy.spec.unreadable);
+        if let Some(policy) = unreadable {
+            rules.refuse_all(&policy.name());
+        }
         for policy in of(subject.mesh, service) {
             if seen.contains(&policy.name()) {
                 continue;
@@ -126,6 +130,18 @@ impl Rules {
         // An `Allow` without rules allows nothing.
         let rbac = into.get_or_insert_with(|| Rbac { action: action.into(), ..Rbac::default() });
         rbac.policies.extend(compiled);
+    }
+
+    /// Nothing passes, by a policy of this name.
+    fn refuse_all(&mut self, name: &Name) {
+        let deny = || Rbac { action: RbacAction::Deny.into(), ..Rbac::default() };
+        let everything = Policy {
+            permissions: vec![Permit::all(Vec::new())],
+            principals: vec![Who::all(Vec::new())],
+            ..Policy::default()
+        };
+        let policies = &mut self.deny.enforced.get_or_insert_with(deny).policies;
+        policies.insert(format!("{}/{}:unreadable", name.namespace, name.name), everything);
     }
 
     /// Only what an `Allow` matches passes, and nothing if there is none.

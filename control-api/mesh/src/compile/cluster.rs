@@ -186,14 +186,15 @@ pub(super) fn identities(
     service: &Document<ServiceSpec>,
     port: &ServicePort,
 ) -> Vec<String> {
+    let own = &*scope.profile.trust_domain;
     let identity =
-        |account: &str| names::spiffe(&scope.profile.trust_domain, &service.metadata.namespace, account);
+        |domain: Option<&str>, name| names::spiffe(domain.unwrap_or(own), &service.metadata.namespace, name);
     let accounts = scope.mesh.accounts(service, port);
     if accounts.is_empty() {
         // Without workloads nobody may answer for the Service; an empty list would mean everybody.
-        return vec![identity("-nobody-")];
+        return vec![identity(None, "-nobody-")];
     }
-    accounts.into_iter().map(identity).collect()
+    accounts.into_iter().map(|account| identity(account.trust_domain, account.name)).collect()
 }
 
 /// The endpoints of a Service's port: inbound listeners of sidecars.

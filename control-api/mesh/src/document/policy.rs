@@ -140,6 +140,9 @@ pub struct AuthenticationPolicySpec {
     /// Whose tokens of end users are believed.
     #[serde(default)]
     pub jwt_rules: Vec<JwtRule>,
+    /// It stands for a policy that this version cannot read: nobody may call its Services.
+    #[serde(skip)]
+    pub unreadable: bool,
 }
 
 impl AuthenticationPolicySpec {

@@ -21,6 +21,9 @@ pub struct WorkloadSpec {
     /// The identity is `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
     #[serde(default = "default_name")]
     pub service_account: String,
+    /// The trust domain of its identity, when it is a workload of another mesh (SPIFFE federation); the mesh's own when it is left out.
+    #[serde(default)]
+    pub trust_domain: Option<String>,
     /// Its share of the requests, relative to the others of its Services.
     #[serde(default = "one")]
     pub weight: u32,

@@ -173,7 +173,8 @@ impl Mesh {
             .map(|service| {
                 let ports = service.spec.ports.iter();
                 let each = ports.flat_map(|port| {
-                    self.accounts(service, port).into_iter().map(|a| (port.port, a.to_owned()))
+                    let accounts = self.accounts(service, port).into_iter();
+                    accounts.map(|a| (port.port, a.trust_domain.map(str::to_owned), a.name.to_owned()))
                 });
                 (service.name(), each.collect())
             })
@@ -181,7 +182,8 @@ impl Mesh {
     }
 }
 
-type Accounts = BTreeMap<Name, BTreeSet<(u16, String)>>;
+/// Of each Service: ports, and trust domain and name of each account behind them.
+type Accounts = BTreeMap<Name, BTreeSet<(u16, Option<String>, String)>>;
 
 impl Touched {
     /// The endpoints of a Service changed, and everything if others may answer for it than before.

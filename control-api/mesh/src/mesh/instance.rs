@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::members::Account;
 use crate::document::{Document, WorkloadSpec};
 
 /// Whether an instance gets requests.
@@ -42,6 +43,6 @@ impl Instance {
         self.services == other.services
             && a.metadata.labels == b.metadata.labels
             && a.spec.ports == b.spec.ports
-            && a.spec.service_account == b.spec.service_account
+            && Account::of(&a.spec) == Account::of(&b.spec)
     }
 }

@@ -141,10 +141,29 @@ impl Mesh {
         })
     }
 
-    /// The service accounts that may answer for a Service's port.
-    pub(crate) fn accounts(&self, service: &Document<ServiceSpec>, port: &ServicePort) -> BTreeSet<&str> {
+    /// Who may answer for a Service's port.
+    pub(crate) fn accounts(
+        &self,
+        service: &Document<ServiceSpec>,
+        port: &ServicePort,
+    ) -> BTreeSet<Account<'_>> {
         let behind = self.behind(service).into_iter().filter(|i| target(port, &i.workload).is_some());
-        behind.map(|instance| instance.workload.spec.service_account.as_str()).collect()
+        behind.map(|instance| Account::of(&instance.workload.spec)).collect()
+    }
+}
+
+/// Whose identity a workload of a namespace has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Account<'a> {
+    /// None: the mesh's own.
+    pub(crate) trust_domain: Option<&'a str>,
+    /// Its service account.
+    pub(crate) name: &'a str,
+}
+
+impl<'a> Account<'a> {
+    pub(super) fn of(spec: &'a WorkloadSpec) -> Self {
+        Self { trust_domain: spec.trust_domain.as_deref(), name: &spec.service_account }
     }
 }
 

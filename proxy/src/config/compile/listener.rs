@@ -7,6 +7,7 @@ mod socket;
 mod tcp;
 
 pub(super) use self::hcm::source_of;
+pub use self::hcm::stray_override;
 
 use std::sync::Arc;
 use std::time::Duration;

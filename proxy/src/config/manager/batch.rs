@@ -12,7 +12,7 @@ use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use remora_xds::pb::google::protobuf::Any;
 use remora_xds::{Kind, Named, any};
 
-use super::{hash_of, http_specs};
+use super::{hash_of, http_specs, tcp_specs};
 use crate::config::compile::Scope;
 use crate::config::compile::cluster::{compile_cluster, compile_load_assignment};
 use crate::config::compile::listener::compile_listener;
@@ -157,11 +157,15 @@ impl Batch {
         self.check_routed_clusters(names, &known, errors, at);
         let own: BTreeSet<_> = self.clusters.iter().map(|(_, c)| &*c.name).collect();
         for (_, listener) in &self.listeners {
-            for id in http_specs(listener).flat_map(|http| http.authz_clusters()) {
+            let asked = http_specs(listener).flat_map(|http| http.authz_clusters());
+            let asked = asked.map(|id| (id, "asks", "ext_authz"));
+            let connected = tcp_specs(listener).flat_map(|tcp| &tcp.clusters);
+            let connected = connected.map(|(id, _)| (*id, "connects to", "tcp_proxy"));
+            for (id, does, filter) in asked.chain(connected) {
                 let name = names.clusters.name(id).map_or("", |n| n);
                 if !own.contains(name) && !known(name) {
                     let text = format!(
-                        "listener {:?} asks cluster {name:?} (ext_authz), which does not exist",
+                        "listener {:?} {does} cluster {name:?} ({filter}), which does not exist",
                         listener.name
                     );
                     errors.report(at, text).fix("define the cluster");

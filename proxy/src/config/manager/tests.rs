@@ -11,15 +11,21 @@ use super::warming::INIT_TIMEOUT;
 use super::*;
 
 mod authz;
+mod strays;
 
 /// A manager with a control plane.
 pub(super) fn manager() -> Manager {
+    manager_with(json!([]))
+}
+
+/// The same, with these static secrets.
+pub(super) fn manager_with(secrets: Value) -> Manager {
     let ads = json!({ "resource_api_version": "V3", "ads": {} });
     let text = json!({
         "node": { "id": "n" },
         "static_resources": { "clusters": [{ "name": "control", "type": "STATIC", "load_assignment": {
             "cluster_name": "control", "endpoints": [{ "lb_endpoints": [endpoint(1)] }],
-        }}]},
+        }}], "secrets": secrets },
         "dynamic_resources": {
             "ads_config": {
                 "api_type": "DELTA_GRPC",

@@ -46,7 +46,29 @@ pub fn token<'h>(head: &'h RequestHead, locations: &[Location]) -> Result<Option
     Ok(found)
 }
 
+/// A kind of place, and its names. They compare in the order in which Envoy looks: headers, then parameters, then cookies, each by name.
+pub type Place<'l> = (u8, &'l str, &'l str);
+
+/// The first place among `locations` where `token` stands.
+#[must_use]
+pub fn place<'l>(head: &RequestHead, locations: &'l [Location], token: &str) -> Option<Place<'l>> {
+    let here = locations.iter().filter(|location| location.has(head, token));
+    here.map(Location::place).min()
+}
+
 impl Location {
+    fn place(&self) -> Place<'_> {
+        match self {
+            Self::Header { name, prefix } => (0, name.as_str(), prefix),
+            Self::Param(name) => (1, name, ""),
+            Self::Cookie(name) => (2, name, ""),
+        }
+    }
+
+    fn has(&self, head: &RequestHead, token: &str) -> bool {
+        self.tokens(head).is_ok_and(|found| found.contains(&token))
+    }
+
     fn tokens<'h>(&self, head: &'h RequestHead) -> Result<Vec<&'h str>, Reason> {
         match self {
             Self::Header { name, prefix } => {
@@ -70,7 +92,7 @@ impl Location {
 
     /// Takes `token` out of the request if it stands here. A cookie stays, as in Envoy.
     pub fn remove(&self, head: &mut RequestHead, token: &str) {
-        if !self.tokens(head).is_ok_and(|found| found.contains(&token)) {
+        if !self.has(head, token) {
             return;
         }
         match self {

@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde_json::Value;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::provider::Now;
@@ -202,6 +202,7 @@ pub struct RemoteKeys {
 pub struct KeyState {
     current: ArcSwapOption<Fetched>,
     tried: watch::Sender<bool>,
+    unknown: Arc<Notify>,
 }
 
 /// A key set, and until when it is believed.
@@ -228,6 +229,12 @@ impl KeyState {
         self.current.load().is_some() || *self.tried.borrow()
     }
 
+    /// Told of tokens whose key is not known: the issuer may have a new one.
+    #[must_use]
+    pub const fn unknown(&self) -> &Arc<Notify> {
+        &self.unknown
+    }
+
     /// Waits for the end of the first attempt.
     pub async fn ready(&self) {
         // The sender lives as long as this.
@@ -245,7 +252,11 @@ impl Keys {
             Self::Local(set) => set.verify_once(token, now.signatures),
             Self::Remote(remote) => match &*remote.state.current.load() {
                 Some(fetched) if now.instant < fetched.until => {
-                    fetched.keys.verify_once(token, now.signatures)
+                    let verified = fetched.keys.verify_once(token, now.signatures);
+                    if verified == Err(Reason::JwtUnknownKey) {
+                        remote.state.unknown.notify_one();
+                    }
+                    verified
                 }
                 _ => Err(Reason::JwtKeysUnavailable),
             },

@@ -39,7 +39,8 @@ pub enum Leniency {
 }
 
 impl Requirement {
-    /// The tokens that satisfy the requirement.
+    /// The tokens that satisfy the requirement, in the order in which Envoy verifies them: of several under one key of the metadata the
+    /// last one is seen by rules.
     ///
     /// # Errors
     /// Why it is not satisfied.
@@ -169,12 +170,15 @@ fn optional<'f>(
             Err(why) => Err(why),
         };
         match checked {
-            Ok(good) => verified.extend(good),
+            Ok(good) => verified
+                .extend(good.map(|good| (extract::place(head, &good.provider.locations, &good.token), good))),
             Err(_) if leniency == Leniency::Failed => {}
             Err(why) => return Err(why),
         }
     }
-    Ok(verified)
+    // Envoy begins with the last place.
+    verified.sort_by(|(a, _), (b, _)| b.cmp(a));
+    Ok(verified.into_iter().map(|(_, good)| good).collect())
 }
 
 /// By the providers of the token's issuer, else by those that accept every issuer. Of either, only those whose tokens stand where this one

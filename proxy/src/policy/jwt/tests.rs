@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::extract::{Location, default_locations};
-use super::keys::{Fetched, KeySet, RemoteKeys};
+use super::keys::KeySet;
 use super::provider::Now;
 use super::requirement::Leniency;
 use super::token::Token;
@@ -22,6 +22,8 @@ use crate::error::Reason;
 use crate::route::text::{Place, StringMatch};
 
 mod forged;
+mod remote;
+mod several;
 
 /// The time of every test.
 const NOW: u64 = 1_700_000_000;
@@ -392,30 +394,4 @@ fn a_token_is_verified_by_whoever_looks_for_it_there() {
     let of_nobody = bearer(json!({ "aud": "nowhere" }));
     let refused = check(&filter, &missing, &head("/", &[("authorization", &of_nobody)]));
     assert_eq!(refused, Err(Reason::JwtAudience));
-}
-
-#[test]
-fn remote_keys_count_from_the_fetch_to_the_end_of_their_cache() {
-    let remote = std::sync::Arc::new(RemoteKeys {
-        uri: "http://issuer/keys".parse().unwrap(),
-        cluster: "issuer".into(),
-        timeout: Duration::from_secs(1),
-        cache: Duration::from_secs(600),
-        retry: Duration::from_secs(1),
-        state: Default::default(),
-    });
-    let provider = Provider { keys: Keys::Remote(remote.clone()), ..provider(&RSA) };
-    let token = RSA.token(json!({}));
-    assert_eq!(verify(&provider, &token), Err(Reason::JwtKeysUnavailable));
-    let now = Instant::now();
-    let keys = KeySet::parse(&RSA.set("one")).unwrap();
-    remote.state.put(Some(std::sync::Arc::new(Fetched { keys, until: now + Duration::from_secs(600) })));
-    let signatures = Default::default();
-    let at =
-        |seconds| Now { unix: NOW, instant: now + Duration::from_secs(seconds), signatures: &signatures };
-    let verify = |seconds| provider.verify(Token::parse(&token).unwrap(), None, at(seconds)).map(|_| ());
-    assert_eq!(verify(599), Ok(()));
-    remote.state.put(None);
-    assert_eq!(verify(599), Ok(()), "an attempt that failed takes nothing away");
-    assert_eq!(verify(600), Err(Reason::JwtKeysUnavailable), "closed, not open");
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::policy::view::Claims;
+use crate::policy::view::{self, Claims};
 use crate::route::text::StringMatch;
 
 /// A compiled `MetadataMatcher` of the filter `envoy.filters.http.jwt_authn`.
@@ -46,7 +46,7 @@ impl ClaimMatch {
     /// Whether a claim matches. A claim that is not there is no value, which only `invert` accepts.
     #[must_use]
     pub fn is_match(&self, claims: &[Claims]) -> bool {
-        let payload = claims.iter().find(|c| c.key == self.payload).map(|c| &*c.payload);
+        let payload = view::payload(claims, &self.payload);
         let value = self.path.iter().try_fold(payload, |at, key| Some(at?.get(&**key)));
         self.value.is_match(value.flatten()) != self.invert
     }

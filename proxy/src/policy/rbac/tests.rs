@@ -241,6 +241,16 @@ fn claims_are_matched_by_path() {
     assert!(holds(&["sub"], ValueMatch::Present));
     assert!(!holds(&["absent"], ValueMatch::Present));
     assert!(!holds(&["sub", "deeper"], ValueMatch::Present));
+    // Another token under the same key takes its place, as in Envoy, and one under another key does not.
+    for (key, payload) in [("jwt", json!({"sub": "bob"})), ("other", json!({"sub": "eve"}))] {
+        subject.claims.push(Claims { key: key.into(), payload: payload.into() });
+    }
+    let is = |sub| {
+        let value = ValueMatch::Text(text(Place::Exact, sub));
+        ClaimMatch { payload: "jwt".into(), path: ["sub".into()].into(), value, invert: false }
+            .is_match(&subject.claims)
+    };
+    assert!(is("bob") && !is("ann") && !is("eve"));
 }
 
 /// A peer's bytes decide how long a list is, and not how much is tried.

@@ -26,6 +26,8 @@ const ROOTS: usize = 4;
 const REVOKED: usize = 2000;
 /// Identities that get no certificates.
 const BARRED: usize = 1000;
+/// Roots that are remembered when they have gone.
+const GONE: usize = 64;
 
 /// How long a new root is announced before it signs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +61,9 @@ pub struct Authority {
     list_number: u64,
     /// None while nothing is revoked.
     lists: Option<Lists>,
+    /// Ids of roots out of files that have gone: whoever starts with these files again does not bring them back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    gone: Vec<String>,
 }
 
 /// What became of a root by itself.
@@ -150,7 +155,7 @@ impl Authority {
     /// `Root::crossed`.
     ///
     /// # Errors
-    /// [`Refused::RootAnnounced`], [`Refused::RootsFull`].
+    /// [`Refused::RootAnnounced`], [`Refused::RootsFull`], [`Refused::RootName`].
     pub fn announce(&mut self, root: Root, now: u64, source: &mut impl Source) -> Result<(), Refused> {
         if let Some(announced) = self.announced() {
             return Err(Refused::RootAnnounced(announced.short().to_owned()));
@@ -158,9 +163,37 @@ impl Authority {
         if self.roots.len() >= ROOTS {
             return Err(Refused::RootsFull(self.roots.len()));
         }
+        // Verifiers find the revocation list of an issuer by its name.
+        let name = root.name()?;
+        for other in &self.roots {
+            if other.name()? == name {
+                return Err(Refused::RootName(other.short().to_owned()));
+            }
+        }
         let root = root.crossed(self.signing()?, now, source)?;
         self.roots.push(root.entering(Phase::Announced, now));
         self.list(now)
+    }
+
+    /// Whether a root is here, or was and has gone.
+    #[must_use]
+    pub fn has_had(&self, root: &Root) -> bool {
+        self.gone.contains(&root.id) || self.roots.iter().any(|own| own.id == root.id)
+    }
+
+    /// Takes a newer certificate of a root that is here: it has the same key and name, so that what was signed before leads to it, too.
+    /// False: it is none.
+    ///
+    /// # Errors
+    /// What the store holds is no certificate.
+    pub fn renew(&mut self, newer: &Root) -> Result<bool, Refused> {
+        let own = self.roots.iter_mut().find(|own| own.id == newer.id);
+        let Some(own) = own.filter(|own| own.not_after < newer.not_after) else { return Ok(false) };
+        if own.name()? != newer.name()? {
+            return Ok(false);
+        }
+        own.renew(newer);
+        Ok(true)
     }
 
     /// Moves what is due. `laggards` are the connected nodes that have not taken what is trusted now.
@@ -188,7 +221,7 @@ impl Authority {
         steps.extend(
             self.roots.iter().filter(|root| over(root)).map(|root| Step::Gone(root.short().to_owned())),
         );
-        self.roots.retain(|root| !over(root));
+        self.remove(over);
         let (own, ends) = self.signing().map(|root| (root.own, ends_soon(root, now)))?;
         if own && ends && self.announced().is_none() && self.roots.len() < ROOTS {
             let root = Root::make(domain, now, source)?;
@@ -202,6 +235,32 @@ impl Authority {
             self.list(now)?;
         }
         Ok(steps)
+    }
+
+    /// Trusts a root no more, whatever it has signed: somebody else may have its key. `id` is its id, or the beginning of it. The answer is
+    /// the whole id.
+    ///
+    /// # Errors
+    /// [`Refused::RootUnknown`], [`Refused::RootSigns`].
+    pub fn distrust(&mut self, id: &str, now: u64) -> Result<String, Refused> {
+        let mut meant = self.roots.iter().filter(|root| !id.is_empty() && root.id.starts_with(id));
+        let (Some(root), None) = (meant.next(), meant.next()) else {
+            return Err(Refused::RootUnknown(id.chars().take(64).collect()));
+        };
+        if root.phase == Phase::Signing {
+            return Err(Refused::RootSigns(root.short().to_owned()));
+        }
+        let id = root.id.clone();
+        self.remove(|root| root.id == id);
+        self.list(now)?;
+        Ok(id)
+    }
+
+    fn remove(&mut self, over: impl Fn(&Root) -> bool) {
+        let gone = self.roots.iter().filter(|root| over(root) && !root.own);
+        self.gone.extend(gone.map(|root| root.id.clone()));
+        self.gone.drain(..self.gone.len().saturating_sub(GONE));
+        self.roots.retain(|root| !over(root));
     }
 
     /// The announced root signs, and the one that did retires.

@@ -58,3 +58,16 @@ async fn a_workload_that_becomes_somebody_else_takes_the_resources_from_its_node
     let mut again = Client::over(tls(&rig, Some(&caller)).await, CALLER).await.unwrap();
     assert_eq!(again.end().await.code(), Code::PermissionDenied);
 }
+
+#[tokio::test]
+async fn a_workload_of_another_mesh_is_nobody_s_node_here() {
+    let rig = rig().await;
+    let caller = joined(&rig, "caller").await;
+    let foreign = "address: 10.0.0.9, serviceAccount: caller, trustDomain: partner.test,";
+    let other = WORKLOADS.replace("address: 10.0.0.9,", foreign);
+    assert!(rig.apply(&other, "").await.0.is_success());
+    let mut client = Client::over(tls(&rig, Some(&caller)).await, CALLER).await.unwrap();
+    let denied = client.end().await;
+    assert_eq!(denied.code(), Code::PermissionDenied);
+    assert!(denied.message().contains("trust domain partner.test"), "{denied}");
+}

@@ -121,6 +121,7 @@ async fn people_make_list_and_remove_tokens() {
     }
     let audit = std::fs::read_to_string(rig.folder.path().join("audit.jsonl")).unwrap();
     assert_eq!(audit.matches("JoinToken").count(), 2, "{audit}");
+    assert!(audit.contains("+identity spiffe://"), "what it was for is known when it is gone: {audit}");
 }
 
 #[tokio::test]

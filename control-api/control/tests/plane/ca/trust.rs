@@ -102,10 +102,18 @@ async fn a_new_root_signs_when_every_node_has_taken_it() {
     rig.until("it signs", async || phases(&rig).await == ["Retiring", "Signing"]).await;
     assert_eq!(roots(&client), 2, "what the old one signed is trusted");
 
+    let (_, ca) = rig.get("/remora/v1/ca").await;
+    let id = |n: usize| ca["roots"][n]["id"].as_str().unwrap().to_owned();
+    let distrust = async |id: &str| post(&rig, "/remora/v1/ca/distrust", &json!({"root": id})).await;
+    let (status, refused) = distrust(&id(1)).await;
+    assert_eq!((status, &refused["reason"]), (StatusCode::CONFLICT, &json!("ca_root_signs")));
+
     let mut agent = old;
     let before = agent.chain.clone();
     agent.ask(tls(&rig, Some(&agent)).await, None).await.unwrap();
     assert_ne!(before[0], agent.chain[0]);
+    assert_eq!(distrust(&id(0)).await.0, StatusCode::OK);
+    assert_eq!(phases(&rig).await, ["Signing"]);
 }
 
 #[tokio::test]

@@ -27,6 +27,8 @@ use crate::config::spec::{
 
 mod filters;
 
+pub use filters::stray_override;
+
 pub(super) fn compile(
     pb: &HttpConnectionManager,
     direction: Direction,

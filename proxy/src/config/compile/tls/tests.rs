@@ -298,6 +298,18 @@ fn ciphers_and_groups_are_for_the_context_alone() {
     assert_eq!(provider.kx_groups.len(), 1);
 }
 
+/// What is compiled here, the table of supported fields lets through.
+#[test]
+fn ciphers_and_groups_are_supported() {
+    let params = serde_json::json!({
+        "cipher_suites": ["ECDHE-ECDSA-AES128-GCM-SHA256"], "ecdh_curves": ["P-256"],
+    });
+    let text = serde_json::json!({ "common_tls_context": { "tls_params": params } }).to_string();
+    let parsed = remora_xds::Schema::load().parse::<DownstreamTlsContext>(&text, "test");
+    let context = parsed.expect("supported").message.common_tls_context.unwrap();
+    assert_eq!(context.tls_params.unwrap().cipher_suites, ["ECDHE-ECDSA-AES128-GCM-SHA256"]);
+}
+
 #[tokio::test]
 async fn both_sides_agree_on_a_group() {
     let ca = Ca::new("root");

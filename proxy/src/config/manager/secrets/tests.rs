@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::manager::Manager;
-use crate::config::manager::tests::{apply, incoming, manager};
+use crate::config::manager::tests::{apply, incoming, manager, manager_with};
 use crate::tls::testing::{Ca, Pair, WEAK_KEY, uri};
 
 const ID: &str = "spiffe://mesh.example/ns/shop/sa/orders";
@@ -398,4 +398,35 @@ async fn a_file_of_secrets_is_read_for_contexts_that_come_later() {
         manager.apply_ads(&nothing, Instant::now());
         assert!(manager.listeners.is_empty() && !manager.files().contains(&path));
     }
+}
+
+/// A static secret that nobody uses for a while follows its files all the same.
+#[test]
+fn a_static_secret_that_is_used_again_is_not_stale() {
+    let ca = Ca::new("root");
+    let folder = tempfile::tempdir().unwrap();
+    let (chain, key) = (folder.path().join("chain.pem"), folder.path().join("key.pem"));
+    let write = |pair: &Pair| {
+        std::fs::write(&chain, &pair.chain).unwrap();
+        std::fs::write(&key, &pair.key).unwrap();
+    };
+    write(&ca.leaf(&[uri(ID)], |_| {}));
+    let pair = json!({ "certificate_chain": { "filename": chain }, "private_key": { "filename": key } });
+    let (schema, mut manager) =
+        (Schema::load(), manager_with(json!([{ "name": "own", "tls_certificate": pair }])));
+    let cluster = json!({ "name": "none", "type": "STATIC" });
+    apply(&mut manager, Kind::Cluster, vec![incoming::<Cluster>(&schema, &cluster)]);
+    let context = json!({ "tls_certificate_sds_secret_configs": [{ "name": "own" }] });
+    apply(&mut manager, Kind::Listener, vec![listener(&schema, &context)]);
+    assert_eq!(shown(&manager).as_deref(), Some(ID));
+    let mut nothing = Update::restored(Kind::Listener, vec![]);
+    (nothing.complete, nothing.first) = (true, false);
+    manager.apply_ads(&nothing, Instant::now());
+    assert!(manager.listeners.is_empty());
+
+    write(&ca.leaf(&[uri(OTHER)], |_| {}));
+    assert!(manager.watched_files().contains(&chain));
+    assert_eq!(manager.reload_material(), []);
+    apply(&mut manager, Kind::Listener, vec![listener(&schema, &context)]);
+    assert_eq!(shown(&manager).as_deref(), Some(OTHER));
 }

@@ -1,4 +1,4 @@
-//! Clusters that `ext_authz` filters ask are named by their listener, as those that its routes name.
+//! Clusters that `ext_authz` filters ask, and those of `tcp_proxy`, are named by their listener, as those that its routes name.
 
 use super::*;
 
@@ -87,15 +87,27 @@ async fn a_removed_cluster_stays_while_a_listener_asks_it() {
 }
 
 #[test]
-fn a_file_that_stands_alone_has_the_cluster_that_its_listener_asks() {
-    let with = |cluster: &str| {
-        let clusters = json!([{ "name": cluster, "type": "STATIC" }]);
-        let statics = json!({ "listeners": [asking(false)], "clusters": clusters });
-        let text = json!({ "static_resources": statics }).to_string();
-        let parsed = Schema::load().parse::<Bootstrap>(&text, "boot").unwrap();
-        Manager::new(&parsed.message, "boot", parsed.map, false).map_err(|errors| errors[0].to_string())
-    };
-    assert!(with("auth").is_ok());
-    let error = with("other").unwrap_err();
-    assert!(error.contains("asks cluster \"auth\" (ext_authz), which does not exist"), "{error}");
+fn a_file_that_stands_alone_has_the_clusters_that_its_listeners_name() {
+    let tcp = json!({ "name": "tcp", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+        "stat_prefix": "t",
+        "weighted_clusters": { "clusters": [{ "name": "good", "weight": 1 }, { "name": "auth", "weight": 1 }] },
+    }});
+    let address = json!({ "socket_address": { "address": "127.0.0.1", "port_value": 0 } });
+    let tcp = json!({ "name": "l", "address": address, "filter_chains": [{ "filters": [tcp] }] });
+    for (listener, says) in [
+        (asking(false), "asks cluster \"auth\" (ext_authz), which does not exist"),
+        (tcp, "connects to cluster \"auth\" (tcp_proxy), which does not exist"),
+    ] {
+        let with = |cluster: &str| {
+            let clusters = ["good", cluster].map(|name| json!({ "name": name, "type": "STATIC" }));
+            let statics = json!({ "listeners": [listener], "clusters": clusters });
+            let text = json!({ "static_resources": statics }).to_string();
+            let parsed = Schema::load().parse::<Bootstrap>(&text, "boot").unwrap();
+            Manager::new(&parsed.message, "boot", parsed.map, false).map_err(|errors| errors[0].to_string())
+        };
+        assert!(with("auth").is_ok());
+        let error = with("other").unwrap_err();
+        assert!(error.contains(says), "{error}");
+    }
 }

@@ -95,32 +95,36 @@ fn policy(name: &str, any: &Any, at: &At<'_>, scope: &mut Scope<'_>) -> Option<O
     None
 }
 
-/// Reports what the routes of an inline table say about filters that are not there: it would have no effect.
+/// A filter that a table says something about, and that is not there, or cannot do that: it has no effect.
+#[must_use]
+pub fn stray_override<'t>(table: &'t RouteTable, filters: &[HttpFilter]) -> Option<&'t str> {
+    let fits = |name: &str, said: &Override| {
+        filters.iter().any(|filter| match (filter, said) {
+            (HttpFilter::Rbac(own, _), Override::Rbac(_) | Override::Disabled)
+            | (HttpFilter::Jwt(own, _), Override::Disabled)
+            | (HttpFilter::Authz(own, _), Override::Authz(_) | Override::Disabled) => **own == *name,
+            (HttpFilter::Jwt(own, jwt), Override::Jwt(wanted)) => {
+                **own == *name && jwt.named.contains_key(&**wanted)
+            }
+            _ => false,
+        })
+    };
+    let routes = table.hosts.iter().flat_map(|host| &host.routes);
+    let mut said = routes.flat_map(|route| route.overrides.iter());
+    said.find(|(name, said)| !fits(name, said)).map(|(name, _)| &**name)
+}
+
+/// Reports what the routes of an inline table say about filters that are not there.
 pub(super) fn check_overrides(
     table: &RouteTable,
     filters: &[HttpFilter],
     at: &At<'_>,
     scope: &mut Scope<'_>,
 ) {
-    for route in table.hosts.iter().flat_map(|host| &host.routes) {
-        for (name, said) in route.overrides.iter() {
-            let fits = filters.iter().any(|filter| match (filter, said) {
-                (HttpFilter::Rbac(own, _), Override::Rbac(_) | Override::Disabled) => own == name,
-                (HttpFilter::Jwt(own, _), Override::Disabled)
-                | (HttpFilter::Authz(own, _), Override::Authz(_) | Override::Disabled) => own == name,
-                (HttpFilter::Jwt(own, jwt), Override::Jwt(wanted)) => {
-                    own == name && jwt.named.contains_key(&**wanted)
-                }
-                _ => false,
-            });
-            if !fits {
-                let message = format!(
-                    "typed_per_filter_config is about the filter `{name}`, which http_filters does not have"
-                );
-                scope.errors.report(at, message).fix("use the name and type of a filter that is there");
-                return;
-            }
-        }
+    if let Some(name) = stray_override(table, filters) {
+        let message =
+            format!("typed_per_filter_config is about the filter `{name}`, which http_filters does not have");
+        scope.errors.report(at, message).fix("use the name and type of a filter that is there");
     }
 }
 
