@@ -1,8 +1,8 @@
 //! Folders of documents, and files of their owner's own.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Files of one folder tree.
@@ -16,7 +16,18 @@ const DEPTH: usize = 16;
 /// I/O.
 pub(crate) fn private(path: &Path, text: &str) -> std::io::Result<()> {
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(text.as_bytes())
+    open_private(options.write(true).truncate(true), path)?.write_all(text.as_bytes())
+}
+
+/// Opens or makes a file, which from now on only its owner reads.
+///
+/// # Errors
+/// I/O.
+pub(crate) fn open_private(options: &mut OpenOptions, path: &Path) -> std::io::Result<File> {
+    let file = options.create(true).mode(0o600).open(path)?;
+    // The mode is for a file that is new.
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file)
 }
 
 /// The documents' files at `path`, in order: itself if it is a file, else those that end with .yaml, .yml or .json. Names that begin
@@ -59,6 +70,17 @@ fn walk(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> std::io::Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_private_file_is_so_even_if_it_was_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key.pem");
+        std::fs::write(&path, "old").unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        private(&path, "new").unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "new");
+    }
 
     #[test]
     fn a_folder_is_its_documents_in_order() {

@@ -2,11 +2,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::error;
+
+use crate::files;
 
 /// A file is put aside when it is this long…
 const MOST_BYTES: u64 = 16 << 20;
@@ -65,8 +66,7 @@ fn old(path: &Path, number: u32) -> PathBuf {
 impl Log {
     fn append(&mut self, lines: &[u8]) -> std::io::Result<()> {
         if self.file.is_none() {
-            let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
-            self.file = Some(file);
+            self.file = Some(files::open_private(OpenOptions::new().append(true), &self.path)?);
         }
         let full = match &self.file {
             Some(file) => file.metadata()?.len() >= self.most_bytes,

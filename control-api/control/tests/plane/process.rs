@@ -210,6 +210,12 @@ async fn people_see_and_change_the_authority_by_commands() {
         remora(&control, &["certs"]).1.contains("\nspiffe://test/ns/default/sa/shop gets no certificates\n")
     );
     assert_eq!(remora(&control, &[&["certs", "restore"][..], &identity].concat()).0, Some(0));
+    let root = |n: usize| json()["roots"][n]["id"].as_str().unwrap().to_owned();
+    let (old, signing) = (root(0), root(1));
+    assert_eq!(remora(&control, &["certs", "distrust-root", &signing]).0, Some(1));
+    let (code, out, _) = remora(&control, &["certs", "distrust-root", &old[..12]]);
+    assert_eq!((code, out), (Some(0), format!("root {old} is trusted no more\n")));
+    assert_eq!(root(0), signing);
     assert_eq!(remora(&control, &["certs", "revoke"]).0, Some(2));
     assert_eq!(remora(&control, &["certs", "revoke", "--serial", "shop"]).0, Some(1));
 }
