@@ -12,8 +12,6 @@ from traffic import http_client, traffic
 from world import free_port, load_assignment, socket_address, wait_for, world
 
 DOMAIN = "mesh.test"
-# Seconds; the agent pushes another one at half of it.
-LIFE = 10
 GOT, FAILED = (f'remora_identity_requests_total{{result="{result}"}}' for result in ("ok", "failed"))
 
 # Of a connection: each has a handshake of its own.
@@ -22,18 +20,32 @@ ONE_REQUEST = {"typed_extension_protocol_options": {"envoy.extensions.upstreams.
     "common_http_protocol_options": {"max_requests_per_connection": 1}, "explicit_http_config": {"http_protocol_options": {}}}}}
 
 
+def root(w):
+    """An authority: the beginning of the names of its two files."""
+    files = w.dir / "root"
+    subprocess.run(["openssl", "req", "-x509", *CURVE, "-keyout", f"{files}.key", "-out", f"{files}.pem", "-subj", "/CN=root", "-days", "2",
+                    "-addext", "keyUsage=critical,keyCertSign,cRLSign"], check=True, capture_output=True)
+    return files
+
+
 class Agent:
     """It has a socket for each proxy, and refuses a proxy that has no entry."""
 
+    # Seconds; it pushes another certificate at half of it.
+    life = 10
+
+    @staticmethod
+    def place(w, name):
+        """Which program the proxy `name` is, and where it finds its agent."""
+        return os.environ["REMORA"], w.dir / f"{name}.sock"
+
     def __init__(self, w):
-        self.w, self.root = w, w.dir / "root"
-        subprocess.run(["openssl", "req", "-x509", *CURVE, "-keyout", f"{self.root}.key", "-out", f"{self.root}.pem", "-subj", "/CN=root",
-                        "-days", "2", "-addext", "keyUsage=critical,keyCertSign,cRLSign"], check=True, capture_output=True)
+        self.w, self.root = w, root(w)
         self.start()
 
     def start(self):
         self.process = self.w.start("agent", os.environ["WORKLOAD_API"], "-folder", self.w.dir, "-names", "shop,web", "-root", self.root,
-                                    "-life", f"{LIFE}s")
+                                    "-life", f"{self.life}s")
 
     def end(self):
         self.w.end(self.process)
@@ -45,13 +57,14 @@ class Agent:
 
 
 class Node:
-    """`remora proxy` with the identity of the agent."""
+    """`remora proxy` with the identity of an agent."""
 
-    def __init__(self, w, name, config):
+    def __init__(self, w, name, config, issuer):
         path, address = w.dir / f"{name}.json", w.dir / f"{name}.admin"
         path.write_text(json.dumps(config))
-        w.start(name, os.environ["REMORA"], "proxy", "-c", path, "--concurrency", "1", "--admin-address-path", address,
-                "--workload-api", f"unix://{w.dir}/{name}.sock")
+        program, socket = issuer.place(w, name)
+        w.start(name, program, "proxy", "-c", path, "--concurrency", "1", "--admin-address-path", address,
+                "--workload-api", f"unix://{socket}")
         wait_for(f"the admin page of {name}", address.exists)
         self.admin = f"http://{address.read_text().strip()}"
 
@@ -88,21 +101,21 @@ def bootstrap(name, port, upstream, chain=None, cluster=None):
             "static_resources": {"listeners": [listener], "clusters": [target | (cluster or {})]}}
 
 
-def by_files():
+def by_files(issuer=Agent):
     """A caller and a server: no agent, no entry, entries, rotation under traffic, and an agent that starts again."""
     with world(mesh=False) as w, logs(w):
-        return identities(w)
+        return identities(w, issuer)
 
 
-def identities(w):
+def identities(w, issuer):
     local, port = free_port(), free_port()
     shop, web = (secrets(exact=f"spiffe://{DOMAIN}/any/path/{peer}") for peer in ("web", "shop"))
     Node(w, "shop", bootstrap("shop", port, w.application("shop"), chain=tls(
-        "DownstreamTlsContext", require_client_certificate=True, common_tls_context=shop)))
-    web = Node(w, "web", bootstrap("web", local, port, cluster=tls("UpstreamTlsContext", common_tls_context=web) | ONE_REQUEST))
-    agent = Agent(w)
+        "DownstreamTlsContext", require_client_certificate=True, common_tls_context=shop)), issuer)
+    web = Node(w, "web", bootstrap("web", local, port, cluster=tls("UpstreamTlsContext", common_tls_context=web) | ONE_REQUEST), issuer)
+    agent = issuer(w)
     for name in ("shop", "web"):
-        wait_for(f"{name} is told that it has no entry", lambda name=name: "PERMISSION_DENIED: no identity issued" in w.log(name))
+        wait_for(f"{name} is told that it has no entry", lambda name=name: "PERMISSION_DENIED: no identity issued" in w.log(name), 60)
         agent.entry(name, f"any/path/{name}")
     client = http_client(local)
     wait_for("an answer through both", lambda: ask_once(client) == "shop", 60)
@@ -120,14 +133,15 @@ def identities(w):
 
     began = time.monotonic()
     with traffic(("kept", client, {"shop"}), ("new", http_client(local, keep_alive=False), {"shop"})) as flow:
-        wait_for("two rotations", lambda: rotated(3))
+        wait_for("two rotations", lambda: rotated(3), 4 * agent.life)
         took = time.monotonic() - began
         got, failed = web.count(GOT), web.count(FAILED)
         agent.end()
         wait_for("the agent is missed", lambda: web.count(FAILED) > failed)
         agent.start()
-        wait_for("certificates of the agent that started again", lambda: web.count(GOT) > got and rotated(4))
-    return (f"mTLS between two identities of a foreign agent; {len(serials)} certificates of one of them, 3 in {took:.0f} s, "
+        wait_for("certificates of the agent that started again", lambda: web.count(GOT) > got and rotated(4),
+                 4 * agent.life)
+    return (f"mTLS between two identities of {issuer.__name__}; {len(serials)} certificates of one of them, 3 in {took:.0f} s, "
             f"and the agent started again; {flow.count()} requests, each with a handshake, went on and none failed")
 
 
@@ -139,10 +153,10 @@ def ask_once(client):
         close()
 
 
-def by_control():
+def by_control(issuer=Agent):
     """Two workloads of `remora control`: the CAs of both are below one root, and the IDs are those of service accounts."""
     with world(mesh=False, issued=True) as w, logs(w):
-        agent = Agent(w)
+        agent = issuer(w)
         w.options = ("--trust-domain", DOMAIN, "--ca-cert", f"{agent.root}.pem", "--ca-key", f"{agent.root}.key")
         w.control()
         return workloads(w, agent)
@@ -172,13 +186,14 @@ spec: {{address: 127.0.0.1, serviceAccount: web, inboundPort: {free_port()}, egr
         config = json.loads(w.bootstrap(name, f"sidecar~127.0.0.1~{name}.default~default.svc", "DELTA_GRPC", w.tls, 0).read_text())
         config["static_resources"]["clusters"][0] |= plane
         agent.entry(name, f"ns/default/sa/{name}")
-        nodes[name] = Node(w, name, config)
+        nodes[name] = Node(w, name, config, type(agent))
     for name in nodes:
         w.synced(f"~{name}.default")
     client = http_client(local)
     wait_for("an answer through both", lambda: ask_once(client) == "shop", 60)
     before = {name: node.count(GOT) for name, node in nodes.items()}
     with traffic(("kept", client, {"shop"}), ("new", http_client(local, keep_alive=False), {"shop"})) as flow:
-        wait_for("a rotation of both", lambda: all(node.count(GOT) > before[name] for name, node in nodes.items()))
-    return (f"ADS and calls by mTLS with SVIDs of a foreign agent under the root of the control plane; "
+        wait_for("a rotation of both", lambda: all(node.count(GOT) > before[name] for name, node in nodes.items()),
+                 4 * agent.life)
+    return (f"ADS and calls by mTLS with SVIDs of {type(agent).__name__} under the root of the control plane; "
             f"{flow.count()} requests across a rotation, none failed")

@@ -5,6 +5,7 @@
 #   foreign-peers               openssl, curl and Envoy at a sidecar of `remora run`, with and without certificates of our CA
 #   workload-api                a client of SPIFFE's Workload API, and Envoy's SDS, at the identity socket of a sidecar
 #   agent-…                     a SPIFFE agent made of go-spiffe issues to `remora proxy`, alone and under `remora control`
+#   spire-…                     the same with SPIRE 1.13, if SPIRE names the directory of its two programs
 #   go-control-plane-…          `remora proxy`, driven by go-control-plane
 #   random-edits                `remora control` and `remora proxy`: a thousand edits under traffic, then compared with a fresh start
 #
