@@ -56,12 +56,15 @@ fn last(list: &[u8], count: usize) -> Option<&[u8]> {
     Some(&list[list.len() - start..])
 }
 
+/// Of the names of an element; there are four (RFC 7239 section 5), and whoever extends them does so with few.
+const MOST_NAMES: usize = 16;
+
 /// Reads `name=value;name=value`: what is behind it. A name that is there twice makes an element that can be read in two ways.
 fn element(mut rest: &[u8]) -> Option<&[u8]> {
     let mut names: SmallVec<[&[u8]; 4]> = SmallVec::new();
     loop {
         let (name, behind) = token(rest)?;
-        if names.iter().any(|other| other.eq_ignore_ascii_case(name)) {
+        if names.len() == MOST_NAMES || names.iter().any(|other| other.eq_ignore_ascii_case(name)) {
             return None;
         }
         names.push(name);
@@ -120,6 +123,13 @@ mod tests {
         assert_eq!(kept(&["for=a, ,for=b;,"], 1).unwrap(), "for=b;,");
         assert_eq!(kept(&[r#"for="a, for=b", for="\", for=c""#], 1).unwrap(), r#"for="\", for=c""#);
         assert_eq!(kept(&["", " , "], 1), None);
+    }
+
+    #[test]
+    fn the_names_of_an_element_are_bounded() {
+        let of = |names: usize| (0..names).map(|n| format!("n{n}=1")).collect::<Vec<_>>().join(";");
+        assert_eq!(kept(&[&of(MOST_NAMES)], 1), Some(of(MOST_NAMES)));
+        assert_eq!(kept(&[&of(MOST_NAMES + 1)], 1), None);
     }
 
     #[test]

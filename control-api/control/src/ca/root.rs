@@ -214,6 +214,17 @@ impl Root {
         Ok(self)
     }
 
+    /// Serial number and end of the certificate by which another root vouches for it.
+    ///
+    /// # Errors
+    /// What the store holds is no certificate.
+    pub(super) fn cross_serial(&self) -> Result<Option<(String, u64)>, Refused> {
+        let read = |certificate: &X509Certificate<'_>| {
+            (hex(certificate.raw_serial()), seconds(certificate.validity().not_after.timestamp()))
+        };
+        self.cross.as_ref().map(|cross| self.parse(&cross.certificate, read)).transpose()
+    }
+
     /// Takes the certificate of `newer`, which has the same key.
     pub(super) fn renew(&mut self, newer: &Self) {
         let Self { certificate, between, anchors, not_before, not_after, .. } = newer.clone();
@@ -243,8 +254,12 @@ impl Root {
     }
 
     fn parsed<T>(&self, read: impl FnOnce(&X509Certificate<'_>) -> T) -> Result<T, Refused> {
+        self.parse(&self.certificate, read)
+    }
+
+    fn parse<T>(&self, pem: &str, read: impl FnOnce(&X509Certificate<'_>) -> T) -> Result<T, Refused> {
         let corrupt = || Refused::Corrupt(format!("root {}: its certificate cannot be read", self.short()));
-        let list = material::certificates(self.certificate.as_bytes()).map_err(|_| corrupt())?;
+        let list = material::certificates(pem.as_bytes()).map_err(|_| corrupt())?;
         let (_, parsed) =
             list.first().and_then(|der| X509Certificate::from_der(der).ok()).ok_or_else(corrupt)?;
         Ok(read(&parsed))

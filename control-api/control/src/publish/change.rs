@@ -51,7 +51,7 @@ fn closed(record: &Record) -> Option<Change> {
         "apiVersion": Kind::AuthorizationPolicy.api_version(),
         "kind": Kind::AuthorizationPolicy.as_str(),
         "metadata": {"name": *record.key.name, "namespace": *record.key.namespace},
-        "spec": {"targetRefs": spec["targetRefs"], "action": "Deny", "rules": [{}]},
+        "spec": {"targetRefs": targets(&spec), "action": "Deny", "rules": [{}]},
     });
     read(&record.key.path(), &denies.to_string()).ok().map(Change::Put)
 }
@@ -67,7 +67,7 @@ fn unreadable(record: &Record) -> Option<Change> {
             // Of two policies of a Service the older one holds.
             "creationTimestamp": record.metadata().get("creationTimestamp"),
         },
-        "spec": {"targetRefs": spec["targetRefs"]},
+        "spec": {"targetRefs": targets(&spec)},
     });
     match read(&record.key.path(), &nobody.to_string()).ok()? {
         AnyDocument::AuthenticationPolicy(mut policy) => {
@@ -76,6 +76,16 @@ fn unreadable(record: &Record) -> Option<Change> {
         }
         _ => None,
     }
+}
+
+/// The targets of a policy that cannot be read, without what a newer version says of them: all of each.
+fn targets(spec: &Value) -> Value {
+    let known = |target: &Value| {
+        let fields =
+            ["group", "kind", "name"].into_iter().filter_map(|name| Some((name, target.get(name)?.clone())));
+        fields.map(|(name, value)| (name.to_owned(), value)).collect::<serde_json::Map<_, _>>()
+    };
+    spec["targetRefs"].as_array().into_iter().flatten().map(known).collect()
 }
 
 fn read(source: &str, text: &str) -> Result<AnyDocument, Vec<String>> {

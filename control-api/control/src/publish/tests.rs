@@ -49,12 +49,12 @@ fn policy(kind: &str, spec: &serde_json::Value) -> Record {
 #[test]
 fn a_policy_of_a_newer_version_does_not_open_what_it_closes() {
     let newer = serde_json::json!({
-        "targetRefs": [{"group": "", "kind": "Service", "name": "shop"}],
+        "targetRefs": [{"group": "", "kind": "Service", "name": "shop", "sectionName": "http"}],
         "rules": [{"weather": ["good"]}],
     });
     let record = policy("AuthorizationPolicy", &newer);
     let (instead, why) = change::change(&record.key, Some(&record), true).unwrap_err();
-    assert!(instead.is_none() && why[0].contains("weather"), "what it said before goes on: {why:?}");
+    assert!(instead.is_none() && why[0].contains("is not known here"), "what it said before goes on: {why:?}");
     let (instead, _) = change::change(&record.key, Some(&record), false).unwrap_err();
     let Some(Change::Put(AnyDocument::AuthorizationPolicy(closed))) = instead else {
         panic!("open: {instead:?}")
@@ -66,12 +66,12 @@ fn a_policy_of_a_newer_version_does_not_open_what_it_closes() {
 #[test]
 fn tokens_that_a_newer_version_asks_for_are_not_done_without() {
     let newer = serde_json::json!({
-        "targetRefs": [{"group": "", "kind": "Service", "name": "shop"}],
+        "targetRefs": [{"group": "", "kind": "Service", "name": "shop", "sectionName": "http"}],
         "jwtRules": [{"issuer": "login", "jwks": "{}", "weather": "good"}],
     });
     let record = policy("AuthenticationPolicy", &newer);
     let (instead, why) = change::change(&record.key, Some(&record), true).unwrap_err();
-    assert!(instead.is_none() && why[0].contains("weather"), "what it said before goes on: {why:?}");
+    assert!(instead.is_none() && why[0].contains("is not known here"), "what it said before goes on: {why:?}");
     let (instead, _) = change::change(&record.key, Some(&record), false).unwrap_err();
     let Some(Change::Put(AnyDocument::AuthenticationPolicy(closed))) = instead else {
         panic!("open: {instead:?}")

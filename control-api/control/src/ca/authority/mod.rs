@@ -250,8 +250,14 @@ impl Authority {
         if root.phase == Phase::Signing {
             return Err(Refused::RootSigns(root.short().to_owned()));
         }
-        let id = root.id.clone();
+        let (id, cross) = (root.id.clone(), root.cross_serial()?);
         self.remove(|root| root.id == id);
+        // Whoever has the key has the certificate by which another root vouches for it, too. There are no more of these than roots.
+        if let Some((serial, until)) = cross
+            && !self.is_revoked(&serial)
+        {
+            self.revoked.push(Revoked { serial, at: now, until, reason: Reason::KeyCompromise });
+        }
         self.list(now)?;
         Ok(id)
     }

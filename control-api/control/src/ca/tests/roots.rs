@@ -105,3 +105,25 @@ fn an_own_root_that_ends_soon_is_followed_by_another() {
     assert!(matches!(&steps[..], [Step::Announced(_)]), "{steps:?}");
     assert_eq!(authority.advance(DOMAIN, &[], overlap(10, 50), at + 1, &mut System).unwrap(), []);
 }
+
+/// Whoever stole the key of a root that was announced has the certificate by which the signing one vouches for it.
+#[test]
+fn nobody_vouches_for_a_root_that_is_distrusted() {
+    let now = crate::clock::unix(std::time::SystemTime::now());
+    let mut authority = Authority::new(Root::make(DOMAIN, now, &mut System).unwrap());
+    let known = authority.trusted();
+    issue(&mut authority, 80_000, now);
+    authority.announce(Root::make(DOMAIN, now, &mut System).unwrap(), now, &mut System).unwrap();
+    let stolen = authority.announced().unwrap().id.clone();
+    let mut thief = authority.clone();
+    thief.advance(DOMAIN, &[], overlap(0, 0), now, &mut System).unwrap();
+    let leaf = issue(&mut thief, 600, now);
+    assert_eq!((thief.signing().unwrap().id.as_str(), leaf.intermediates.len()), (stolen.as_str(), 1));
+
+    authority.distrust(&stolen, now).unwrap();
+    let cross = material::certificates(leaf.intermediates[0].as_bytes()).unwrap().remove(0);
+    let (_, cross) = X509Certificate::from_der(&cross).unwrap();
+    assert!(authority.is_revoked(&hex(cross.raw_serial())), "{:?}", authority.revoked());
+    let Some(says) = openssl_says(&authority, &leaf, &[known]) else { return skipped() };
+    assert!(says.contains("verification failed"), "{says}");
+}
