@@ -27,7 +27,7 @@ if [ "$(cat "$js/.installed" 2>/dev/null)" != "$packages" ]; then
     rm -rf "$js"
     mkdir -p "$js"
     # shellcheck disable=SC2086 # two words
-    npm install --silent --no-audit --no-fund --prefix "$js" $packages >/dev/null
+    npm install --loglevel=error --no-audit --no-fund --prefix "$js" $packages >/dev/null
     echo "$packages" >"$js/.installed"
 fi
 
