@@ -54,7 +54,10 @@ fn a_policy_of_a_newer_version_does_not_open_what_it_closes() {
     });
     let record = policy("AuthorizationPolicy", &newer);
     let (instead, why) = change::change(&record.key, Some(&record), true).unwrap_err();
-    assert!(instead.is_none() && why[0].contains("is not known here"), "what it said before goes on: {why:?}");
+    assert!(
+        instead.is_none() && why[0].contains("is not known here"),
+        "what it said before goes on: {why:?}"
+    );
     let (instead, _) = change::change(&record.key, Some(&record), false).unwrap_err();
     let Some(Change::Put(AnyDocument::AuthorizationPolicy(closed))) = instead else {
         panic!("open: {instead:?}")
@@ -71,7 +74,10 @@ fn tokens_that_a_newer_version_asks_for_are_not_done_without() {
     });
     let record = policy("AuthenticationPolicy", &newer);
     let (instead, why) = change::change(&record.key, Some(&record), true).unwrap_err();
-    assert!(instead.is_none() && why[0].contains("is not known here"), "what it said before goes on: {why:?}");
+    assert!(
+        instead.is_none() && why[0].contains("is not known here"),
+        "what it said before goes on: {why:?}"
+    );
     let (instead, _) = change::change(&record.key, Some(&record), false).unwrap_err();
     let Some(Change::Put(AnyDocument::AuthenticationPolicy(closed))) = instead else {
         panic!("open: {instead:?}")
