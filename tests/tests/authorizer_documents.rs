@@ -1,11 +1,9 @@
 //! A service that is asked about requests, as a document says it (`action: Custom`): control plane, sidecars, the service itself.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
-use std::net::SocketAddr;
-
 use http::Method;
 use remora_control::client::Server;
-use remora_control::control::{AuthorityOptions, Options, Plane};
+use remora_control::control::{Options, Plane};
 use remora_mesh::Listening;
 use remora_tests::authorizer::{Authorizer, Reply, allow, deny, header};
 use remora_tests::certs::Authority;
@@ -68,20 +66,10 @@ struct Mesh {
 impl Mesh {
     async fn start(auth: &impl Upstream, (protocol, provider): (&str, &str)) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let plane = Plane::start(Options {
-            data: folder.path().to_owned(),
-            store: None,
-            listen_xds: any,
-            listen_rest: any,
-            listen_tls: any,
-            tls_names: Vec::new(),
-            authority: AuthorityOptions::default(),
-            folder: None,
-            trust_domain: "mesh.test".into(),
             identity_files: Some("identity".into()),
             listening: Listening::Ephemeral,
-            ecdh_curves: Vec::new(),
+            ..Options::on_loopback(folder.path().to_owned(), "mesh.test")
         })
         .await
         .unwrap();

@@ -148,7 +148,7 @@ fn list(stories: &[Value]) -> String {
     let rows: Vec<_> = stories.iter().map(row).collect();
     let mut text = table(&["AGE", "REASON", "STATUS", "RULE", "WHAT", "ID"], &rows);
     for cause in Cause::all() {
-        // Only whole words of their column.
+        // Only whole words; no other column has words like these.
         let word = format!(" {} ", cause.id());
         text = text.replace(&word, &format!(" {} ", painted(cause.id(), cause)));
     }

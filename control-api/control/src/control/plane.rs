@@ -61,6 +61,28 @@ pub struct Options {
     pub authority: AuthorityOptions,
 }
 
+impl Options {
+    /// On free ports of loopback, with all of its state in `data`.
+    #[must_use]
+    pub fn on_loopback(data: PathBuf, trust_domain: &str) -> Self {
+        let free = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self {
+            data,
+            store: None,
+            listen_xds: free,
+            listen_rest: free,
+            folder: None,
+            trust_domain: trust_domain.to_owned(),
+            identity_files: None,
+            listening: Listening::AsWritten,
+            ecdh_curves: Vec::new(),
+            listen_tls: free,
+            tls_names: Vec::new(),
+            authority: AuthorityOptions::default(),
+        }
+    }
+}
+
 /// How the certificate authority is started.
 #[derive(Debug, Clone)]
 pub struct AuthorityOptions {

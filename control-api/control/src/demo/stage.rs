@@ -211,19 +211,9 @@ impl Stage {
 
 /// A control plane on free ports, for sidecars on free ports, whose certificates do not live long.
 fn options(folder: &Path) -> control::Options {
-    let free = SocketAddr::from(([127, 0, 0, 1], 0));
     control::Options {
-        data: folder.join("control"),
-        store: None,
-        listen_xds: free,
-        listen_rest: free,
-        listen_tls: free,
-        tls_names: Vec::new(),
         authority: control::AuthorityOptions { ttl: LIFE, overlap: OVERLAP, ..Default::default() },
-        folder: None,
-        trust_domain: TRUST_DOMAIN.into(),
-        identity_files: None,
         listening: Listening::Ephemeral,
-        ecdh_curves: Vec::new(),
+        ..control::Options::on_loopback(folder.join("control"), TRUST_DOMAIN)
     }
 }

@@ -9,8 +9,7 @@ use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use remora_control::control::{AuthorityOptions, Options, Plane};
-use remora_mesh::Listening;
+use remora_control::control::{Options, Plane};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -30,21 +29,7 @@ pub(crate) struct Rig {
 }
 
 pub(crate) fn options(data: &Path) -> Options {
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    Options {
-        data: data.to_owned(),
-        store: None,
-        listen_xds: any,
-        listen_rest: any,
-        listen_tls: any,
-        tls_names: Vec::new(),
-        authority: AuthorityOptions::default(),
-        folder: None,
-        trust_domain: "test".into(),
-        identity_files: Some("/identity".into()),
-        listening: Listening::AsWritten,
-        ecdh_curves: Vec::new(),
-    }
+    Options { identity_files: Some("/identity".into()), ..Options::on_loopback(data.to_owned(), "test") }
 }
 
 impl Rig {

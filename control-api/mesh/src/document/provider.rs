@@ -65,7 +65,7 @@ impl ProviderProtocol {
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GrpcAuth {
-    /// Headers of the request; all of them when it is left out.
+    /// Headers of the request; all of them when it is left out, or empty.
     #[serde(default)]
     pub allowed_headers: Vec<String>,
 }
