@@ -12,7 +12,7 @@ use super::ahead::AheadBody;
 use super::attempt::Exchange;
 use super::body::Body;
 use super::context::RequestCtx;
-use super::filters;
+use super::filters::{self, Answering};
 use super::h1::client::{Failed, Sent};
 use super::head::{RequestHead, ResponseHead};
 use super::headers;
@@ -179,7 +179,7 @@ fn apply(ctx: &mut RequestCtx, name: &Arc<str>, changes: Changes) -> Result<bool
     }
     let changed = changes.is_request_changed();
     if !changes.response.is_empty() {
-        ctx.policy.get_or_insert_default().response_headers.extend(changes.response);
+        ctx.answering.push(Answering::Changes(changes.response));
     }
     Ok(changed)
 }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::body::BodyProgress;
 use super::downstream::Downstream;
-use super::filters::Findings;
+use super::filters::{self, Answering, Findings};
 use super::head::{HeaderCase, RequestHead, ResponseHead};
 use super::headers::{self, Origin};
 use super::interim::InterimSink;
@@ -77,6 +77,8 @@ pub struct RequestCtx {
     pub trailers: Rc<std::cell::OnceCell<HeaderMap>>,
     /// What policy filters found; None when there was nothing to keep.
     pub policy: Option<Box<Findings>>,
+    /// What filters that saw the request will do with its answer, in their order.
+    pub answering: Vec<Answering>,
     /// Changes since the request began: it is judged again.
     pub changes: Follower,
     /// Which policy refused it then.
@@ -154,6 +156,7 @@ impl RequestCtx {
             timeout_alternative: false,
             trailers: Rc::default(),
             policy: None,
+            answering: Vec::new(),
             changes: downstream.worker.changes.follow(),
             revoked: std::cell::OnceCell::new(),
             answered: None,
@@ -195,6 +198,7 @@ impl RequestCtx {
     pub fn local_reply(&mut self, reason: Reason) -> Response {
         self.reason = Some(reason);
         let mut response = local_reply::reply(reason, self.is_grpc());
+        filters::answer(self, &mut response);
         super::pipeline::finish_head(self, &mut response.head);
         self.note_response(&response.head);
         response

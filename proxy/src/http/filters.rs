@@ -12,6 +12,7 @@ use super::context::RequestCtx;
 use super::downstream::Downstream;
 use super::head::RequestHead;
 use super::local_reply;
+use super::response::Response;
 use crate::config::spec::HttpFilter;
 use crate::error::Reason;
 use crate::policy::authz::answer::{Denial, HeaderChange};
@@ -33,8 +34,6 @@ pub struct Findings {
     pub shadow: Option<String>,
     /// The refusal in the words of an external service.
     pub denial: Option<Box<Denial>>,
-    /// What an external service wants in the answer.
-    pub response_headers: Vec<HeaderChange>,
     /// `WWW-Authenticate` of the refusal.
     pub challenge: Option<HeaderValue>,
     /// Payloads of verified tokens.
@@ -56,6 +55,26 @@ pub struct Refusal {
     pub virtual_host: Option<Arc<str>>,
     /// The route that was found.
     pub route: Option<Arc<str>>,
+}
+
+/// What a filter does with the answer, whoever makes it. It was decided when the filter saw the request, with what the route says.
+#[derive(Debug)]
+pub enum Answering {
+    /// Changes that an external service wants.
+    Changes(Vec<HeaderChange>),
+}
+
+/// Does with the head of an answer what filters that saw the request want: the last one of them first, as in Envoy.
+pub fn answer(ctx: &mut RequestCtx, response: &mut Response) {
+    while let Some(step) = ctx.answering.pop() {
+        match step {
+            Answering::Changes(changes) => {
+                for change in &changes {
+                    change.apply(&mut response.head.headers);
+                }
+            }
+        }
+    }
 }
 
 /// Runs `filters` with what the route says about them. Some: a filter wants the route to be chosen again, for the filters that are

@@ -36,11 +36,7 @@ pub async fn handle(ctx: &mut RequestCtx, body: Body) -> Response {
             failure(ctx, reason)
         }
     };
-    if let Some(policy) = &ctx.policy {
-        for change in &policy.response_headers {
-            change.apply(&mut response.head.headers);
-        }
-    }
+    filters::answer(ctx, &mut response);
     finish_head(ctx, &mut response.head);
     ctx.note_response(&response.head);
     response
