@@ -1,6 +1,7 @@
 //! `envoy.filters.network.tcp_proxy`: opaque connections. The endpoint is connected at once, before the client has said
 //! anything: it may be the server that speaks first (DESIGN rule 1).
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
@@ -22,6 +23,7 @@ use crate::tcp::{self, Ended, Traffic};
 use crate::telemetry::record::{self, AccessRecord, Timings};
 use crate::upstream::cluster::{Cluster, ClusterPermit, Discovery};
 use crate::upstream::endpoint::{ActiveRequest, Endpoint};
+use crate::upstream::outcome::{self, Watch};
 use crate::upstream::server::Server;
 use crate::upstream::transport::{self, Alpn, Connected};
 
@@ -158,7 +160,14 @@ async fn connect(
         let endpoint = pick(downstream, cluster, &tried)?;
         tried.push(endpoint.key);
         let active = endpoint.begin();
-        match transport::connect(cluster, &endpoint, Alpn::None).await {
+        let over = Cell::new(None);
+        let watch = Watch::begin(cluster, &endpoint, &over);
+        let connected = transport::connect(cluster, &endpoint, Alpn::None).await;
+        if let Some(watch) = watch {
+            let failed = connected.as_ref().err();
+            watch.ended(failed.map_or(outcome::Ended::Connected, |reason| outcome::Ended::Failed(*reason)));
+        }
+        match connected {
             Ok(connected) => return Ok(Upstream { connected, active, _permit: permit }),
             Err(reason) => last = reason,
         }

@@ -1,7 +1,8 @@
 //! One try: breaker, pick, acquire, send.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use crate::route::action::RouteAction;
 use crate::route::rewrite::parse_authority;
 use crate::upstream::cluster::{Cluster, Discovery, UpstreamProtocol};
 use crate::upstream::endpoint::{Endpoint, EndpointKey};
+use crate::upstream::outcome::{Ended, Unsettled, Watch, grpc_status};
 use crate::worker::Worker;
 use crate::worker::timer::Timer;
 
@@ -58,8 +60,40 @@ pub async fn run(ctx: &mut RequestCtx, attempt: &Attempt<'_>, body: Body) -> Res
         set_host(ctx, attempt.action, host);
     }
     ctx.active = Some(endpoint.begin());
-    let ctx = &*ctx;
-    let mut send = pin!(send(ctx, attempt, &endpoint, body));
+    let progress = Rc::clone(&ctx.progress);
+    let watch = Watch::begin(attempt.cluster, &endpoint, &progress.over);
+    let answer = {
+        let send = pin!(send(ctx, attempt, &endpoint, body));
+        limited(ctx, attempt, send).await
+    };
+    if let Some(watch) = watch {
+        ctx.unsettled = settle(watch, ctx.is_grpc(), &answer);
+    }
+    answer
+}
+
+/// Tells how the attempt ended. An answer to a gRPC request whose status is in the trailers is told of later.
+fn settle(watch: Watch<'_>, is_grpc: bool, answer: &Result<Response, Failed>) -> Option<Box<Unsettled>> {
+    match answer {
+        Err(failed) => watch.ended(Ended::Failed(failed.reason)),
+        Ok(response) => {
+            let status = response.head.status;
+            let grpc = if is_grpc { grpc_status(&response.head.headers) } else { None };
+            if is_grpc && grpc.is_none() && !response.body.is_end() {
+                return Some(Box::new(watch.awaits_trailers(status)));
+            }
+            watch.ended(Ended::Answered { status, grpc });
+        }
+    }
+    None
+}
+
+/// The attempt within its own time limit, for as long as policy lets the request be.
+async fn limited(
+    ctx: &RequestCtx,
+    attempt: &Attempt<'_>,
+    mut send: Pin<&mut impl Future<Output = Result<Response, Failed>>>,
+) -> Result<Response, Failed> {
     let mut limit = attempt.per_try.map(Timer::after);
     poll_fn(|cx| {
         if let Poll::Ready(outcome) = send.as_mut().poll(cx) {

@@ -109,6 +109,8 @@ pub struct BodyProgress {
     pub done: Cell<bool>,
     /// Reading failed.
     pub failed: Cell<Option<Reason>>,
+    /// The time limit that ended the request.
+    pub over: Cell<Option<Reason>>,
 }
 
 /// A body read from an HTTP/1 connection.

@@ -25,6 +25,7 @@ use crate::telemetry::record::{self, AccessRecord, Timings};
 use crate::tls::TlsSession;
 use crate::upstream::cluster::{Cluster, ClusterPermit};
 use crate::upstream::endpoint::ActiveRequest;
+use crate::upstream::outcome::Unsettled;
 use crate::why::Place;
 use crate::worker::Pinned;
 use crate::worker::changes::Follower;
@@ -75,6 +76,8 @@ pub struct RequestCtx {
     pub timeout_alternative: bool,
     /// Trailers of the answer, when it is gRPC: its status is there.
     pub trailers: Rc<std::cell::OnceCell<HeaderMap>>,
+    /// The outcome of the last attempt, when its trailers may still change it.
+    pub unsettled: Option<Box<Unsettled>>,
     /// What policy filters found; None when there was nothing to keep.
     pub policy: Option<Box<Findings>>,
     /// What filters that saw the request will do with its answer, in their order.
@@ -155,6 +158,7 @@ impl RequestCtx {
             permits: [None, None],
             timeout_alternative: false,
             trailers: Rc::default(),
+            unsettled: None,
             policy: None,
             answering: Vec::new(),
             changes: downstream.worker.changes.follow(),

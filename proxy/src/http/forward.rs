@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::attempt::{self, Attempt};
 use super::body::Body;
 use super::context::{Deadline, RequestCtx};
-use super::guard::{GuardedBody, Idle};
+use super::guard::{GuardedBody, Idle, Trailers};
 use super::h1::client::Sent;
 use super::headers;
 use super::local_reply;
@@ -103,7 +103,10 @@ pub async fn forward(
                     return Poll::Ready(Err(Reason::idle(progress.done.get())));
                 }
             }
-            deadline.poll(cx).map(Err)
+            deadline.poll(cx).map(|reason| {
+                progress.over.set(Some(reason));
+                Err(reason)
+            })
         })
         .await
     };
@@ -127,7 +130,8 @@ fn guard(ctx: &mut RequestCtx, response: &mut Response, deadline: Deadline, idle
         return;
     }
     let body = std::mem::take(&mut response.body);
-    let guarded = GuardedBody::new(body, deadline, idle, trailers);
+    let unsettled = ctx.unsettled.take();
+    let guarded = GuardedBody::new(body, deadline, idle, trailers.map(|cell| Trailers { cell, unsettled }));
     response.body = Body::Guarded(Box::new(guarded));
 }
 

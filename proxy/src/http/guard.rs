@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::body::Body;
 use super::context::Deadline;
 use crate::error::Reason;
+use crate::upstream::outcome::Unsettled;
 use crate::worker::timer::Timer;
 
 /// See the module.
@@ -21,18 +22,37 @@ pub struct GuardedBody {
     body: Body,
     deadline: Deadline,
     idle: Option<Idle>,
-    trailers: Option<Rc<OnceCell<HeaderMap>>>,
+    trailers: Option<Trailers>,
+}
+
+/// Who wants the trailers of an answer.
+#[derive(Debug)]
+pub struct Trailers {
+    /// The record of the request.
+    pub cell: Rc<OnceCell<HeaderMap>>,
+    /// Those who are told how the attempt ended.
+    pub unsettled: Option<Box<Unsettled>>,
+}
+
+impl Trailers {
+    fn came(&mut self, trailers: &HeaderMap) {
+        self.cell.get_or_init(|| trailers.clone());
+        if let Some(mut unsettled) = self.unsettled.take() {
+            unsettled.trailers(trailers);
+        }
+    }
+
+    fn failed(&mut self, reason: Reason) {
+        if let Some(mut unsettled) = self.unsettled.take() {
+            unsettled.failed(reason);
+        }
+    }
 }
 
 impl GuardedBody {
-    /// `body` until `deadline`, with no pause longer than `idle`. Its trailers are copied to `trailers`.
+    /// `body` until `deadline`, with no pause longer than `idle`. Its trailers are told to `trailers`.
     #[must_use]
-    pub fn new(
-        body: Body,
-        deadline: Deadline,
-        idle: Option<Duration>,
-        trailers: Option<Rc<OnceCell<HeaderMap>>>,
-    ) -> Self {
+    pub fn new(body: Body, deadline: Deadline, idle: Option<Duration>, trailers: Option<Trailers>) -> Self {
         Self { body, deadline, idle: idle.map(Idle::new), trailers }
     }
 
@@ -49,14 +69,22 @@ impl GuardedBody {
                 if let Some(idle) = &mut self.idle {
                     idle.moved();
                 }
-                if let (Some(cell), Some(trailers)) = (&self.trailers, frame.trailers_ref()) {
-                    cell.get_or_init(|| trailers.clone());
+                if let (Some(wanted), Some(trailers)) = (&mut self.trailers, frame.trailers_ref()) {
+                    wanted.came(trailers);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(end) => Poll::Ready(end),
+            Poll::Ready(end) => {
+                if let (Some(wanted), Some(Err(reason))) = (&mut self.trailers, &end) {
+                    wanted.failed(*reason);
+                }
+                Poll::Ready(end)
+            }
             Poll::Pending => {
                 if let Poll::Ready(reason) = self.deadline.poll(cx) {
+                    if let Some(wanted) = &mut self.trailers {
+                        wanted.failed(reason);
+                    }
                     return Poll::Ready(Some(Err(reason)));
                 }
                 match &mut self.idle {

@@ -259,6 +259,12 @@ impl Cluster {
         &self.state
     }
 
+    /// Whether somebody wants to know how attempts end ([`super::outcome::record`]).
+    #[must_use]
+    pub const fn is_watched(&self) -> bool {
+        false
+    }
+
     /// Whether discovery has answered once, with endpoints or without, and the secrets of its TLS context have come.
     #[must_use]
     pub fn is_warm(&self) -> bool {

@@ -8,6 +8,7 @@ pub mod fetch;
 pub mod lease;
 pub mod lifespan;
 pub mod original_dst;
+pub mod outcome;
 pub mod pool;
 pub mod server;
 pub mod transport;

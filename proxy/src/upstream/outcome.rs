@@ -1,0 +1,238 @@
+//! How an attempt ended, and who is told of it: the one place from which outlier detection, balancing and breakers learn.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode};
+use tokio::time::Instant;
+
+use super::cluster::Cluster;
+use super::endpoint::Endpoint;
+use crate::error::Reason;
+
+/// How an attempt ended, in the words that all who are told of it need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outcome {
+    /// What came of it.
+    pub ended: Ended,
+    /// From the beginning of the attempt to the head of the answer, to the connection (TCP) or to the failure.
+    pub took: Duration,
+}
+
+/// What came of an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The endpoint answered.
+    Answered {
+        /// Status of the answer.
+        status: StatusCode,
+        /// `grpc-status` of an answer to a gRPC request, from its trailers or its head.
+        grpc: Option<u16>,
+    },
+    /// A TCP connection is there. What becomes of it is not known here.
+    Connected,
+    /// There is no answer.
+    Failed(Reason),
+    /// Nobody waited for the end: it says nothing about the endpoint.
+    Abandoned,
+}
+
+/// What is wrong with an endpoint (Envoy's external and local origin).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It answered, or the connection is there.
+    Good,
+    /// It answered with this status, which is 500 or more.
+    ServerError(u16),
+    /// It was not reached, broke off, or did not answer in time. The status (503 or 504) is what it counts as where local origin is not
+    /// told apart (Envoy `split_external_local_origin_errors`).
+    LocalOrigin(u16),
+    /// Says nothing about the endpoint: a limit of ours, the client's fault, or a kept-alive connection that both sides closed at once.
+    Neither,
+}
+
+impl Outcome {
+    /// See [`Verdict`]. A gRPC status counts as the HTTP status that means the same.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        match self.ended {
+            Ended::Answered { status, grpc } => match grpc.map_or(status.as_u16(), http_status_of_grpc) {
+                error @ 500.. => Verdict::ServerError(error),
+                _ => Verdict::Good,
+            },
+            Ended::Connected => Verdict::Good,
+            Ended::Failed(reason) => failure(reason),
+            Ended::Abandoned => Verdict::Neither,
+        }
+    }
+}
+
+const fn failure(reason: Reason) -> Verdict {
+    match reason {
+        Reason::ConnectFailure
+        | Reason::ConnectTimeout
+        | Reason::UpstreamTls
+        | Reason::UpstreamClosed
+        | Reason::UpstreamReset
+        | Reason::UpstreamRefused
+        | Reason::UpstreamBodyReset
+        | Reason::UpstreamProtocol
+        | Reason::UpstreamHeadersTooLarge => Verdict::LocalOrigin(503),
+        Reason::PerTryTimeout | Reason::UpstreamTimeout => Verdict::LocalOrigin(504),
+        _ => Verdict::Neither,
+    }
+}
+
+/// The HTTP status that means the same as a gRPC status (`google.rpc.Code`).
+#[must_use]
+pub const fn http_status_of_grpc(code: u16) -> u16 {
+    match code {
+        0 => 200,
+        1 => 499,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
+    }
+}
+
+/// `grpc-status` of a head or of trailers.
+#[must_use]
+pub fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}
+
+/// Tells those whom `cluster` has of an attempt at `endpoint`.
+pub fn record(cluster: &Cluster, endpoint: &Endpoint, outcome: &Outcome, now: Instant) {
+    tracing::trace!(cluster = &*cluster.spec().name, endpoint = %endpoint.spec.address, ?outcome, ?now);
+}
+
+/// An attempt that is under way: exactly one outcome comes of it, whoever drops it.
+#[derive(Debug)]
+#[must_use]
+pub struct Watch<'a> {
+    cluster: &'a Arc<Cluster>,
+    endpoint: &'a Arc<Endpoint>,
+    /// The time limit that ended the request, when one did.
+    over: &'a Cell<Option<Reason>>,
+    began: Instant,
+    told: bool,
+}
+
+impl<'a> Watch<'a> {
+    /// Begins now. None: nobody wants to know. `over` says at the time of a drop which time limit ended the request, if one did.
+    #[must_use]
+    pub fn begin(
+        cluster: &'a Arc<Cluster>,
+        endpoint: &'a Arc<Endpoint>,
+        over: &'a Cell<Option<Reason>>,
+    ) -> Option<Self> {
+        let began = cluster.is_watched().then(Instant::now)?;
+        Some(Self { cluster, endpoint, over, began, told: false })
+    }
+
+    /// It ended.
+    pub fn ended(mut self, ended: Ended) {
+        self.tell(ended);
+    }
+
+    /// The head of an answer to a gRPC request came, with this status; the rest of the outcome is in the trailers.
+    pub fn awaits_trailers(mut self, status: StatusCode) -> Unsettled {
+        self.told = true;
+        let (cluster, endpoint) = (Arc::clone(self.cluster), Arc::clone(self.endpoint));
+        Unsettled {
+            cluster,
+            endpoint,
+            ended: Ended::Answered { status, grpc: None },
+            took: self.began.elapsed(),
+        }
+    }
+
+    fn tell(&mut self, ended: Ended) {
+        self.told = true;
+        let now = Instant::now();
+        record(self.cluster, self.endpoint, &Outcome { ended, took: now - self.began }, now);
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        if !self.told {
+            self.tell(self.over.get().map_or(Ended::Abandoned, Ended::Failed));
+        }
+    }
+}
+
+/// An answer whose trailers may still change what it means. Tells its outcome when it is dropped.
+#[derive(Debug)]
+pub struct Unsettled {
+    cluster: Arc<Cluster>,
+    endpoint: Arc<Endpoint>,
+    ended: Ended,
+    took: Duration,
+}
+
+impl Unsettled {
+    /// The trailers came.
+    pub fn trailers(&mut self, trailers: &HeaderMap) {
+        if let Ended::Answered { grpc, .. } = &mut self.ended {
+            *grpc = grpc_status(trailers);
+        }
+    }
+
+    /// The answer broke off.
+    pub const fn failed(&mut self, reason: Reason) {
+        self.ended = Ended::Failed(reason);
+    }
+}
+
+impl Drop for Unsettled {
+    fn drop(&mut self) {
+        let outcome = Outcome { ended: self.ended, took: self.took };
+        record(&self.cluster, &self.endpoint, &outcome, Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(ended: Ended) -> Verdict {
+        Outcome { ended, took: Duration::ZERO }.verdict()
+    }
+
+    #[test]
+    fn answers_are_judged_by_their_status() {
+        let answered = |status: u16, grpc| {
+            verdict(Ended::Answered { status: StatusCode::from_u16(status).unwrap(), grpc })
+        };
+        for status in [200, 302, 404, 429, 499] {
+            assert_eq!(answered(status, None), Verdict::Good, "{status}");
+        }
+        assert_eq!(answered(502, None), Verdict::ServerError(502));
+        assert_eq!(answered(200, Some(14)), Verdict::ServerError(503));
+        assert_eq!(answered(200, Some(13)), Verdict::ServerError(500));
+        assert_eq!(answered(200, Some(5)), Verdict::Good);
+        assert_eq!(verdict(Ended::Connected), Verdict::Good);
+    }
+
+    #[test]
+    fn only_what_the_endpoint_did_counts_against_it() {
+        assert_eq!(verdict(Ended::Failed(Reason::ConnectFailure)), Verdict::LocalOrigin(503));
+        assert_eq!(verdict(Ended::Failed(Reason::PerTryTimeout)), Verdict::LocalOrigin(504));
+        for reason in
+            [Reason::UpstreamOverflow, Reason::DownstreamGone, Reason::RbacDenied, Reason::RequestIdle]
+        {
+            assert_eq!(verdict(Ended::Failed(reason)), Verdict::Neither, "{reason}");
+        }
+        assert_eq!(verdict(Ended::Failed(Reason::ReusedConnectionClosed)), Verdict::Neither);
+        assert_eq!(verdict(Ended::Abandoned), Verdict::Neither);
+    }
+}
