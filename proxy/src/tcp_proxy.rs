@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use bytes::BytesMut;
 use tokio::time::Instant;
 
+use crate::balance::context::LbContext;
 use crate::config::names::ClusterId;
 use crate::config::spec::{NetworkFilter, TcpSpec};
 use crate::error::Reason;
@@ -185,7 +186,7 @@ fn pick(
             original.destination(None, downstream.original_dst).ok_or(Reason::NoOriginalDestination)?;
         return Ok(downstream.worker.original_endpoint(cluster, address));
     }
-    downstream.worker.pick(cluster, tried).ok_or(Reason::NoHealthyUpstream)
+    downstream.worker.pick(cluster, LbContext::avoiding(tried)).ok_or(Reason::NoHealthyUpstream)
 }
 
 struct Finished<'a> {

@@ -5,6 +5,7 @@
 mod blob;
 mod prune;
 mod table;
+mod typed_struct;
 
 use std::error::Error;
 use std::fs::File;
@@ -27,7 +28,8 @@ fn main() -> Res<()> {
     println!("cargo::rerun-if-changed={}", types.display());
 
     let bytes = std::fs::read(&types).map_err(|e| format!("cannot read {}: {e}", types.display()))?;
-    let pool = DescriptorPool::decode(bytes.as_slice())?;
+    let mut pool = DescriptorPool::decode(bytes.as_slice())?;
+    pool.add_file_descriptor_proto(typed_struct::file())?;
     let table = table::parse(&std::fs::read_to_string(here.join("supported.txt"))?)?;
     let blob = prune::prune(&pool, &table)?;
     // What the library will do at start must work.

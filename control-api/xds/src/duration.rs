@@ -39,6 +39,13 @@ pub(crate) fn parse(text: &str, message: &mut DynamicMessage) -> Result<(), Opti
     Ok(())
 }
 
+/// The duration, not negative, that `text` writes as protobuf's JSON does: `1.5s`.
+#[must_use]
+pub fn parse_text(text: &str) -> Option<std::time::Duration> {
+    let (seconds, nanos) = seconds(text)?;
+    Some(std::time::Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanos).ok()?))
+}
+
 fn seconds(text: &str) -> Option<(i64, i32)> {
     let text = text.strip_suffix('s')?;
     let (negative, text) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));

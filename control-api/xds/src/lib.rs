@@ -21,6 +21,7 @@ pub mod diag;
 pub mod server;
 #[cfg(feature = "server")]
 pub mod stream;
+pub mod typed_struct;
 pub mod wire;
 pub mod yaml;
 
@@ -44,6 +45,7 @@ mod transcode;
 mod yaml_out;
 
 pub use codec::Parsed;
+pub use duration::parse_text as parse_duration;
 /// The Envoy v3 API as Rust types. No type from here passes the data plane's compiler.
 pub use envoy_types::pb;
 pub use kind::{Kind, Named};

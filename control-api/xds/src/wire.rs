@@ -27,6 +27,7 @@ macro_rules! wire {
 }
 
 wire! {
+    crate::typed_struct::TypedStruct,
     pb::config::bootstrap::v3::Bootstrap,
     pb::service::auth::v3::CheckResponse,
     pb::service::discovery::v3::DiscoveryResponse,

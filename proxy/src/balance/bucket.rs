@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use super::context::Tick;
+use super::ewma::PeakEwma;
 use super::weights::{Alias, Schedule};
 use super::{Choices, Filter, LbPolicy, WorkerCursor};
 use crate::upstream::endpoint::Endpoint;
@@ -22,6 +24,7 @@ enum Picker {
     RoundRobin(Schedule),
     LeastRequest { choices: Choices, bias: f64, sample: Sample },
     Random(Sample),
+    PeakEwma(PeakEwma, Sample),
 }
 
 /// A random entry, in proportion to the weights.
@@ -67,6 +70,7 @@ impl Bucket {
                 Picker::LeastRequest { choices: *choices, bias: *bias, sample: Sample::new(&weights) }
             }
             LbPolicy::Random => Picker::Random(Sample::new(&weights)),
+            LbPolicy::PeakEwma(ewma) => Picker::PeakEwma(*ewma, Sample::new(&weights)),
         };
         let len = u32::try_from(members.len()).unwrap_or(u32::MAX);
         let members = (members.len() != endpoints.len()).then(|| members.into());
@@ -101,6 +105,10 @@ impl Bucket {
             Picker::Random(sample) => (0..TRIES)
                 .find_map(|_| set.allowed(sample.draw(rng)))
                 .or_else(|| set.scan(rng.u32(0..self.len))),
+            Picker::PeakEwma(ewma, sample) => match set.two(sample, rng) {
+                (Some(one), Some(other)) => Some(quicker(one, other, ewma, filter.context.now)),
+                (one, other) => one.or(other).or_else(|| set.scan(rng.u32(0..self.len))),
+            },
         }
     }
 
@@ -149,6 +157,25 @@ fn lighter<'e>(
     if less { other } else { best }
 }
 
+/// The one with the lower latency times load. One of which nothing is known is taken to be as quick as the other: it gets its share
+/// as long as its answers come, and no more than that.
+fn quicker<'e>(
+    one: &'e Arc<Endpoint>,
+    other: &'e Arc<Endpoint>,
+    ewma: &PeakEwma,
+    now: Tick,
+) -> &'e Arc<Endpoint> {
+    let latency = |e: &Endpoint| ewma.estimate(e.state.latency(), now);
+    let (left, right) = match (latency(one), latency(other)) {
+        (Some(left), Some(right)) => (f64::from(left), f64::from(right)),
+        _ => (1.0, 1.0),
+    };
+    let cost = |latency: f64, e: &Endpoint| {
+        latency * (f64::from(e.state.active()) + 1.0) / f64::from(e.spec.weight.max(1))
+    };
+    if cost(right, other) < cost(left, one) { other } else { one }
+}
+
 /// The members of a bucket as the filter shows them.
 struct Members<'b, 'e> {
     bucket: &'b Bucket,
@@ -164,6 +191,17 @@ impl<'e> Members<'_, 'e> {
         };
         let endpoint = self.endpoints.get(index as usize)?;
         self.filter.allows(endpoint).then_some(endpoint)
+    }
+
+    /// Two random members, another one each if there are two.
+    fn two(
+        &self,
+        sample: &Sample,
+        rng: &mut fastrand::Rng,
+    ) -> (Option<&'e Arc<Endpoint>>, Option<&'e Arc<Endpoint>>) {
+        let first = sample.draw(rng);
+        let second = (0..TRIES).map(|_| sample.draw(rng)).find(|second| *second != first);
+        (self.allowed(first), second.and_then(|second| self.allowed(second)))
     }
 
     fn scan(&self, start: u32) -> Option<&'e Arc<Endpoint>> {

@@ -8,6 +8,8 @@
 //! policy is a variant of [`LbPolicy`] and one of `bucket::Picker`.
 
 mod bucket;
+pub mod context;
+pub mod ewma;
 pub mod priority;
 mod weights;
 
@@ -17,6 +19,8 @@ use smallvec::SmallVec;
 
 use crate::upstream::endpoint::{AssignmentPolicy, Endpoint, EndpointKey, LocalityGroup};
 use bucket::Bucket;
+use context::LbContext;
+use ewma::PeakEwma;
 use priority::{Count, Load};
 use weights::Schedule;
 
@@ -34,6 +38,16 @@ pub enum LbPolicy {
     },
     /// RANDOM.
     Random,
+    /// Of two random endpoints the one with the lower latency times load.
+    PeakEwma(PeakEwma),
+}
+
+impl LbPolicy {
+    /// Whether a pick depends on the time.
+    #[must_use]
+    pub const fn is_timed(&self) -> bool {
+        matches!(self, Self::PeakEwma(_))
+    }
 }
 
 /// How many endpoints LEAST_REQUEST compares.
@@ -120,6 +134,7 @@ struct Lane {
 /// Which endpoints may be picked.
 #[derive(Debug, Clone, Copy)]
 struct Filter<'a> {
+    context: &'a LbContext<'a>,
     exclude: &'a [EndpointKey],
     ignore_health: bool,
 }
@@ -156,7 +171,7 @@ impl Balancer {
         endpoints: &'e [Arc<Endpoint>],
         cursor: &mut WorkerCursor,
         rng: &mut fastrand::Rng,
-        exclude: &[EndpointKey],
+        context: &LbContext<'_>,
     ) -> Option<&'e Arc<Endpoint>> {
         let lane = match &*self.lanes {
             [] => return None,
@@ -166,9 +181,9 @@ impl Balancer {
                 self.lanes.iter().find(|l| roll < l.upto).unwrap_or(first)
             }
         };
-        let filter = Filter { exclude, ignore_health: lane.panic };
+        let filter = Filter { context, exclude: context.exclude, ignore_health: lane.panic };
         lane.pick(endpoints, cursor, rng, filter)
-            .or_else(|| self.pick_elsewhere(endpoints, cursor, rng, (lane, exclude)))
+            .or_else(|| self.pick_elsewhere(endpoints, cursor, rng, (lane, context)))
     }
 
     /// The lane had nothing to offer. In this order: another lane, an endpoint that the request failed on before, and
@@ -179,16 +194,18 @@ impl Balancer {
         endpoints: &'e [Arc<Endpoint>],
         cursor: &mut WorkerCursor,
         rng: &mut fastrand::Rng,
-        (lane, exclude): (&Lane, &[EndpointKey]),
+        (lane, context): (&Lane, &LbContext<'_>),
     ) -> Option<&'e Arc<Endpoint>> {
+        let avoiding = |ignore_health| Filter { context, exclude: context.exclude, ignore_health };
+        let all = |ignore_health| Filter { context, exclude: &[], ignore_health };
         let mut tries: SmallVec<[(&Lane, Filter<'_>); 4]> = SmallVec::new();
         for other in self.lanes.iter().filter(|l| !std::ptr::eq(*l, lane)) {
-            tries.push((other, Filter { exclude, ignore_health: other.panic }));
+            tries.push((other, avoiding(other.panic)));
         }
-        tries.push((lane, Filter { exclude: &[], ignore_health: lane.panic }));
+        tries.push((lane, all(lane.panic)));
         if self.last_resort {
-            tries.push((lane, Filter { exclude, ignore_health: true }));
-            tries.push((lane, Filter { exclude: &[], ignore_health: true }));
+            tries.push((lane, avoiding(true)));
+            tries.push((lane, all(true)));
         }
         tries.into_iter().find_map(|(lane, filter)| lane.pick(endpoints, cursor, rng, filter))
     }

@@ -4,6 +4,8 @@ use proptest::prelude::*;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
+mod simulator;
+
 /// (weight, priority, health) of endpoint n; its port is n.
 type Row = (u32, u32, HealthStatus);
 
@@ -27,7 +29,11 @@ fn lb(policy: LbPolicy) -> LbSpec {
 
 const LEAST: LbPolicy = LbPolicy::LeastRequest { choices: Choices::Random(2), bias: 1.0 };
 const FULL: LbPolicy = LbPolicy::LeastRequest { choices: Choices::All, bias: 1.0 };
-const POLICIES: [LbPolicy; 4] = [LbPolicy::RoundRobin, LEAST, FULL, LbPolicy::Random];
+const EWMA: LbPolicy = LbPolicy::PeakEwma(PeakEwma {
+    decay: std::time::Duration::from_secs(10),
+    failure_penalty: std::time::Duration::from_secs(1),
+});
+const POLICIES: [LbPolicy; 5] = [LbPolicy::RoundRobin, LEAST, FULL, LbPolicy::Random, EWMA];
 
 struct Worker {
     cursor: WorkerCursor,
@@ -40,7 +46,7 @@ impl Worker {
     }
 
     fn pick(&mut self, set: &EndpointSet) -> Option<u16> {
-        set.pick(&mut self.cursor, &mut self.rng, &[]).map(|e| e.spec.address.port())
+        set.pick(&mut self.cursor, &mut self.rng, &LbContext::default()).map(|e| e.spec.address.port())
     }
 
     /// Picks by port.
@@ -104,7 +110,7 @@ fn least_request_avoids_a_slow_endpoint() {
         let mut slow = 0;
         for tick in 0..20_000_u32 {
             running.retain(|(end, _)| *end > tick);
-            let endpoint = set.pick(&mut worker.cursor, &mut worker.rng, &[]).unwrap();
+            let endpoint = set.pick(&mut worker.cursor, &mut worker.rng, &LbContext::default()).unwrap();
             let is_slow = endpoint.spec.address.port() == 10;
             slow += u32::from(is_slow);
             running.push((tick + if is_slow { 200 } else { 10 }, endpoint.begin()));
@@ -139,7 +145,8 @@ fn retries_go_elsewhere_as_long_as_there_is_an_elsewhere() {
         let keys: Vec<_> = set.endpoints().iter().map(|e| e.key).collect();
         for _ in 0..200 {
             let mut pick = |exclude: &[EndpointKey]| {
-                set.pick(&mut worker.cursor, &mut worker.rng, exclude).map(|e| e.spec.address.port())
+                set.pick(&mut worker.cursor, &mut worker.rng, &LbContext::avoiding(exclude))
+                    .map(|e| e.spec.address.port())
             };
             assert_eq!(pick(&[keys[1]]), Some(1));
             assert_eq!(pick(&[keys[0]]), Some(2));
@@ -241,7 +248,7 @@ prop_compose! {
 proptest! {
     #[test]
     fn a_pick_finds_somebody_whenever_there_is_somebody(
-        rows in rows(), policy in 0_usize..4, seed: u64, threshold in 0_u32..=100,
+        rows in rows(), policy in 0_usize..POLICIES.len(), seed: u64, threshold in 0_u32..=100,
         out in prop::collection::vec(0_usize..30, 0..5), exclude in prop::collection::vec(0_usize..30, 0..4),
     ) {
         let spec = LbSpec { policy: POLICIES[policy], panic_threshold: threshold, ..LbSpec::default() };
@@ -254,7 +261,7 @@ proptest! {
         let usable = |e: &Endpoint| e.health() != crate::upstream::endpoint::Health::Unhealthy;
         let mut worker = Worker::new(seed);
         for _ in 0..20 {
-            let picked = set.pick(&mut worker.cursor, &mut worker.rng, &exclude);
+            let picked = set.pick(&mut worker.cursor, &mut worker.rng, &LbContext::avoiding(&exclude));
             if threshold > 0 {
                 prop_assert_eq!(picked.is_some(), !rows.is_empty());
             } else {
@@ -263,7 +270,7 @@ proptest! {
         }
         // A rebuilt set knows the health exactly.
         let rebuilt = set.rebalance(&spec);
-        let picked = rebuilt.pick(&mut worker.cursor, &mut worker.rng, &exclude);
+        let picked = rebuilt.pick(&mut worker.cursor, &mut worker.rng, &LbContext::avoiding(&exclude));
         let anybody = rebuilt.endpoints().iter().any(|e| usable(e));
         prop_assert!(picked.is_some() || !anybody);
         if let Some(picked) = picked.filter(|_| !rebuilt.in_panic()) {

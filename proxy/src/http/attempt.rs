@@ -19,6 +19,7 @@ use super::head::RequestHead;
 use super::interim::InterimSink;
 use super::recheck::poll_refused;
 use super::response::Response;
+use crate::balance::context::LbContext;
 use crate::error::Reason;
 use crate::resilience::breaker::{Resource, RoutingPriority};
 use crate::route::action::RouteAction;
@@ -131,7 +132,7 @@ fn pick(ctx: &RequestCtx, attempt: &Attempt<'_>) -> Result<Arc<Endpoint>, Failed
     }
     ctx.downstream
         .worker
-        .pick(attempt.cluster, attempt.tried)
+        .pick(attempt.cluster, LbContext::avoiding(attempt.tried))
         .ok_or_else(|| nothing(Reason::NoHealthyUpstream))
 }
 

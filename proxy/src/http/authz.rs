@@ -267,7 +267,9 @@ async fn exchange(
     let _permit = permit.ok_or_else(|| nothing(Reason::UpstreamOverflow))?;
     let mut fresh = false;
     loop {
-        let endpoint = worker.pick(cluster, &[]).ok_or_else(|| nothing(Reason::NoHealthyUpstream))?;
+        let endpoint = worker
+            .pick(cluster, crate::balance::context::LbContext::default())
+            .ok_or_else(|| nothing(Reason::NoHealthyUpstream))?;
         let _active = endpoint.begin();
         let exchange =
             Exchange { worker, cluster, priority, fresh, upgrade: None, interim: &InterimSink::None };

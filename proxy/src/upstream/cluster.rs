@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use super::connect::ConnectSpec;
 use super::dns::DnsSpec;
-use super::endpoint::{Assignment, Endpoint, EndpointKey, EndpointSet, Metadata};
+use super::endpoint::{Assignment, Endpoint, EndpointSet, Metadata};
 use super::original_dst::OriginalDstSpec;
+use crate::balance::context::LbContext;
 use crate::balance::{LbSpec, WorkerCursor};
 use crate::config::spec::{Http1Spec, Http2Spec};
 use crate::resilience::breaker::{Breaker, Holder, Permit, Resource, RoutingPriority, Thresholds};
@@ -277,9 +278,9 @@ impl Cluster {
         &self,
         cursor: &mut WorkerCursor,
         rng: &mut fastrand::Rng,
-        exclude: &[EndpointKey],
+        context: &LbContext<'_>,
     ) -> Option<&Arc<Endpoint>> {
-        let picked = self.endpoints.pick(cursor, rng, exclude);
+        let picked = self.endpoints.pick(cursor, rng, context);
         if picked.is_none() {
             self.state.nobody.fetch_add(1, Ordering::Relaxed);
         } else if self.endpoints.in_panic() {

@@ -40,7 +40,8 @@ fn a_cluster_warms_when_discovery_answers() {
     let warm = cold.with_assignment(&endpoints(&[]));
     assert!(warm.is_warm());
     assert_eq!(
-        warm.pick(&mut WorkerCursor::default(), &mut fastrand::Rng::with_seed(1), &[]).map(|e| e.key),
+        warm.pick(&mut WorkerCursor::default(), &mut fastrand::Rng::with_seed(1), &LbContext::default())
+            .map(|e| e.key),
         None
     );
     assert_eq!((warm.state().failed_picks(), cold.state().failed_picks()), (1, 1));
@@ -76,7 +77,7 @@ fn panic_picks_are_counted() {
     let mut cursor = WorkerCursor::default();
     let mut rng = fastrand::Rng::with_seed(1);
     assert!(cluster.endpoints().in_panic());
-    assert!(cluster.pick(&mut cursor, &mut rng, &[]).is_some());
+    assert!(cluster.pick(&mut cursor, &mut rng, &LbContext::default()).is_some());
     assert_eq!(cluster.state().panic_picks(), 1);
 }
 

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use foldhash::{HashMap, HashMapExt};
 
+use crate::balance::context::LbContext;
+use crate::balance::ewma::Latency;
 use crate::balance::{Balancer, LbSpec, WorkerCursor};
 
 /// Number of an endpoint, unique in the process and never used again.
@@ -179,7 +181,8 @@ pub struct EndpointState {
     idle_cap_ms: AtomicU32,
     requests: AtomicU64,
     gone: AtomicBool,
-    _rest_of_the_line: [u64; 3],
+    latency: Latency,
+    _rest_of_the_line: [u64; 2],
 }
 
 const _: () = assert!(size_of::<EndpointState>() == 64 - 2 * size_of::<usize>());
@@ -189,6 +192,12 @@ impl EndpointState {
     #[must_use]
     pub fn active(&self) -> u32 {
         self.active.load(Ordering::Relaxed)
+    }
+
+    /// What its answers took, when the cluster balances by it.
+    #[must_use]
+    pub const fn latency(&self) -> &Latency {
+        &self.latency
     }
 
     /// Requests begun since the endpoint is known.
@@ -399,16 +408,15 @@ impl EndpointSet {
         Self { endpoints, policy, balancer }
     }
 
-    /// Picks the endpoint of a request. Endpoints in `exclude` (those that this request failed on) are picked only if there is
-    /// no other. None: no endpoint may be used.
+    /// Picks the endpoint of a request. None: no endpoint may be used.
     #[must_use]
     pub fn pick(
         &self,
         cursor: &mut WorkerCursor,
         rng: &mut fastrand::Rng,
-        exclude: &[EndpointKey],
+        context: &LbContext<'_>,
     ) -> Option<&Arc<Endpoint>> {
-        self.balancer.pick(&self.endpoints, cursor, rng, exclude)
+        self.balancer.pick(&self.endpoints, cursor, rng, context)
     }
 
     /// Whether a priority is in panic mode: too few healthy endpoints, so all are used (Envoy `lb_healthy_panic`).

@@ -22,13 +22,14 @@ use self::changes::Changes;
 use self::drain::LocalDrain;
 use self::telemetry::WorkerTelemetry;
 use crate::balance::WorkerCursor;
+use crate::balance::context::{LbContext, Tick};
 use crate::config::snapshot::Snapshot;
 use crate::policy::jwt::signatures::Signatures;
 use crate::telemetry::access_log::{AccessLog, WorkerLogs};
 use crate::telemetry::format::{Absent, Format};
 use crate::telemetry::record::AccessRecord;
 use crate::upstream::cluster::{Cluster, Discovery};
-use crate::upstream::endpoint::{Endpoint, EndpointKey};
+use crate::upstream::endpoint::Endpoint;
 use crate::upstream::original_dst::OriginalDstTable;
 use crate::upstream::pool::Pools;
 use crate::why::WorkerStories;
@@ -144,17 +145,20 @@ impl Worker {
         (self.id as u64) << 48 | n
     }
 
-    /// Picks an endpoint of `cluster`, avoiding `tried`.
+    /// Picks an endpoint of `cluster`. The time of the pick is filled in for policies that need it.
     #[must_use]
-    pub fn pick(&self, cluster: &Arc<Cluster>, tried: &[EndpointKey]) -> Option<Arc<Endpoint>> {
+    pub fn pick(&self, cluster: &Arc<Cluster>, context: LbContext<'_>) -> Option<Arc<Endpoint>> {
+        let timed = cluster.spec().lb.policy.is_timed();
+        let now = if timed { Tick::at(Instant::now()) } else { context.now };
+        let context = LbContext { now, ..context };
         let mut cursors = self.cursors.borrow_mut();
         let rng = &mut *self.rng.borrow_mut();
         let name = &cluster.spec().name;
         if let Some(cursor) = cursors.get_mut(name) {
-            return cluster.pick(cursor, rng, tried).cloned();
+            return cluster.pick(cursor, rng, &context).cloned();
         }
         let cursor = cursors.entry(Arc::clone(name)).or_default();
-        cluster.pick(cursor, rng, tried).cloned()
+        cluster.pick(cursor, rng, &context).cloned()
     }
 
     /// The endpoint at an original destination.

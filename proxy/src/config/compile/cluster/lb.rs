@@ -3,6 +3,8 @@
 use remora_xds::diag::At;
 use remora_xds::pb;
 
+mod peak_ewma;
+
 use super::common::{is, percent, refuse, type_name, unpack};
 use crate::balance::{Choices, LbPolicy, LbSpec};
 use crate::config::compile::Scope;
@@ -156,6 +158,10 @@ fn extension(pb: &LoadBalancingPolicy, lb: &mut LbSpec, at: &At<'_>, (scope, dep
         let at = list.index(i);
         let at = at.field("typed_extension_config");
         let at = at.field("typed_config");
+        if policy.typed_extension_config.as_ref().is_some_and(|c| c.name == peak_ewma::NAME) {
+            lb.policy = LbPolicy::PeakEwma(peak_ewma::compile(any, &at, scope));
+            return;
+        }
         if is::<RoundRobin>(any) {
             let Some(RoundRobin { slow_start_config, locality_lb_config }) = unpack(any, &at, scope) else {
                 return;

@@ -397,7 +397,7 @@ proptest! {
         if let Ok(spec) = compile(&pb) {
             let cluster = crate::upstream::cluster::Cluster::new(Arc::new(spec));
             let mut rng = fastrand::Rng::with_seed(1);
-            let _ = cluster.pick(&mut crate::balance::WorkerCursor::default(), &mut rng, &[]);
+            let _ = cluster.pick(&mut crate::balance::WorkerCursor::default(), &mut rng, &crate::balance::context::LbContext::default());
         }
     }
 }

@@ -112,6 +112,47 @@ fn policies_from_extensions() {
     );
 }
 
+fn peak_ewma(type_url: &str, fields: &[(&str, &str)]) -> load_balancing_policy::Policy {
+    let field = |text: &str| PbValue { kind: Some(Kind::StringValue(text.into())) };
+    let fields = fields.iter().map(|(name, text)| ((*name).to_owned(), field(text))).collect();
+    let config = remora_xds::typed_struct::TypedStruct {
+        type_url: format!("type.googleapis.com/{type_url}"),
+        value: Some(Struct { fields }),
+    };
+    load_balancing_policy::Policy {
+        typed_extension_config: Some(core::TypedExtensionConfig {
+            name: "remora.load_balancing_policies.peak_ewma".into(),
+            typed_config: Some(any(&config)),
+        }),
+    }
+}
+
+#[test]
+fn peak_ewma_is_a_typed_struct() {
+    use crate::balance::LbPolicy as Policy;
+    let with = |policy| Cluster {
+        load_balancing_policy: Some(LoadBalancingPolicy { policies: vec![policy] }),
+        ..statics(vec![])
+    };
+    let name = "remora.load_balancing_policies.peak_ewma";
+    let spec = compile(&with(peak_ewma(name, &[("decay", "2.5s")]))).unwrap();
+    let decay = Duration::from_millis(2_500);
+    assert_eq!(
+        spec.lb.policy,
+        Policy::PeakEwma(crate::balance::ewma::PeakEwma { decay, ..Default::default() })
+    );
+    let value = "load_balancing_policy.policies[0].typed_extension_config.typed_config.value";
+    assert_eq!(
+        errors(&with(peak_ewma(name, &[("decay", "0s"), ("failure_penalty", "soon"), ("window", "1s")]))),
+        [
+            format!("{value}.decay: must be a duration from 0.001s to 3600s, such as \"10s\""),
+            format!("{value}.failure_penalty: must be a duration from 0.001s to 3600s, such as \"10s\""),
+            format!("{value}.window: is not a field of peak_ewma"),
+        ]
+    );
+    assert_eq!(errors(&with(peak_ewma("some.Other", &[]))).len(), 1);
+}
+
 #[test]
 #[expect(deprecated, reason = "what files still say")]
 fn legacy_http_options() {

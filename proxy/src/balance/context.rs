@@ -1,0 +1,55 @@
+//! What one pick depends on beside the endpoints.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::upstream::endpoint::EndpointKey;
+
+/// A moment in milliseconds since the process began to balance. It wraps after 49 days, so only differences mean something.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tick(pub u32);
+
+impl Tick {
+    /// The tick at `now`.
+    #[must_use]
+    pub fn at(now: Instant) -> Self {
+        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+        let since = now.saturating_duration_since(*START).as_millis();
+        #[expect(clippy::cast_possible_truncation, reason = "it wraps")]
+        Self(since as u32)
+    }
+
+    /// The time since `earlier`, in milliseconds. Zero when `earlier` is the later one: two workers read the clock in one
+    /// order and write in the other.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> u32 {
+        let passed = self.0.wrapping_sub(earlier.0);
+        if passed > u32::MAX / 2 { 0 } else { passed }
+    }
+
+    /// The tick that much later.
+    #[must_use]
+    pub fn after(self, time: Duration) -> Self {
+        let ms = u32::try_from(time.as_millis()).unwrap_or(u32::MAX / 2).min(u32::MAX / 2);
+        Self(self.0.wrapping_add(ms))
+    }
+}
+
+/// Envoy's `LoadBalancerContext`: what a request says about where it should go.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LbContext<'a> {
+    /// Endpoints that this request failed on: picked only if there is no other.
+    pub exclude: &'a [EndpointKey],
+    /// The time of the pick, for policies that depend on it.
+    pub now: Tick,
+}
+
+impl<'a> LbContext<'a> {
+    /// A request that avoids `exclude` and asks for nothing else.
+    #[must_use]
+    pub const fn avoiding(exclude: &'a [EndpointKey]) -> Self {
+        Self { exclude, now: Tick(0) }
+    }
+}
