@@ -31,6 +31,15 @@ impl PeakEwma {
         latency.update(|word| next(word, took, now, self.decay));
     }
 
+    /// Tells `latency` of an attempt that would have taken longer than `took`. It counts when that is longer than was expected.
+    pub fn observe_more(&self, latency: &Latency, took: Duration, now: Tick) {
+        #[expect(clippy::cast_precision_loss, reason = "seven digits are enough")]
+        let micros = took.as_micros() as f32;
+        if self.estimate(latency, now).is_some_and(|expected| micros > expected) {
+            self.observe(latency, took, false, now);
+        }
+    }
+
     /// The latency at `now` in microseconds. None: nothing is known.
     #[must_use]
     pub fn estimate(&self, latency: &Latency, now: Tick) -> Option<f32> {

@@ -10,7 +10,7 @@ use super::dns::DnsSpec;
 use super::endpoint::{Assignment, Endpoint, EndpointSet, Metadata};
 use super::original_dst::OriginalDstSpec;
 use crate::balance::context::LbContext;
-use crate::balance::{LbSpec, WorkerCursor};
+use crate::balance::{LbPolicy, LbSpec, WorkerCursor};
 use crate::config::spec::{Http1Spec, Http2Spec};
 use crate::resilience::breaker::{Breaker, Holder, Permit, Resource, RoutingPriority, Thresholds};
 use crate::tls::client::ClientTls;
@@ -262,8 +262,8 @@ impl Cluster {
 
     /// Whether somebody wants to know how attempts end ([`super::outcome::record`]).
     #[must_use]
-    pub const fn is_watched(&self) -> bool {
-        false
+    pub fn is_watched(&self) -> bool {
+        matches!(self.spec.lb.policy, LbPolicy::PeakEwma(_))
     }
 
     /// Whether discovery has answered once, with endpoints or without, and the secrets of its TLS context have come.

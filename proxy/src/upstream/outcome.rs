@@ -9,6 +9,9 @@ use tokio::time::Instant;
 
 use super::cluster::Cluster;
 use super::endpoint::Endpoint;
+use crate::balance::LbPolicy;
+use crate::balance::context::Tick;
+use crate::balance::ewma::{Latency, PeakEwma};
 use crate::error::Reason;
 
 /// How an attempt ended, in the words that all who are told of it need.
@@ -111,7 +114,21 @@ pub fn grpc_status(headers: &HeaderMap) -> Option<u16> {
 
 /// Tells those whom `cluster` has of an attempt at `endpoint`.
 pub fn record(cluster: &Cluster, endpoint: &Endpoint, outcome: &Outcome, now: Instant) {
-    tracing::trace!(cluster = &*cluster.spec().name, endpoint = %endpoint.spec.address, ?outcome, ?now);
+    if let LbPolicy::PeakEwma(ewma) = &cluster.spec().lb.policy {
+        note_latency(ewma, endpoint.state.latency(), outcome, Tick::at(now));
+    }
+}
+
+fn note_latency(ewma: &PeakEwma, latency: &Latency, outcome: &Outcome, now: Tick) {
+    match outcome.verdict() {
+        Verdict::Good => ewma.observe(latency, outcome.took, false, now),
+        Verdict::ServerError(_) | Verdict::LocalOrigin(_) => ewma.observe(latency, outcome.took, true, now),
+        // The client did not wait: the answer would have taken longer than this.
+        Verdict::Neither if outcome.ended == Ended::Abandoned => {
+            ewma.observe_more(latency, outcome.took, now)
+        }
+        Verdict::Neither => {}
+    }
 }
 
 /// An attempt that is under way: exactly one outcome comes of it, whoever drops it.
@@ -221,6 +238,30 @@ mod tests {
         assert_eq!(answered(200, Some(13)), Verdict::ServerError(500));
         assert_eq!(answered(200, Some(5)), Verdict::Good);
         assert_eq!(verdict(Ended::Connected), Verdict::Good);
+    }
+
+    #[test]
+    fn failures_and_answers_that_nobody_waited_for_do_not_look_fast() {
+        let ewma = PeakEwma::default();
+        let known = |ended, took_ms| {
+            let latency = Latency::default();
+            let took = Duration::from_millis(took_ms);
+            note_latency(&ewma, &latency, &Outcome { ended, took }, Tick(1));
+            ewma.estimate(&latency, Tick(1)).map(|micros| micros / 1000.0)
+        };
+        let answered = |status| Ended::Answered { status, grpc: None };
+        assert_eq!(known(answered(StatusCode::OK), 5), Some(5.0));
+        assert_eq!(known(answered(StatusCode::BAD_GATEWAY), 5), Some(1000.0));
+        assert_eq!(known(Ended::Failed(Reason::ConnectFailure), 0), Some(1000.0));
+        assert_eq!(known(Ended::Failed(Reason::UpstreamOverflow), 5), None);
+        assert_eq!(known(Ended::Abandoned, 5), None, "it might have been quick");
+        let latency = Latency::default();
+        ewma.observe(&latency, Duration::from_millis(10), false, Tick(1));
+        for (took, want) in [(5, 10.0), (50, 50.0)] {
+            let abandoned = Outcome { ended: Ended::Abandoned, took: Duration::from_millis(took) };
+            note_latency(&ewma, &latency, &abandoned, Tick(1));
+            assert_eq!(ewma.estimate(&latency, Tick(1)), Some(want * 1000.0));
+        }
     }
 
     #[test]
