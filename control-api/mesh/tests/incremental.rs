@@ -280,6 +280,31 @@ proptest! {
     }
 }
 
+#[test]
+fn the_same_documents_give_the_same_bytes_each_time() {
+    let mut texts = vec![
+        "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {selector: {app: s}, ports: [{name: http, port: 8080}]}\n".to_owned(),
+        "apiVersion: remora.dev/v1alpha1\nkind: Workload\nmetadata: {name: w, labels: {app: s}}\nspec: {address: 10.0.0.1, ports: [{port: 8080}]}\n".to_owned(),
+        "apiVersion: remora.dev/v1alpha1\nkind: AuthenticationPolicy\nmetadata: {name: tokens}\nspec: {targetRefs: [{name: s}], jwtRules: [\
+         {issuer: a, jwks: '{\"keys\":[]}'}, {issuer: b, jwks: '{\"keys\":[]}'}, {issuer: c, jwks: '{\"keys\":[]}'}]}\n".to_owned(),
+    ];
+    texts.extend(["x", "y", "z"].map(|name| {
+        format!(
+            "apiVersion: remora.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}}}\n\
+         spec: {{targetRefs: [{{name: s}}], rules: [{{to: [{{operation: {{paths: [/{name}]}}}}]}}]}}\n"
+        )
+    }));
+    let compile = || {
+        let mut compiler = Compiler::new(Mesh::default(), profile());
+        compiler.apply(texts.iter().map(|text| Change::Put(document(text))));
+        compiler.node(&NodeRequest::new(NodeKind::Sidecar, "default").with_workload("w".into())).unwrap()
+    };
+    let first = compile();
+    for _ in 0..20 {
+        assert_eq!(first, compile());
+    }
+}
+
 /// A mesh of `services` Services with ten instances each.
 fn large(services: usize) -> Mesh {
     let mut mesh = Mesh::default();

@@ -3,6 +3,7 @@
 
 #[path = "../src/blob.rs"]
 mod blob;
+mod maps;
 mod prune;
 mod table;
 mod typed_struct;
@@ -35,6 +36,7 @@ fn main() -> Res<()> {
     // What the library will do at start must work.
     DescriptorPool::decode(blob.descriptors.as_slice())?;
     compress(&out.join("schema.bin.gz"), &blob.encode_to_vec())?;
+    compress(&out.join("maps.bin.gz"), &maps::maps(&pool).encode_to_vec())?;
     compress(&out.join("known.txt.gz"), prune::known_types(&pool).as_bytes())
 }
 

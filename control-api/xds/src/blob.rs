@@ -66,3 +66,36 @@ pub(crate) struct RefusedInfo {
     #[prost(string, tag = "5")]
     pub(crate) oneof: String,
 }
+
+/// Where the API has maps: all messages that hold one, or may hold a message that does.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct MapTable {
+    /// By full name, sorted.
+    #[prost(message, repeated, tag = "1")]
+    pub(crate) messages: Vec<MapMessage>,
+}
+
+/// A message with a map somewhere inside.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct MapMessage {
+    /// Full name.
+    #[prost(string, tag = "1")]
+    pub(crate) name: String,
+    /// The fields that are maps, or lead to some, by number. Those of an Any are not told.
+    #[prost(message, repeated, tag = "2")]
+    pub(crate) fields: Vec<MapField>,
+}
+
+/// A field that is a map, or leads to one.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct MapField {
+    /// Field number.
+    #[prost(uint32, tag = "1")]
+    pub(crate) number: u32,
+    /// Whether it is a map itself.
+    #[prost(bool, tag = "2")]
+    pub(crate) is_map: bool,
+    /// Where the message that it holds, or its values are, stands in the table; none when that has no maps.
+    #[prost(uint32, optional, tag = "3")]
+    pub(crate) inside: Option<u32>,
+}

@@ -6,6 +6,7 @@
 //!   ([`Schema::check_any`]), and messages as JSON and YAML.
 //! - [`diag`]: configuration errors with file, line, field path and a suggested fix.
 //! - [`any`][mod@any]: packing and unpacking of `google.protobuf.Any`.
+//! - [`canonical`]: the same, so that equal messages give equal bytes.
 //! - [`Kind`]: the kinds of resources that a stream carries, their order and what refers to what.
 //! - feature `server`: [`Resource`] and [`NodeSnapshot`], [`stream`] (pure state machines of a control plane's streams), and
 //!   [`server`], the gRPC service made of them.
@@ -14,6 +15,7 @@
 //! Which fields are supported stands in `supported.txt` and, made from it, in `docs/reference/envoy-fields.md`.
 
 pub mod any;
+pub mod canonical;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod diag;
@@ -26,7 +28,6 @@ pub mod wire;
 pub mod yaml;
 
 mod blob;
-mod canonical;
 mod check;
 mod codec;
 mod duration;

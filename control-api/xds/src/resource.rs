@@ -1,14 +1,13 @@
 //! Resources as a control plane holds them: encoded once, versioned by their content, shared by every node that is sent them.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use twox_hash::XxHash3_128;
 
-use crate::any;
+use crate::canonical;
 use crate::kind::{Kind, Named};
 use crate::pb::google::protobuf::Any;
-use crate::schema::Schema;
 
 /// One resource. Immutable; share it as `Arc<Resource>`.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,8 +25,7 @@ impl Resource {
     /// Encodes `message`. The version is a hash of its content: the same on every replica, and in every run.
     #[must_use]
     pub fn new<M: Named>(message: &M) -> Self {
-        let mut any = any::pack(message);
-        any.value = schema().canonical(&any);
+        let any = canonical::pack(message);
         Self {
             kind: M::KIND,
             name: message.resource_name().into(),
@@ -100,12 +98,6 @@ impl Resource {
 /// Version of some content: 128 bits of XXH3, in hexadecimal.
 pub(crate) fn content_version(bytes: &[u8]) -> Arc<str> {
     format!("{:032x}", XxHash3_128::oneshot(bytes)).into()
-}
-
-/// Loaded once: a control plane encodes resources all the time.
-fn schema() -> &'static Schema {
-    static SCHEMA: OnceLock<Schema> = OnceLock::new();
-    SCHEMA.get_or_init(Schema::load)
 }
 
 #[cfg(test)]

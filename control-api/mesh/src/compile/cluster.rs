@@ -12,7 +12,7 @@ use remora_xds::pb::envoy::config::cluster::v3::cluster::{
 };
 use remora_xds::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster};
 use remora_xds::pb::envoy::config::core::v3::{
-    Address, HealthStatus, HttpProtocolOptions as CommonOptions, Locality as PbLocality,
+    Address, HealthStatus, HttpProtocolOptions as CommonOptions, Locality as PbLocality, Metadata,
 };
 use remora_xds::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use remora_xds::pb::envoy::config::endpoint::v3::{
@@ -33,7 +33,7 @@ use crate::document::{
 use crate::kinds::Kind;
 use crate::mesh::{Health, Member};
 use crate::name::Key;
-use crate::resource::{Resource, ordered::ClusterTail};
+use crate::resource::Resource;
 
 /// Hard limits: a bound, not a policy.
 const LIMIT: u32 = 10_000;
@@ -55,7 +55,7 @@ fn protocol(cluster: &mut Cluster, protocol: ProtocolConfig, idle_seconds: u64) 
         .insert("envoy.extensions.upstreams.http.v3.HttpProtocolOptions".into(), parts::pack(&options));
 }
 
-pub(super) fn service_of(service: &Document<ServiceSpec>) -> ClusterTail {
+pub(super) fn service_of(service: &Document<ServiceSpec>) -> Metadata {
     let (namespace, name) = names::of(service);
     parts::service(names::host(namespace, name), namespace, name)
 }
@@ -114,7 +114,8 @@ pub(super) fn local(
     cluster.lb_policy = LbPolicy::RoundRobin.into();
     cluster.circuit_breakers = Some(breakers(None));
     speak(&mut cluster, speaks, 3);
-    Resource::cluster(&cluster, &service_of(service), vec![key_of(service)])
+    cluster.metadata = Some(service_of(service));
+    Resource::cluster(&cluster, vec![key_of(service)])
 }
 
 /// A cluster without endpoints: connections to it are closed.
@@ -124,7 +125,7 @@ pub(super) fn black_hole(service: &Document<ServiceSpec>) -> Arc<Resource> {
         cluster_name: cluster.name.clone(),
         ..ClusterLoadAssignment::default()
     });
-    Resource::cluster(&cluster, &ClusterTail::default(), vec![key_of(service)])
+    Resource::cluster(&cluster, vec![key_of(service)])
 }
 
 /// HTTP as the program or the sidecar before it speaks it.
@@ -169,7 +170,8 @@ pub(super) fn outbound(
             }
         }
     }
-    Resource::cluster(&cluster, &service_of(service), documents(scope, service))
+    cluster.metadata = Some(service_of(service));
+    Resource::cluster(&cluster, documents(scope, service))
 }
 
 /// What the cluster of a Service's port is made of.

@@ -96,9 +96,10 @@ pub(super) fn cluster(
         circuit_breakers: Some(cluster::breakers(scope.mesh.policy(service).map(|p| &p.spec))),
         transport_socket: (scope.mesh.mtls(service, port.port) != MtlsMode::Disabled)
             .then(|| tls::provider(certificate_provider, identities)),
+        metadata: Some(cluster::service_of(service)),
         ..Cluster::default()
     };
-    Resource::cluster(&cluster, &cluster::service_of(service), cluster::documents(scope, service))
+    Resource::cluster(&cluster, cluster::documents(scope, service))
 }
 
 /// Routes in the words that libraries know. None when `resource` is no route configuration.

@@ -23,7 +23,7 @@ use crate::document::{AuthenticationPolicySpec, Document, JwtRule, KeyServer, Se
 use crate::kinds::Kind;
 use crate::mesh::Mesh;
 use crate::name::Key;
-use crate::resource::{Resource, ordered::ClusterTail};
+use crate::resource::Resource;
 
 /// The filter, by whose name rules find claims.
 pub(super) const FILTER: &str = "envoy.filters.http.jwt_authn";
@@ -161,6 +161,6 @@ impl Placed<'_> {
         cluster.transport_socket =
             server.tls.then(|| tls::public(server, self.rule.ca_certificates.as_deref()));
         let policy = Key::new(Kind::AuthenticationPolicy, self.policy.name());
-        Some(Resource::cluster(&cluster, &ClusterTail::default(), vec![policy]))
+        Some(Resource::cluster(&cluster, vec![policy]))
     }
 }

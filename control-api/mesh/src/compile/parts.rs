@@ -8,14 +8,15 @@ use remora_xds::pb::envoy::config::core::v3::address::Address as AddressKind;
 use remora_xds::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use remora_xds::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use remora_xds::pb::envoy::config::core::v3::{
-    Address, AggregatedConfigSource, ApiVersion, ConfigSource, SocketAddress,
+    Address, AggregatedConfigSource, ApiVersion, ConfigSource, Metadata, SocketAddress,
 };
 use remora_xds::pb::envoy::config::listener::v3::ListenerFilter;
 use remora_xds::pb::envoy::config::listener::v3::listener_filter::ConfigType;
 use remora_xds::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
-use remora_xds::pb::google::protobuf::{BoolValue, Duration as PbDuration, UInt32Value};
-
-use crate::resource::ordered;
+use remora_xds::pb::google::protobuf::value::Kind;
+use remora_xds::pb::google::protobuf::{
+    BoolValue, Duration as PbDuration, ListValue, Struct, UInt32Value, Value,
+};
 
 pub(super) use any::pack;
 
@@ -75,20 +76,17 @@ pub(crate) fn ads() -> ConfigSource {
 }
 
 /// Metadata of a cluster under `istio`: the Service that it stands for.
-pub(super) fn service(host: String, namespace: &str, name: &str) -> ordered::ClusterTail {
-    use ordered::{ClusterTail, Kind, List, Metadata, Struct, Value};
-    let text = |text: String| Value { kind: Some(Kind::Text(text)) };
-    let object = |fields: Vec<(&str, Value)>| Struct {
-        fields: fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
-    };
-    let one = object(vec![
-        ("host", text(host)),
-        ("name", text(name.to_owned())),
-        ("namespace", text(namespace.to_owned())),
-    ]);
-    let list = Kind::List(List { values: vec![Value { kind: Some(Kind::Struct(one)) }] });
-    let istio = object(vec![("services", Value { kind: Some(list) })]);
-    ClusterTail {
-        metadata: Some(Metadata { filter_metadata: std::iter::once(("istio".to_owned(), istio)).collect() }),
-    }
+pub(super) fn service(host: String, namespace: &str, name: &str) -> Metadata {
+    let text = |text: &str| Kind::StringValue(text.to_owned());
+    let one =
+        object([("host", Kind::StringValue(host)), ("name", text(name)), ("namespace", text(namespace))]);
+    let list = ListValue { values: vec![Value { kind: Some(Kind::StructValue(one)) }] };
+    let istio = object([("services", Kind::ListValue(list))]);
+    Metadata { filter_metadata: [("istio".to_owned(), istio)].into(), ..Metadata::default() }
+}
+
+/// A JSON object.
+pub(super) fn object<'a>(fields: impl IntoIterator<Item = (&'a str, Kind)>) -> Struct {
+    let fields = fields.into_iter().map(|(name, kind)| (name.to_owned(), Value { kind: Some(kind) }));
+    Struct { fields: fields.collect() }
 }
