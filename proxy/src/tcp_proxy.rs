@@ -20,6 +20,7 @@ use crate::http::downstream::Downstream;
 use crate::io::Io;
 use crate::listener::admission::{self, Refused};
 use crate::resilience::breaker::{Resource, RoutingPriority};
+use crate::route::hash_policy::source_ip;
 use crate::tcp::{self, Ended, Traffic};
 use crate::telemetry::record::{self, AccessRecord, Timings};
 use crate::upstream::cluster::{Cluster, ClusterPermit, Discovery};
@@ -158,7 +159,7 @@ async fn connect(
     let mut tried = Vec::new();
     let mut last = Reason::NoHealthyUpstream;
     for _ in 0..spec.max_connect_attempts.max(1) {
-        let endpoint = pick(downstream, cluster, &tried)?;
+        let endpoint = pick(downstream, spec, cluster, &tried)?;
         tried.push(endpoint.key);
         let active = endpoint.begin();
         let over = Cell::new(None);
@@ -178,6 +179,7 @@ async fn connect(
 
 fn pick(
     downstream: &Downstream,
+    spec: &TcpSpec,
     cluster: &Arc<Cluster>,
     tried: &[crate::upstream::endpoint::EndpointKey],
 ) -> Result<Arc<Endpoint>, Reason> {
@@ -186,7 +188,13 @@ fn pick(
             original.destination(None, downstream.original_dst).ok_or(Reason::NoOriginalDestination)?;
         return Ok(downstream.worker.original_endpoint(cluster, address));
     }
-    downstream.worker.pick(cluster, LbContext::avoiding(tried)).ok_or(Reason::NoHealthyUpstream)
+    let context = LbContext {
+        exclude: tried,
+        hash: spec.hash_source_ip.then(|| source_ip(downstream.remote)),
+        subset: spec.subset.as_deref(),
+        ..LbContext::default()
+    };
+    downstream.worker.pick(cluster, context).ok_or(Reason::NoHealthyUpstream)
 }
 
 struct Finished<'a> {

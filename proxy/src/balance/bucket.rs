@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use super::context::Tick;
+use super::consistent::{ConsistentHash, Entry, HashIndex};
+use super::context::{LbContext, Tick};
 use super::ewma::PeakEwma;
+use super::slow_start::SlowStart;
 use super::weights::{Alias, Schedule};
-use super::{Choices, Filter, LbPolicy, WorkerCursor};
+use super::{Choices, Filter, LbPolicy, LbSpec, WorkerCursor};
 use crate::upstream::endpoint::Endpoint;
 
 /// Endpoints of equal standing with the index that the policy needs.
@@ -16,6 +18,8 @@ pub(super) struct Bucket {
     len: u32,
     slot: u32,
     picker: Picker,
+    /// How endpoints start, and when the last of them has its whole weight.
+    slow: Option<(SlowStart, Tick)>,
 }
 
 /// One variant a policy.
@@ -25,6 +29,7 @@ enum Picker {
     LeastRequest { choices: Choices, bias: f64, sample: Sample },
     Random(Sample),
     PeakEwma(PeakEwma, Sample),
+    Hash(HashIndex),
 }
 
 /// A random entry, in proportion to the weights.
@@ -54,27 +59,52 @@ impl Sample {
 /// How often a policy that picks by chance tries before it looks at all endpoints in turn.
 const TRIES: u32 = 4;
 
+/// The same while some endpoints start slowly: most draws may fall on those.
+const SLOW_TRIES: u32 = 16;
+
 impl Bucket {
-    /// The index over `members`, which is not empty.
-    pub(super) fn build(
-        policy: &LbPolicy,
-        endpoints: &[Arc<Endpoint>],
-        members: Vec<u32>,
-        slot: u32,
-    ) -> Self {
-        let weights: Vec<u32> =
-            members.iter().filter_map(|i| endpoints.get(*i as usize)).map(|e| e.spec.weight).collect();
-        let picker = match policy {
-            LbPolicy::RoundRobin => Picker::RoundRobin(Schedule::rotation(&weights)),
+    /// The index over `members`, which is not empty, of any policy but consistent hashing.
+    pub(super) fn build(lb: &LbSpec, endpoints: &[Arc<Endpoint>], members: Vec<u32>, slot: u32) -> Self {
+        let all = || members.iter().filter_map(|i| endpoints.get(*i as usize));
+        let weights: Vec<u32> = all().map(|e| e.spec.weight).collect();
+        let picker = match &lb.policy {
             LbPolicy::LeastRequest { choices, bias } => {
                 Picker::LeastRequest { choices: *choices, bias: *bias, sample: Sample::new(&weights) }
             }
             LbPolicy::Random => Picker::Random(Sample::new(&weights)),
             LbPolicy::PeakEwma(ewma) => Picker::PeakEwma(*ewma, Sample::new(&weights)),
+            // A table needs shares: see `Self::hashed`.
+            LbPolicy::RoundRobin | LbPolicy::ConsistentHash(_) => {
+                Picker::RoundRobin(Schedule::rotation(&weights))
+            }
         };
+        let slow = lb.slow_start.map(|slow| {
+            let latest = all().map(|e| e.state.since()).reduce(|a, b| if b.since(a) > 0 { b } else { a });
+            (slow, latest.unwrap_or_default().after(slow.window))
+        });
+        Self { slow, ..Self::with(picker, endpoints, members, slot) }
+    }
+
+    /// The index of consistent hashing over members with these shares. None when there is none.
+    pub(super) fn hashed(
+        spec: &ConsistentHash,
+        endpoints: &[Arc<Endpoint>],
+        members: Vec<u32>,
+        shares: &[f64],
+    ) -> Option<Self> {
+        let named = members.iter().filter_map(|i| endpoints.get(*i as usize)).zip(shares);
+        let entries: Vec<_> = named.map(|(e, share)| Entry::new(e, *share, spec.use_hostname)).collect();
+        if entries.is_empty() {
+            return None;
+        }
+        let picker = Picker::Hash(HashIndex::build(spec, &entries));
+        Some(Self::with(picker, endpoints, members, 0))
+    }
+
+    fn with(picker: Picker, endpoints: &[Arc<Endpoint>], members: Vec<u32>, slot: u32) -> Self {
         let len = u32::try_from(members.len()).unwrap_or(u32::MAX);
         let members = (members.len() != endpoints.len()).then(|| members.into());
-        Self { members, len, slot, picker }
+        Self { members, len, slot, picker, slow: None }
     }
 
     /// An endpoint that `filter` allows, if the bucket has one.
@@ -85,30 +115,49 @@ impl Bucket {
         rng: &mut fastrand::Rng,
         filter: Filter<'_>,
     ) -> Option<&'e Arc<Endpoint>> {
-        let set = Members { bucket: self, endpoints, filter };
+        let now = filter.context.now;
+        let slow = self.slow.filter(|(_, end)| end.since(now) > 0).map(|(slow, _)| slow);
+        let set = Members { bucket: self, endpoints, filter, slow };
+        let picked = self.choose(&set, cursor, rng);
+        if picked.is_none() && slow.is_some() {
+            return self.choose(&Members { slow: None, ..set }, cursor, rng);
+        }
+        picked
+    }
+
+    fn choose<'e>(
+        &self,
+        set: &Members<'_, 'e>,
+        cursor: &mut WorkerCursor,
+        rng: &mut fastrand::Rng,
+    ) -> Option<&'e Arc<Endpoint>> {
         match &self.picker {
-            Picker::RoundRobin(schedule) => self.in_turn(&set, schedule, cursor, rng),
+            Picker::RoundRobin(schedule) => self.in_turn(set, schedule, cursor, rng),
             Picker::LeastRequest { choices: Choices::Random(k), bias, sample } => {
                 let mut best: Option<&Arc<Endpoint>> = None;
                 for _ in 0..*k {
-                    if let Some(other) = set.allowed(sample.draw(rng)) {
+                    if let Some(other) = set.draw(sample, rng) {
                         best = Some(lighter(best, other, sample, *bias));
                     }
                 }
                 best.or_else(|| set.scan(rng.u32(0..self.len)))
             }
             Picker::LeastRequest { choices: Choices::All, bias, sample } => {
-                let start = sample.draw(rng);
-                let all = (0..self.len).filter_map(|i| set.allowed((start + i) % self.len));
-                all.fold(None, |best, other| Some(lighter(best, other, sample, *bias)))
+                let first = set.draw(sample, rng);
+                let all = (0..self.len).filter_map(|i| set.admitted(i, rng));
+                all.fold(first, |best, other| Some(lighter(best, other, sample, *bias)))
             }
             Picker::Random(sample) => (0..TRIES)
                 .find_map(|_| set.allowed(sample.draw(rng)))
                 .or_else(|| set.scan(rng.u32(0..self.len))),
             Picker::PeakEwma(ewma, sample) => match set.two(sample, rng) {
-                (Some(one), Some(other)) => Some(quicker(one, other, ewma, filter.context.now)),
+                (Some(one), Some(other)) => Some(quicker(one, other, ewma, set.filter.context.now)),
                 (one, other) => one.or(other).or_else(|| set.scan(rng.u32(0..self.len))),
             },
+            Picker::Hash(index) => {
+                let LbContext { hash, active, .. } = *set.filter.context;
+                index.pick(hash.unwrap_or_default(), active, self.len, |entry| set.allowed(entry))
+            }
         }
     }
 
@@ -120,11 +169,11 @@ impl Bucket {
         rng: &mut fastrand::Rng,
     ) -> Option<&'e Arc<Endpoint>> {
         let position = cursor.next(self.slot, rng);
-        if let Some(endpoint) = set.allowed(schedule.at(position)) {
+        if let Some(endpoint) = set.admitted(schedule.at(position), rng) {
             return Some(endpoint);
         }
         for step in 1..schedule.period().unwrap_or(TRIES) {
-            if let Some(endpoint) = set.allowed(schedule.at(position.wrapping_add(step))) {
+            if let Some(endpoint) = set.admitted(schedule.at(position.wrapping_add(step)), rng) {
                 cursor.skip(self.slot, step);
                 return Some(endpoint);
             }
@@ -181,6 +230,8 @@ struct Members<'b, 'e> {
     bucket: &'b Bucket,
     endpoints: &'e [Arc<Endpoint>],
     filter: Filter<'b>,
+    /// Some of them may start slowly.
+    slow: Option<SlowStart>,
 }
 
 impl<'e> Members<'_, 'e> {
@@ -191,6 +242,20 @@ impl<'e> Members<'_, 'e> {
         };
         let endpoint = self.endpoints.get(index as usize)?;
         self.filter.allows(endpoint).then_some(endpoint)
+    }
+
+    /// A member that is allowed and, while it starts, whose turn it is as often as its share of the moment says.
+    fn admitted(&self, entry: u32, rng: &mut fastrand::Rng) -> Option<&'e Arc<Endpoint>> {
+        let endpoint = self.allowed(entry)?;
+        let Some(slow) = &self.slow else { return Some(endpoint) };
+        let share = slow.share(endpoint.state.since(), self.filter.context.now);
+        (share >= 1.0 || rng.f64() < share).then_some(endpoint)
+    }
+
+    /// A random member, if it is admitted.
+    fn draw(&self, sample: &Sample, rng: &mut fastrand::Rng) -> Option<&'e Arc<Endpoint>> {
+        let tries = if self.slow.is_some() { SLOW_TRIES } else { 1 };
+        (0..tries).find_map(|_| self.admitted(sample.draw(rng), rng))
     }
 
     /// Two random members, another one each if there are two.

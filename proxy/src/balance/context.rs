@@ -1,10 +1,12 @@
 //! What one pick depends on beside the endpoints.
 
+use std::net::SocketAddr;
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::subset::LbMetadata;
 use crate::upstream::endpoint::EndpointKey;
 
 /// A moment in milliseconds since the process began to balance. It wraps after 49 days, so only differences mean something.
@@ -44,12 +46,29 @@ pub struct LbContext<'a> {
     pub exclude: &'a [EndpointKey],
     /// The time of the pick, for policies that depend on it.
     pub now: Tick,
+    /// What the `hash_policy` made of the request. Without one, consistent hashing picks at random.
+    pub hash: Option<u64>,
+    /// `metadata_match`: the subset that it goes to.
+    pub subset: Option<&'a LbMetadata>,
+    /// The endpoint of its session.
+    pub host: Option<OverrideHost>,
+    /// Requests in flight in the whole cluster, this one included, for bounded loads.
+    pub active: u32,
+}
+
+/// Envoy's `overrideHostToSelect`: an endpoint that goes before what the policy picks, if it is healthy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OverrideHost {
+    /// Its address.
+    pub address: SocketAddr,
+    /// No other will do.
+    pub strict: bool,
 }
 
 impl<'a> LbContext<'a> {
     /// A request that avoids `exclude` and asks for nothing else.
     #[must_use]
-    pub const fn avoiding(exclude: &'a [EndpointKey]) -> Self {
-        Self { exclude, now: Tick(0) }
+    pub fn avoiding(exclude: &'a [EndpointKey]) -> Self {
+        Self { exclude, ..Self::default() }
     }
 }

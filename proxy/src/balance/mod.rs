@@ -8,21 +8,32 @@
 //! policy is a variant of [`LbPolicy`] and one of `bucket::Picker`.
 
 mod bucket;
+pub mod consistent;
 pub mod context;
 pub mod ewma;
+pub mod hash;
+pub mod maglev;
 pub mod priority;
+pub mod ring;
+pub mod slow_start;
+pub mod subset;
 mod weights;
+pub mod zone;
 
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::upstream::endpoint::{AssignmentPolicy, Endpoint, EndpointKey, LocalityGroup};
+use crate::upstream::endpoint::{AssignmentPolicy, Endpoint, EndpointKey, Health, Locality, LocalityGroup};
 use bucket::Bucket;
+use consistent::ConsistentHash;
 use context::LbContext;
 use ewma::PeakEwma;
 use priority::{Count, Load};
+use slow_start::SlowStart;
+use subset::SubsetSpec;
 use weights::Schedule;
+use zone::{LocalZones, ZoneAware};
 
 /// `lb_policy`, or the first supported policy of `load_balancing_policy`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,14 +51,8 @@ pub enum LbPolicy {
     Random,
     /// Of two random endpoints the one with the lower latency times load.
     PeakEwma(PeakEwma),
-}
-
-impl LbPolicy {
-    /// Whether a pick depends on the time.
-    #[must_use]
-    pub const fn is_timed(&self) -> bool {
-        matches!(self, Self::PeakEwma(_))
-    }
+    /// RING_HASH and MAGLEV: the endpoint that the hash of the request leads to.
+    ConsistentHash(ConsistentHash),
 }
 
 /// How many endpoints LEAST_REQUEST compares.
@@ -60,7 +65,7 @@ pub enum Choices {
 }
 
 /// Everything of a cluster that decides who gets a request.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LbSpec {
     /// The policy.
     pub policy: LbPolicy,
@@ -70,6 +75,26 @@ pub struct LbSpec {
     pub fail_on_panic: bool,
     /// `locality_weighted_lb_config`: pick a locality by its weight first.
     pub locality_weighted: bool,
+    /// `zone_aware_lb_config`.
+    pub zone: Option<ZoneAware>,
+    /// `slow_start_config`.
+    pub slow_start: Option<SlowStart>,
+    /// `lb_subset_config`.
+    pub subsets: Option<Arc<SubsetSpec>>,
+}
+
+impl LbSpec {
+    /// Whether a pick depends on the time.
+    #[must_use]
+    pub const fn is_timed(&self) -> bool {
+        matches!(self.policy, LbPolicy::PeakEwma(_)) || self.slow_start.is_some()
+    }
+
+    /// Whether a pick depends on how many requests the whole cluster has.
+    #[must_use]
+    pub const fn is_bounded(&self) -> bool {
+        matches!(self.policy, LbPolicy::ConsistentHash(ConsistentHash { balance_factor: Some(_), .. }))
+    }
 }
 
 impl Default for LbSpec {
@@ -79,6 +104,9 @@ impl Default for LbSpec {
             panic_threshold: 50,
             fail_on_panic: false,
             locality_weighted: false,
+            zone: None,
+            slow_start: None,
+            subsets: None,
         }
     }
 }
@@ -110,12 +138,26 @@ impl WorkerCursor {
     }
 }
 
+/// What an index is built by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rules<'a> {
+    /// The cluster's.
+    pub(crate) lb: &'a LbSpec,
+    /// The assignment's.
+    pub(crate) policy: AssignmentPolicy,
+    /// Where this proxy is, when that is known.
+    pub(crate) local: Option<&'a LocalZones>,
+}
+
 /// The frozen index over one endpoint set.
 #[derive(Debug)]
 pub(crate) struct Balancer {
     lanes: Box<[Lane]>,
     panic: bool,
     last_resort: bool,
+    /// The hash of the request decides about everything, also about the lane.
+    by_hash: bool,
+    slots: u32,
 }
 
 /// The endpoints of one priority and health class that share its load.
@@ -148,18 +190,35 @@ impl Filter<'_> {
 
 impl Balancer {
     /// Freezes the index over `endpoints` as their health is now.
-    pub(crate) fn build(lb: &LbSpec, policy: AssignmentPolicy, endpoints: &[Arc<Endpoint>]) -> Self {
+    pub(crate) fn build(rules: Rules<'_>, endpoints: &[Arc<Endpoint>]) -> Self {
+        Self::build_from(rules, endpoints, 0)
+    }
+
+    /// The same for one of several indexes of a cluster: its rotations begin at `slot` of the cursor.
+    fn build_from(rules: Rules<'_>, endpoints: &[Arc<Endpoint>], slot: u32) -> Self {
+        let Rules { lb, policy, local } = rules;
         let counts = count(policy, endpoints);
         let loads = priority::loads(&counts, policy.overprovisioning, lb.panic_threshold);
         let panic = loads.iter().any(|l| l.panic && l.percent > 0);
-        let mut builder = Builder { lb, policy, endpoints, slots: 0 };
+        let mut builder = Builder { lb, policy, local, endpoints, slots: slot };
         let mut upto = 0;
         let mut lanes = Vec::with_capacity(loads.len());
         for load in loads.iter().filter(|l| l.percent > 0) {
             upto += load.percent;
             lanes.push(builder.lane(load, upto));
         }
-        Self { lanes: lanes.into(), panic, last_resort: lb.panic_threshold > 0 && !lb.fail_on_panic }
+        Self {
+            lanes: lanes.into(),
+            panic,
+            last_resort: lb.panic_threshold > 0 && !lb.fail_on_panic,
+            by_hash: matches!(lb.policy, LbPolicy::ConsistentHash(_)),
+            slots: builder.slots,
+        }
+    }
+
+    /// The slot of the cursor behind those of this index.
+    pub(crate) const fn slots(&self) -> u32 {
+        self.slots
     }
 
     pub(crate) const fn in_panic(&self) -> bool {
@@ -173,11 +232,14 @@ impl Balancer {
         rng: &mut fastrand::Rng,
         context: &LbContext<'_>,
     ) -> Option<&'e Arc<Endpoint>> {
+        // A request without a hash goes anywhere.
+        let hash = self.by_hash.then(|| context.hash.unwrap_or_else(|| rng.u64(..)));
+        let context = &LbContext { hash, ..*context };
         let lane = match &*self.lanes {
             [] => return None,
             [only] => only,
             [first, ..] => {
-                let roll = rng.u32(0..100);
+                let roll = hash.map_or_else(|| rng.u32(0..100), |hash| (hash % 100) as u32);
                 self.lanes.iter().find(|l| roll < l.upto).unwrap_or(first)
             }
         };
@@ -248,9 +310,15 @@ fn count(policy: AssignmentPolicy, endpoints: &[Arc<Endpoint>]) -> Vec<Count> {
     counts
 }
 
+#[expect(clippy::cast_precision_loss, reason = "weights of a cluster are far below 2^53")]
+fn share(weight: u64, total: u64) -> f64 {
+    weight as f64 / total.max(1) as f64
+}
+
 struct Builder<'a> {
     lb: &'a LbSpec,
     policy: AssignmentPolicy,
+    local: Option<&'a LocalZones>,
     endpoints: &'a [Arc<Endpoint>],
     slots: u32,
 }
@@ -269,6 +337,10 @@ impl Builder<'_> {
         if load.panic && self.lb.fail_on_panic {
             return lane;
         }
+        if let LbPolicy::ConsistentHash(spec) = &self.lb.policy {
+            lane.buckets = self.hashed(spec, &wanted).into_iter().collect();
+            return lane;
+        }
         if self.lb.locality_weighted && !load.panic {
             let (weights, members) = self.localities(&in_priority, &wanted);
             if !weights.is_empty() {
@@ -276,6 +348,16 @@ impl Builder<'_> {
                 lane.buckets = members.into_iter().map(|m| self.bucket(m)).collect();
                 return lane;
             }
+        }
+        // Only healthy endpoints of the first priority are near or far, as in Envoy.
+        if load.priority == 0
+            && load.health == Health::Healthy
+            && !load.panic
+            && let Some((weights, members)) = self.zones(&wanted)
+        {
+            lane.localities = Schedule::rotation(&weights);
+            lane.buckets = members.into_iter().map(|m| self.bucket(m)).collect();
+            return lane;
         }
         let members = self.indices(&wanted);
         if !members.is_empty() {
@@ -323,13 +405,68 @@ impl Builder<'_> {
         (weights, parts.into_iter().map(|(_, p)| p.members).collect())
     }
 
+    /// The zones and their weights under zone aware routing. Those that get nothing follow without a weight: for when the others have nobody
+    /// to offer.
+    fn zones(&self, wanted: &dyn Fn(&Endpoint) -> bool) -> Option<(Vec<u32>, Vec<Vec<u32>>)> {
+        let (spec, local) = (self.lb.zone.as_ref()?, self.local?);
+        let mut zones: Vec<(&Locality, Vec<u32>)> = Vec::new();
+        let mut index: foldhash::HashMap<&Locality, usize> = foldhash::HashMap::default();
+        for (i, endpoint) in (0_u32..).zip(self.endpoints).filter(|(_, e)| wanted(e)) {
+            let zone = &endpoint.spec.group.locality;
+            let at = *index.entry(zone).or_insert_with(|| {
+                zones.push((zone, Vec::new()));
+                zones.len() - 1
+            });
+            zones[at].1.push(i);
+        }
+        let counts: Vec<(&Locality, u64)> = zones.iter().map(|(zone, m)| (*zone, m.len() as u64)).collect();
+        let weights = zone::weights(spec, local, &counts)?;
+        let (near, far): (Vec<_>, Vec<_>) =
+            weights.into_iter().zip(zones).map(|(weight, (_, m))| (weight, m)).partition(|(w, _)| *w > 0);
+        let weights = near.iter().map(|(weight, _)| *weight).collect();
+        Some((weights, near.into_iter().chain(far).map(|(_, members)| members).collect()))
+    }
+
     fn indices(&self, wanted: &dyn Fn(&Endpoint) -> bool) -> Vec<u32> {
         (0_u32..).zip(self.endpoints).filter(|(_, e)| wanted(e)).map(|(i, _)| i).collect()
     }
 
     fn bucket(&mut self, members: Vec<u32>) -> Bucket {
         let slot = self.slot();
-        Bucket::build(&self.lb.policy, self.endpoints, members, slot)
+        Bucket::build(self.lb, self.endpoints, members, slot)
+    }
+
+    /// One table for the whole lane, in which the weights of localities are part of the endpoints' shares.
+    fn hashed(&self, spec: &ConsistentHash, wanted: &dyn Fn(&Endpoint) -> bool) -> Option<Bucket> {
+        let members = self.indices(wanted);
+        let shares = if self.lb.locality_weighted { self.locality_shares(&members) } else { None };
+        let (members, shares) = shares.unwrap_or_else(|| {
+            let weights: Vec<u32> = self.of(&members).map(|e| e.spec.weight).collect();
+            let total: u64 = weights.iter().map(|w| u64::from(*w)).sum();
+            (members, weights.into_iter().map(|w| share(w.into(), total)).collect())
+        });
+        Bucket::hashed(spec, self.endpoints, members, &shares)
+    }
+
+    /// Members and their shares by the weights of their localities. None: no locality has a weight.
+    fn locality_shares(&self, members: &[u32]) -> Option<(Vec<u32>, Vec<f64>)> {
+        let mut weights: foldhash::HashMap<&LocalityGroup, u64> = foldhash::HashMap::default();
+        for endpoint in self.of(members) {
+            *weights.entry(&endpoint.spec.group).or_default() += u64::from(endpoint.spec.weight);
+        }
+        let weight = |group: &LocalityGroup| u64::from(group.weight.unwrap_or(0));
+        let total: u64 = weights.keys().map(|group| weight(group)).sum();
+        let with_share = self.of(members).zip(members).filter_map(|(endpoint, member)| {
+            let group = &*endpoint.spec.group;
+            let locality = share(weight(group), total);
+            let own = share(endpoint.spec.weight.into(), weights.get(group).copied().unwrap_or(0));
+            (locality > 0.0).then_some((*member, own * locality))
+        });
+        (total > 0).then(|| with_share.unzip())
+    }
+
+    fn of(&self, members: &[u32]) -> impl Iterator<Item = &Endpoint> {
+        members.iter().filter_map(|i| self.endpoints.get(*i as usize)).map(|e| &**e)
     }
 
     fn slot(&mut self) -> u32 {

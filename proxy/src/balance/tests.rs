@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 mod simulator;
+mod starts;
 
 /// (weight, priority, health) of endpoint n; its port is n.
 type Row = (u32, u32, HealthStatus);
@@ -33,7 +34,12 @@ const EWMA: LbPolicy = LbPolicy::PeakEwma(PeakEwma {
     decay: std::time::Duration::from_secs(10),
     failure_penalty: std::time::Duration::from_secs(1),
 });
-const POLICIES: [LbPolicy; 5] = [LbPolicy::RoundRobin, LEAST, FULL, LbPolicy::Random, EWMA];
+const MAGLEV: LbPolicy = LbPolicy::ConsistentHash(ConsistentHash {
+    table: consistent::HashTable::Maglev(1031),
+    use_hostname: false,
+    balance_factor: None,
+});
+const POLICIES: [LbPolicy; 6] = [LbPolicy::RoundRobin, LEAST, FULL, LbPolicy::Random, EWMA, MAGLEV];
 
 struct Worker {
     cursor: WorkerCursor,
@@ -167,7 +173,7 @@ fn an_ejected_endpoint_is_avoided_before_the_set_is_rebuilt() {
         // All out: panic mode, even before the rebuild; none when panic mode is off.
         set.endpoints().iter().for_each(|e| assert!(e.state.set_failed_health_check(true)));
         assert_eq!(Worker::new(13).count(&set, 300).len(), 3);
-        let strict = set.rebalance(&LbSpec { panic_threshold: 0, ..spec });
+        let strict = set.rebalance(&LbSpec { panic_threshold: 0, ..spec.clone() });
         assert_eq!(Worker::new(13).pick(&strict), None);
     }
 }
@@ -181,9 +187,9 @@ fn unhealthy_endpoints_are_used_only_in_panic_mode() {
     let most_down = set(&spec, &[(1, 0, UP), (1, 0, DOWN), (1, 0, HealthStatus::Draining)]);
     assert!(most_down.in_panic());
     assert_eq!(Worker::new(1).count(&most_down, 100).len(), 3);
-    let strict = most_down.rebalance(&LbSpec { panic_threshold: 0, ..spec });
+    let strict = most_down.rebalance(&LbSpec { panic_threshold: 0, ..spec.clone() });
     assert_eq!(Worker::new(1).count(&strict, 100).len(), 1);
-    let failing = most_down.rebalance(&LbSpec { fail_on_panic: true, ..spec });
+    let failing = most_down.rebalance(&LbSpec { fail_on_panic: true, ..spec.clone() });
     assert_eq!(Worker::new(1).pick(&failing), None);
     assert_eq!(Worker::new(1).pick(&set(&spec, &[])), None);
 }
@@ -258,7 +264,7 @@ proptest! {
             e.state.set_ejected(true);
         });
         let exclude: Vec<_> = exclude.iter().filter_map(listed).map(|e| e.key).collect();
-        let usable = |e: &Endpoint| e.health() != crate::upstream::endpoint::Health::Unhealthy;
+        let usable = |e: &Endpoint| e.health() != Health::Unhealthy;
         let mut worker = Worker::new(seed);
         for _ in 0..20 {
             let picked = set.pick(&mut worker.cursor, &mut worker.rng, &LbContext::avoiding(&exclude));

@@ -15,6 +15,7 @@ mod tests;
 mod undo;
 mod wants;
 mod warming;
+mod zones;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -32,6 +33,7 @@ use tokio::time::Instant;
 
 use self::ads::Dynamic;
 use self::batch::Batch;
+use self::zones::Zones;
 use super::compile::Scope;
 use super::names::{ClusterId, Names};
 use super::snapshot::Snapshot;
@@ -116,6 +118,8 @@ pub struct Manager {
     dynamic: Dynamic,
     /// Counts what the identity agent has given.
     own_secrets: u64,
+    /// Where this proxy is, and the others like it.
+    zones: Zones,
     /// Revocation lists have come.
     revoked: bool,
     version: u64,
@@ -137,6 +141,7 @@ impl Manager {
             manager.names.secrets.await_certificate(OWN);
             manager.names.secrets.await_trust(ROOTS);
         }
+        manager.zones = Zones::of(bootstrap);
         let mut errors = Errors::new(source, map);
         let mut batch = Batch::default();
         let root = At::root();

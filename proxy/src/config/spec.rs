@@ -8,7 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::balance::subset::LbMetadata;
 use crate::config::names::{ChainId, ClusterId, RouteTableId};
+use crate::http::session::SessionFilter;
 use crate::listener::chain_match::ChainMatcher;
 use crate::policy::authz::AuthzFilter;
 use crate::policy::jwt::JwtFilter;
@@ -204,7 +206,7 @@ impl HttpSpec {
     pub fn authz_clusters(&self) -> impl Iterator<Item = ClusterId> {
         self.filters.iter().filter_map(|filter| match filter {
             HttpFilter::Authz(_, filter) => Some(filter.cluster),
-            HttpFilter::Rbac(..) | HttpFilter::Jwt(..) | HttpFilter::Router => None,
+            HttpFilter::Rbac(..) | HttpFilter::Jwt(..) | HttpFilter::Session(..) | HttpFilter::Router => None,
         })
     }
 }
@@ -247,6 +249,8 @@ pub enum HttpFilter {
     Jwt(Arc<str>, Box<JwtFilter>),
     /// `envoy.filters.http.ext_authz`, with its name.
     Authz(Arc<str>, Box<AuthzFilter>),
+    /// `envoy.filters.http.stateful_session`, with its name.
+    Session(Arc<str>, Arc<SessionFilter>),
     /// `envoy.filters.http.router`.
     Router,
 }
@@ -257,7 +261,7 @@ impl HttpFilter {
     pub fn awaits(&self) -> Option<&Arc<str>> {
         match self {
             Self::Authz(_, filter) => filter.condition.as_ref()?.verdict(),
-            Self::Rbac(..) | Self::Jwt(..) | Self::Router => None,
+            Self::Rbac(..) | Self::Jwt(..) | Self::Session(..) | Self::Router => None,
         }
     }
 
@@ -265,7 +269,9 @@ impl HttpFilter {
     #[must_use]
     pub const fn name(&self) -> Option<&Arc<str>> {
         match self {
-            Self::Rbac(name, _) | Self::Jwt(name, _) | Self::Authz(name, _) => Some(name),
+            Self::Rbac(name, _) | Self::Jwt(name, _) | Self::Authz(name, _) | Self::Session(name, _) => {
+                Some(name)
+            }
             Self::Router => None,
         }
     }
@@ -444,6 +450,10 @@ pub struct TcpSpec {
     pub max_duration: Option<Duration>,
     /// `max_connect_attempts`, default 1.
     pub max_connect_attempts: u32,
+    /// `hash_policy` with `source_ip`.
+    pub hash_source_ip: bool,
+    /// `metadata_match` under `envoy.lb`: the subset of the cluster.
+    pub subset: Option<Arc<LbMetadata>>,
     /// `access_log`.
     pub access_log: Vec<Arc<AccessLog>>,
 }

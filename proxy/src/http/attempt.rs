@@ -20,6 +20,7 @@ use super::interim::InterimSink;
 use super::recheck::poll_refused;
 use super::response::Response;
 use crate::balance::context::LbContext;
+use crate::balance::subset::LbMetadata;
 use crate::error::Reason;
 use crate::resilience::breaker::{Resource, RoutingPriority};
 use crate::route::action::RouteAction;
@@ -46,6 +47,17 @@ pub struct Attempt<'a> {
     pub fresh: bool,
     /// Endpoints to avoid.
     pub tried: &'a [EndpointKey],
+    /// What the route and the request say about the endpoint.
+    pub wanted: Wanted<'a>,
+}
+
+/// What decides about the endpoint besides the cluster's policy.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wanted<'a> {
+    /// The hash by `hash_policy`.
+    pub hash: Option<u64>,
+    /// `metadata_match`.
+    pub subset: Option<&'a LbMetadata>,
 }
 
 /// Runs one attempt.
@@ -130,10 +142,11 @@ fn pick(ctx: &RequestCtx, attempt: &Attempt<'_>) -> Result<Arc<Endpoint>, Failed
         let address = address.ok_or_else(|| nothing(Reason::NoOriginalDestination))?;
         return Ok(ctx.downstream.worker.original_endpoint(attempt.cluster, address));
     }
-    ctx.downstream
-        .worker
-        .pick(attempt.cluster, LbContext::avoiding(attempt.tried))
-        .ok_or_else(|| nothing(Reason::NoHealthyUpstream))
+    let Wanted { hash, subset } = attempt.wanted;
+    // A retry goes elsewhere: the session's endpoint has just failed.
+    let host = ctx.policy.as_ref().and_then(|policy| policy.host).filter(|_| ctx.attempts <= 1);
+    let context = LbContext { exclude: attempt.tried, hash, subset, host, ..LbContext::default() };
+    ctx.downstream.worker.pick(attempt.cluster, context).ok_or_else(|| nothing(Reason::NoHealthyUpstream))
 }
 
 async fn send(

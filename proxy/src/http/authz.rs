@@ -48,7 +48,7 @@ pub async fn check(
         Some(Override::Disabled) => return Ok(false),
         Some(Override::Authz(settings)) => Some(&**settings),
         // What is about another kind of filter is refused where the filters are known.
-        Some(Override::Rbac(_) | Override::Jwt(_)) | None => None,
+        Some(Override::Rbac(_) | Override::Jwt(_) | Override::Session(_)) | None => None,
     };
     let decided = |ctx: &RequestCtx, decision| count(ctx, name, filter, decision);
     if !is_asked(ctx, filter) {

@@ -1,5 +1,6 @@
 //! The filters of the listener, in the order of `http_filters`. They run before anything is sent anywhere.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -13,6 +14,8 @@ use super::downstream::Downstream;
 use super::head::RequestHead;
 use super::local_reply;
 use super::response::Response;
+use super::session::{self, SessionFilter};
+use crate::balance::context::OverrideHost;
 use crate::config::spec::HttpFilter;
 use crate::error::Reason;
 use crate::policy::authz::answer::{Denial, HeaderChange};
@@ -42,6 +45,8 @@ pub struct Findings {
     pub verdicts: Vec<Claims>,
     /// Names of the providers whose tokens were verified.
     pub providers: Vec<Arc<str>>,
+    /// The endpoint of its session.
+    pub host: Option<OverrideHost>,
 }
 
 /// What is known of a refusal besides its reason.
@@ -62,6 +67,13 @@ pub struct Refusal {
 pub enum Answering {
     /// Changes that an external service wants.
     Changes(Vec<HeaderChange>),
+    /// The address of the endpoint, for a client that does not know it.
+    Session {
+        /// Where it goes.
+        filter: Arc<SessionFilter>,
+        /// What the client knew.
+        known: Option<SocketAddr>,
+    },
 }
 
 /// Does with the head of an answer what filters that saw the request want: the last one of them first, as in Envoy.
@@ -72,6 +84,9 @@ pub fn answer(ctx: &mut RequestCtx, response: &mut Response) {
                 for change in &changes {
                     change.apply(&mut response.head.headers);
                 }
+            }
+            Answering::Session { filter, known } => {
+                session::answer(ctx, &filter, known, &mut response.head.headers);
             }
         }
     }
@@ -110,6 +125,11 @@ pub async fn run<'f>(
                     return Ok(Some(&filters[i + 1..]));
                 }
             }
+            HttpFilter::Session(name, filter) => match route.and_then(|route| route.of(name)) {
+                Some(Override::Disabled) => {}
+                Some(Override::Session(own)) => session::begin(ctx, own),
+                _ => session::begin(ctx, filter),
+            },
             HttpFilter::Authz(..) | HttpFilter::Router => {}
         }
     }
@@ -122,7 +142,7 @@ fn effective<'f>(name: &str, filter: &'f RbacFilter, route: Option<&'f Overrides
         Some(Override::Rbac(filter)) => Some(filter),
         Some(Override::Disabled) => None,
         // What is about another kind of filter is refused where the filters are known.
-        Some(Override::Jwt(_) | Override::Authz(_)) | None => Some(filter),
+        Some(Override::Jwt(_) | Override::Authz(_) | Override::Session(_)) | None => Some(filter),
     }
 }
 
@@ -206,7 +226,9 @@ pub fn required<'f>(
     match said {
         Some(Override::Disabled) => Ok(None),
         Some(Override::Jwt(name)) => filter.named.get(&**name).map(Some).ok_or(Reason::JwtNoRequirement),
-        Some(Override::Rbac(_) | Override::Authz(_)) | None => Ok(filter.requirement(head, random)),
+        Some(Override::Rbac(_) | Override::Authz(_) | Override::Session(_)) | None => {
+            Ok(filter.requirement(head, random))
+        }
     }
 }
 
@@ -257,7 +279,8 @@ fn challenge(head: &RequestHead, reason: Reason) -> Option<HeaderValue> {
     HeaderValue::try_from(format!("Bearer realm=\"{}://{host}{path}\"{error}", head.scheme)).ok()
 }
 
-fn findings(ctx: &mut RequestCtx) -> &mut Findings {
+/// Where filters keep what they found.
+pub(super) fn findings(ctx: &mut RequestCtx) -> &mut Findings {
     ctx.policy.get_or_insert_default()
 }
 

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderName, HeaderValue, Method};
+use http::{HeaderName, HeaderValue, Method, header};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::attempt::{self, Attempt};
+use super::attempt::{self, Attempt, Wanted};
 use super::body::Body;
 use super::context::{Deadline, RequestCtx};
 use super::guard::{GuardedBody, Idle, Trailers};
@@ -26,6 +26,7 @@ use crate::resilience::retry::{Decision, Outcome, Progress, RetryKind, RetryPoli
 use crate::resilience::timeout::{Circumstances, Limit, Limits};
 use crate::route::Route;
 use crate::route::action::{NamedCluster, RouteAction, Target};
+use crate::route::hash_policy::{self, Hashed};
 use crate::telemetry::flags::ResponseFlags;
 use crate::upstream::cluster::Cluster;
 use crate::upstream::endpoint::EndpointKey;
@@ -63,6 +64,8 @@ pub async fn forward(
     ctx.cluster = Some(Arc::clone(&cluster));
     let limits = time_limits(ctx, action, http);
     ctx.timeout_alternative = ctx.origin.internal && ctx.head.headers.contains_key(&ALTERNATIVE);
+    let (hash, cookies) = hash(ctx, action);
+    let wanted = Wanted { hash, subset: target.subset };
     ctx.note_forwarded(!target.request_headers.is_empty());
     rewrite(ctx, route, action, &target, http)?;
     let state = RetryState::new(action.retry.as_deref(), &ctx.head, ctx.origin.internal);
@@ -82,7 +85,7 @@ pub async fn forward(
     let mut pause = idle.map(Idle::new);
     let mut read = progress.bytes.get();
     let answer = {
-        let tries = Tries { state, per_try: limits.per_try };
+        let tries = Tries { state, per_try: limits.per_try, wanted };
         let mut work = pin!(retry_loop(ctx, action, &cluster, body, tries));
         poll_fn(|cx| {
             if let Poll::Ready(answer) = work.as_mut().poll(cx) {
@@ -115,6 +118,9 @@ pub async fn forward(
         guard(ctx, &mut response, deadline, idle);
     }
     finish(ctx, &mut response, action, http);
+    for cookie in cookies {
+        response.head.headers.append(header::SET_COOKIE, cookie);
+    }
     let mut values = Values::of_response(ctx, response.head.status);
     target
         .response_headers
@@ -151,6 +157,17 @@ fn pass_upgrade(ctx: &mut RequestCtx, action: &RouteAction, http: &HttpSpec) -> 
     } else {
         Ok(())
     }
+}
+
+/// The hash of the request before it is changed, and the cookies that were made for it.
+fn hash(ctx: &RequestCtx, action: &RouteAction) -> (Option<u64>, SmallVec<[HeaderValue; 1]>) {
+    if action.hash_policy.is_empty() {
+        return (None, SmallVec::new());
+    }
+    let downstream = &ctx.downstream;
+    let connection = (downstream.remote, downstream.local);
+    let request = Hashed { head: &ctx.head, client: ctx.origin.client, connection };
+    hash_policy::hash(&action.hash_policy, &request)
 }
 
 fn find_cluster(ctx: &mut RequestCtx, target: &Target<'_>) -> Option<Arc<Cluster>> {
@@ -308,9 +325,10 @@ impl Source {
 }
 
 /// What the request may still do.
-struct Tries {
+struct Tries<'a> {
     state: RetryState,
     per_try: Option<Duration>,
+    wanted: Wanted<'a>,
 }
 
 async fn retry_loop(
@@ -318,9 +336,9 @@ async fn retry_loop(
     action: &RouteAction,
     cluster: &Arc<Cluster>,
     body: Body,
-    tries: Tries,
+    tries: Tries<'_>,
 ) -> Result<Response, Reason> {
-    let Tries { mut state, per_try } = tries;
+    let Tries { mut state, per_try, wanted } = tries;
     let policy = action.retry.as_deref();
     let had_body = !body.is_end();
     let mut source = Source::new(body, &state, action.buffer_limit);
@@ -331,7 +349,7 @@ async fn retry_loop(
         if action.attempt_count_in_request {
             ctx.head.headers.insert(ATTEMPT_COUNT.clone(), HeaderValue::from(ctx.attempts));
         }
-        let attempt = Attempt { cluster, action, per_try, fresh, tried: &tried };
+        let attempt = Attempt { cluster, action, per_try, fresh, tried: &tried, wanted };
         let outcome = attempt::run(ctx, &attempt, source.take()).await;
         let (decision, asked) = match &outcome {
             Ok(response) if response.upgraded.is_some() => return outcome.map_err(|failed| failed.reason),

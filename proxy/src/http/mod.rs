@@ -23,6 +23,7 @@ pub mod pump;
 pub mod recheck;
 pub mod replay;
 pub mod response;
+pub mod session;
 pub mod tunnel;
 pub mod values;
 pub mod watchdog;

@@ -84,7 +84,7 @@ fn judge_by(
                 Reason::RbacDenied
             })
         }
-        HttpFilter::Authz(..) | HttpFilter::Router => Ok(()),
+        HttpFilter::Authz(..) | HttpFilter::Session(..) | HttpFilter::Router => Ok(()),
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::authz::CheckSettings;
 use super::rbac::RbacFilter;
+use crate::http::session::SessionFilter;
 
 /// The settings of a route, its virtual host and its table for filters, by their names. The most specific one is the whole
 /// setting of a filter, as in Envoy; only contexts of checks are merged.
@@ -21,6 +22,8 @@ pub enum Override {
     Jwt(Arc<str>),
     /// `ExtAuthzPerRoute.check_settings`.
     Authz(Arc<CheckSettings>),
+    /// `StatefulSessionPerRoute.stateful_session`.
+    Session(Arc<SessionFilter>),
 }
 
 impl Overrides {

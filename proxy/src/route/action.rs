@@ -7,10 +7,12 @@ use http::header::HeaderValue;
 use http::uri::{Authority, Scheme};
 use http::{HeaderMap, StatusCode};
 
+use super::hash_policy::HashPolicy;
 use super::header::{HeaderMutations, Render};
 use super::matcher::{HeaderKey, HeaderView, PathMatch, RouteMatch};
 use super::rewrite::{BadRewrite, HostRewrite, PathRewrite};
 use super::split::WeightedClusters;
+use crate::balance::subset::LbMetadata;
 use crate::config::names::ClusterId;
 use crate::http::head::RequestHead;
 use crate::policy::overrides::Overrides;
@@ -66,6 +68,10 @@ pub struct RouteAction {
     pub priority: Priority,
     /// `upgrade_configs`.
     pub upgrades: Box<[UpgradeOverride]>,
+    /// `hash_policy`.
+    pub hash_policy: Box<[HashPolicy]>,
+    /// `metadata_match` under `envoy.lb`: the subset of the cluster. A weighted cluster has its own complete one.
+    pub subset: Option<Arc<LbMetadata>>,
     /// `request_body_buffer_limit` or `per_request_buffer_limit_bytes` of the route or its virtual host: how much of a
     /// body is kept for a retry. None is the listener's limit.
     pub buffer_limit: Option<u64>,
@@ -135,6 +141,8 @@ pub struct Target<'r> {
     pub response_headers: &'r HeaderMutations,
     /// Host of the weighted cluster, when the route itself has no rewrite.
     pub host: Option<&'r Authority>,
+    /// The subset of the cluster.
+    pub subset: Option<&'r LbMetadata>,
 }
 
 impl Route {
@@ -148,6 +156,7 @@ impl Route {
                 request_headers: &self.request_headers,
                 response_headers: &self.response_headers,
                 host: None,
+                subset: action.subset.as_deref(),
             },
             ClusterSpecifier::Weighted(split) => {
                 let picked = split.pick(random, headers);
@@ -157,6 +166,7 @@ impl Route {
                     request_headers: &picked.request_headers,
                     response_headers: &picked.response_headers,
                     host: picked.host_rewrite.as_ref().filter(|_| own),
+                    subset: picked.subset.as_deref(),
                 }
             }
         }

@@ -7,6 +7,7 @@
 //! - [`re2`], [`text`]: regular expressions and string matchers, used by other policies as well.
 
 pub mod action;
+pub mod hash_policy;
 pub mod header;
 pub mod matcher;
 pub mod re2;

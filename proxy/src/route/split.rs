@@ -1,11 +1,14 @@
 //! Weighted clusters (`envoy.config.route.v3.WeightedCluster`).
 
+use std::sync::Arc;
+
 use http::HeaderMap;
 use http::header::HeaderName;
 use http::uri::Authority;
 
 use super::action::ClusterRef;
 use super::header::HeaderMutations;
+use crate::balance::subset::LbMetadata;
 
 /// One entry of [`WeightedClusters`].
 #[derive(Debug)]
@@ -20,6 +23,8 @@ pub struct WeightedCluster {
     pub response_headers: HeaderMutations,
     /// `host_rewrite_literal`; counts when the route itself rewrites no host.
     pub host_rewrite: Option<Authority>,
+    /// `metadata_match` of this cluster and of the route.
+    pub subset: Option<Arc<LbMetadata>>,
 }
 
 /// A compiled `WeightedCluster`.
@@ -85,6 +90,7 @@ mod tests {
                     request_headers: HeaderMutations::default(),
                     response_headers: HeaderMutations::default(),
                     host_rewrite: None,
+                    subset: None,
                 }
             })
             .collect();

@@ -10,6 +10,7 @@ use super::dns::DnsSpec;
 use super::endpoint::{Assignment, Endpoint, EndpointSet, Metadata};
 use super::original_dst::OriginalDstSpec;
 use crate::balance::context::LbContext;
+use crate::balance::zone::LocalZones;
 use crate::balance::{LbPolicy, LbSpec, WorkerCursor};
 use crate::config::spec::{Http1Spec, Http2Spec};
 use crate::resilience::breaker::{Breaker, Holder, Permit, Resource, RoutingPriority, Thresholds};
@@ -242,6 +243,12 @@ impl Cluster {
         Self { endpoints: Arc::new(self.endpoints.rebalance(&self.spec.lb)), ..self.clone() }
     }
 
+    /// The same cluster with what is known of zones now.
+    #[must_use]
+    pub fn in_zones(&self, local: Option<Arc<LocalZones>>) -> Self {
+        Self { endpoints: Arc::new(self.endpoints.in_zones(&self.spec.lb, local)), ..self.clone() }
+    }
+
     /// The spec.
     #[must_use]
     pub fn spec(&self) -> &Arc<ClusterSpec> {
@@ -280,13 +287,26 @@ impl Cluster {
         rng: &mut fastrand::Rng,
         context: &LbContext<'_>,
     ) -> Option<&Arc<Endpoint>> {
-        let picked = self.endpoints.pick(cursor, rng, context);
+        let picked = if self.spec.lb.is_bounded() {
+            self.endpoints.pick(cursor, rng, &LbContext { active: self.active(), ..*context })
+        } else {
+            self.endpoints.pick(cursor, rng, context)
+        };
         if picked.is_none() {
             self.state.nobody.fetch_add(1, Ordering::Relaxed);
         } else if self.endpoints.in_panic() {
             self.state.panics.fetch_add(1, Ordering::Relaxed);
         }
         picked
+    }
+
+    /// Requests in flight. A cluster that has none serves opaque connections.
+    fn active(&self) -> u32 {
+        let all = |resource| self.state.breakers.iter().map(|b| b.active(resource)).sum();
+        match all(Resource::Requests) {
+            0 => all(Resource::Connections),
+            requests => requests,
+        }
     }
 
     /// Takes one of `resource` under the limit of `priority`. None is [`crate::error::Reason::UpstreamOverflow`]. For retries ask

@@ -61,7 +61,7 @@ fn an_edit_keeps_endpoints_counters_and_permits() {
     assert!(second.try_acquire(Resource::Requests, RoutingPriority::Default).is_some());
     // Another policy needs another index over the same endpoints.
     let mut edited = spec(eds());
-    edited.lb.policy = crate::balance::LbPolicy::Random;
+    edited.lb.policy = LbPolicy::Random;
     let third = second.with_spec(Arc::new(edited));
     assert_eq!(first.endpoints().endpoints()[0].key, third.endpoints().endpoints()[0].key);
     // The endpoints of the old discovery serve until the new one answers.

@@ -6,15 +6,18 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use foldhash::{HashMap, HashMapExt};
+use tokio::time::Instant;
 
-use crate::balance::context::LbContext;
+use crate::balance::context::{LbContext, Tick};
 use crate::balance::ewma::Latency;
-use crate::balance::{Balancer, LbSpec, WorkerCursor};
+use crate::balance::subset::{LbMetadata, Subsets};
+use crate::balance::zone::LocalZones;
+use crate::balance::{Balancer, LbSpec, Rules, WorkerCursor};
 
 /// Number of an endpoint, unique in the process and never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -95,6 +98,8 @@ pub struct EndpointSpec {
     /// What metrics say of it: `workload` under `istio` in its `metadata`, or else `endpoint.observability_name`. The text is
     /// `workload;namespace;canonical service;canonical revision;cluster`; what is empty or left out is as usual for the cluster.
     pub labels: Option<Arc<str>>,
+    /// `metadata` under `envoy.lb`: subsets and `hash_key`.
+    pub metadata: Option<Arc<LbMetadata>>,
     /// `health_status`.
     pub health: HealthStatus,
     /// LOGICAL_DNS: one endpoint that stays the same whatever address its name has at the moment.
@@ -111,6 +116,7 @@ impl EndpointSpec {
             weight: 1,
             group: Arc::default(),
             labels: None,
+            metadata: None,
             health: HealthStatus::Healthy,
             logical: false,
         }
@@ -182,7 +188,9 @@ pub struct EndpointState {
     requests: AtomicU64,
     gone: AtomicBool,
     latency: Latency,
-    _rest_of_the_line: [u64; 2],
+    /// The tick at which it became known or healthy again.
+    since: AtomicU32,
+    _rest_of_the_line: [u32; 3],
 }
 
 const _: () = assert!(size_of::<EndpointState>() == 64 - 2 * size_of::<usize>());
@@ -198,6 +206,17 @@ impl EndpointState {
     #[must_use]
     pub const fn latency(&self) -> &Latency {
         &self.latency
+    }
+
+    /// When it became known or healthy again.
+    #[must_use]
+    pub fn since(&self) -> Tick {
+        Tick(self.since.load(Ordering::Relaxed))
+    }
+
+    /// It is known or healthy from `now` on.
+    pub(crate) fn starts(&self, now: Tick) {
+        self.since.store(now.0, Ordering::Relaxed);
     }
 
     /// Requests begun since the endpoint is known.
@@ -240,6 +259,9 @@ impl EndpointState {
         } else {
             self.flags.fetch_and(!flag, Ordering::Relaxed)
         };
+        if !on && old == flag {
+            self.starts(Tick::at(Instant::now()));
+        }
         (old & flag != 0) != on
     }
 
@@ -307,7 +329,9 @@ impl Endpoint {
     /// A new endpoint, unknown so far.
     #[must_use]
     pub fn new(spec: EndpointSpec) -> Self {
-        Self { key: EndpointKey::next(), spec, state: Arc::default() }
+        let state = EndpointState::default();
+        state.starts(Tick::at(Instant::now()));
+        Self { key: EndpointKey::next(), spec, state: Arc::new(state) }
     }
 
     /// Discovery's word and the proxy's own experience together.
@@ -356,13 +380,17 @@ pub struct EndpointSet {
     endpoints: Arc<[Arc<Endpoint>]>,
     policy: AssignmentPolicy,
     balancer: Balancer,
+    subsets: Option<Subsets>,
+    local: Option<Arc<LocalZones>>,
+    /// Made when a session asks for an address for the first time.
+    by_address: OnceLock<HashMap<SocketAddr, u32>>,
 }
 
 impl EndpointSet {
     /// A set without endpoints: a cluster that discovery has not answered for.
     #[must_use]
     pub fn empty(lb: &LbSpec) -> Self {
-        Self::freeze(Arc::from([]), AssignmentPolicy::default(), lb)
+        Self::freeze(Arc::from([]), AssignmentPolicy::default(), lb, None)
     }
 
     /// The set for a new assignment. Endpoints that `old` has too keep their key and state, whatever else of them changed;
@@ -389,7 +417,7 @@ impl EndpointSet {
             });
         }
         known.values().for_each(|endpoint| endpoint.state.leave());
-        Self::freeze(next.into(), assignment.policy, lb)
+        Self::freeze(next.into(), assignment.policy, lb, old.local.clone())
     }
 
     /// All endpoints leave: nothing takes the place of this set.
@@ -400,12 +428,32 @@ impl EndpointSet {
     /// The same endpoints with a new index: after `lb` changed, or the health of an endpoint did.
     #[must_use]
     pub fn rebalance(&self, lb: &LbSpec) -> Self {
-        Self::freeze(Arc::clone(&self.endpoints), self.policy, lb)
+        self.in_zones(lb, self.local.clone())
     }
 
-    fn freeze(endpoints: Arc<[Arc<Endpoint>]>, policy: AssignmentPolicy, lb: &LbSpec) -> Self {
-        let balancer = Balancer::build(lb, policy, &endpoints);
-        Self { endpoints, policy, balancer }
+    /// The same endpoints with an index by what is known of zones now.
+    #[must_use]
+    pub fn in_zones(&self, lb: &LbSpec, local: Option<Arc<LocalZones>>) -> Self {
+        Self::freeze(Arc::clone(&self.endpoints), self.policy, lb, local)
+    }
+
+    /// What the index knows of zones.
+    #[must_use]
+    pub const fn local_zones(&self) -> Option<&Arc<LocalZones>> {
+        self.local.as_ref()
+    }
+
+    fn freeze(
+        endpoints: Arc<[Arc<Endpoint>]>,
+        policy: AssignmentPolicy,
+        lb: &LbSpec,
+        local: Option<Arc<LocalZones>>,
+    ) -> Self {
+        let rules = Rules { lb, policy, local: local.as_deref() };
+        let balancer = Balancer::build(rules, &endpoints);
+        let subsets =
+            lb.subsets.as_ref().map(|spec| Subsets::build(spec, rules, &endpoints, balancer.slots()));
+        Self { endpoints, policy, balancer, subsets, local, by_address: OnceLock::new() }
     }
 
     /// Picks the endpoint of a request. None: no endpoint may be used.
@@ -416,7 +464,24 @@ impl EndpointSet {
         rng: &mut fastrand::Rng,
         context: &LbContext<'_>,
     ) -> Option<&Arc<Endpoint>> {
-        self.balancer.pick(&self.endpoints, cursor, rng, context)
+        if let Some(host) = &context.host {
+            let own = self.at(host.address).filter(|e| may_be_chosen(e, context.exclude));
+            if own.is_some() || host.strict {
+                return own;
+            }
+        }
+        match &self.subsets {
+            None => self.balancer.pick(&self.endpoints, cursor, rng, context),
+            Some(subsets) => subsets.pick((&self.endpoints, &self.balancer), cursor, rng, context),
+        }
+    }
+
+    /// The endpoint at `address`.
+    fn at(&self, address: SocketAddr) -> Option<&Arc<Endpoint>> {
+        let index = self.by_address.get_or_init(|| {
+            (0..).zip(&*self.endpoints).map(|(i, endpoint)| (endpoint.spec.address, i)).collect()
+        });
+        self.endpoints.get(*index.get(&address)? as usize)
     }
 
     /// Whether a priority is in panic mode: too few healthy endpoints, so all are used (Envoy `lb_healthy_panic`).
@@ -449,6 +514,11 @@ impl EndpointSet {
     pub fn is_empty(&self) -> bool {
         self.endpoints.is_empty()
     }
+}
+
+/// Whether a session may have the endpoint: it is healthy or degraded, and the request did not fail there.
+fn may_be_chosen(endpoint: &Endpoint, failed: &[EndpointKey]) -> bool {
+    endpoint.health() != Health::Unhealthy && !failed.contains(&endpoint.key)
 }
 
 #[cfg(test)]

@@ -148,7 +148,7 @@ impl Worker {
     /// Picks an endpoint of `cluster`. The time of the pick is filled in for policies that need it.
     #[must_use]
     pub fn pick(&self, cluster: &Arc<Cluster>, context: LbContext<'_>) -> Option<Arc<Endpoint>> {
-        let timed = cluster.spec().lb.policy.is_timed();
+        let timed = cluster.spec().lb.is_timed();
         let now = if timed { Tick::at(Instant::now()) } else { context.now };
         let context = LbContext { now, ..context };
         let mut cursors = self.cursors.borrow_mut();

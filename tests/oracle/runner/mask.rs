@@ -1,5 +1,7 @@
 //! Takes out of a text what differs from run to run: ports, times, ids, paths of this run's directory.
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use regex::{Captures, Regex};
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -25,6 +27,10 @@ static OWN_TEXT: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"([ |][A-Z]{2,6}[ |]\d+[ |])\d+\b").expect("a valid pattern"));
 /// The value of a cookie that a hash policy makes.
 static COOKIE: LazyLock<Regex> = LazyLock::new(|| Regex::new(r#"="[0-9a-f]{16}""#).expect("a valid pattern"));
+/// An address of this machine in base64, as sticky sessions have it: plain, or in a message with when it expires.
+static SESSION: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(r"\b(MTI3LjAuMC4xOj|Cg8xMjcuMC4wLjE6)[A-Za-z0-9+/]*=*").expect("a valid pattern")
+});
 /// Durations in our own formats are written `ms=…` or `"ms":…`.
 static MILLIS: LazyLock<Regex> = LazyLock::new(|| Regex::new(r#"(\bms"?[=:])\d+"#).expect("a valid pattern"));
 
@@ -53,6 +59,12 @@ impl Mask {
         let text = DATE.replace_all(&text, "{date}");
         let text = HASH.replace_all(&text, "{sha256}");
         let text = COOKIE.replace_all(&text, "=\"{hash}\"");
+        let text = SESSION.replace_all(&text, |c: &Captures<'_>| {
+            let bytes = BASE64_STANDARD.decode(&c[0]).unwrap_or_default();
+            let decoded = String::from_utf8_lossy(&bytes);
+            let address = LOOPBACK.find(&decoded).map_or("", |found| found.as_str());
+            format!("{{session {address}}}")
+        });
         let text = PORT.replace_all(&text, |c: &Captures<'_>| {
             let known = c[0].parse().ok().and_then(|port: u16| self.ports.get(&port));
             known.cloned().unwrap_or_else(|| c[0].to_owned())
@@ -93,6 +105,10 @@ mod tests {
         let mut mask = Mask::new("/tmp/x".into());
         mask.port(45000, "A");
         assert_eq!(mask.text("127.0.0.1:45000 45000 15000 /tmp/x/log"), "127.0.0.1:{A} {A} 15000 {dir}/log");
+        assert_eq!(
+            mask.text("s=Cg8xMjcuMC4wLjE6NDUwMDA= MTI3LjAuMC4xOjE="),
+            "s={session 127.0.0.1:{A}} {session 127.0.0.1:{port}}"
+        );
         assert_eq!(mask.text("from 127.0.0.1:51234"), "from 127.0.0.1:{port}");
         assert_eq!(mask.text("6ba7b810-9dad-11d1-80b4-00c04fd430c8"), "{uuid}");
         assert_eq!(mask.field("x-envoy-upstream-service-time", "3"), "x-envoy-upstream-service-time: {ms}");

@@ -17,6 +17,7 @@ use remora_xds::diag::At;
 use remora_xds::pb;
 
 pub use assignment::compile_load_assignment;
+pub(super) use assignment::lb_metadata;
 
 use crate::config::compile::Scope;
 use crate::config::compile::tls::compile_upstream_tls;
@@ -100,7 +101,7 @@ fn refuse_unsupported(pb: &Cluster, at: &At<'_>, scope: &mut Scope<'_>) {
         // Not supported.
         transport_socket_matches, transport_socket_matcher, stats_matcher,
         per_connection_buffer_high_watermark_timeout, health_checks, dns_resolvers, use_tcp_for_dns_lookups,
-        dns_resolution_config, wait_for_warm_on_init, outlier_detection, lb_subset_config,
+        dns_resolution_config, wait_for_warm_on_init, outlier_detection, lb_subset_config: _,
         close_connections_on_host_health_failure, filters, lrs_server, lrs_report_endpoint_metrics,
         track_timeout_budgets, upstream_config, track_cluster_stats, preconnect_policy,
         connection_pool_per_downstream_connection, queuing_policies,
@@ -113,7 +114,7 @@ fn refuse_unsupported(pb: &Cluster, at: &At<'_>, scope: &mut Scope<'_>) {
     refuse!(scope, at, [
         transport_socket_matches, transport_socket_matcher, stats_matcher,
         per_connection_buffer_high_watermark_timeout, health_checks, dns_resolvers, use_tcp_for_dns_lookups,
-        dns_resolution_config, outlier_detection, lb_subset_config, close_connections_on_host_health_failure, filters,
+        dns_resolution_config, outlier_detection, close_connections_on_host_health_failure, filters,
         lrs_server, lrs_report_endpoint_metrics, track_timeout_budgets, upstream_config, track_cluster_stats,
         preconnect_policy, connection_pool_per_downstream_connection, queuing_policies,
     ]);

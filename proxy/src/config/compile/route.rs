@@ -25,10 +25,13 @@ use crate::route::matcher::HeaderKey;
 use crate::route::table::{ClusterUse, RequireTls, RouteTable, TableRules, VirtualHost};
 
 mod action;
+mod hash;
 mod headers;
 mod matches;
 mod redirect;
 mod retry;
+
+pub(super) use hash::cookie_text;
 
 pub use matches::route_match as compile_route_match;
 pub use retry::compile_retry_policy;
@@ -273,7 +276,8 @@ impl TableContext {
         );
         let own_limit = buffer_limit(*per_request_buffer_limit_bytes, *request_body_buffer_limit, at, scope);
         let matcher = matches::route_match(r#match.as_ref(), &at.field("match"), scope);
-        let parents = action::Parents { route: &levels, host, buffer_limit: own_limit.or(host.buffer_limit) };
+        let buffer_limit = own_limit.or(host.buffer_limit);
+        let parents = action::Parents { route: &levels, host, buffer_limit, subset: None };
         let action = self.action(action.as_ref(), &parents, at, scope);
         let (request_headers, response_headers) = self.merge(None, &levels, host);
         Some(Route {

@@ -122,7 +122,8 @@ impl Manager {
     }
 
     /// What the next snapshot shows under the name of a cluster.
-    fn show(&mut self, name: &Arc<str>, cluster: Option<Arc<Cluster>>) {
+    pub(super) fn show(&mut self, name: &Arc<str>, cluster: Option<Arc<Cluster>>) {
+        let cluster = cluster.map(|cluster| self.in_zones(name, cluster));
         let index = self.names.clusters.intern_shared(name).index();
         let list = Arc::make_mut(&mut self.cluster_list);
         if list.len() <= index {
@@ -132,6 +133,7 @@ impl Manager {
             self.cluster_ids = None;
         }
         list[index] = cluster;
+        self.note_zones(name);
     }
 }
 

@@ -12,6 +12,7 @@ use super::*;
 
 mod authz;
 mod strays;
+mod zones;
 
 /// A manager with a control plane.
 pub(super) fn manager() -> Manager {

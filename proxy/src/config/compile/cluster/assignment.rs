@@ -8,7 +8,8 @@ use remora_xds::pb::envoy::config::core::v3::{HealthStatus as PbHealth, Metadata
 use remora_xds::pb::envoy::config::endpoint::v3 as pb;
 use remora_xds::pb::google::protobuf::value::Kind;
 
-use super::common::{Host, host_port, refuse};
+use super::common::{Host, host_port, json, refuse};
+use crate::balance::subset::LbMetadata;
 use crate::config::compile::Scope;
 use crate::upstream::dns::DnsTarget;
 use crate::upstream::endpoint::{
@@ -190,6 +191,7 @@ fn lb_endpoint(
         scope.errors.report(&at.field("load_balancing_weight"), "must be at least 1");
     }
     let workload = workload(pb_metadata.as_ref(), &at.field("metadata"), scope);
+    let metadata = lb_metadata(pb_metadata.as_ref()).map(Arc::new);
     let health = health(*health_status, at, scope);
     let endpoint = match host_identifier {
         Some(pb::lb_endpoint::HostIdentifier::Endpoint(endpoint)) => endpoint,
@@ -221,10 +223,17 @@ fn lb_endpoint(
         *last_labels = labels.map(Into::into);
     }
     let labels = labels.and_then(|_| last_labels.clone());
-    Some((host, EndpointSpec { address, hostname, weight, group, labels, health, logical: false }))
+    Some((host, EndpointSpec { address, hostname, weight, group, labels, metadata, health, logical: false }))
 }
 
-/// `workload` under `istio`, where Istio's control plane puts what metrics are labelled with. Nothing else of it is used.
+/// What is under `envoy.lb`: subsets and consistent hashing go by it.
+pub(in crate::config::compile) fn lb_metadata(pb: Option<&Metadata>) -> Option<LbMetadata> {
+    let fields = &pb?.filter_metadata.get("envoy.lb")?.fields;
+    let fields = LbMetadata::new(fields.iter().map(|(key, value)| (key.as_str(), json(value))));
+    (!fields.is_empty()).then_some(fields)
+}
+
+/// `workload` under `istio`, where Istio's control plane puts what metrics are labelled with.
 fn workload<'a>(pb: Option<&'a Metadata>, at: &At<'_>, scope: &mut Scope<'_>) -> Option<&'a str> {
     let Metadata { filter_metadata, typed_filter_metadata } = pb?;
     refuse!(scope, at, [typed_filter_metadata]);

@@ -274,7 +274,7 @@ fn object(pb: &protobuf::Struct) -> serde_json::Value {
 }
 
 /// Recursion is bounded: the decoder refuses messages that are nested deeper than 100.
-fn json(pb: &protobuf::Value) -> serde_json::Value {
+pub(crate) fn json(pb: &protobuf::Value) -> serde_json::Value {
     use pb::google::protobuf::value::Kind;
     match &pb.kind {
         None | Some(Kind::NullValue(_)) => serde_json::Value::Null,

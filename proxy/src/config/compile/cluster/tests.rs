@@ -22,6 +22,7 @@ use proptest::prelude::*;
 use prost::{Message, Name};
 use remora_xds::diag::{Errors, SourceMap};
 
+mod balancing;
 mod discovery;
 
 fn any<M: Message + Name>(message: &M) -> Any {

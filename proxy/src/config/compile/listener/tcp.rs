@@ -1,5 +1,6 @@
 //! `TcpProxy`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use remora_xds::diag::At;
@@ -8,9 +9,12 @@ use remora_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_prox
 use remora_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::{
     ClusterSpecifier, WeightedCluster,
 };
+use remora_xds::pb::envoy::r#type::v3::HashPolicy;
+use remora_xds::pb::envoy::r#type::v3::hash_policy::{PolicySpecifier, SourceIp};
 
 use crate::config::compile::Scope;
 use crate::config::compile::access_log::compile_access_logs;
+use crate::config::compile::cluster::lb_metadata;
 use crate::config::compile::fields::{number, refuse, timeout};
 use crate::config::names::ClusterId;
 use crate::config::spec::{Direction, TcpSpec};
@@ -49,11 +53,9 @@ pub(super) fn compile(
     refuse!(
         scope, at;
         on_demand,
-        metadata_match,
         downstream_idle_timeout,
         upstream_idle_timeout,
         backoff_options,
-        hash_policy,
         tunneling_config,
         max_downstream_connection_duration_jitter_percentage,
         access_log_flush_interval,
@@ -81,8 +83,29 @@ pub(super) fn compile(
         idle_timeout,
         max_duration,
         max_connect_attempts: attempts.unwrap_or(1),
+        hash_source_ip: hash_source_ip(hash_policy, &at.field("hash_policy"), scope),
+        subset: lb_metadata(metadata_match.as_ref()).map(Arc::new),
         access_log: compile_access_logs(access_log, &at.field("access_log"), scope),
     })
+}
+
+/// `hash_policy`: of a connection there is only its source to hash.
+fn hash_source_ip(list: &[HashPolicy], at: &At<'_>, scope: &mut Scope<'_>) -> bool {
+    for (i, HashPolicy { policy_specifier }) in list.iter().enumerate() {
+        match policy_specifier {
+            Some(PolicySpecifier::SourceIp(SourceIp {})) => {}
+            Some(PolicySpecifier::FilterState(_)) => {
+                scope.errors.report(&at.index(i).field("filter_state"), "is not supported");
+            }
+            None => {
+                scope.errors.report(&at.index(i), "needs source_ip");
+            }
+        }
+    }
+    if list.len() > 1 {
+        scope.errors.report(at, "must not have more than one policy");
+    }
+    !list.is_empty()
 }
 
 fn clusters(

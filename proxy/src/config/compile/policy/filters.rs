@@ -9,10 +9,12 @@ use remora_xds::pb::envoy::extensions::filters::http::ext_authz::v3::ExtAuthzPer
 use remora_xds::pb::envoy::extensions::filters::http::jwt_authn::v3::PerRouteConfig;
 use remora_xds::pb::envoy::extensions::filters::http::jwt_authn::v3::per_route_config::RequirementSpecifier;
 use remora_xds::pb::envoy::extensions::filters::http::rbac::v3::RbacPerRoute;
+use remora_xds::pb::envoy::extensions::filters::http::stateful_session::v3::StatefulSessionPerRoute;
 use remora_xds::pb::google::protobuf::Any;
 
 use super::authz::authz_override;
 use super::rbac::http_filter;
+use super::session::session_override;
 use crate::config::compile::Scope;
 use crate::config::compile::fields::{holds, unpack};
 use crate::policy::overrides::{Override, Overrides};
@@ -63,6 +65,9 @@ fn filter_override(any: &Any, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Over
                 None
             }
         };
+    }
+    if holds::<StatefulSessionPerRoute>(any) {
+        return session_override(&unpack(any, at, scope)?, at, scope);
     }
     if holds::<ExtAuthzPerRoute>(any) {
         return authz_override(&unpack(any, at, scope)?, at, scope);

@@ -20,7 +20,9 @@ use remora_xds::pb::google::protobuf;
 use super::headers::Levels;
 use super::retry::compile_retry_policy;
 use super::{HostContext, TableContext, non_empty};
+use crate::balance::subset::LbMetadata;
 use crate::config::compile::Scope;
+use crate::config::compile::cluster::lb_metadata;
 use crate::config::compile::common::{
     duration, enumeration, has_control, header_key, header_name, substitution, unsupported, value_template,
 };
@@ -36,6 +38,8 @@ pub(super) struct Parents<'a> {
     pub(super) route: &'a Levels,
     pub(super) host: &'a HostContext,
     pub(super) buffer_limit: Option<u64>,
+    /// `metadata_match` of the route.
+    pub(super) subset: Option<&'a Arc<LbMetadata>>,
 }
 
 impl TableContext {
@@ -47,6 +51,8 @@ impl TableContext {
         scope: &mut Scope<'_>,
     ) -> Option<RouteAction> {
         refuse_unsupported(pb, at, scope);
+        let subset = lb_metadata(pb.metadata_match.as_ref()).map(Arc::new);
+        let parents = &Parents { subset: subset.as_ref(), ..*parents };
         let clusters = self.cluster_specifier(pb.cluster_specifier.as_ref(), parents, at, scope);
         let timeouts = timeouts(pb, at, scope);
         let code_at = at.field("cluster_not_found_response_code");
@@ -71,6 +77,8 @@ impl TableContext {
             },
             upgrades: upgrades.filter_map(|(i, u)| upgrade(u, &upgrades_at.index(i), scope)).collect(),
             buffer_limit: parents.buffer_limit,
+            hash_policy: super::hash::policies(&pb.hash_policy, &at.field("hash_policy"), scope),
+            subset: subset.clone(),
             attempt_count_in_request: parents.host.attempt_count_in_request,
             attempt_count_in_response: parents.host.attempt_count_in_response,
             is_timeout_retry_header: parents.host.is_timeout_retry_header,
@@ -184,7 +192,12 @@ impl TableContext {
             typed_per_filter_config,
             host_rewrite_specifier,
         } = pb;
-        unsupported(metadata_match.is_some(), &at.field("metadata_match"), scope);
+        let subset = lb_metadata(metadata_match.as_ref());
+        let subset = match (subset, parents.subset) {
+            (Some(own), Some(route)) => Some(Arc::new(own.over(route))),
+            (Some(own), None) => Some(Arc::new(own)),
+            (None, route) => route.cloned(),
+        };
         super::no_per_filter_config(typed_per_filter_config, at, scope);
         if weight.is_none() {
             scope.errors.report(&at.field("weight"), "is required");
@@ -212,7 +225,7 @@ impl TableContext {
             None => None,
         };
         let (request_headers, response_headers) = self.merge(Some(&levels), parents.route, parents.host);
-        Some(WeightedCluster { cluster, until, request_headers, response_headers, host_rewrite })
+        Some(WeightedCluster { cluster, until, request_headers, response_headers, host_rewrite, subset })
     }
 }
 
@@ -221,7 +234,7 @@ impl TableContext {
 fn refuse_unsupported(pb: &pb::RouteAction, at: &At<'_>, scope: &mut Scope<'_>) {
     let pb::RouteAction {
         cluster_not_found_response_code: _,
-        metadata_match,
+        metadata_match: _,
         prefix_rewrite: _,
         regex_rewrite: _,
         path_rewrite_policy,
@@ -237,7 +250,7 @@ fn refuse_unsupported(pb: &pb::RouteAction, at: &At<'_>, scope: &mut Scope<'_>) 
         priority: _,
         rate_limits,
         include_vh_rate_limits,
-        hash_policy,
+        hash_policy: _,
         cors,
         max_grpc_timeout: _,
         grpc_timeout_offset: _,
@@ -251,7 +264,6 @@ fn refuse_unsupported(pb: &pb::RouteAction, at: &At<'_>, scope: &mut Scope<'_>) 
         host_rewrite_specifier: _,
     } = pb;
     let set = [
-        ("metadata_match", metadata_match.is_some()),
         ("path_rewrite_policy", path_rewrite_policy.is_some()),
         ("flush_timeout", flush_timeout.is_some()),
         ("early_data_policy", early_data_policy.is_some()),
@@ -259,7 +271,6 @@ fn refuse_unsupported(pb: &pb::RouteAction, at: &At<'_>, scope: &mut Scope<'_>) 
         ("request_mirror_policies", !request_mirror_policies.is_empty()),
         ("rate_limits", !rate_limits.is_empty()),
         ("include_vh_rate_limits", include_vh_rate_limits.is_some()),
-        ("hash_policy", !hash_policy.is_empty()),
         ("cors", cors.is_some()),
         ("internal_redirect_policy", internal_redirect_policy.is_some()),
         ("internal_redirect_action", *internal_redirect_action != 0),

@@ -7,6 +7,7 @@ use remora_xds::pb::envoy::extensions::filters::http::ext_authz::v3::ExtAuthz;
 use remora_xds::pb::envoy::extensions::filters::http::jwt_authn::v3::JwtAuthentication;
 use remora_xds::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
 use remora_xds::pb::envoy::extensions::filters::http::router::v3::Router;
+use remora_xds::pb::envoy::extensions::filters::http::stateful_session::v3::StatefulSession;
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpFilter as HttpFilterPb;
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType;
 use remora_xds::pb::google::protobuf::Any;
@@ -14,7 +15,7 @@ use remora_xds::pb::google::protobuf::Any;
 use crate::config::compile::Scope;
 use crate::config::compile::common::unsupported;
 use crate::config::compile::fields::{boolean, holds, refuse, unpack};
-use crate::config::compile::policy::{compile_authz, compile_http_rbac, compile_jwt};
+use crate::config::compile::policy::{compile_authz, compile_http_rbac, compile_jwt, compile_session};
 use crate::config::spec::HttpFilter;
 use crate::policy::overrides::Override;
 use crate::route::RouteTable;
@@ -92,6 +93,11 @@ fn policy(name: &str, any: &Any, at: &At<'_>, scope: &mut Scope<'_>) -> Option<O
         let compiled = pb.and_then(|pb| compile_authz(&name, &pb, at, scope));
         return Some(compiled.map(|filter| HttpFilter::Authz(name, Box::new(filter))));
     }
+    if holds::<StatefulSession>(any) {
+        let pb = unpack::<StatefulSession>(any, at, scope);
+        let compiled = pb.and_then(|pb| compile_session(&pb, at, scope));
+        return Some(compiled.map(|filter| HttpFilter::Session(name, Arc::new(filter))));
+    }
     None
 }
 
@@ -102,7 +108,8 @@ pub fn stray_override<'t>(table: &'t RouteTable, filters: &[HttpFilter]) -> Opti
         filters.iter().any(|filter| match (filter, said) {
             (HttpFilter::Rbac(own, _), Override::Rbac(_) | Override::Disabled)
             | (HttpFilter::Jwt(own, _), Override::Disabled)
-            | (HttpFilter::Authz(own, _), Override::Authz(_) | Override::Disabled) => **own == *name,
+            | (HttpFilter::Authz(own, _), Override::Authz(_) | Override::Disabled)
+            | (HttpFilter::Session(own, _), Override::Session(_) | Override::Disabled) => **own == *name,
             (HttpFilter::Jwt(own, jwt), Override::Jwt(wanted)) => {
                 **own == *name && jwt.named.contains_key(&**wanted)
             }
