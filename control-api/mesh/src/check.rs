@@ -10,6 +10,7 @@ mod provider;
 mod report;
 mod route;
 mod service;
+mod traffic;
 mod workload;
 
 use std::collections::BTreeMap;
@@ -54,7 +55,7 @@ pub fn findings(mesh: &Mesh, document: &AnyDocument) -> Vec<Finding> {
         AnyDocument::TcpRoute(d) => with(d, |report| route::tcp(mesh, d, report)),
         AnyDocument::TlsRoute(d) => with(d, |report| route::tls(mesh, d, report)),
         AnyDocument::ReferenceGrant(d) => with(d, |report| route::grant(d, report)),
-        AnyDocument::TrafficPolicy(d) => with(d, |report| policy::traffic(mesh, d, report)),
+        AnyDocument::TrafficPolicy(d) => with(d, |report| traffic::check(mesh, d, report)),
         AnyDocument::AuthenticationPolicy(d) => with(d, |report| policy::authentication(mesh, d, report)),
         AnyDocument::AuthorizationPolicy(d) => with(d, |report| authorization::check(mesh, d, report)),
     }

@@ -158,6 +158,7 @@ fn policy() -> impl Strategy<Value = String> {
     let what = prop::sample::select(vec![
         ("TrafficPolicy", 'p', "retries: {num: 0}"),
         ("TrafficPolicy", 'p', "loadBalancing: Random"),
+        ("TrafficPolicy", 'p', "loadBalancing: {policy: PeakEwma, decay: 5s, panicThreshold: 0}"),
         ("AuthenticationPolicy", 'a', "mtls: {mode: Disabled}"),
         ("AuthenticationPolicy", 'a', "mtls: {mode: Strict}"),
         (

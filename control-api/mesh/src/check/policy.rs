@@ -3,73 +3,15 @@
 use std::sync::Arc;
 
 use remora_xds::diag::At;
-use remora_xds::nearest;
 
 use super::jwt;
 use super::names::{need_kind, need_service};
 use super::related;
 use super::report::Report;
-use crate::document::{AuthenticationPolicySpec, Document, TargetRef, TrafficPolicySpec};
+use crate::document::{AuthenticationPolicySpec, Document, TargetRef};
 use crate::kinds::AnyDocument;
 use crate::mesh::Mesh;
 use crate::name::Key;
-
-/// Retry conditions that mean something for a mesh.
-const RETRY_ON: [&str; 12] = [
-    "5xx",
-    "gateway-error",
-    "reset",
-    "reset-before-request",
-    "connect-failure",
-    "refused-stream",
-    "retriable-4xx",
-    "cancelled",
-    "deadline-exceeded",
-    "resource-exhausted",
-    "internal",
-    "unavailable",
-];
-
-/// A TrafficPolicy.
-pub(super) fn traffic(mesh: &Mesh, document: &Arc<Document<TrafficPolicySpec>>, report: &mut Report) {
-    let key = AnyDocument::TrafficPolicy(Arc::clone(document)).key();
-    targets(mesh, &key, &document.spec.target_refs, report);
-    let root = At::root();
-    let spec = root.field("spec");
-    let later = [
-        ("outlierDetection", document.spec.outlier_detection),
-        ("healthChecks", document.spec.health_checks),
-        ("circuitBreaker", document.spec.circuit_breaker),
-    ];
-    for (field, set) in later {
-        if set.is_some() {
-            report.unsupported(&spec.field(field), "is not supported yet").fix("remove it");
-        }
-    }
-    let retries = spec.field("retries");
-    let retry_on = retries.field("retryOn");
-    for (i, condition) in document.spec.retries.retry_on.iter().enumerate() {
-        if !RETRY_ON.contains(&condition.as_str()) {
-            let fix = nearest(condition, RETRY_ON.into_iter()).map_or_else(
-                || format!("known are {}", RETRY_ON.join(", ")),
-                |near| format!("did you mean {near}?"),
-            );
-            report.report(&retry_on.index(i), format!("{condition:?} is no retry condition")).fix(fix);
-        }
-    }
-    let codes = retries.field("statusCodes");
-    for (i, code) in document.spec.retries.status_codes.iter().enumerate() {
-        if !(400..600).contains(code) {
-            report.report(&codes.index(i), format!("{code} is no status of a failure")).fix("400 to 599");
-        }
-    }
-    if document.spec.retries.budget.percent.is_some_and(|p| p > 100) {
-        report.report(&retries.field("budget").field("percent"), "is more than 100");
-    }
-    if document.spec.timeouts.connect.is_some_and(|t| t.0.is_zero()) {
-        report.report(&spec.field("timeouts").field("connect"), "must be more than 0s");
-    }
-}
 
 /// An AuthenticationPolicy.
 pub(super) fn authentication(

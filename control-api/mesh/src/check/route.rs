@@ -61,6 +61,11 @@ pub(super) fn backends(mesh: &Mesh, route: &Key, list: &[BackendRef], at: &At<'_
             report.report(&at.field("weight"), "is more than 1000000");
         }
     }
+    if !list.is_empty() && list.iter().all(|backend| backend.weight == 0) {
+        report
+            .report(at, "has weights that sum to zero: nothing would be sent anywhere")
+            .fix("raise one of them");
+    }
 }
 
 /// A port of a Service that `from` may refer to.

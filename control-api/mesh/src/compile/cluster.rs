@@ -25,10 +25,9 @@ use remora_xds::pb::envoy::extensions::upstreams::http::v3::http_protocol_option
 };
 use remora_xds::pb::envoy::r#type::v3::Percent;
 
-use super::{Scope, http, key_of, names, parts, tls};
+use super::{Scope, balancing, http, key_of, names, parts, tls};
 use crate::document::{
-    AppProtocol, Document, LoadBalancing, Locality, MtlsMode, ServicePort, ServiceSpec, TrafficPolicySpec,
-    WorkloadSpec,
+    AppProtocol, Document, Locality, MtlsMode, ServicePort, ServiceSpec, TrafficPolicySpec, WorkloadSpec,
 };
 use crate::kinds::Kind;
 use crate::mesh::{Health, Member};
@@ -150,12 +149,8 @@ pub(super) fn outbound(
     let mut cluster = base(names::cluster(namespace, name, port.port), DiscoveryType::Eds, connect);
     cluster.eds_cluster_config =
         Some(EdsClusterConfig { eds_config: Some(parts::ads()), ..EdsClusterConfig::default() });
-    cluster.lb_policy = match spec.map(|p| p.load_balancing).unwrap_or_default() {
-        LoadBalancing::LeastRequest => LbPolicy::LeastRequest,
-        LoadBalancing::RoundRobin => LbPolicy::RoundRobin,
-        LoadBalancing::Random => LbPolicy::Random,
-    }
-    .into();
+    let chosen = spec.map(|p| p.load_balancing.clone()).unwrap_or_default();
+    balancing::of(&mut cluster, &chosen, port.speaks() != AppProtocol::Tcp);
     cluster.circuit_breakers = Some(breakers(spec));
     match (scope.mesh.mtls(service, port.port), port.speaks()) {
         // The programs themselves.

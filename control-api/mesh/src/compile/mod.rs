@@ -2,6 +2,7 @@
 //! what is a node's own ([`node`]) is small. [`Compiler`] keeps both up to date.
 
 mod authorization;
+mod balancing;
 mod cluster;
 mod compiler;
 mod grpc;
@@ -23,6 +24,7 @@ use crate::kinds::Kind;
 use crate::mesh::Mesh;
 use crate::name::Key;
 
+pub(crate) use balancing::DECAY;
 pub(crate) use inbound::permissive_ports;
 
 pub use compiler::Compiler;

@@ -10,6 +10,7 @@ use remora_xds::pb::envoy::extensions::retry::host::previous_hosts::v3::Previous
 
 use super::parts;
 use crate::document::{HttpRetry, HttpTimeouts, Retries};
+use crate::span::Span;
 
 /// Conditions under which the request was certainly not processed.
 const UNPROCESSED: [&str; 3] = ["connect-failure", "refused-stream", "reset-before-request"];
@@ -30,7 +31,8 @@ pub(super) fn unprocessed() -> RetryPolicy {
     policy(&Retries::default(), HttpTimeouts::default(), None)
 }
 
-/// As a TrafficPolicy and a rule with its timeouts say. What the rule says holds before the policy.
+/// As a TrafficPolicy and a rule with its timeouts say. What the rule says holds before the policy; a try of the policy that would be
+/// longer than the whole request of the rule, `timeouts.request`, is as long as that.
 pub(super) fn policy(retries: &Retries, timeouts: HttpTimeouts, rule: Option<&HttpRetry>) -> RetryPolicy {
     let codes = rule.map(|r| &r.codes).filter(|codes| !codes.is_empty()).unwrap_or(&retries.status_codes);
     let mut on: BTreeSet<&str> = UNPROCESSED.into_iter().collect();
@@ -38,7 +40,9 @@ pub(super) fn policy(retries: &Retries, timeouts: HttpTimeouts, rule: Option<&Ht
     if !codes.is_empty() {
         on.insert("retriable-status-codes");
     }
-    let per_try = timeouts.backend_request.or(retries.per_try);
+    let request = timeouts.request.filter(|t| !t.0.is_zero());
+    let shorter = |own: Span| request.map_or(own, |request| own.min(request));
+    let per_try = timeouts.backend_request.or_else(|| retries.per_try.map(shorter));
     let elsewhere = RetryHostPredicate {
         name: "envoy.retry_host_predicates.previous_hosts".into(),
         config_type: Some(ConfigType::TypedConfig(parts::pack(&PreviousHostsPredicate {}))),

@@ -2,6 +2,7 @@
 
 mod authorization;
 mod backend;
+mod balancing;
 mod grant;
 mod grpc;
 mod http;
@@ -12,6 +13,7 @@ mod provider;
 mod service;
 mod slice;
 mod tcp;
+mod traffic;
 mod workload;
 
 use std::collections::BTreeMap;
@@ -29,6 +31,7 @@ pub use authorization::{
 };
 pub(crate) use backend::PortRef;
 pub use backend::{BackendObjectReference, BackendRef, ParentRef};
+pub use balancing::{LbPolicy, LoadBalancing};
 pub use grant::{GrantFrom, GrantTo, ReferenceGrantSpec};
 pub use grpc::{GrpcMatch, GrpcMethod, GrpcRouteSpec, GrpcRule};
 pub use http::{
@@ -40,15 +43,13 @@ pub use http_filter::{
     UrlRewrite,
 };
 pub use jwt::{ClaimToHeader, JwtHeader, JwtRule, KeyServer};
-pub use policy::{
-    AuthenticationPolicySpec, Connections, LoadBalancing, Mtls, MtlsMode, PortMtls, Retries, RetryBudget,
-    TargetRef, Timeouts, TrafficPolicySpec,
-};
+pub use policy::{AuthenticationPolicySpec, Mtls, MtlsMode, PortMtls, TargetRef};
 pub use provider::{ForwardBody, GrpcAuth, HttpAuth, Provider, ProviderProtocol};
 pub use service::{AppProtocol, ServicePort, ServiceSpec, TargetPort, Transport};
 pub(crate) use slice::SliceEnvelope;
 pub use slice::{Conditions, EndpointSliceSpec, ObjectRef, SERVICE_NAME, SliceEndpoint, SlicePort};
 pub use tcp::{TcpRouteSpec, TcpRule, TlsRouteSpec};
+pub use traffic::{Connections, Retries, RetryBudget, Timeouts, TrafficPolicySpec};
 pub use workload::{Egress, Locality, WorkloadPort, WorkloadSpec};
 
 /// A document that was read.

@@ -4,37 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{JwtRule, Unsupported};
-use crate::span::Span;
-
-/// `remora.dev/v1alpha1` TrafficPolicy: how callers treat a Service.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct TrafficPolicySpec {
-    /// The Services (GEP-713). A Service has at most one TrafficPolicy.
-    pub target_refs: Vec<TargetRef>,
-    /// Retries.
-    #[serde(default)]
-    pub retries: Retries,
-    /// Time limits.
-    #[serde(default)]
-    pub timeouts: Timeouts,
-    /// Limits.
-    #[serde(default)]
-    pub connections: Connections,
-    /// How an endpoint is chosen.
-    #[serde(default)]
-    pub load_balancing: LoadBalancing,
-    /// Not supported yet.
-    #[serde(default)]
-    pub outlier_detection: Option<Unsupported>,
-    /// Not supported yet.
-    #[serde(default)]
-    pub health_checks: Option<Unsupported>,
-    /// Not supported yet.
-    #[serde(default)]
-    pub circuit_breaker: Option<Unsupported>,
-}
+use super::JwtRule;
 
 /// What a policy is attached to: a Service of its own namespace.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -48,81 +18,6 @@ pub struct TargetRef {
     pub kind: Option<String>,
     /// Name.
     pub name: String,
-}
-
-/// Retries.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Retries {
-    /// Envoy's conditions (`5xx`, `reset`, …), besides those that are always safe: the request was not processed.
-    #[serde(default)]
-    pub retry_on: Vec<String>,
-    /// Statuses that are tried again.
-    #[serde(default)]
-    pub status_codes: Vec<u16>,
-    /// Tries beyond the first, 2 when it is left out; 0 switches retries off.
-    #[serde(default)]
-    pub num: Option<u32>,
-    /// Time limit of each try.
-    #[serde(default)]
-    pub per_try: Option<Span>,
-    /// How many retries there may be at once.
-    #[serde(default)]
-    pub budget: RetryBudget,
-}
-
-/// Retries that may be in flight: a share of the requests in flight, or the minimum if that is more.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RetryBudget {
-    /// Percent; 20 when it is left out.
-    #[serde(default)]
-    pub percent: Option<u32>,
-    /// 10 when it is left out.
-    #[serde(default)]
-    pub min_concurrency: Option<u32>,
-}
-
-/// Time limits of a policy. A rule's own hold before these.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Timeouts {
-    /// The whole request, retries included; none when it is left out.
-    #[serde(default)]
-    pub request: Option<Span>,
-    /// No byte in either direction; 5 minutes when it is left out.
-    #[serde(default)]
-    pub idle: Option<Span>,
-    /// Connecting to an endpoint, TLS included; 1 second when it is left out.
-    #[serde(default)]
-    pub connect: Option<Span>,
-}
-
-/// Limits towards a Service, for each caller's sidecar.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Connections {
-    /// Connections; 10,000 when it is left out.
-    #[serde(default)]
-    pub max_connections: Option<u32>,
-    /// Requests that wait for a connection; 10,000 when it is left out.
-    #[serde(default)]
-    pub max_pending_requests: Option<u32>,
-    /// Requests in flight; 10,000 when it is left out.
-    #[serde(default)]
-    pub max_requests: Option<u32>,
-}
-
-/// How an endpoint is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-pub enum LoadBalancing {
-    /// The less busy one of two random ones.
-    #[default]
-    LeastRequest,
-    /// In turn.
-    RoundRobin,
-    /// Any.
-    Random,
 }
 
 /// `remora.dev/v1alpha1` AuthenticationPolicy: how the callers of a Service prove who they are.

@@ -113,10 +113,11 @@ impl Actions<'_> {
         let limits = self.policy.map(|p| p.timeouts).unwrap_or_default();
         let defaults = Retries::default();
         let retries = self.policy.map_or(&defaults, |p| &p.retries);
-        let request = timeouts.request.or(limits.request).unwrap_or_default();
+        let request = timeouts.request.or(limits.request);
+        let timeouts = HttpTimeouts { request, ..timeouts };
         RouteAction {
             cluster_specifier: Some(clusters(backends)),
-            timeout: Some(parts::duration(request.0)),
+            timeout: Some(parts::duration(request.unwrap_or_default().0)),
             idle_timeout: limits.idle.map(|t| parts::duration(t.0)),
             retry_policy: Some(retry::policy(retries, timeouts, retry)),
             ..RouteAction::default()

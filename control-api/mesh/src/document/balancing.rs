@@ -1,0 +1,66 @@
+//! How an endpoint is chosen.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, Error, IntoDeserializer, MapAccess, Visitor};
+
+use crate::span::Span;
+
+/// How an endpoint is chosen. Documents may write the policy alone: `loadBalancing: Random`.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, remote = "Self")]
+pub struct LoadBalancing {
+    /// `PeakEwma` for HTTP, `LeastRequest` for TCP when it is left out.
+    #[serde(default)]
+    pub policy: Option<LbPolicy>,
+    /// Of `PeakEwma`: how long a slow answer is remembered; 10 seconds when it is left out.
+    #[serde(default)]
+    pub decay: Option<Span>,
+    /// Of `LeastRequest`: among how many random endpoints it chooses; 2 when it is left out.
+    #[serde(default)]
+    pub choice_count: Option<u32>,
+    /// Percentage of healthy endpoints below which all of them are used; 50 when it is left out.
+    #[serde(default)]
+    pub panic_threshold: Option<u32>,
+}
+
+impl<'de> Deserialize<'de> for LoadBalancing {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Short)
+    }
+}
+
+/// A policy alone, or all fields.
+struct Short;
+
+impl<'de> Visitor<'de> for Short {
+    type Value = LoadBalancing;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a mapping, or the name of a policy")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<LoadBalancing, E> {
+        let policy = LbPolicy::deserialize(text.into_deserializer())?;
+        Ok(LoadBalancing { policy: Some(policy), ..LoadBalancing::default() })
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<LoadBalancing, A::Error> {
+        LoadBalancing::deserialize(MapAccessDeserializer::new(map))
+    }
+}
+
+/// Who is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum LbPolicy {
+    /// Of two random ones the one whose latency, as a peak that decays, times its load is less.
+    PeakEwma,
+    /// The less busy one of two random ones.
+    LeastRequest,
+    /// In turn.
+    RoundRobin,
+    /// Any.
+    Random,
+}
