@@ -69,7 +69,7 @@ pub fn own_certificate(
         Some(source) => Some(read_password(source, &at.field("password"), scope)?),
         None => None,
     };
-    let (at, own) = if let Some(store) = pkcs12 {
+    let (at, name, own) = if let Some(store) = pkcs12 {
         let store_at = at.field("pkcs12");
         if certificate_chain.is_some() || private_key.is_some() {
             let fix = "name the certificates in one way only";
@@ -79,7 +79,7 @@ pub fn own_certificate(
         let store = read(Some(store), &store_at, scope)?;
         let own =
             OwnCertificate::from_pkcs12(&store.content, password.as_deref().unwrap_or_default(), provider);
-        (store_at, own.map_err(|error| (error, store.name)))
+        (store_at, store.name, own)
     } else {
         let (chain_at, key_at) = (at.field("certificate_chain"), at.field("private_key"));
         let chain = read(certificate_chain.as_ref(), &chain_at, scope);
@@ -92,19 +92,19 @@ pub fn own_certificate(
             None => OwnCertificate::from_pem(&chain.content, &key.content, provider),
         };
         match own {
-            Err(error) if error.is_about_key() => (key_at, Err((error, key.name))),
-            own => (chain_at, own.map_err(|error| (error, chain.name))),
+            Err(error) if error.is_about_key() => (key_at, key.name, Err(error)),
+            own => (chain_at, chain.name, own),
         }
     };
     match own {
         Ok(own) => {
             let now = rustls_pki_types::UnixTime::now().as_secs();
             if let Some(warning) = own.warning(i64::try_from(now).unwrap_or(i64::MAX)) {
-                tracing::warn!(path = %at, "{warning}");
+                tracing::warn!(path = %at, "{name}: {warning}");
             }
             Some(own)
         }
-        Err((error, name)) => {
+        Err(error) => {
             report(&error, name, &at, scope);
             None
         }
