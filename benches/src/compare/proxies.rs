@@ -21,6 +21,11 @@ pub enum Scenario {
     MtlsPair,
     /// The same with access rules of a mesh in the second proxy; HAProxy has none.
     MtlsPairPolicy,
+    /// HTTP/1.1 to four endpoints, by turns: what the next scenario is compared with.
+    FourEndpoints,
+    /// The same with everything that a mesh does for resilience: peak EWMA, retries under a budget, a circuit breaker, outlier
+    /// detection, a rate limit. Envoy has all but the first and the third.
+    Resilience,
     /// A connection by mutual TLS 1.3 for every request, which the proxy answers itself: a full handshake with X25519.
     Handshake,
     /// The same with X25519MLKEM768.
@@ -38,7 +43,13 @@ impl Scenario {
             Self::Handshake => Some(Kind::Full),
             Self::HandshakeHybrid => Some(Kind::Hybrid),
             Self::HandshakeResumed => Some(Kind::Resumed),
-            Self::H1 | Self::H2 | Self::MtlsPair | Self::MtlsPairPolicy | Self::Tcp => None,
+            Self::H1
+            | Self::H2
+            | Self::MtlsPair
+            | Self::MtlsPairPolicy
+            | Self::FourEndpoints
+            | Self::Resilience
+            | Self::Tcp => None,
         }
     }
 }
@@ -111,6 +122,8 @@ pub(super) enum Part {
     MtlsB,
     /// The same with access rules.
     MtlsBPolicy,
+    FourEndpoints,
+    Resilience,
     /// The only process, that shakes hands.
     Handshake,
     Tcp,
@@ -124,6 +137,8 @@ impl Part {
             Self::MtlsA => "mtls-a",
             Self::MtlsB => "mtls-b",
             Self::MtlsBPolicy => "mtls-b-policy",
+            Self::FourEndpoints => "four-endpoints",
+            Self::Resilience => "resilience",
             Self::Handshake => "handshake",
             Self::Tcp => "tcp",
         }
@@ -139,6 +154,9 @@ pub(super) fn parts(proxy: Proxy, scenario: Scenario) -> &'static [Part] {
         (Proxy::Nginx | Proxy::HyperFloor, S::MtlsPairPolicy) => &[],
         // OpenSSL has the group since 3.5; what distributions build HAProxy with is older.
         (Proxy::Haproxy, S::HandshakeHybrid) => &[],
+        (Proxy::Haproxy | Proxy::Nginx | Proxy::HyperFloor, S::FourEndpoints | S::Resilience) => &[],
+        (_, S::FourEndpoints) => &[Part::FourEndpoints],
+        (_, S::Resilience) => &[Part::Resilience],
         (_, S::H1) => &[Part::H1],
         (_, S::H2) => &[Part::H2],
         (_, S::MtlsPair) | (Proxy::Haproxy, S::MtlsPairPolicy) => &[Part::MtlsB, Part::MtlsA],
@@ -176,11 +194,19 @@ fn template(proxy: Proxy, part: Part) -> Option<&'static str> {
         (Proxy::Envoy | Proxy::Remora, Part::MtlsBPolicy) => {
             include_str!("../../configs/envoy/mtls-b-policy.yaml")
         }
+        (Proxy::Envoy | Proxy::Remora, Part::FourEndpoints) => {
+            include_str!("../../configs/envoy/four-endpoints.yaml")
+        }
+        (Proxy::Envoy | Proxy::Remora, Part::Resilience) => {
+            include_str!("../../configs/envoy/resilience.yaml")
+        }
         (Proxy::Envoy | Proxy::Remora, Part::Handshake) => include_str!("../../configs/envoy/handshake.yaml"),
         (Proxy::Envoy | Proxy::Remora, Part::Tcp) => include_str!("../../configs/envoy/tcp.yaml"),
         (Proxy::Direct | Proxy::HyperFloor, _)
         | (Proxy::Nginx, Part::H2 | Part::Handshake)
-        | (Proxy::Haproxy | Proxy::Nginx, Part::MtlsBPolicy) => return None,
+        | (Proxy::Haproxy | Proxy::Nginx, Part::MtlsBPolicy | Part::FourEndpoints | Part::Resilience) => {
+            return None;
+        }
     })
 }
 
@@ -259,6 +285,7 @@ fn floor_arguments(part: Part, site: &Site<'_>) -> Vec<OsString> {
         Part::H2 => ("h2", None),
         Part::MtlsA => ("mtls-client", Some("a")),
         // It has no rules, and no answers of its own: those scenarios are not its.
+        Part::FourEndpoints | Part::Resilience => ("h1", None),
         Part::MtlsB | Part::MtlsBPolicy | Part::Handshake => ("mtls-server", Some("b")),
         Part::Tcp => ("tcp", None),
     };

@@ -12,6 +12,8 @@ const OVER_HAPROXY: f64 = 1.25;
 const OVER_ENVOY: f64 = 0.5;
 /// Most CPU per connection with a handshake, over Envoy's.
 const HANDSHAKE_OVER_ENVOY: f64 = 1.0;
+/// Most CPU per request with everything for resilience on, over that without.
+const RESILIENCE: f64 = 1.05;
 /// Most resident memory of one idle process, in MB (10⁶ bytes).
 const IDLE_MB: f64 = 10.0;
 /// Most time from the start of a process to its first answer, in milliseconds.
@@ -53,7 +55,7 @@ const fn ratios(scenario: Scenario) -> &'static [(Proxy, f64)] {
         Scenario::Handshake | Scenario::HandshakeHybrid | Scenario::HandshakeResumed => {
             &[(Proxy::Envoy, HANDSHAKE_OVER_ENVOY)]
         }
-        Scenario::Tcp => &[],
+        Scenario::FourEndpoints | Scenario::Resilience | Scenario::Tcp => &[],
     }
 }
 
@@ -67,6 +69,14 @@ pub fn checks(results: &Results) -> Vec<Check> {
             let what = format!("{} CPU per request over {}", name(&scenario), name(&to));
             checks.push(Check { what, value: results.ratio(scenario, Proxy::Remora, to), limit });
         }
+    }
+    if ran(Scenario::FourEndpoints) && ran(Scenario::Resilience) {
+        let cpu = |scenario| Some(results.of(scenario, Proxy::Remora)?.cpu_us).filter(|cpu| *cpu > 0.0);
+        checks.push(Check {
+            what: "resilience CPU per request over four-endpoints".into(),
+            value: cpu(Scenario::Resilience).zip(cpu(Scenario::FourEndpoints)).map(|(on, off)| on / off),
+            limit: RESILIENCE,
+        });
     }
     let remora = results.rows.iter().filter(|row| row.proxy == Proxy::Remora);
     let measured = remora.clone().filter_map(|row| results.of(row.scenario, row.proxy));
