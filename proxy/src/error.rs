@@ -189,6 +189,14 @@ reasons! {
     ExtAuthzDenied = "ext_authz_denied", 403, PermissionDenied, "UAEX", Proxy;
     /// The external authorisation service gave no answer that can be believed.
     ExtAuthzError = "ext_authz_error", 403, PermissionDenied, "UAEX", Proxy;
+    /// Fault injection aborted the request.
+    FaultInjected = "fault_injected", 503, Unavailable, "FI", Proxy;
+    /// A limit of this proxy on the rate of requests is reached.
+    LocalRateLimited = "local_rate_limited", 429, Unavailable, "RL", Proxy;
+    /// A rate limit service says that there are too many requests.
+    RateLimited = "rate_limited", 429, Unavailable, "RL", Proxy;
+    /// A rate limit service gave no answer that can be believed.
+    RateLimitError = "rate_limit_error", 500, Unknown, "RLSE", Proxy;
     /// Original-destination routing was asked for, but the connection has none.
     NoOriginalDestination = "no_original_destination", 503, Unavailable, "UH", Proxy;
 

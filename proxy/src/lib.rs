@@ -25,6 +25,7 @@ pub mod tcp;
 pub mod tcp_proxy;
 pub mod telemetry;
 pub mod tls;
+pub mod traffic;
 pub mod upstream;
 pub mod why;
 pub mod worker;

@@ -27,6 +27,7 @@ pub mod frame;
 pub mod hpack;
 pub mod http1;
 pub mod proxy;
+pub mod rate_limiter;
 pub mod relay;
 pub mod resources;
 pub mod tokens;

@@ -75,7 +75,7 @@ fn remote_keys(snapshot: &Snapshot) -> impl Iterator<Item = &Arc<RemoteKeys>> {
     });
     let providers = filters.flat_map(|filter| match filter {
         HttpFilter::Jwt(_, jwt) => &jwt.providers[..],
-        HttpFilter::Rbac(..) | HttpFilter::Authz(..) | HttpFilter::Session(..) | HttpFilter::Router => &[],
+        _ => &[],
     });
     providers.filter_map(|provider| match &provider.keys {
         Keys::Remote(keys) => Some(keys),

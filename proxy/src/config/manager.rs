@@ -137,6 +137,8 @@ impl Manager {
         agent: bool,
     ) -> Result<Self, Vec<ConfigError>> {
         let mut manager = Self::default();
+        let node = bootstrap.node.as_ref().map_or("", |node| node.cluster.as_str());
+        manager.names.node_cluster = node.into();
         if agent {
             manager.names.secrets.await_certificate(OWN);
             manager.names.secrets.await_trust(ROOTS);

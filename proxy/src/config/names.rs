@@ -3,9 +3,12 @@
 
 use foldhash::HashMap;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+
+use tokio::time::Instant;
 
 use super::secrets::Secrets;
+use crate::traffic::limit::{Limits, LimitsSpec};
 
 /// The number of a name of kind `K`.
 pub struct Id<K>(u32, PhantomData<fn() -> K>);
@@ -134,4 +137,35 @@ pub struct Names {
     pub secrets: Secrets,
     /// Policies: `prefix/name`.
     pub policies: Interner<PolicyKind>,
+    /// Buckets of rate limits.
+    pub limits: LimitStore,
+    /// `node.cluster`.
+    pub node_cluster: Arc<str>,
+}
+
+/// Buckets by the resource and path of their filter. They outlive an edit that leaves their settings as they are.
+#[derive(Debug, Default)]
+pub struct LimitStore {
+    owner: String,
+    by_path: HashMap<String, Weak<Limits>>,
+}
+
+impl LimitStore {
+    /// Paths are those of this resource from now on.
+    pub fn enter(&mut self, kind: &str, name: &str) {
+        self.owner = format!("{kind} {name}");
+    }
+
+    /// The buckets of the filter at `path`: full ones, unless there are some with the same settings.
+    pub fn of(&mut self, path: String, spec: LimitsSpec) -> Arc<Limits> {
+        let key = format!("{} {path}", self.owner);
+        if let Some(known) = self.by_path.get(&key).and_then(Weak::upgrade).filter(|old| *old.spec() == spec)
+        {
+            return known;
+        }
+        self.by_path.retain(|_, limits| limits.strong_count() > 0);
+        let limits = Arc::new(Limits::new(spec, Instant::now()));
+        self.by_path.insert(key, Arc::downgrade(&limits));
+        limits
+    }
 }

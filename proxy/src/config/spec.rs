@@ -18,6 +18,9 @@ use crate::policy::rbac::RbacFilter;
 use crate::route::RouteTable;
 use crate::telemetry::access_log::AccessLog;
 use crate::tls::server::ServerTls;
+use crate::traffic::fault::FaultFilter;
+use crate::traffic::limit::LocalLimit;
+use crate::traffic::limit::global::GlobalLimit;
 
 /// A compiled `envoy.config.listener.v3.Listener`.
 #[derive(Debug)]
@@ -202,11 +205,12 @@ pub struct HttpSpec {
 }
 
 impl HttpSpec {
-    /// The clusters that its `ext_authz` filters ask. Routes name no others: `service_override` is refused.
+    /// The clusters that its filters ask (`ext_authz`, `ratelimit`). Routes name no others: `service_override` is refused.
     pub fn authz_clusters(&self) -> impl Iterator<Item = ClusterId> {
         self.filters.iter().filter_map(|filter| match filter {
             HttpFilter::Authz(_, filter) => Some(filter.cluster),
-            HttpFilter::Rbac(..) | HttpFilter::Jwt(..) | HttpFilter::Session(..) | HttpFilter::Router => None,
+            HttpFilter::GlobalLimit(_, filter) => Some(filter.cluster),
+            _ => None,
         })
     }
 }
@@ -251,6 +255,16 @@ pub enum HttpFilter {
     Authz(Arc<str>, Box<AuthzFilter>),
     /// `envoy.filters.http.stateful_session`, with its name.
     Session(Arc<str>, Arc<SessionFilter>),
+    /// `envoy.filters.http.cors`, with its name: what it allows routes say.
+    Cors(Arc<str>),
+    /// `envoy.filters.http.fault`, with its name.
+    Fault(Arc<str>, Box<FaultFilter>),
+    /// `envoy.filters.http.buffer`, with its name: `max_request_bytes`.
+    Buffer(Arc<str>, usize),
+    /// `envoy.filters.http.local_ratelimit`, with its name.
+    LocalLimit(Arc<str>, Arc<LocalLimit>),
+    /// `envoy.filters.http.ratelimit`, with its name.
+    GlobalLimit(Arc<str>, Box<GlobalLimit>),
     /// `envoy.filters.http.router`.
     Router,
 }
@@ -261,7 +275,7 @@ impl HttpFilter {
     pub fn awaits(&self) -> Option<&Arc<str>> {
         match self {
             Self::Authz(_, filter) => filter.condition.as_ref()?.verdict(),
-            Self::Rbac(..) | Self::Jwt(..) | Self::Session(..) | Self::Router => None,
+            _ => None,
         }
     }
 
@@ -269,9 +283,15 @@ impl HttpFilter {
     #[must_use]
     pub const fn name(&self) -> Option<&Arc<str>> {
         match self {
-            Self::Rbac(name, _) | Self::Jwt(name, _) | Self::Authz(name, _) | Self::Session(name, _) => {
-                Some(name)
-            }
+            Self::Rbac(name, _)
+            | Self::Jwt(name, _)
+            | Self::Authz(name, _)
+            | Self::Session(name, _)
+            | Self::Cors(name)
+            | Self::Fault(name, _)
+            | Self::Buffer(name, _)
+            | Self::GlobalLimit(name, _)
+            | Self::LocalLimit(name, _) => Some(name),
             Self::Router => None,
         }
     }

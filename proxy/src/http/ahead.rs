@@ -62,6 +62,13 @@ impl AheadBody {
         Ok(Self { pieces, trailers, rest: body })
     }
 
+    /// Bytes of the whole body, when it was read to its end and has no trailers.
+    #[must_use]
+    pub fn plain_len(&self) -> Option<u64> {
+        let whole = self.rest.is_end() && self.trailers.is_none();
+        whole.then(|| self.pieces.iter().map(|piece| piece.len() as u64).sum())
+    }
+
     /// The first `limit` bytes of what was read, and whether the body has more.
     #[must_use]
     pub fn first(&self, limit: usize) -> (Bytes, bool) {

@@ -1,24 +1,18 @@
 //! `envoy.filters.http.ext_authz`: asks the service about a request, over the pools of this worker, and does what it says.
 
-use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use bytes::{Bytes, BytesMut};
-use http::header::{self, HeaderMap, HeaderName};
-use http::{HeaderValue, Method, StatusCode};
+use http::{HeaderValue, Method};
 
 use super::ahead::AheadBody;
-use super::attempt::Exchange;
+use super::ask::{self, Unread};
 use super::body::Body;
 use super::context::RequestCtx;
 use super::filters::{self, Answering};
-use super::h1::client::{Failed, Sent};
-use super::head::{RequestHead, ResponseHead};
 use super::headers;
-use super::interim::InterimSink;
 use super::response::Response;
-use super::values::Values;
+use super::traffic::tell_to_go_on;
 use crate::error::Reason;
 use crate::policy::authz::answer::{Answer, Changes, Denial, Invalid};
 use crate::policy::authz::{
@@ -27,11 +21,8 @@ use crate::policy::authz::{
 };
 use crate::policy::overrides::Override;
 use crate::policy::rbac::Verdict;
-use crate::resilience::breaker::{Resource, RoutingPriority};
-use crate::route::header::ValueTemplate;
 use crate::route::matcher::Fraction;
 use crate::telemetry::metrics::Decision;
-use crate::upstream::cluster::Cluster;
 
 /// Asks about a request. True: the route has to be chosen again.
 ///
@@ -48,7 +39,7 @@ pub async fn check(
         Some(Override::Disabled) => return Ok(false),
         Some(Override::Authz(settings)) => Some(&**settings),
         // What is about another kind of filter is refused where the filters are known.
-        Some(Override::Rbac(_) | Override::Jwt(_) | Override::Session(_)) | None => None,
+        _ => None,
     };
     let decided = |ctx: &RequestCtx, decision| count(ctx, name, filter, decision);
     if !is_asked(ctx, filter) {
@@ -142,17 +133,7 @@ async fn read_ahead(
     if body.is_end() {
         return Ok(None);
     }
-    if ctx
-        .head
-        .headers
-        .get(header::EXPECT)
-        .is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-    {
-        // Nobody else would tell the client to go on.
-        ctx.note_stage(name);
-        ctx.head.headers.remove(header::EXPECT);
-        ctx.interim.send(ResponseHead::new(StatusCode::CONTINUE)).await;
-    }
+    tell_to_go_on(ctx, name).await;
     let ahead = AheadBody::read(std::mem::take(body), buffer.limit).await?;
     let (bytes, partial) = ahead.first(buffer.limit);
     *body = Body::Ahead(Box::new(ahead));
@@ -203,7 +184,7 @@ impl Asked<'_> {
         let (mut head, body) = match &filter.service {
             Service::Grpc(service) => {
                 let message = grpc::question(&question, &filter.told, self.buffer);
-                (grpc::head(service, filter.timeout), message)
+                (grpc::head(service, grpc::CHECK, filter.timeout), message)
             }
             Service::Web(service) => match web::head(service, filter.timeout, &question, &filter.told) {
                 Some(head) => (head, self.piece.map(|piece| piece.bytes.clone()).unwrap_or_default()),
@@ -211,11 +192,14 @@ impl Asked<'_> {
                 None => return Ok(Answer::Denied(Box::default())),
             },
         };
-        add_headers(ctx, &mut head, filter.service.added());
-        let response = exchange(ctx, filter, &head, body).await.map_err(|failed| failed.reason.id())?;
+        ask::add_headers(ctx, &mut head, filter.service.added());
+        let response =
+            ask::exchange(ctx, filter.cluster, &head, body).await.map_err(|failed| failed.reason.id())?;
         let limit = filter.max_denied_body;
         let answer = match &filter.service {
-            Service::Grpc(_) => grpc_answer(response, limit).await,
+            Service::Grpc(_) => {
+                ask::data(response).await.and_then(|body| grpc::answer(&body, limit).map_err(Unread::Invalid))
+            }
             Service::Web(service) => web_answer(service, response, limit).await,
         };
         answer.map_err(Unread::id)
@@ -238,115 +222,10 @@ impl Asked<'_> {
     }
 }
 
-/// What the file adds.
-fn add_headers(ctx: &RequestCtx, head: &mut RequestHead, added: &[(HeaderName, ValueTemplate)]) {
-    for (name, value) in added {
-        let value = match value {
-            ValueTemplate::Static(value) => Some(value.clone()),
-            ValueTemplate::Dynamic(text) => Values::new(ctx).render(text, &ctx.head.headers),
-        };
-        if let Some(value) = value {
-            head.headers.insert(name, value);
-        }
-    }
-}
-
-/// Sends a check; once more when nothing of it can have been processed.
-async fn exchange(
-    ctx: &RequestCtx,
-    filter: &AuthzFilter,
-    head: &RequestHead,
-    body: Bytes,
-) -> Result<Response, Failed> {
-    let nothing = |reason| Failed::new(reason, Sent::Nothing);
-    let worker = &*ctx.downstream.worker;
-    let priority = RoutingPriority::Default;
-    let cluster: &Arc<Cluster> =
-        ctx.snapshot.cluster(filter.cluster).ok_or_else(|| nothing(Reason::NoCluster))?;
-    let permit = cluster.try_acquire(Resource::Requests, priority);
-    let _permit = permit.ok_or_else(|| nothing(Reason::UpstreamOverflow))?;
-    let mut fresh = false;
-    loop {
-        let endpoint = worker
-            .pick(cluster, crate::balance::context::LbContext::default())
-            .ok_or_else(|| nothing(Reason::NoHealthyUpstream))?;
-        let _active = endpoint.begin();
-        let exchange =
-            Exchange { worker, cluster, priority, fresh, upgrade: None, interim: &InterimSink::None };
-        let body = if body.is_empty() { Body::Empty } else { Body::Full(body.clone()) };
-        match exchange.send(&endpoint, head, body).await {
-            Err(failed) if !fresh && is_stale(failed, &head.method) => fresh = true,
-            Ok(response) if response.upgraded.is_some() => return Err(nothing(Reason::UpstreamProtocol)),
-            outcome => return outcome,
-        }
-    }
-}
-
-/// Nothing was processed, or it does not matter how often it is: the rule by which requests are sent again, too.
-fn is_stale(failed: Failed, method: &Method) -> bool {
-    match failed.reason {
-        Reason::UpstreamRefused => true,
-        Reason::ReusedConnectionClosed => failed.sent == Sent::Nothing || method.is_idempotent(),
-        _ => false,
-    }
-}
-
-/// Why an answer was not read.
-enum Unread {
-    Broken(Reason),
-    Invalid(Invalid),
-}
-
-impl Unread {
-    const fn id(self) -> &'static str {
-        match self {
-            Self::Broken(reason) => reason.id(),
-            Self::Invalid(invalid) => invalid.id(),
-        }
-    }
-}
-
-impl From<Invalid> for Unread {
-    fn from(invalid: Invalid) -> Self {
-        Self::Invalid(invalid)
-    }
-}
-
-/// The body of an answer up to `limit` bytes, with its trailers; and whether that is all of it.
-async fn collect(mut body: Body, limit: usize) -> Result<(Bytes, HeaderMap, bool), Reason> {
-    let (mut out, mut trailers) = (BytesMut::new(), HeaderMap::new());
-    while let Some(frame) = poll_fn(|cx| body.poll_next(cx)).await {
-        match frame?.into_data() {
-            Ok(data) if out.len() + data.len() > limit => {
-                out.extend_from_slice(&data[..limit - out.len()]);
-                return Ok((out.freeze(), trailers, false));
-            }
-            Ok(data) => out.extend_from_slice(&data),
-            Err(frame) => trailers = frame.into_trailers().unwrap_or_default(),
-        }
-    }
-    Ok((out.freeze(), trailers, true))
-}
-
-async fn grpc_answer(response: Response, limit: usize) -> Result<Answer, Unread> {
-    if response.head.status != StatusCode::OK {
-        return Err(Invalid::HttpStatus.into());
-    }
-    let (body, trailers, whole) = collect(response.body, MAX_ANSWER).await.map_err(Unread::Broken)?;
-    if !whole {
-        return Err(Invalid::TooLarge.into());
-    }
-    let status = trailers.get("grpc-status").or_else(|| response.head.headers.get("grpc-status"));
-    if status.is_none_or(|status| status != "0") {
-        return Err(Invalid::GrpcStatus.into());
-    }
-    Ok(grpc::answer(&body, limit)?)
-}
-
 async fn web_answer(service: &web::WebService, response: Response, limit: usize) -> Result<Answer, Unread> {
     let Response { head, body, .. } = response;
     // What comes with an answer that allows is read, so that the connection can be used again.
     let most = if web::is_denial(head.status) { limit } else { MAX_ANSWER };
-    let (body, ..) = collect(body, most).await.map_err(Unread::Broken)?;
+    let (body, ..) = ask::collect(body, most).await.map_err(Unread::Broken)?;
     Ok(web::answer(service, &head, body, limit)?)
 }

@@ -12,7 +12,9 @@ use super::ahead::AheadBody;
 use super::guard::GuardedBody;
 use super::h1::conn::SharedConn;
 use super::h1::decode::{Decoded, Decoder};
+use super::mirror::{CopiedBody, CopyBody};
 use super::replay::ReplayBody;
+use super::throttle::ThrottledBody;
 use crate::error::Reason;
 use crate::upstream::lease::H1Lease;
 
@@ -34,6 +36,12 @@ pub enum Body {
     Ahead(Box<AheadBody>),
     /// An answer under the time limits of its request.
     Guarded(Box<GuardedBody>),
+    /// An answer that comes slowly.
+    Throttled(Box<ThrottledBody>),
+    /// A request body of which mirrors have copies.
+    Copied(Box<CopiedBody>),
+    /// Such a copy.
+    Copy(Box<CopyBody>),
 }
 
 impl Body {
@@ -51,6 +59,9 @@ impl Body {
             Self::Replay(body) => body.poll_next(cx),
             Self::Ahead(body) => body.poll_next(cx),
             Self::Guarded(body) => body.poll_next(cx),
+            Self::Throttled(body) => body.poll_next(cx),
+            Self::Copied(body) => body.poll_next(cx),
+            Self::Copy(body) => body.poll_next(cx),
         }
     }
 
@@ -65,6 +76,9 @@ impl Body {
             Self::Replay(body) => body.is_end(),
             Self::Ahead(body) => body.is_end(),
             Self::Guarded(body) => body.inner().is_end(),
+            Self::Throttled(body) => body.is_end(),
+            Self::Copied(body) => body.inner().is_end(),
+            Self::Copy(body) => body.is_end(),
         }
     }
 
@@ -79,6 +93,9 @@ impl Body {
             Self::Replay(body) => body.exact_len(),
             Self::Ahead(body) => body.exact_len(),
             Self::Guarded(body) => body.inner().exact_len(),
+            Self::Throttled(body) => body.exact_len(),
+            Self::Copied(body) => body.inner().exact_len(),
+            Self::Copy(body) => body.exact_len(),
         }
     }
 }

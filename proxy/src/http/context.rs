@@ -90,6 +90,7 @@ pub struct RequestCtx {
     pub answered: Option<Duration>,
     /// Drawn once: which fractions of the traffic (`runtime_fraction`) the request belongs to, whenever it is judged.
     pub random: u64,
+    split: Option<u64>,
     stages: Vec<Stage>,
     original_path: Option<PathAndQuery>,
     judged_host: Option<Option<Authority>>,
@@ -165,6 +166,7 @@ impl RequestCtx {
             revoked: std::cell::OnceCell::new(),
             answered: None,
             random: 0,
+            split: None,
             stages: Vec::new(),
             original_path: None,
             judged_host: None,
@@ -190,6 +192,12 @@ impl RequestCtx {
         let mut ctx = Self::new(downstream, http, head, Rc::default(), InterimSink::None);
         ctx.reason = Some(reason);
         ctx
+    }
+
+    /// Drawn once: which of the route's weighted clusters takes the request.
+    pub fn split(&mut self) -> u64 {
+        let worker = &self.downstream.worker;
+        *self.split.get_or_insert_with(|| worker.with_rng(|rng| rng.u64(..)))
     }
 
     /// Whether the client speaks gRPC.

@@ -1,9 +1,11 @@
 //! One downstream connection, as everything that serves it sees it.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+
+use tokio::time::Instant;
 
 use crate::config::snapshot::Snapshot;
 use crate::config::spec::{FilterChain, HttpSpec, ListenerSpec, NetworkFilter};
@@ -13,6 +15,7 @@ use crate::policy::view::ConnectionView;
 use crate::telemetry::labels::Peer;
 use crate::telemetry::record::{self, AccessRecord};
 use crate::tls::TlsSession;
+use crate::traffic::limit::Limits;
 use crate::why::Place;
 use crate::worker::Worker;
 use crate::worker::drain::Registration;
@@ -46,6 +49,8 @@ pub struct Downstream {
     pub evicted: OnceCell<Refused>,
     /// Streams started on it.
     pub streams: Cell<u64>,
+    /// Rate limits that are for each connection, by the filter's.
+    pub limits: RefCell<Vec<(Arc<Limits>, Rc<Limits>)>>,
 }
 
 impl Downstream {
@@ -73,6 +78,19 @@ impl Downstream {
             (NetworkFilter::Http(http), _) | (_, NetworkFilter::Http(http)) => Some(Arc::clone(http)),
             _ => None,
         }
+    }
+
+    /// The connection's own buckets, made like those of a filter.
+    pub fn own_limits(&self, of: &Arc<Limits>, now: Instant) -> Rc<Limits> {
+        let mut list = self.limits.borrow_mut();
+        if let Some((_, own)) = list.iter().find(|(filter, _)| Arc::ptr_eq(filter, of)) {
+            return Rc::clone(own);
+        }
+        // Those of filters that are not in use any more.
+        list.retain(|(filter, _)| Arc::strong_count(filter) > 1);
+        let own = Rc::new(Limits::new(of.spec().clone(), now));
+        list.push((Arc::clone(of), Rc::clone(&own)));
+        own
     }
 
     /// The connection as policy sees it. `client` is the peer, or the client as trusted hops tell it.

@@ -11,10 +11,13 @@ use super::authz;
 use super::body::Body;
 use super::context::RequestCtx;
 use super::downstream::Downstream;
+use super::global_limit::{self, Told};
 use super::head::RequestHead;
 use super::local_reply;
 use super::response::Response;
 use super::session::{self, SessionFilter};
+use super::throttle::ThrottledBody;
+use super::traffic;
 use crate::balance::context::OverrideHost;
 use crate::config::spec::HttpFilter;
 use crate::error::Reason;
@@ -27,6 +30,9 @@ use crate::policy::rbac::{self, Engine, RbacFilter, Verdict};
 use crate::policy::view::{Claims, RequestView, View};
 use crate::route::Found;
 use crate::telemetry::metrics::Decision;
+use crate::traffic::cors::CorsPolicy;
+use crate::traffic::fault::ActiveFault;
+use crate::traffic::limit::Shown;
 
 /// What filters found out about a request, besides whether it may go on.
 #[derive(Debug, Default)]
@@ -35,6 +41,10 @@ pub struct Findings {
     pub refusal: Option<Box<Refusal>>,
     /// What `shadow_rules` would have said.
     pub shadow: Option<String>,
+    /// The refusal as a filter wrote it, whole.
+    pub reply: Option<Box<Response>>,
+    /// The request counts as one with a fault.
+    pub fault: Option<ActiveFault>,
     /// The refusal in the words of an external service.
     pub denial: Option<Box<Denial>>,
     /// `WWW-Authenticate` of the refusal.
@@ -74,6 +84,14 @@ pub enum Answering {
         /// What the client knew.
         known: Option<SocketAddr>,
     },
+    /// An origin may read it.
+    Share(Arc<CorsPolicy>, HeaderValue),
+    /// It shows a rate limit.
+    Limit(Shown),
+    /// A rate limit service wants something in it.
+    Told(Box<Told>),
+    /// Its body comes with that many bytes a second.
+    Throttle(u64),
 }
 
 /// Does with the head of an answer what filters that saw the request want: the last one of them first, as in Envoy.
@@ -87,6 +105,14 @@ pub fn answer(ctx: &mut RequestCtx, response: &mut Response) {
             }
             Answering::Session { filter, known } => {
                 session::answer(ctx, &filter, known, &mut response.head.headers);
+            }
+            Answering::Share(policy, origin) => policy.share(Some(origin), &mut response.head.headers),
+            Answering::Limit(shown) => traffic::show(shown, response),
+            Answering::Told(told) => told.apply(&mut response.head.headers),
+            Answering::Throttle(rate) => {
+                let body = std::mem::take(&mut response.body);
+                let throttled = ThrottledBody::new(body, rate, Instant::now());
+                response.body = Body::Throttled(Box::new(throttled));
             }
         }
     }
@@ -130,6 +156,23 @@ pub async fn run<'f>(
                 Some(Override::Session(own)) => session::begin(ctx, own),
                 _ => session::begin(ctx, filter),
             },
+            HttpFilter::Cors(name) => traffic::cors(ctx, route.and_then(|route| route.of(name)), found)?,
+            HttpFilter::LocalLimit(name, filter) => {
+                let said = route.and_then(|route| route.of(name));
+                traffic::local_limit(ctx, name, filter, said, found)?;
+            }
+            HttpFilter::GlobalLimit(name, filter) => {
+                let said = route.and_then(|route| route.of(name));
+                Box::pin(global_limit::check(ctx, name, filter, said, found)).await?;
+            }
+            HttpFilter::Fault(name, filter) => {
+                let said = route.and_then(|route| route.of(name));
+                Box::pin(traffic::fault(ctx, filter, said, found)).await?;
+            }
+            HttpFilter::Buffer(name, limit) => {
+                let said = route.and_then(|route| route.of(name));
+                Box::pin(traffic::buffer(ctx, body, name, *limit, said)).await?;
+            }
             HttpFilter::Authz(..) | HttpFilter::Router => {}
         }
     }
@@ -142,7 +185,7 @@ fn effective<'f>(name: &str, filter: &'f RbacFilter, route: Option<&'f Overrides
         Some(Override::Rbac(filter)) => Some(filter),
         Some(Override::Disabled) => None,
         // What is about another kind of filter is refused where the filters are known.
-        Some(Override::Jwt(_) | Override::Authz(_) | Override::Session(_)) | None => Some(filter),
+        _ => Some(filter),
     }
 }
 
@@ -226,9 +269,7 @@ pub fn required<'f>(
     match said {
         Some(Override::Disabled) => Ok(None),
         Some(Override::Jwt(name)) => filter.named.get(&**name).map(Some).ok_or(Reason::JwtNoRequirement),
-        Some(Override::Rbac(_) | Override::Authz(_) | Override::Session(_)) | None => {
-            Ok(filter.requirement(head, random))
-        }
+        _ => Ok(filter.requirement(head, random)),
     }
 }
 

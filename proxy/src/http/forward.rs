@@ -17,6 +17,7 @@ use super::guard::{GuardedBody, Idle, Trailers};
 use super::h1::client::Sent;
 use super::headers;
 use super::local_reply;
+use super::mirror;
 use super::replay::Replay;
 use super::response::Response;
 use super::values::Values;
@@ -54,7 +55,7 @@ pub async fn forward(
     body: Body,
 ) -> Result<Response, Reason> {
     pass_upgrade(ctx, action, http)?;
-    let random = ctx.downstream.worker.with_rng(|rng| rng.u64(..));
+    let random = ctx.split();
     let target = route.target(action, random, &ctx.head.headers);
     let Some(cluster) = find_cluster(ctx, &target) else {
         ctx.reason = Some(Reason::NoCluster);
@@ -71,6 +72,7 @@ pub async fn forward(
     let state = RetryState::new(action.retry.as_deref(), &ctx.head, ctx.origin.internal);
     headers::remove_steering(&mut ctx.head.headers);
     add_timeout_header(ctx, &limits, http);
+    let body = mirror::start(ctx, action, limits.request, body);
     let mut deadline = std::mem::take(&mut ctx.deadline);
     // The route's limit and the cluster's (`HttpProtocolOptions.max_stream_duration`): the earlier one ends the stream.
     for limit in [limits.stream, cluster.spec().http.max_stream_duration].into_iter().flatten() {
@@ -180,6 +182,12 @@ fn find_cluster(ctx: &mut RequestCtx, target: &Target<'_>) -> Option<Arc<Cluster
         NamedCluster::Missing => None,
     };
     cluster.cloned()
+}
+
+/// How long the stream of a request may last on `route`, from its first byte on.
+pub(super) fn stream_limit(ctx: &RequestCtx, route: &Route) -> Option<Duration> {
+    let crate::route::Action::Forward(action) = &route.action else { return None };
+    time_limits(ctx, action, &ctx.http).stream
 }
 
 fn time_limits(ctx: &RequestCtx, action: &RouteAction, http: &HttpSpec) -> Limits {

@@ -35,6 +35,8 @@ pub const fn text(reason: Reason) -> &'static str {
         Reason::JwtUnknownKey => "Jwks doesn't have key to match kid or alg from Jwt",
         Reason::JwtBadSignature => "Jwt verification fails",
         Reason::JwtKeysUnavailable => "Jwks remote fetch is failed",
+        Reason::FaultInjected => "fault filter abort",
+        Reason::LocalRateLimited => "local_rate_limited",
         other => other.explain().trim_ascii(),
     }
 }
@@ -60,7 +62,16 @@ pub fn reply_with(reason: Reason, status: StatusCode, body: Bytes, grpc: bool) -
 
 /// Trailers-only: HTTP 200 with the gRPC status in the head (gRPC PROTOCOL-HTTP2, "Responses").
 fn grpc_reply(reason: Reason, status: StatusCode, message: &[u8]) -> Response {
-    let own = matches!(reason, Reason::DirectResponse | Reason::ExtAuthzDenied | Reason::ExtAuthzError);
+    let own = matches!(
+        reason,
+        Reason::DirectResponse
+            | Reason::ExtAuthzDenied
+            | Reason::ExtAuthzError
+            | Reason::FaultInjected
+            | Reason::LocalRateLimited
+            | Reason::RateLimited
+            | Reason::RateLimitError
+    );
     let code = match grpc_of(status) {
         _ if !own => reason.grpc(),
         // To a client of gRPC a refusal is none if it has the status of success.

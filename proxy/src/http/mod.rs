@@ -1,6 +1,7 @@
 //! HTTP: codecs, the pipeline, one attempt, bodies.
 
 pub mod ahead;
+pub mod ask;
 pub mod attempt;
 pub mod authority;
 pub mod authz;
@@ -10,6 +11,7 @@ pub mod downstream;
 pub mod filters;
 pub mod forward;
 pub mod forwarded;
+pub mod global_limit;
 pub mod guard;
 pub mod h1;
 pub mod h2;
@@ -17,6 +19,7 @@ pub mod head;
 pub mod headers;
 pub mod interim;
 pub mod local_reply;
+pub mod mirror;
 pub mod path;
 pub mod pipeline;
 pub mod pump;
@@ -24,6 +27,8 @@ pub mod recheck;
 pub mod replay;
 pub mod response;
 pub mod session;
+pub mod throttle;
+pub mod traffic;
 pub mod tunnel;
 pub mod values;
 pub mod watchdog;

@@ -42,9 +42,12 @@ pub async fn handle(ctx: &mut RequestCtx, body: Body) -> Response {
     response
 }
 
-fn failure(ctx: &RequestCtx, reason: Reason) -> Response {
+fn failure(ctx: &mut RequestCtx, reason: Reason) -> Response {
     if ctx.timeout_alternative && matches!(reason, Reason::UpstreamTimeout | Reason::PerTryTimeout) {
         return local_reply::reply_with(reason, StatusCode::NO_CONTENT, bytes::Bytes::new(), false);
+    }
+    if let Some(reply) = ctx.policy.as_mut().and_then(|policy| policy.reply.take()) {
+        return *reply;
     }
     let denial = ctx.policy.as_ref().and_then(|policy| policy.denial.as_deref());
     if let Some(denial) = denial {

@@ -72,6 +72,7 @@ pub async fn serve(
         worker,
         evicted: std::cell::OnceCell::new(),
         streams: std::cell::Cell::new(0),
+        limits: std::cell::RefCell::default(),
     });
     match &chain.filter {
         NetworkFilter::Http(http) => {

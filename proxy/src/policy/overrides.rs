@@ -5,9 +5,13 @@ use std::sync::Arc;
 use super::authz::CheckSettings;
 use super::rbac::RbacFilter;
 use crate::http::session::SessionFilter;
+use crate::traffic::cors::CorsPolicy;
+use crate::traffic::fault::FaultFilter;
+use crate::traffic::limit::LocalLimit;
+use crate::traffic::limit::global::GlobalRoute;
 
 /// The settings of a route, its virtual host and its table for filters, by their names. The most specific one is the whole
-/// setting of a filter, as in Envoy; only contexts of checks are merged.
+/// setting of a filter, as in Envoy; only contexts of checks and cross-origin rules are merged.
 #[derive(Debug, Clone, Default)]
 pub struct Overrides(Arc<[(Arc<str>, Override)]>);
 
@@ -24,6 +28,16 @@ pub enum Override {
     Authz(Arc<CheckSettings>),
     /// `StatefulSessionPerRoute.stateful_session`.
     Session(Arc<SessionFilter>),
+    /// `CorsPolicy`.
+    Cors(Arc<CorsPolicy>),
+    /// `HTTPFault`.
+    Fault(Arc<FaultFilter>),
+    /// `BufferPerRoute.buffer`, bytes.
+    Buffer(usize),
+    /// `LocalRateLimit`.
+    LocalLimit(Arc<LocalLimit>),
+    /// `RateLimitPerRoute`.
+    GlobalLimit(Arc<GlobalRoute>),
 }
 
 impl Overrides {
@@ -38,6 +52,10 @@ impl Overrides {
         let own = own.into_iter().map(|(name, said)| match (&said, above.of(&name)) {
             (Override::Authz(own), Some(Override::Authz(above))) => {
                 let merged = Override::Authz(Arc::new(own.below(above)));
+                (name, merged)
+            }
+            (Override::Cors(own), Some(Override::Cors(above))) => {
+                let merged = Override::Cors(Arc::new(own.below(above)));
                 (name, merged)
             }
             _ => (name, said),

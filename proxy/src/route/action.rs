@@ -9,7 +9,7 @@ use http::{HeaderMap, StatusCode};
 
 use super::hash_policy::HashPolicy;
 use super::header::{HeaderMutations, Render};
-use super::matcher::{HeaderKey, HeaderView, PathMatch, RouteMatch};
+use super::matcher::{Fraction, HeaderKey, HeaderView, PathMatch, RouteMatch};
 use super::rewrite::{BadRewrite, HostRewrite, PathRewrite};
 use super::split::WeightedClusters;
 use crate::balance::subset::LbMetadata;
@@ -18,6 +18,7 @@ use crate::http::head::RequestHead;
 use crate::policy::overrides::Overrides;
 use crate::resilience::retry::RetryPolicy;
 use crate::resilience::timeout::TimeoutPolicy;
+use crate::traffic::limit::RouteRules;
 
 /// A compiled `envoy.config.route.v3.Route`.
 #[derive(Debug)]
@@ -81,6 +82,21 @@ pub struct RouteAction {
     pub attempt_count_in_response: bool,
     /// `include_is_timeout_retry_header`: X-Envoy-Is-Timeout-Retry on an attempt that follows a timeout.
     pub is_timeout_retry_header: bool,
+    /// `rate_limits` of the route and its virtual host: what requests count as.
+    pub limits: RouteRules,
+    /// `request_mirror_policies` of the route, or else of its virtual host or its table.
+    pub mirrors: Arc<[MirrorPolicy]>,
+}
+
+/// `RequestMirrorPolicy`: where a copy of the request goes.
+#[derive(Debug, Clone)]
+pub struct MirrorPolicy {
+    /// `cluster` or `cluster_header`.
+    pub cluster: ClusterRef,
+    /// `runtime_fraction`, its default value; None is every request.
+    pub share: Option<Fraction>,
+    /// `disable_shadow_host_suffix_append` is not set: `-shadow` is appended to the host.
+    pub mark_host: bool,
 }
 
 pub use crate::resilience::breaker::RoutingPriority as Priority;

@@ -32,7 +32,7 @@ pub(super) const fn of_reason(reason: Reason) -> &'static str {
             "Send less (cookies are the usual cause), or raise max_request_headers_kb or max_headers_count of the listener."
         }
         R::BodyTooLarge => {
-            "Send less, or raise max_request_bytes, or set allow_partial_message, in with_request_body of ext_authz."
+            "Send less, or raise max_request_bytes, or set allow_partial_message, in with_request_body of ext_authz; or raise max_request_bytes of envoy.filters.http.buffer."
         }
         R::UpgradeRefused => {
             "Add the upgrade to upgrade_configs of the listener or the route if it is wanted."
@@ -62,6 +62,18 @@ pub(super) const fn of_reason(reason: Reason) -> &'static str {
         }
         R::MaxDuration => {
             "Raise max_stream_duration of the route or cluster (max_downstream_connection_duration of tcp_proxy), or let the client begin anew."
+        }
+        R::FaultInjected => {
+            "Nothing is broken: a test asked for it. Look at the filter envoy.filters.http.fault."
+        }
+        R::LocalRateLimited => {
+            "The client sends more than it may; `rule` names the filter (envoy.filters.http.local_ratelimit) with its buckets."
+        }
+        R::RateLimited => {
+            "The client sends more than it may; `rule` names the filter (envoy.filters.http.ratelimit), and its service knows the limit."
+        }
+        R::RateLimitError => {
+            "See why the rate limit service does not answer in time: `rule` says what happened. Without failure_mode_deny requests go on."
         }
         R::Overloaded => "Find what the proxy is short of, and give it more or send it less.",
         R::Draining => "Nothing is wrong: let the client try again, on a new connection.",

@@ -9,6 +9,7 @@ pub mod listener;
 pub mod policy;
 pub mod route;
 pub mod tls;
+pub mod traffic;
 
 use remora_xds::diag::Errors;
 

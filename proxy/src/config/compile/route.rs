@@ -17,22 +17,27 @@ use self::headers::Levels;
 use super::Scope;
 use super::common::{data_source, enumeration, header_key, header_name, unsupported};
 use crate::config::compile::policy::filters::overrides;
+use crate::config::compile::traffic::{compile_legacy_cors, compile_rules};
 use crate::config::names::ClusterId;
-use crate::policy::overrides::Overrides;
+use crate::policy::overrides::{Override, Overrides};
 use crate::resilience::retry::RetryPolicy;
-use crate::route::action::{Action, DirectResponse, Route};
+use crate::route::action::{Action, DirectResponse, MirrorPolicy, Route};
 use crate::route::matcher::HeaderKey;
 use crate::route::table::{ClusterUse, RequireTls, RouteTable, TableRules, VirtualHost};
+use crate::traffic::limit::descriptor::Rule;
 
 mod action;
 mod hash;
 mod headers;
 mod matches;
+mod mirror;
 mod redirect;
 mod retry;
 
 pub(super) use hash::cookie_text;
 
+pub(super) use headers::additions;
+pub(super) use matches::query_match;
 pub use matches::route_match as compile_route_match;
 pub use retry::compile_retry_policy;
 
@@ -65,7 +70,6 @@ pub fn compile_route_table(pb: &pb::RouteConfiguration, at: &At<'_>, scope: &mut
     } = pb;
     unsupported(vhds.is_some(), &at.field("vhds"), scope);
     unsupported(!cluster_specifier_plugins.is_empty(), &at.field("cluster_specifier_plugins"), scope);
-    unsupported(!request_mirror_policies.is_empty(), &at.field("request_mirror_policies"), scope);
     unsupported(!route_specifiers.is_empty(), &at.field("route_specifiers"), scope);
     let overrides = overrides(typed_per_filter_config, &Overrides::default(), at, scope);
     let rules = TableRules {
@@ -88,9 +92,11 @@ pub fn compile_route_table(pb: &pb::RouteConfiguration, at: &At<'_>, scope: &mut
         most_specific_wins: *most_specific_header_mutations_wins,
         max_body: max_direct_response_body_size_bytes.as_ref().map_or(DIRECT_BODY, |v| v.value) as usize,
         domains: HashMap::new(),
+        mirrors: Arc::default(),
         clusters: Vec::new(),
         seen: HashMap::new(),
     };
+    table.mirrors = table.mirrors(request_mirror_policies, &Arc::default(), at, scope);
     let hosts_at = at.field("virtual_hosts");
     let hosts = virtual_hosts
         .iter()
@@ -119,6 +125,7 @@ struct TableContext {
     overrides: Overrides,
     most_specific_wins: bool,
     max_body: usize,
+    mirrors: Arc<[MirrorPolicy]>,
     /// Domain -> virtual host that has it.
     domains: HashMap<Box<str>, Arc<str>>,
     clusters: Vec<ClusterUse>,
@@ -129,6 +136,8 @@ struct TableContext {
 struct HostContext {
     levels: Levels,
     overrides: Overrides,
+    limits: Arc<[Rule]>,
+    mirrors: Arc<[MirrorPolicy]>,
     retry: Option<Arc<RetryPolicy>>,
     buffer_limit: Option<u64>,
     attempt_count_in_request: bool,
@@ -167,13 +176,11 @@ impl TableContext {
         } = pb;
         unsupported(matcher.is_some(), &at.field("matcher"), scope);
         unsupported(!virtual_clusters.is_empty(), &at.field("virtual_clusters"), scope);
-        unsupported(!rate_limits.is_empty(), &at.field("rate_limits"), scope);
-        unsupported(cors.is_some(), &at.field("cors"), scope);
         unsupported(retry_policy_typed_config.is_some(), &at.field("retry_policy_typed_config"), scope);
         unsupported(hedge_policy.is_some(), &at.field("hedge_policy"), scope);
-        unsupported(!request_mirror_policies.is_empty(), &at.field("request_mirror_policies"), scope);
         unsupported(!route_specifiers.is_empty(), &at.field("route_specifiers"), scope);
         let overrides = overrides(typed_per_filter_config, &self.overrides, at, scope);
+        let overrides = with_cors(cors.as_ref(), overrides, at, scope);
         let name: Arc<str> = name.as_str().into();
         if name.is_empty() {
             scope.errors.report(&at.field("name"), "must not be empty");
@@ -186,6 +193,8 @@ impl TableContext {
                 scope,
             ),
             overrides,
+            limits: compile_rules(rate_limits, &at.field("rate_limits"), scope).into(),
+            mirrors: self.mirrors(request_mirror_policies, &Arc::clone(&self.mirrors), at, scope),
             retry: retry_policy
                 .as_ref()
                 .map(|p| Arc::new(compile_retry_policy(p, &at.field("retry_policy"), scope))),
@@ -268,6 +277,7 @@ impl TableContext {
         unsupported(!stat_prefix.is_empty(), &at.field("stat_prefix"), scope);
         unsupported(!route_specifiers.is_empty(), &at.field("route_specifiers"), scope);
         let overrides = overrides(typed_per_filter_config, &host.overrides, at, scope);
+        let overrides = with_cors(route_cors(action.as_ref()), overrides, &at.field("route"), scope);
         let levels = Levels::compile(
             (request_headers_to_add, request_headers_to_remove),
             (response_headers_to_add, response_headers_to_remove),
@@ -351,6 +361,26 @@ impl TableContext {
         }
         id
     }
+}
+
+#[expect(deprecated, reason = "old files have cors here")]
+const fn route_cors(action: Option<&pb::route::Action>) -> Option<&pb::CorsPolicy> {
+    match action {
+        Some(pb::route::Action::Route(route)) => route.cors.as_ref(),
+        _ => None,
+    }
+}
+
+/// What the older field `cors` says: the same as `typed_per_filter_config` of the filter with Envoy's name.
+fn with_cors(
+    pb: Option<&pb::CorsPolicy>,
+    overrides: Overrides,
+    at: &At<'_>,
+    scope: &mut Scope<'_>,
+) -> Overrides {
+    let Some(pb) = pb else { return overrides };
+    let policy = compile_legacy_cors(pb, &at.field("cors"), scope);
+    Overrides::new(vec![("envoy.filters.http.cors".into(), Override::Cors(Arc::new(policy)))], &overrides)
 }
 
 fn non_empty(text: &str) -> Option<&str> {

@@ -34,9 +34,12 @@ pub struct GrpcService {
     pub metadata: Box<[(HeaderName, ValueTemplate)]>,
 }
 
-/// The head of an RPC that may take `timeout`.
+/// The RPC that checks a request.
+pub const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
+
+/// The head of the RPC `path` that may take `timeout`.
 #[must_use]
-pub fn head(service: &GrpcService, timeout: Duration) -> RequestHead {
+pub fn head(service: &GrpcService, path: &'static str, timeout: Duration) -> RequestHead {
     let mut headers = HeaderMap::with_capacity(8);
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
@@ -47,7 +50,7 @@ pub fn head(service: &GrpcService, timeout: Duration) -> RequestHead {
         method: Method::POST,
         scheme: Scheme::HTTP,
         authority: Some(service.authority.clone()),
-        path: PathAndQuery::from_static("/envoy.service.auth.v3.Authorization/Check"),
+        path: PathAndQuery::from_static(path),
         version: Version::HTTP_2,
         headers,
         case: HeaderCase::default(),
@@ -57,7 +60,11 @@ pub fn head(service: &GrpcService, timeout: Duration) -> RequestHead {
 /// The question as one length-prefixed message (gRPC PROTOCOL-HTTP2).
 #[must_use]
 pub fn question(question: &Question<'_>, told: &Told, buffer: Option<Buffer>) -> Bytes {
-    let message = pb::CheckRequest { attributes: Some(attributes(question, told, buffer)) };
+    frame(&pb::CheckRequest { attributes: Some(attributes(question, told, buffer)) })
+}
+
+/// One length-prefixed message (gRPC PROTOCOL-HTTP2).
+pub fn frame(message: &impl Message) -> Bytes {
     let length = message.encoded_len();
     let mut out = BytesMut::with_capacity(5 + length);
     out.put_u8(0);
@@ -211,16 +218,25 @@ fn value(json: &Value) -> protobuf::Value {
     protobuf::Value { kind: Some(kind) }
 }
 
-/// The answer in `body`, the data of an RPC that ended with OK. A denial has at most `limit` bytes of body.
+/// The one message in `body`, the data of an RPC.
 ///
 /// # Errors
-/// Why it is none.
-pub fn answer(body: &[u8], limit: usize) -> Result<Answer, Invalid> {
+/// It is compressed, or there is more or less than one.
+pub fn unframe(body: &[u8]) -> Result<&[u8], Invalid> {
     let (prefix, message) = body.split_first_chunk::<5>().ok_or(Invalid::Malformed)?;
     let [compressed, length @ ..] = prefix;
     if *compressed != 0 || usize::try_from(u32::from_be_bytes(*length)) != Ok(message.len()) {
         return Err(Invalid::Malformed);
     }
+    Ok(message)
+}
+
+/// The answer in `body`, the data of an RPC that ended with OK. A denial has at most `limit` bytes of body.
+///
+/// # Errors
+/// Why it is none.
+pub fn answer(body: &[u8], limit: usize) -> Result<Answer, Invalid> {
+    let message = unframe(body)?;
     let pb::CheckResponse { status, dynamic_metadata: _, http_response } =
         pb::CheckResponse::from_bytes(message).map_err(|_| Invalid::Malformed)?;
     let allowed = status.is_none_or(|status| status.code == 0);

@@ -191,6 +191,14 @@ fn service(
     }
 }
 
+/// The cluster that a `grpc_service` names, and how it is asked. Its `timeout` says nothing.
+pub fn asked_by_grpc(pb: &GrpcPb, at: &At<'_>, scope: &mut Scope<'_>) -> Option<(ClusterId, GrpcService)> {
+    match grpc(pb, at, scope)? {
+        Asked { cluster, service: Service::Grpc(service), .. } => Some((cluster, service)),
+        Asked { service: Service::Web(_), .. } => None,
+    }
+}
+
 fn grpc(pb: &GrpcPb, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Asked> {
     let GrpcPb { timeout, initial_metadata, retry_policy, target_specifier } = pb;
     refuse!(scope, at; retry_policy);

@@ -17,6 +17,7 @@ use super::rbac::http_filter;
 use super::session::session_override;
 use crate::config::compile::Scope;
 use crate::config::compile::fields::{holds, unpack};
+use crate::config::compile::traffic::traffic_override;
 use crate::policy::overrides::{Override, Overrides};
 
 /// Compiles `typed_per_filter_config` of one level; `above` is what the next level says.
@@ -30,18 +31,18 @@ pub fn overrides(
     let mut list: Vec<_> = map.iter().collect();
     list.sort_by_key(|(name, _)| *name);
     let own = list.into_iter().filter_map(|(name, any)| {
-        let said = filter_override(any, &at.field(name), scope)?;
+        let said = filter_override(name, any, &at.field(name), scope)?;
         Some((Arc::from(name.as_str()), said))
     });
     Overrides::new(own.collect(), above)
 }
 
-fn filter_override(any: &Any, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Override> {
+fn filter_override(name: &str, any: &Any, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Override> {
     if holds::<FilterConfig>(any) {
         let FilterConfig { config, is_optional: _, disabled } = unpack(any, at, scope)?;
         return match (config, disabled) {
             (_, true) => Some(Override::Disabled),
-            (Some(config), false) => filter_override(&config, &at.field("config"), scope),
+            (Some(config), false) => filter_override(name, &config, &at.field("config"), scope),
             (None, false) => {
                 scope.errors.report(at, "says nothing").fix("set config, or disabled: true");
                 None
@@ -72,8 +73,11 @@ fn filter_override(any: &Any, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Over
     if holds::<ExtAuthzPerRoute>(any) {
         return authz_override(&unpack(any, at, scope)?, at, scope);
     }
+    if let Some(said) = traffic_override(name, any, at, scope) {
+        return said;
+    }
     let message = format!("`{}` is no setting of a filter that is supported here", any.type_url);
-    let fix = "use RBACPerRoute, PerRouteConfig of jwt_authn, ExtAuthzPerRoute or FilterConfig";
+    let fix = "use a message of a filter that is there for routes, or FilterConfig";
     scope.errors.report(at, message).fix(fix);
     None
 }

@@ -7,7 +7,7 @@ mod metadata;
 mod rbac;
 mod session;
 
-pub use authz::authz_filter as compile_authz;
+pub use authz::{asked_by_grpc, authz_filter as compile_authz};
 pub use jwt::jwt_filter as compile_jwt;
 pub use rbac::{http_filter as compile_http_rbac, network_filter as compile_network_rbac};
 pub use session::session_filter as compile_session;

@@ -26,12 +26,14 @@ use crate::config::compile::cluster::lb_metadata;
 use crate::config::compile::common::{
     duration, enumeration, has_control, header_key, header_name, substitution, unsupported, value_template,
 };
+use crate::config::compile::traffic::compile_rules;
 use crate::resilience::retry::RetryPolicy;
 use crate::resilience::timeout::{GrpcHeader, Limit, TimeoutPolicy};
 use crate::route::action::{ClusterRef, ClusterSpecifier, Priority, RouteAction, UpgradeOverride};
 use crate::route::header::ValueTemplate;
 use crate::route::rewrite::{HostRewrite, PathRewrite, parse_authority};
 use crate::route::split::{WeightedCluster, WeightedClusters};
+use crate::traffic::limit::RouteRules;
 
 /// What an action takes from its route and virtual host.
 pub(super) struct Parents<'a> {
@@ -82,6 +84,8 @@ impl TableContext {
             attempt_count_in_request: parents.host.attempt_count_in_request,
             attempt_count_in_response: parents.host.attempt_count_in_response,
             is_timeout_retry_header: parents.host.is_timeout_retry_header,
+            limits: limits(pb, parents.host, at, scope),
+            mirrors: self.mirrors(&pb.request_mirror_policies, &parents.host.mirrors, at, scope),
             clusters: clusters?,
         })
     }
@@ -246,12 +250,12 @@ fn refuse_unsupported(pb: &pb::RouteAction, at: &At<'_>, scope: &mut Scope<'_>) 
         early_data_policy,
         retry_policy: _,
         retry_policy_typed_config,
-        request_mirror_policies,
+        request_mirror_policies: _,
         priority: _,
-        rate_limits,
-        include_vh_rate_limits,
+        rate_limits: _,
+        include_vh_rate_limits: _,
         hash_policy: _,
-        cors,
+        cors: _,
         max_grpc_timeout: _,
         grpc_timeout_offset: _,
         upgrade_configs: _,
@@ -268,10 +272,6 @@ fn refuse_unsupported(pb: &pb::RouteAction, at: &At<'_>, scope: &mut Scope<'_>) 
         ("flush_timeout", flush_timeout.is_some()),
         ("early_data_policy", early_data_policy.is_some()),
         ("retry_policy_typed_config", retry_policy_typed_config.is_some()),
-        ("request_mirror_policies", !request_mirror_policies.is_empty()),
-        ("rate_limits", !rate_limits.is_empty()),
-        ("include_vh_rate_limits", include_vh_rate_limits.is_some()),
-        ("cors", cors.is_some()),
         ("internal_redirect_policy", internal_redirect_policy.is_some()),
         ("internal_redirect_action", *internal_redirect_action != 0),
         ("max_internal_redirects", max_internal_redirects.is_some()),
@@ -279,6 +279,15 @@ fn refuse_unsupported(pb: &pb::RouteAction, at: &At<'_>, scope: &mut Scope<'_>) 
     ];
     for (field, set) in set {
         unsupported(set, &at.field(field), scope);
+    }
+}
+
+#[expect(deprecated, reason = "old files say here what vh_rate_limits of the filter says")]
+fn limits(pb: &pb::RouteAction, host: &HostContext, at: &At<'_>, scope: &mut Scope<'_>) -> RouteRules {
+    RouteRules {
+        own: compile_rules(&pb.rate_limits, &at.field("rate_limits"), scope).into(),
+        host: Arc::clone(&host.limits),
+        include_host: pb.include_vh_rate_limits.as_ref().is_some_and(|v| v.value),
     }
 }
 

@@ -73,6 +73,16 @@ fn level(
     Arc::new(MutationLevel::new(remove, set))
 }
 
+/// Headers that a filter adds.
+pub(in crate::config::compile) fn additions(
+    add: &[HeaderValueOption],
+    at: &At<'_>,
+    scope: &mut Scope<'_>,
+) -> HeaderMutations {
+    let set = add.iter().enumerate().filter_map(|(i, h)| header_set(h, &at.index(i), scope)).collect();
+    HeaderMutations::new([Arc::new(MutationLevel::new(Vec::new(), set))])
+}
+
 fn header_set(pb: &HeaderValueOption, at: &At<'_>, scope: &mut Scope<'_>) -> Option<HeaderSet> {
     #[expect(deprecated, reason = "old files have append")]
     let HeaderValueOption { header, append, append_action, keep_empty_value } = pb;

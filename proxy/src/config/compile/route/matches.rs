@@ -83,7 +83,11 @@ fn path_match(
     })
 }
 
-fn query_match(pb: &pb::QueryParameterMatcher, at: &At<'_>, scope: &mut Scope<'_>) -> Option<QueryMatch> {
+pub(in crate::config::compile) fn query_match(
+    pb: &pb::QueryParameterMatcher,
+    at: &At<'_>,
+    scope: &mut Scope<'_>,
+) -> Option<QueryMatch> {
     let pb::QueryParameterMatcher { name, query_parameter_match_specifier } = pb;
     if name.is_empty() {
         scope.errors.report(&at.field("name"), "must not be empty");

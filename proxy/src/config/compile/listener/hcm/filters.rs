@@ -16,6 +16,7 @@ use crate::config::compile::Scope;
 use crate::config::compile::common::unsupported;
 use crate::config::compile::fields::{boolean, holds, refuse, unpack};
 use crate::config::compile::policy::{compile_authz, compile_http_rbac, compile_jwt, compile_session};
+use crate::config::compile::traffic::traffic_filter;
 use crate::config::spec::HttpFilter;
 use crate::policy::overrides::Override;
 use crate::route::RouteTable;
@@ -88,6 +89,9 @@ fn policy(name: &str, any: &Any, at: &At<'_>, scope: &mut Scope<'_>) -> Option<O
         let compiled = pb.and_then(|pb| compile_jwt(&pb, at, scope));
         return Some(compiled.map(|filter| HttpFilter::Jwt(name, Box::new(filter))));
     }
+    if let Some(filter) = traffic_filter(&name, any, at, scope) {
+        return Some(filter);
+    }
     if holds::<ExtAuthz>(any) {
         let pb = unpack::<ExtAuthz>(any, at, scope);
         let compiled = pb.and_then(|pb| compile_authz(&name, &pb, at, scope));
@@ -109,7 +113,14 @@ pub fn stray_override<'t>(table: &'t RouteTable, filters: &[HttpFilter]) -> Opti
             (HttpFilter::Rbac(own, _), Override::Rbac(_) | Override::Disabled)
             | (HttpFilter::Jwt(own, _), Override::Disabled)
             | (HttpFilter::Authz(own, _), Override::Authz(_) | Override::Disabled)
-            | (HttpFilter::Session(own, _), Override::Session(_) | Override::Disabled) => **own == *name,
+            | (HttpFilter::Session(own, _), Override::Session(_) | Override::Disabled)
+            | (HttpFilter::Cors(own), Override::Cors(_) | Override::Disabled)
+            | (HttpFilter::Fault(own, _), Override::Fault(_) | Override::Disabled)
+            | (HttpFilter::Buffer(own, _), Override::Buffer(_) | Override::Disabled)
+            | (HttpFilter::GlobalLimit(own, _), Override::GlobalLimit(_) | Override::Disabled)
+            | (HttpFilter::LocalLimit(own, _), Override::LocalLimit(_) | Override::Disabled) => {
+                **own == *name
+            }
             (HttpFilter::Jwt(own, jwt), Override::Jwt(wanted)) => {
                 **own == *name && jwt.named.contains_key(&**wanted)
             }

@@ -1,0 +1,9 @@
+//! What filters do to traffic besides access: faults, limits, cross-origin rules. Pure: `now` and random numbers are passed in.
+//!
+//! - [`cors`][]: `envoy.filters.http.cors`.
+//! - [`fault`][]: `envoy.filters.http.fault`.
+//! - [`limit`][]: token buckets, descriptors and `envoy.filters.http.local_ratelimit`.
+
+pub mod cors;
+pub mod fault;
+pub mod limit;
