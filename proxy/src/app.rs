@@ -2,6 +2,7 @@
 
 mod control_plane;
 mod dns;
+mod health;
 mod identity;
 mod key_sets;
 mod listeners;
@@ -143,6 +144,7 @@ struct App {
     dns_updates: mpsc::Receiver<DnsUpdate>,
     unresolved: Unresolved,
     key_sets: KeySets,
+    health: health::Health,
     requests: mpsc::Receiver<DrainListeners>,
     drain: Drain,
     readiness: Readiness,
@@ -182,6 +184,7 @@ pub async fn run(
         options: options.clone(),
     });
     shared.registry.control.config_from_disk(from_disk);
+    shared.registry.add(Arc::new(health::HealthMetrics(Arc::clone(&shared.config))));
     let (ask, requests) = mpsc::channel(16);
     let (updates, dns_updates) = mpsc::channel(64);
     let (driver, dns) = Driver::new(Arc::new(SystemResolver::default()), updates, fastrand::Rng::new());
@@ -214,6 +217,7 @@ pub async fn run(
         dns_updates,
         unresolved: Unresolved::default(),
         key_sets: KeySets::default(),
+        health: health::Health::default(),
         requests,
         drain,
         readiness,
@@ -327,6 +331,7 @@ enum Happening {
     Files,
     Dns(DnsUpdate),
     Identity(crate::identity::Event),
+    Health,
     DrainListeners(DrainListeners),
 }
 
@@ -353,6 +358,7 @@ impl App {
             control_plane.follow(&snapshot);
         }
         self.key_sets.follow(&snapshot, &self.shared.config);
+        self.health.sweep.announce_panics(&snapshot);
         self.shared.config.store(Arc::new(snapshot));
         self.tell(|| Command::Changed).await;
     }
@@ -414,6 +420,7 @@ impl App {
             () = at(alarm) => Happening::Alarm,
             () = self.watcher.changed() => Happening::Files,
             Some(update) = self.dns_updates.recv() => Happening::Dns(update),
+            () = health::next(self.health.due()) => Happening::Health,
             event = identity::next_event(&mut self.identity) => Happening::Identity(event),
             Some(request) = self.requests.recv() => Happening::DrainListeners(request),
         }
@@ -427,6 +434,7 @@ impl App {
             Happening::Files => self.files_changed().await,
             Happening::Dns(update) => self.dns_answered(&update).await,
             Happening::Identity(event) => self.identity_said(event).await,
+            Happening::Health => self.health_changed().await,
             Happening::DrainListeners(request) => self.drain_listeners(request).await,
         }
     }

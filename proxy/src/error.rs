@@ -145,6 +145,8 @@ reasons! {
     NoHealthyUpstream = "no_healthy_upstream", 503, Unavailable, "UH", Proxy;
     /// A circuit breaker limit (connections, pending or active requests) is reached.
     UpstreamOverflow = "upstream_overflow", 503, Unavailable, "UO", Proxy;
+    /// The circuit breaker of the route or of the destination is open: too many calls failed or were slow of late.
+    CircuitOpen = "circuit_open", 503, Unavailable, "UO", Proxy;
     /// The route's timeout ended the request.
     UpstreamTimeout = "upstream_request_timeout", 504, Unavailable, "UT", Proxy;
     /// The last try ran into its per-try timeout.

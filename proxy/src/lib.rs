@@ -21,6 +21,7 @@ pub mod readiness;
 pub mod resilience;
 pub mod route;
 pub mod signal;
+mod sync;
 pub mod tcp;
 pub mod tcp_proxy;
 pub mod telemetry;

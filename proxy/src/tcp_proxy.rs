@@ -20,6 +20,7 @@ use crate::http::downstream::Downstream;
 use crate::io::Io;
 use crate::listener::admission::{self, Refused};
 use crate::resilience::breaker::{Resource, RoutingPriority};
+use crate::resilience::circuit::Pass;
 use crate::route::hash_policy::source_ip;
 use crate::tcp::{self, Ended, Traffic};
 use crate::telemetry::record::{self, AccessRecord, Timings};
@@ -163,7 +164,8 @@ async fn connect(
         tried.push(endpoint.key);
         let active = endpoint.begin();
         let over = Cell::new(None);
-        let watch = Watch::begin(cluster, &endpoint, &over);
+        let passes = [None, pass(cluster)?];
+        let watch = Watch::begin(cluster, &endpoint, &over, passes);
         let connected = transport::connect(cluster, &endpoint, Alpn::None).await;
         if let Some(watch) = watch {
             let failed = connected.as_ref().err();
@@ -175,6 +177,12 @@ async fn connect(
         }
     }
     Err(last)
+}
+
+/// What the cluster's circuit breaker says.
+fn pass(cluster: &Cluster) -> Result<Option<Pass>, Reason> {
+    let asked = cluster.spec().circuit.as_ref().map(|circuit| circuit.try_acquire(Instant::now()));
+    asked.transpose().map_err(|_| Reason::CircuitOpen)
 }
 
 fn pick(

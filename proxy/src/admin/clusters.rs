@@ -80,7 +80,8 @@ fn cluster_text(cluster: &ClusterStatus, out: &mut String) -> std::fmt::Result {
         writeln!(out, "{at}::canary::false")?;
         writeln!(out, "{at}::priority::{}", host.priority)?;
         writeln!(out, "{at}::success_rate::{}", host.success_rate.unwrap_or(-1.0))?;
-        writeln!(out, "{at}::local_origin_success_rate::-1")?;
+        let local = host.local_origin_success_rate.unwrap_or(-1.0);
+        writeln!(out, "{at}::local_origin_success_rate::{local}")?;
     }
     Ok(())
 }
@@ -130,8 +131,12 @@ fn host_json(host: &HostStatus) -> Value {
             "sub_zone": host.locality.sub_zone,
         },
     });
-    if let (Some(rate), Some(fields)) = (host.success_rate, json.as_object_mut()) {
-        fields.insert("success_rate".to_owned(), json!({ "value": rate }));
+    let rates =
+        [("success_rate", host.success_rate), ("local_origin_success_rate", host.local_origin_success_rate)];
+    for (name, rate) in rates {
+        if let (Some(rate), Some(fields)) = (rate, json.as_object_mut()) {
+            fields.insert(name.to_owned(), json!({ "value": rate }));
+        }
     }
     json
 }

@@ -9,6 +9,7 @@
 //! | `/healthcheck` | GET | 200 while the process runs |
 //! | `/config_dump` | GET | the configuration in use; `?resource=dynamic_active_clusters` one list of it, `?name_regex=` by name |
 //! | `/clusters` | GET | clusters and their endpoints; `?format=json` |
+//! | `/circuit_breakers` | GET, POST | circuit breakers and their state; POST `?name=cluster/orders&state=FORCED_OPEN` sets one |
 //! | `/listeners` | GET | listeners and their addresses; `?format=json` |
 //! | `/certs` | GET | certificates and when they expire |
 //! | `/why` | GET | what was refused or lost, the newest first; `/why/<request id>`, `?id=`, `?reason=`, `?format=json` |
@@ -29,6 +30,7 @@
 //! connections, head size, the time to send a request and to get the answer.
 
 mod certificates;
+mod circuit_breakers;
 mod clusters;
 mod config_dump;
 mod html;
@@ -54,8 +56,8 @@ use crate::why::Stories;
 pub use logging::LevelControl;
 pub use server::{BoundAdmin, OpenAnswers, Pages};
 pub use source::{
-    AdminSource, Certificate, ClusterStatus, DrainListeners, EdsHealth, HealthFlags, HostStats, HostStatus,
-    ListenerStatus, Locality, ServerInfo, Thresholds,
+    AdminSource, Certificate, CircuitStatus, ClusterStatus, DrainListeners, EdsHealth, HealthFlags,
+    HostStats, HostStatus, ListenerStatus, Locality, ServerInfo, Thresholds,
 };
 
 /// What the pages show and change.

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::query::Query;
 use super::source::{Certificate, DrainListeners};
-use super::{Admin, clusters, config_dump, html, logging, stats, why};
+use super::{Admin, circuit_breakers, clusters, config_dump, html, logging, stats, why};
 use crate::readiness::State;
 
 /// What a page says.
@@ -94,6 +94,12 @@ pub(super) const PAGES: &[Page] = &[
     }),
     page("/config_dump", Change::Never, "the configuration in use", config_dump::answer),
     page("/clusters", Change::Never, "clusters and endpoints", clusters::answer),
+    page(
+        "/circuit_breakers",
+        Change::WithParameters,
+        "circuit breakers and their state",
+        circuit_breakers::answer,
+    ),
     page("/listeners", Change::Never, "listeners and addresses", listeners),
     page("/certs", Change::Never, "certificates and when they expire", certificates),
     page(WHY, Change::Never, "what was refused or lost, and why", why::answer),

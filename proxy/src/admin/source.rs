@@ -5,12 +5,21 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::resilience::circuit::View;
+
 /// The rest of the proxy, as the admin server sees it. Called on a blocking thread, never on a worker.
 pub trait AdminSource: Send + Sync + 'static {
     /// The entries of `configs`: one object for each kind (`envoy.admin.v3.ListenersConfigDump`, …), with `@type`.
     fn config_dump(&self) -> Vec<Value>;
     /// All clusters.
     fn clusters(&self) -> Vec<ClusterStatus>;
+    /// All circuit breakers (`remora.circuit_breaker`).
+    fn circuits(&self) -> Vec<CircuitStatus>;
+    /// Sets one to a state. False: there is none of this name.
+    ///
+    /// # Errors
+    /// There is no such state.
+    fn set_circuit(&self, name: &str, state: &str) -> Result<bool, &'static str>;
     /// All listeners.
     fn listeners(&self) -> Vec<ListenerStatus>;
     /// All certificates in use.
@@ -41,6 +50,15 @@ pub struct ServerInfo {
     pub node: Value,
     /// Options of the command line.
     pub command_line_options: Value,
+}
+
+/// A circuit breaker.
+#[derive(Debug, Clone)]
+pub struct CircuitStatus {
+    /// `cluster/NAME` or `route/TABLE/VIRTUAL HOST/NAME`.
+    pub name: String,
+    /// State and window.
+    pub view: View,
 }
 
 /// A listener.
@@ -101,6 +119,8 @@ pub struct HostStatus {
     pub priority: u32,
     /// Success rate of outlier detection in percent, when there was enough traffic.
     pub success_rate: Option<f64>,
+    /// The same of what does not come from the endpoint (connecting, time limits).
+    pub local_origin_success_rate: Option<f64>,
 }
 
 /// Counters of an endpoint.

@@ -51,6 +51,7 @@ impl AdminSource for Source {
             locality: Locality { zone: "z".to_owned(), ..Locality::default() },
             priority: 0,
             success_rate: None,
+            local_origin_success_rate: None,
         };
         vec![ClusterStatus {
             name: "c<script>\n".to_owned(),
@@ -59,6 +60,14 @@ impl AdminSource for Source {
             thresholds: [thresholds; 2],
             hosts: vec![host],
         }]
+    }
+
+    fn circuits(&self) -> Vec<CircuitStatus> {
+        Vec::new()
+    }
+
+    fn set_circuit(&self, _name: &str, _state: &str) -> Result<bool, &'static str> {
+        Ok(false)
     }
 
     fn listeners(&self) -> Vec<ListenerStatus> {

@@ -5,14 +5,17 @@ use std::sync::Arc;
 use remora_xds::{Kind, Schema};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::certificates;
 use super::source::{
-    AdminSource, Certificate, ClusterStatus, DrainListeners, EdsHealth, HealthFlags, HostStats, HostStatus,
-    ListenerStatus, Locality, ServerInfo, Thresholds,
+    AdminSource, Certificate, CircuitStatus, ClusterStatus, DrainListeners, EdsHealth, HealthFlags,
+    HostStats, HostStatus, ListenerStatus, Locality, ServerInfo, Thresholds,
 };
 use crate::app::Shared;
 use crate::resilience::breaker::{RoutingPriority, Thresholds as Limits};
+use crate::resilience::circuit::Circuit;
+use crate::resilience::outlier::Monitor;
 use crate::upstream::cluster::Cluster;
 use crate::upstream::endpoint::{Endpoint, HealthStatus};
 
@@ -77,6 +80,19 @@ impl AdminSource for AdminView {
         clusters
     }
 
+    fn circuits(&self) -> Vec<CircuitStatus> {
+        let now = Instant::now();
+        let status =
+            |circuit: Arc<Circuit>| CircuitStatus { name: circuit.name.to_string(), view: circuit.view(now) };
+        self.shared.config.load().circuits.all().into_iter().map(status).collect()
+    }
+
+    fn set_circuit(&self, name: &str, state: &str) -> Result<bool, &'static str> {
+        let all = self.shared.config.load().circuits.all();
+        let found = all.iter().find(|circuit| *circuit.name == *name);
+        found.map_or(Ok(false), |circuit| circuit.set_state(state).map(|()| true))
+    }
+
     fn listeners(&self) -> Vec<ListenerStatus> {
         let bound = self.shared.bound.load();
         bound
@@ -135,6 +151,9 @@ fn cluster_status(cluster: &Cluster) -> ClusterStatus {
 fn host_status(endpoint: &Endpoint) -> HostStatus {
     let spec = &endpoint.spec;
     let locality = &spec.group.locality;
+    let standing = endpoint.state.standing();
+    let rates = endpoint.state.known_monitor().map_or([None; 2], Monitor::success_rates);
+    let [success_rate, local_origin_success_rate] = rates;
     HostStatus {
         address: spec.address,
         hostname: spec.hostname.as_deref().unwrap_or_default().to_owned(),
@@ -144,6 +163,8 @@ fn host_status(endpoint: &Endpoint) -> HostStatus {
             ..HostStats::default()
         },
         health: HealthFlags {
+            failed_active_hc: standing.has_failed_health_check(),
+            failed_outlier_check: standing.is_ejected(),
             failed_eds_health: spec.health == HealthStatus::Unhealthy,
             ..HealthFlags::default()
         },
@@ -160,6 +181,7 @@ fn host_status(endpoint: &Endpoint) -> HostStatus {
             sub_zone: locality.sub_zone.to_string(),
         },
         priority: spec.group.priority,
-        success_rate: None,
+        success_rate,
+        local_origin_success_rate,
     }
 }

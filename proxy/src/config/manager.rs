@@ -322,6 +322,7 @@ impl Manager {
             route_tables,
             clusters: Arc::clone(&self.cluster_list),
             cluster_ids,
+            circuits: self.names.circuits.clone(),
         }
     }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use tokio::time::Instant;
 
 use super::secrets::Secrets;
+use crate::resilience::circuit::registry::Circuits;
 use crate::traffic::limit::{Limits, LimitsSpec};
 
 /// The number of a name of kind `K`.
@@ -135,6 +136,8 @@ pub struct Names {
     pub chains: Interner<ChainKind>,
     /// Certificates and trust.
     pub secrets: Secrets,
+    /// Circuit breakers.
+    pub circuits: Circuits,
     /// Policies: `prefix/name`.
     pub policies: Interner<PolicyKind>,
     /// Buckets of rate limits.

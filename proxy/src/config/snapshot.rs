@@ -6,6 +6,7 @@ use foldhash::HashMap;
 
 use super::names::{ChainId, ClusterId, RouteTableId};
 use super::spec::{FilterChain, ListenerSpec};
+use crate::resilience::circuit::registry::Circuits;
 use crate::route::RouteTable;
 use crate::upstream::cluster::Cluster;
 
@@ -20,6 +21,8 @@ pub struct Snapshot {
     pub(super) route_tables: Vec<Option<Arc<RouteTable>>>,
     pub(super) clusters: Arc<Vec<Option<Arc<Cluster>>>>,
     pub(super) cluster_ids: Arc<HashMap<Arc<str>, ClusterId>>,
+    /// Circuit breakers.
+    pub circuits: Circuits,
 }
 
 impl Snapshot {

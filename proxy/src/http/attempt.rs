@@ -8,6 +8,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use http::{HeaderValue, Version};
+use tokio::time::Instant;
 
 use super::body::Body;
 use super::context::RequestCtx;
@@ -27,7 +28,7 @@ use crate::route::action::RouteAction;
 use crate::route::rewrite::parse_authority;
 use crate::upstream::cluster::{Cluster, Discovery, UpstreamProtocol};
 use crate::upstream::endpoint::{Endpoint, EndpointKey};
-use crate::upstream::outcome::{Ended, Unsettled, Watch, grpc_status};
+use crate::upstream::outcome::{Ended, Passes, Unsettled, Watch, grpc_status};
 use crate::worker::Worker;
 use crate::worker::timer::Timer;
 
@@ -45,6 +46,8 @@ pub struct Attempt<'a> {
     pub per_try: Option<Duration>,
     /// Only a new connection will do: the last one had gone stale.
     pub fresh: bool,
+    /// The cluster stands in for another: the circuit breaker of the route has refused already.
+    pub stand_in: bool,
     /// Endpoints to avoid.
     pub tried: &'a [EndpointKey],
     /// What the route and the request say about the endpoint.
@@ -65,6 +68,7 @@ pub struct Wanted<'a> {
 /// # Errors
 /// Why there is no answer, and how far the request got.
 pub async fn run(ctx: &mut RequestCtx, attempt: &Attempt<'_>, body: Body) -> Result<Response, Failed> {
+    let passes = pass(ctx, attempt)?;
     take_request_permit(ctx, attempt)?;
     let endpoint = pick(ctx, attempt)?;
     if attempt.action.host_rewrite.needs_endpoint()
@@ -74,7 +78,7 @@ pub async fn run(ctx: &mut RequestCtx, attempt: &Attempt<'_>, body: Body) -> Res
     }
     ctx.active = Some(endpoint.begin());
     let progress = Rc::clone(&ctx.progress);
-    let watch = Watch::begin(attempt.cluster, &endpoint, &progress.over);
+    let watch = Watch::begin(attempt.cluster, &endpoint, &progress.over, passes);
     let answer = {
         let send = pin!(send(ctx, attempt, &endpoint, body));
         limited(ctx, attempt, send).await
@@ -119,6 +123,24 @@ async fn limited(
         ended.map(|reason| Err(Failed::new(reason, Sent::All)))
     })
     .await
+}
+
+/// What the circuit breakers of the route and of the destination say.
+fn pass(ctx: &mut RequestCtx, attempt: &Attempt<'_>) -> Result<Passes, Failed> {
+    let mut passes = [None, None];
+    let of_route = attempt.action.circuit.as_ref().filter(|_| !attempt.stand_in);
+    let circuits = [of_route, attempt.cluster.spec().circuit.as_ref()];
+    for (pass, circuit) in passes.iter_mut().zip(circuits) {
+        let Some(circuit) = circuit else { continue };
+        match circuit.try_acquire(Instant::now()) {
+            Ok(passed) => *pass = Some(passed),
+            Err(refusal) => {
+                ctx.circuit = Some(Box::new(refusal));
+                return Err(Failed::new(Reason::CircuitOpen, Sent::Nothing));
+            }
+        }
+    }
+    Ok(passes)
 }
 
 /// One permit for the request, however often it is tried.

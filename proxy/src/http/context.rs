@@ -20,6 +20,7 @@ use super::response::Response;
 use crate::config::names::ClusterId;
 use crate::config::spec::HttpSpec;
 use crate::error::Reason;
+use crate::resilience::circuit::Refusal;
 use crate::telemetry::flags::ResponseFlags;
 use crate::telemetry::record::{self, AccessRecord, Timings};
 use crate::tls::TlsSession;
@@ -78,6 +79,8 @@ pub struct RequestCtx {
     pub trailers: Rc<std::cell::OnceCell<HeaderMap>>,
     /// The outcome of the last attempt, when its trailers may still change it.
     pub unsettled: Option<Box<Unsettled>>,
+    /// The circuit breaker that refused the last attempt.
+    pub circuit: Option<Box<Refusal>>,
     /// What policy filters found; None when there was nothing to keep.
     pub policy: Option<Box<Findings>>,
     /// What filters that saw the request will do with its answer, in their order.
@@ -160,6 +163,7 @@ impl RequestCtx {
             timeout_alternative: false,
             trailers: Rc::default(),
             unsettled: None,
+            circuit: None,
             policy: None,
             answering: Vec::new(),
             changes: downstream.worker.changes.follow(),

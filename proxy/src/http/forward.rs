@@ -14,7 +14,7 @@ use super::attempt::{self, Attempt, Wanted};
 use super::body::Body;
 use super::context::{Deadline, RequestCtx};
 use super::guard::{GuardedBody, Idle, Trailers};
-use super::h1::client::Sent;
+use super::h1::client::{Failed, Sent};
 use super::headers;
 use super::local_reply;
 use super::mirror;
@@ -23,6 +23,7 @@ use super::response::Response;
 use super::values::Values;
 use crate::config::spec::HttpSpec;
 use crate::error::Reason;
+use crate::resilience::circuit::Fallback;
 use crate::resilience::retry::{Decision, Outcome, Progress, RetryKind, RetryPolicy, RetryState, Stop};
 use crate::resilience::timeout::{Circumstances, Limit, Limits};
 use crate::route::Route;
@@ -347,18 +348,27 @@ async fn retry_loop(
     tries: Tries<'_>,
 ) -> Result<Response, Reason> {
     let Tries { mut state, per_try, wanted } = tries;
+    let mut cluster = Arc::clone(cluster);
     let policy = action.retry.as_deref();
     let had_body = !body.is_end();
     let mut source = Source::new(body, &state, action.buffer_limit);
     let mut tried: SmallVec<[EndpointKey; 4]> = SmallVec::new();
-    let mut fresh = false;
+    let (mut fresh, mut stand_in) = (false, false);
     loop {
         ctx.attempts += 1;
         if action.attempt_count_in_request {
             ctx.head.headers.insert(ATTEMPT_COUNT.clone(), HeaderValue::from(ctx.attempts));
         }
-        let attempt = Attempt { cluster, action, per_try, fresh, tried: &tried, wanted };
+        let attempt = Attempt { cluster: &cluster, action, per_try, fresh, stand_in, tried: &tried, wanted };
         let outcome = attempt::run(ctx, &attempt, source.take()).await;
+        if !stand_in
+            && source.is_replayable(had_body)
+            && let Err(Failed { reason: Reason::CircuitOpen, .. }) = outcome
+            && let Some(other) = other_destination(ctx, &cluster)
+        {
+            (cluster, stand_in) = (other, true);
+            continue;
+        }
         let (decision, asked) = match &outcome {
             Ok(response) if response.upgraded.is_some() => return outcome.map_err(|failed| failed.reason),
             Ok(response) => {
@@ -392,7 +402,7 @@ async fn retry_loop(
             };
             ctx.permits[1] = Some(permit);
         }
-        ctx.downstream.worker.metrics.retried(ctx.cluster_id, cluster, kind);
+        ctx.downstream.worker.metrics.retried(ctx.cluster_id, &cluster, kind);
         if policy.is_some_and(|p| p.avoid_previous_hosts) || kind == RetryKind::Transparent {
             tried.extend(
                 ctx.active
@@ -408,6 +418,17 @@ async fn retry_loop(
             tokio::time::sleep(delay).await;
         }
     }
+}
+
+/// Where the circuit breaker that refused an attempt sends the request instead. Once: the fallback of a fallback is not asked.
+#[cold]
+fn other_destination(ctx: &mut RequestCtx, refused: &Arc<Cluster>) -> Option<Arc<Cluster>> {
+    let Some(Fallback::Cluster(id)) = ctx.circuit.as_ref()?.circuit.spec.fallback else { return None };
+    let other = ctx.snapshot.cluster(id).filter(|other| !Arc::ptr_eq(other, refused))?;
+    let other = Arc::clone(other);
+    ctx.cluster = Some(Arc::clone(&other));
+    ctx.cluster_id = Some(id);
+    Some(other)
 }
 
 fn wait_before(

@@ -18,6 +18,7 @@ use super::values::Values;
 use crate::config::spec::{HttpSpec, RouteSource};
 use crate::error::Reason;
 use crate::policy::authz::answer::Denial;
+use crate::resilience::circuit::{Fallback, Refusal};
 use crate::route::action::{DirectResponse, Redirect, tls_location};
 use crate::route::{Action, Found, Query, Route};
 
@@ -57,8 +58,26 @@ fn failure(ctx: &mut RequestCtx, reason: Reason) -> Response {
     if let Some(challenge) = ctx.policy.as_ref().and_then(|policy| policy.challenge.clone()) {
         response.head.headers.insert(header::WWW_AUTHENTICATE, challenge);
     }
+    if let Some(refusal) = ctx.circuit.as_ref().filter(|_| reason == Reason::CircuitOpen) {
+        return refused_by_circuit(refusal, response, ctx.is_grpc());
+    }
     if reason == Reason::UpstreamOverflow && !ctx.http.suppress_envoy_headers {
         response.head.headers.insert(OVERLOADED.clone(), HeaderValue::from_static("true"));
+    }
+    response
+}
+
+/// The refusal of a circuit breaker: when to come again, or the answer that stands in for it.
+fn refused_by_circuit(refusal: &Refusal, mut response: Response, grpc: bool) -> Response {
+    if let Some(Fallback::Answer(fixed)) = refusal.circuit.spec.fallback.as_ref().filter(|_| !grpc) {
+        response = local_reply::reply_with(Reason::CircuitOpen, fixed.status, fixed.body.clone(), false);
+        for (name, value) in &fixed.headers {
+            response.head.headers.insert(name, value.clone());
+        }
+    } else if let Some(wait) = refusal.retry_after {
+        // Whole seconds, and not too early (RFC 9110 §10.2.3).
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        response.head.headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     response
 }

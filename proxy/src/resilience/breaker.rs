@@ -3,7 +3,7 @@
 //! The counters are shared by all workers and outlive configuration; the limits come from the snapshot with every call, so
 //! an edited limit holds from the next request on and no counter is reset.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// What is limited (`CircuitBreakers.Thresholds`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

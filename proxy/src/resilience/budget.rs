@@ -1,12 +1,12 @@
 //! Retry budgets: retries in flight as a share of the requests in flight, so that retries never multiply an outage.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::breaker::{Breaker, Holder, Permit, Resource, Thresholds};
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// `CircuitBreakers.Thresholds.RetryBudget`.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -7,6 +7,8 @@ use http::header::HeaderName;
 pub mod backoff;
 pub mod breaker;
 pub mod budget;
+pub mod circuit;
+pub mod outlier;
 pub mod retry;
 pub mod timeout;
 

@@ -16,6 +16,7 @@ use crate::balance::subset::LbMetadata;
 use crate::config::names::ClusterId;
 use crate::http::head::RequestHead;
 use crate::policy::overrides::Overrides;
+use crate::resilience::circuit::Circuit;
 use crate::resilience::retry::RetryPolicy;
 use crate::resilience::timeout::TimeoutPolicy;
 use crate::traffic::limit::RouteRules;
@@ -67,6 +68,8 @@ pub struct RouteAction {
     pub append_x_forwarded_host: bool,
     /// `priority`: which circuit breaker thresholds count.
     pub priority: Priority,
+    /// `remora.circuit_breaker` of the route's metadata.
+    pub circuit: Option<Arc<Circuit>>,
     /// `upgrade_configs`.
     pub upgrades: Box<[UpgradeOverride]>,
     /// `hash_policy`.

@@ -1,19 +1,23 @@
 //! Clusters: what the file said ([`ClusterSpec`]), what outlives its edits ([`ClusterState`]), and the two joined with the
 //! endpoints of the moment ([`Cluster`]), which is what a snapshot holds.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use super::census::{Census, Out};
 use super::connect::ConnectSpec;
 use super::dns::DnsSpec;
-use super::endpoint::{Assignment, Endpoint, EndpointSet, Metadata};
+use super::endpoint::{Assignment, Endpoint, EndpointSet, HealthStatus, Metadata};
 use super::original_dst::OriginalDstSpec;
+use super::outlier::OutlierCounts;
 use crate::balance::context::LbContext;
 use crate::balance::zone::LocalZones;
 use crate::balance::{LbPolicy, LbSpec, WorkerCursor};
 use crate::config::spec::{Http1Spec, Http2Spec};
 use crate::resilience::breaker::{Breaker, Holder, Permit, Resource, RoutingPriority, Thresholds};
+use crate::resilience::circuit::Circuit;
+use crate::resilience::outlier::OutlierSpec;
 use crate::tls::client::ClientTls;
 
 /// A compiled `envoy.config.cluster.v3.Cluster`.
@@ -35,6 +39,10 @@ pub struct ClusterSpec {
     pub tls: Option<Arc<ClientTls>>,
     /// `circuit_breakers` of DEFAULT and HIGH.
     pub thresholds: [Thresholds; 2],
+    /// `outlier_detection`.
+    pub outlier: Option<OutlierSpec>,
+    /// `remora.circuit_breaker` of its metadata.
+    pub circuit: Option<Arc<Circuit>>,
     /// `per_connection_buffer_limit_bytes`, default 1 MiB.
     pub buffer_limit: usize,
     /// `common_lb_config.close_connections_on_host_set_change`.
@@ -163,6 +171,8 @@ pub struct SniSpec {
 #[derive(Debug, Default)]
 pub struct ClusterState {
     breakers: [Breaker; 2],
+    census: Census,
+    outlier: OnceLock<Box<OutlierCounts>>,
     panics: AtomicU64,
     nobody: AtomicU64,
 }
@@ -172,6 +182,36 @@ impl ClusterState {
     #[must_use]
     pub const fn breaker(&self, priority: RoutingPriority) -> &Breaker {
         &self.breakers[priority as usize]
+    }
+
+    /// How many endpoints may be used.
+    #[must_use]
+    pub const fn census(&self) -> &Census {
+        &self.census
+    }
+
+    /// What outlier detection counts.
+    #[must_use]
+    pub fn outlier(&self) -> &OutlierCounts {
+        self.outlier.get_or_init(Box::default)
+    }
+
+    /// The same, if anything was counted.
+    #[must_use]
+    pub fn known_outlier(&self) -> Option<&OutlierCounts> {
+        self.outlier.get().map(|counts| &**counts)
+    }
+
+    /// The endpoints are `new` now, in the place of `old`.
+    fn recount(&self, old: &EndpointSet, new: &EndpointSet) {
+        for endpoint in old.endpoints().iter().filter(|endpoint| endpoint.state.is_gone()) {
+            self.census.forget(endpoint.state.standing());
+        }
+        for endpoint in new.endpoints() {
+            let out = matches!(endpoint.spec.health, HealthStatus::Draining | HealthStatus::Unhealthy);
+            self.census.set(endpoint.state.standing(), Out::Discovery, out);
+            self.census.join(endpoint.state.standing());
+        }
     }
 
     /// Picks made in panic mode (Envoy `lb_healthy_panic`).
@@ -206,7 +246,9 @@ impl Cluster {
             Discovery::OriginalDst(_) => (empty, true),
             Discovery::Dns(_) | Discovery::Eds(_) => (empty, false),
         };
-        Self { spec, endpoints: Arc::new(endpoints), state: Arc::default(), warm }
+        let state = ClusterState::default();
+        state.recount(&endpoints, &endpoints);
+        Self { spec, endpoints: Arc::new(endpoints), state: Arc::new(state), warm }
     }
 
     /// The same cluster after its resource was edited. Endpoints, pools, counters and permits go on; the endpoints that discovery
@@ -226,6 +268,7 @@ impl Cluster {
             _ if self.spec.lb == spec.lb => (Arc::clone(&self.endpoints), warm),
             _ => (Arc::new(self.endpoints.rebalance(&spec.lb)), warm),
         };
+        self.state.recount(&self.endpoints, &endpoints);
         Self { spec, endpoints, state: Arc::clone(&self.state), warm }
     }
 
@@ -233,6 +276,7 @@ impl Cluster {
     #[must_use]
     pub fn with_assignment(&self, assignment: &Assignment) -> Self {
         let endpoints = EndpointSet::update(&self.endpoints, assignment, &self.spec.lb);
+        self.state.recount(&self.endpoints, &endpoints);
         Self { endpoints: Arc::new(endpoints), warm: true, ..self.clone() }
     }
 
@@ -270,7 +314,7 @@ impl Cluster {
     /// Whether somebody wants to know how attempts end ([`super::outcome::record`]).
     #[must_use]
     pub fn is_watched(&self) -> bool {
-        matches!(self.spec.lb.policy, LbPolicy::PeakEwma(_))
+        matches!(self.spec.lb.policy, LbPolicy::PeakEwma(_)) || self.spec.outlier.is_some()
     }
 
     /// Whether discovery has answered once, with endpoints or without, and the secrets of its TLS context have come.

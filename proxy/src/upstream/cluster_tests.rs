@@ -17,6 +17,8 @@ fn spec(discovery: Discovery) -> ClusterSpec {
         http: UpstreamHttp::default(),
         tls: None,
         thresholds: [Thresholds::default(); 2],
+        outlier: None,
+        circuit: None,
         buffer_limit: 1 << 20,
         close_on_host_change: false,
         metadata: None,

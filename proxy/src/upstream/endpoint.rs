@@ -6,18 +6,20 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use foldhash::{HashMap, HashMapExt};
 use tokio::time::Instant;
 
+use super::census::Standing;
 use crate::balance::context::{LbContext, Tick};
 use crate::balance::ewma::Latency;
 use crate::balance::subset::{LbMetadata, Subsets};
 use crate::balance::zone::LocalZones;
 use crate::balance::{Balancer, LbSpec, Rules, WorkerCursor};
+use crate::resilience::outlier::Monitor;
 
 /// Number of an endpoint, unique in the process and never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -172,9 +174,12 @@ const IDLE_START_MS: u32 = 3_000;
 /// Idle times are not learned beyond this: many load balancers and servers close at 60 s.
 const IDLE_MAX_MS: u32 = 55_000;
 const IDLE_MIN_MS: u32 = 100;
+const _: () = assert!(IDLE_MAX_MS <= u16::MAX as u32);
 
-const EJECTED: u8 = 1;
-const FAILED_HEALTH_CHECK: u8 = 2;
+/// None of these times is longer than [`IDLE_MAX_MS`].
+fn narrow(ms: u32) -> u16 {
+    u16::try_from(ms).unwrap_or(u16::MAX)
+}
 
 /// What the proxy knows about an endpoint from its own traffic. Atomics, because it must mean the same on every worker. Every request
 /// writes it, so that it should share its cache line with nothing else: with the two counts of its `Arc` it is as long as one, and the
@@ -182,15 +187,14 @@ const FAILED_HEALTH_CHECK: u8 = 2;
 #[derive(Debug, Default)]
 pub struct EndpointState {
     active: AtomicU32,
-    flags: AtomicU8,
-    idle_ms: AtomicU32,
-    idle_cap_ms: AtomicU32,
+    standing: Standing,
+    idle_ms: AtomicU16,
+    idle_cap_ms: AtomicU16,
     requests: AtomicU64,
-    gone: AtomicBool,
     latency: Latency,
     /// The tick at which it became known or healthy again.
     since: AtomicU32,
-    _rest_of_the_line: [u32; 3],
+    monitor: OnceLock<Box<Monitor>>,
 }
 
 const _: () = assert!(size_of::<EndpointState>() == 64 - 2 * size_of::<usize>());
@@ -229,47 +233,62 @@ impl EndpointState {
     /// at once; priorities and panic mode follow when the set is rebuilt ([`EndpointSet::rebalance`]).
     #[must_use]
     pub fn is_out(&self) -> bool {
-        self.flags.load(Ordering::Relaxed) != 0
+        self.standing.is_out()
     }
 
     /// Nobody lists the endpoint any more: its pools are to be given up. For good, because a new list makes a new endpoint of it.
     pub fn leave(&self) {
-        self.gone.store(true, Ordering::Relaxed);
+        self.standing.leave();
     }
 
     /// See [`Self::leave`].
     #[must_use]
     pub fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Relaxed)
+        self.standing.is_gone()
     }
 
-    /// Sets or clears ejection by outlier detection. Answers whether that was a change.
-    pub fn set_ejected(&self, on: bool) -> bool {
-        self.set_flag(EJECTED, on)
+    /// Why it is out. Changes go through the cluster's [`super::census::Census`].
+    #[must_use]
+    pub const fn standing(&self) -> &Standing {
+        &self.standing
     }
 
-    /// Sets or clears failure of active health checks. Answers whether that was a change.
-    pub fn set_failed_health_check(&self, on: bool) -> bool {
-        self.set_flag(FAILED_HEALTH_CHECK, on)
+    /// What outlier detection counts: behind this line, because most requests write nothing there.
+    #[must_use]
+    pub fn monitor(&self) -> &Monitor {
+        self.monitor.get_or_init(Box::default)
     }
 
-    fn set_flag(&self, flag: u8, on: bool) -> bool {
-        let old = if on {
-            self.flags.fetch_or(flag, Ordering::Relaxed)
-        } else {
-            self.flags.fetch_and(!flag, Ordering::Relaxed)
-        };
-        if !on && old == flag {
+    /// The same, if anything was counted.
+    #[must_use]
+    pub fn known_monitor(&self) -> Option<&Monitor> {
+        self.monitor.get().map(|monitor| &**monitor)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_ejected(&self, on: bool) -> bool {
+        self.set_out(None, on)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_failed_health_check(&self, on: bool) -> bool {
+        self.set_out(Some(super::census::Out::HealthCheck), on)
+    }
+
+    #[cfg(test)]
+    fn set_out(&self, why: Option<super::census::Out>, on: bool) -> bool {
+        let changed = self.standing.set_out(why, on);
+        if changed && !self.is_out() {
             self.starts(Tick::at(Instant::now()));
         }
-        (old & flag != 0) != on
+        changed
     }
 
     /// How long a pooled HTTP/1 connection to this endpoint may idle and still be used again: the configured time or, if
     /// shorter, the time that the endpoint is known to keep connections open (features.md B1, pain 1).
     #[must_use]
     pub fn idle_limit(&self, configured: Option<Duration>) -> Duration {
-        let learned = match self.idle_ms.load(Ordering::Relaxed) {
+        let learned = match u32::from(self.idle_ms.load(Ordering::Relaxed)) {
             0 => IDLE_START_MS,
             ms => ms,
         };
@@ -281,12 +300,12 @@ impl EndpointState {
     /// long, so the next ones may stay longer.
     pub fn idle_survived(&self, idle: Duration) {
         let idle = u32::try_from(idle.as_millis()).unwrap_or(IDLE_MAX_MS);
-        let cap = match self.idle_cap_ms.load(Ordering::Relaxed) {
+        let cap = match u32::from(self.idle_cap_ms.load(Ordering::Relaxed)) {
             0 => IDLE_MAX_MS,
             ms => ms,
         };
         let next = idle.saturating_mul(2).clamp(IDLE_MIN_MS, cap.clamp(IDLE_MIN_MS, IDLE_MAX_MS));
-        self.idle_ms.fetch_max(next.max(IDLE_START_MS.min(cap)), Ordering::Relaxed);
+        self.idle_ms.fetch_max(narrow(next.max(IDLE_START_MS.min(cap))), Ordering::Relaxed);
     }
 
     /// The endpoint closed a pooled connection that had been idle for `idle`: from now on three quarters of that is the
@@ -294,12 +313,12 @@ impl EndpointState {
     pub fn idle_closed(&self, idle: Duration) {
         let idle = u32::try_from(idle.as_millis()).unwrap_or(u32::MAX);
         let cap = (idle / 4).saturating_mul(3).clamp(IDLE_MIN_MS, IDLE_MAX_MS);
-        let current = match self.idle_ms.load(Ordering::Relaxed) {
+        let current = match u32::from(self.idle_ms.load(Ordering::Relaxed)) {
             0 => IDLE_START_MS,
             ms => ms,
         };
-        self.idle_cap_ms.store(cap, Ordering::Relaxed);
-        self.idle_ms.store(current.min(cap), Ordering::Relaxed);
+        self.idle_cap_ms.store(narrow(cap), Ordering::Relaxed);
+        self.idle_ms.store(narrow(current.min(cap)), Ordering::Relaxed);
     }
 }
 

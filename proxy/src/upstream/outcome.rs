@@ -9,10 +9,12 @@ use tokio::time::Instant;
 
 use super::cluster::Cluster;
 use super::endpoint::Endpoint;
+use super::outlier;
 use crate::balance::LbPolicy;
 use crate::balance::context::Tick;
 use crate::balance::ewma::{Latency, PeakEwma};
 use crate::error::Reason;
+use crate::resilience::circuit::Pass;
 
 /// How an attempt ended, in the words that all who are told of it need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,6 +119,9 @@ pub fn record(cluster: &Cluster, endpoint: &Endpoint, outcome: &Outcome, now: In
     if let LbPolicy::PeakEwma(ewma) = &cluster.spec().lb.policy {
         note_latency(ewma, endpoint.state.latency(), outcome, Tick::at(now));
     }
+    if let Some(spec) = &cluster.spec().outlier {
+        outlier::note(cluster, endpoint, spec, outcome.verdict());
+    }
 }
 
 fn note_latency(ewma: &PeakEwma, latency: &Latency, outcome: &Outcome, now: Tick) {
@@ -131,6 +136,15 @@ fn note_latency(ewma: &PeakEwma, latency: &Latency, outcome: &Outcome, now: Tick
     }
 }
 
+/// What the circuit breakers of the route and of the cluster let through.
+pub type Passes = [Option<Pass>; 2];
+
+fn settle(passes: &mut Passes, outcome: &Outcome, now: Instant) {
+    for pass in passes.iter_mut().filter_map(Option::take) {
+        pass.settle(outcome, now);
+    }
+}
+
 /// An attempt that is under way: exactly one outcome comes of it, whoever drops it.
 #[derive(Debug)]
 #[must_use]
@@ -141,6 +155,7 @@ pub struct Watch<'a> {
     over: &'a Cell<Option<Reason>>,
     began: Instant,
     told: bool,
+    passes: Passes,
 }
 
 impl<'a> Watch<'a> {
@@ -150,9 +165,11 @@ impl<'a> Watch<'a> {
         cluster: &'a Arc<Cluster>,
         endpoint: &'a Arc<Endpoint>,
         over: &'a Cell<Option<Reason>>,
+        passes: Passes,
     ) -> Option<Self> {
-        let began = cluster.is_watched().then(Instant::now)?;
-        Some(Self { cluster, endpoint, over, began, told: false })
+        let watched = cluster.is_watched() || passes.iter().any(Option::is_some);
+        let began = watched.then(Instant::now)?;
+        Some(Self { cluster, endpoint, over, began, told: false, passes })
     }
 
     /// It ended.
@@ -169,13 +186,16 @@ impl<'a> Watch<'a> {
             endpoint,
             ended: Ended::Answered { status, grpc: None },
             took: self.began.elapsed(),
+            passes: std::mem::take(&mut self.passes),
         }
     }
 
     fn tell(&mut self, ended: Ended) {
         self.told = true;
         let now = Instant::now();
-        record(self.cluster, self.endpoint, &Outcome { ended, took: now - self.began }, now);
+        let outcome = Outcome { ended, took: now - self.began };
+        record(self.cluster, self.endpoint, &outcome, now);
+        settle(&mut self.passes, &outcome, now);
     }
 }
 
@@ -194,6 +214,7 @@ pub struct Unsettled {
     endpoint: Arc<Endpoint>,
     ended: Ended,
     took: Duration,
+    passes: Passes,
 }
 
 impl Unsettled {
@@ -213,7 +234,9 @@ impl Unsettled {
 impl Drop for Unsettled {
     fn drop(&mut self) {
         let outcome = Outcome { ended: self.ended, took: self.took };
-        record(&self.cluster, &self.endpoint, &outcome, Instant::now());
+        let now = Instant::now();
+        record(&self.cluster, &self.endpoint, &outcome, now);
+        settle(&mut self.passes, &outcome, now);
     }
 }
 

@@ -52,6 +52,7 @@ pub(super) const fn of_reason(reason: Reason) -> &'static str {
         | R::NoCluster
         | R::NoHealthyUpstream
         | R::UpstreamOverflow
+        | R::CircuitOpen
         | R::DirectResponse
         | R::NoOriginalDestination => of_routing(reason),
         R::UpstreamTimeout => {
@@ -119,6 +120,9 @@ const fn of_routing(reason: Reason) -> &'static str {
         }
         Reason::UpstreamOverflow => {
             "Find what keeps the endpoints busy; remora_upstream_overflow_total names the limit, and circuit_breakers of the cluster sets it."
+        }
+        Reason::CircuitOpen => {
+            "See /circuit_breakers for its state and rates. Find why the destination fails or is slow; it is tried again after wait_duration_in_open_state. An operator may set another state there."
         }
         Reason::NoOriginalDestination => {
             "Let the connection be redirected to this listener, not made to it; a destination that is this proxy itself would be a loop."

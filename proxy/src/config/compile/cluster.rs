@@ -9,6 +9,7 @@ mod connect;
 mod dns;
 mod http;
 mod lb;
+mod outlier;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,8 +20,9 @@ use remora_xds::pb;
 pub use assignment::compile_load_assignment;
 pub(super) use assignment::lb_metadata;
 
-use crate::config::compile::Scope;
 use crate::config::compile::tls::compile_upstream_tls;
+use crate::config::compile::{Scope, circuit};
+use crate::resilience::circuit::Fallback;
 use crate::tls::client::ClientTls;
 use crate::upstream::cluster::{ClusterSpec, Discovery, EdsSource, EdsSpec};
 use crate::upstream::dns::DnsKind;
@@ -57,6 +59,10 @@ pub fn compile_cluster(pb: &Cluster, at: &At<'_>, scope: &mut Scope<'_>) -> Opti
         .circuit_breakers
         .as_ref()
         .map_or_else(Default::default, |c| connect::circuit_breakers(c, &breakers, scope));
+    let outlier = pb
+        .outlier_detection
+        .as_ref()
+        .map(|o| outlier::compile(o, discovery.as_ref(), &at.field("outlier_detection"), scope));
     let buffer_limit = pb.per_connection_buffer_limit_bytes.map_or(1 << 20, |n| n.value as usize);
     if buffer_limit == 0 {
         scope.errors.report(
@@ -64,10 +70,17 @@ pub fn compile_cluster(pb: &Cluster, at: &At<'_>, scope: &mut Scope<'_>) -> Opti
             "must be at least 1: every buffer is bounded",
         );
     }
+    let circuit = circuit::compile(pb.metadata.as_ref(), &at.field("metadata"), scope);
+    let own = scope.names.clusters.get(&name);
+    if matches!(circuit.as_ref().and_then(|c| c.fallback.as_ref()), Some(Fallback::Cluster(id)) if Some(*id) == own)
+    {
+        scope.errors.report(&at.field("metadata"), "the fallback of a cluster cannot be the cluster itself");
+    }
     let metadata = metadata(pb.metadata.as_ref(), &at.field("metadata"), scope);
     if scope.errors.len() > before {
         return None;
     }
+    let circuit = circuit.map(|spec| scope.names.circuits.put(&format!("cluster/{name}"), spec));
     Some(ClusterSpec {
         name,
         stat_name,
@@ -77,6 +90,8 @@ pub fn compile_cluster(pb: &Cluster, at: &At<'_>, scope: &mut Scope<'_>) -> Opti
         http,
         tls,
         thresholds,
+        outlier,
+        circuit,
         buffer_limit,
         close_on_host_change,
         metadata,
@@ -95,13 +110,13 @@ fn refuse_unsupported(pb: &Cluster, at: &At<'_>, scope: &mut Scope<'_>) {
         dns_failure_refresh_rate: _, respect_dns_ttl: _, dns_lookup_family: _, typed_dns_resolver_config: _,
         cleanup_interval: _, upstream_bind_config: _, common_lb_config: _, transport_socket: _, metadata: _,
         protocol_selection: _, upstream_connection_options: _, load_balancing_policy: _, cluster_discovery_type: _,
-        lb_config: _,
+        lb_config: _, outlier_detection: _,
         // Only says that a host is removed although its health checks pass; there are none.
         ignore_health_on_host_removal: _,
         // Not supported.
         transport_socket_matches, transport_socket_matcher, stats_matcher,
         per_connection_buffer_high_watermark_timeout, health_checks, dns_resolvers, use_tcp_for_dns_lookups,
-        dns_resolution_config, wait_for_warm_on_init, outlier_detection, lb_subset_config: _,
+        dns_resolution_config, wait_for_warm_on_init, lb_subset_config: _,
         close_connections_on_host_health_failure, filters, lrs_server, lrs_report_endpoint_metrics,
         track_timeout_budgets, upstream_config, track_cluster_stats, preconnect_policy,
         connection_pool_per_downstream_connection, queuing_policies,
@@ -114,7 +129,7 @@ fn refuse_unsupported(pb: &Cluster, at: &At<'_>, scope: &mut Scope<'_>) {
     refuse!(scope, at, [
         transport_socket_matches, transport_socket_matcher, stats_matcher,
         per_connection_buffer_high_watermark_timeout, health_checks, dns_resolvers, use_tcp_for_dns_lookups,
-        dns_resolution_config, outlier_detection, close_connections_on_host_health_failure, filters,
+        dns_resolution_config, close_connections_on_host_health_failure, filters,
         lrs_server, lrs_report_endpoint_metrics, track_timeout_budgets, upstream_config, track_cluster_stats,
         preconnect_policy, connection_pool_per_downstream_connection, queuing_policies,
     ]);

@@ -2,6 +2,7 @@
 //! clock, no running state. Each kind of resource has one module; all mistakes go into one [`Errors`].
 
 pub mod access_log;
+pub mod circuit;
 pub mod cluster;
 pub mod common;
 pub(crate) mod fields;

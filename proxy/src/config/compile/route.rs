@@ -14,12 +14,13 @@ use remora_xds::pb::envoy::config::route::v3::virtual_host::TlsRequirementType;
 use remora_xds::pb::google::protobuf::{Any, UInt32Value, UInt64Value};
 
 use self::headers::Levels;
-use super::Scope;
 use super::common::{data_source, enumeration, header_key, header_name, unsupported};
+use super::{Scope, circuit};
 use crate::config::compile::policy::filters::overrides;
 use crate::config::compile::traffic::{compile_legacy_cors, compile_rules};
 use crate::config::names::ClusterId;
 use crate::policy::overrides::{Override, Overrides};
+use crate::resilience::circuit::CircuitSpec;
 use crate::resilience::retry::RetryPolicy;
 use crate::route::action::{Action, DirectResponse, MirrorPolicy, Route};
 use crate::route::matcher::HeaderKey;
@@ -87,6 +88,7 @@ pub fn compile_route_table(pb: &pb::RouteConfiguration, at: &At<'_>, scope: &mut
         scope,
     );
     let mut table = TableContext {
+        name: name.as_str().into(),
         levels,
         overrides,
         most_specific_wins: *most_specific_header_mutations_wins,
@@ -121,6 +123,7 @@ pub fn check_clusters(table: &RouteTable, scope: &mut Scope<'_>, exists: impl Fn
 
 /// What the compiler knows while it goes through a table.
 struct TableContext {
+    name: Arc<str>,
     levels: Levels,
     overrides: Overrides,
     most_specific_wins: bool,
@@ -134,6 +137,7 @@ struct TableContext {
 
 /// What routes take from their virtual host.
 struct HostContext {
+    name: Arc<str>,
     levels: Levels,
     overrides: Overrides,
     limits: Arc<[Rule]>,
@@ -186,6 +190,7 @@ impl TableContext {
             scope.errors.report(&at.field("name"), "must not be empty");
         }
         let host = HostContext {
+            name: Arc::clone(&name),
             levels: Levels::compile(
                 (request_headers_to_add, request_headers_to_remove),
                 (response_headers_to_add, response_headers_to_remove),
@@ -258,7 +263,7 @@ impl TableContext {
         let pb::Route {
             name,
             r#match,
-            metadata: _,
+            metadata,
             decorator,
             typed_per_filter_config,
             request_headers_to_add,
@@ -288,7 +293,10 @@ impl TableContext {
         let matcher = matches::route_match(r#match.as_ref(), &at.field("match"), scope);
         let buffer_limit = own_limit.or(host.buffer_limit);
         let parents = action::Parents { route: &levels, host, buffer_limit, subset: None };
-        let action = self.action(action.as_ref(), &parents, at, scope);
+        let mut action = self.action(action.as_ref(), &parents, at, scope);
+        if let Some(spec) = circuit::compile(metadata.as_ref(), &at.field("metadata"), scope) {
+            self.put_circuit(spec, (host, name), action.as_mut(), (at, scope));
+        }
         let (request_headers, response_headers) = self.merge(None, &levels, host);
         Some(Route {
             name: non_empty(name).map(Into::into),
@@ -298,6 +306,30 @@ impl TableContext {
             response_headers,
             overrides,
         })
+    }
+
+    /// Gives a route its circuit breaker, whose state has the name of the route.
+    fn put_circuit(
+        &self,
+        spec: CircuitSpec,
+        (host, name): (&HostContext, &str),
+        action: Option<&mut Action>,
+        (at, scope): (&At<'_>, &mut Scope<'_>),
+    ) {
+        let of = at.field("metadata");
+        let of = of.field("filter_metadata");
+        let of = of.field(circuit::NAME);
+        if name.is_empty() {
+            scope.errors.report(&of, "needs a name of the route, under which its state is kept");
+        }
+        match action {
+            Some(Action::Forward(forward)) => {
+                let name = format!("route/{}/{}/{name}", self.name, host.name);
+                forward.circuit = Some(scope.names.circuits.put(&name, spec));
+            }
+            Some(_) => drop(scope.errors.report(&of, "has no effect on a route that forwards nothing")),
+            None => {}
+        }
     }
 
     fn action(

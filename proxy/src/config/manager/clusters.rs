@@ -21,6 +21,16 @@ impl Manager {
         true
     }
 
+    /// The health of endpoints of these clusters changed.
+    pub fn rebalance(&mut self, names: &[Arc<str>]) {
+        for name in names {
+            let Some(held) = self.clusters.get_mut(name) else { continue };
+            held.value = Arc::new(held.value.rebalanced());
+            let value = Arc::clone(&held.value);
+            self.show(name, Some(value));
+        }
+    }
+
     pub(super) fn put_assignment(
         &mut self,
         hash: u64,

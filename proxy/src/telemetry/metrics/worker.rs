@@ -107,8 +107,6 @@ cluster_counts! {
     OverflowRetries = "remora_upstream_overflow_total", "limit" = "retries";
     /// Kept-alive connections that turned out to be closed when they were used again.
     ReuseRaces = "remora_upstream_reuse_races_total";
-    /// Endpoints that outlier detection ejected.
-    Ejections = "remora_upstream_ejections_total";
 }
 
 /// What is counted of a listener.

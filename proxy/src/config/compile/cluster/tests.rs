@@ -341,7 +341,7 @@ fn unsupported_fields_are_refused_with_their_path() {
         name: String::new(),
         connect_timeout: seconds(0),
         lb_policy: LbPolicy::RingHash as i32,
-        outlier_detection: Some(Default::default()),
+        track_timeout_budgets: true,
         health_checks: vec![Default::default()],
         http2_protocol_options: Some(h2),
         dns_refresh_rate: seconds(-1),

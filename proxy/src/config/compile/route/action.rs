@@ -77,6 +77,7 @@ impl TableContext {
                 RoutingPriority::Default => Priority::Default,
                 RoutingPriority::High => Priority::High,
             },
+            circuit: None,
             upgrades: upgrades.filter_map(|(i, u)| upgrade(u, &upgrades_at.index(i), scope)).collect(),
             buffer_limit: parents.buffer_limit,
             hash_policy: super::hash::policies(&pb.hash_policy, &at.field("hash_policy"), scope),
