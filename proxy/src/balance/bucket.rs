@@ -265,8 +265,16 @@ impl<'e> Members<'_, 'e> {
         rng: &mut fastrand::Rng,
     ) -> (Option<&'e Arc<Endpoint>>, Option<&'e Arc<Endpoint>>) {
         let first = sample.draw(rng);
-        let second = (0..TRIES).map(|_| sample.draw(rng)).find(|second| *second != first);
-        (self.allowed(first), second.and_then(|second| self.allowed(second)))
+        let other = |step: u32| (first + step) % self.bucket.len;
+        let second = match (self.bucket.len, sample) {
+            (0 | 1, _) => return (self.allowed(first), None),
+            (n, Sample::Equal(_)) => other(rng.u32(1..n)),
+            (_, Sample::Weighted(_)) => {
+                let drawn = (0..TRIES).map(|_| sample.draw(rng)).find(|second| *second != first);
+                drawn.unwrap_or_else(|| other(1))
+            }
+        };
+        (self.allowed(first), self.allowed(second))
     }
 
     fn scan(&self, start: u32) -> Option<&'e Arc<Endpoint>> {

@@ -232,9 +232,15 @@ impl Balancer {
         rng: &mut fastrand::Rng,
         context: &LbContext<'_>,
     ) -> Option<&'e Arc<Endpoint>> {
-        // A request without a hash goes anywhere.
-        let hash = self.by_hash.then(|| context.hash.unwrap_or_else(|| rng.u64(..)));
-        let context = &LbContext { hash, ..*context };
+        let drawn;
+        let context = if self.by_hash && context.hash.is_none() {
+            // A request without a hash goes anywhere.
+            drawn = LbContext { hash: Some(rng.u64(..)), ..*context };
+            &drawn
+        } else {
+            context
+        };
+        let hash = context.hash.filter(|_| self.by_hash);
         let lane = match &*self.lanes {
             [] => return None,
             [only] => only,

@@ -268,7 +268,8 @@ fn groups(spec: &SubsetSpec, endpoints: &[Arc<Endpoint>]) -> Vec<(LbMetadata, Ve
                 let members = &mut groups[at].1;
                 // Two selectors of the same keys make one subset.
                 let again = members.last().is_some_and(|last| Arc::ptr_eq(last, endpoint));
-                if !again && !(selector.single_host && !members.is_empty()) {
+                let full = selector.single_host && !members.is_empty();
+                if !again && !full {
                     members.push(Arc::clone(endpoint));
                 }
             }

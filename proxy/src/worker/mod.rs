@@ -147,10 +147,10 @@ impl Worker {
 
     /// Picks an endpoint of `cluster`. The time of the pick is filled in for policies that need it.
     #[must_use]
-    pub fn pick(&self, cluster: &Arc<Cluster>, context: LbContext<'_>) -> Option<Arc<Endpoint>> {
-        let timed = cluster.spec().lb.is_timed();
-        let now = if timed { Tick::at(Instant::now()) } else { context.now };
-        let context = LbContext { now, ..context };
+    pub fn pick(&self, cluster: &Arc<Cluster>, mut context: LbContext<'_>) -> Option<Arc<Endpoint>> {
+        if cluster.spec().lb.is_timed() {
+            context.now = Tick::at(Instant::now());
+        }
         let mut cursors = self.cursors.borrow_mut();
         let rng = &mut *self.rng.borrow_mut();
         let name = &cluster.spec().name;

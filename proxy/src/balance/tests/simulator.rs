@@ -33,7 +33,11 @@ impl Result {
 
 /// The last of ten endpoints answers `slowdown` times slower than the others.
 fn run(policy: LbPolicy, slowdown: u64, seed: u64) -> Result {
-    let set = set(&lb(policy), &[(1, 0, UP); ENDPOINTS]);
+    run_of(ENDPOINTS, policy, slowdown, seed)
+}
+
+fn run_of(endpoints: usize, policy: LbPolicy, slowdown: u64, seed: u64) -> Result {
+    let set = set(&lb(policy), &vec![(1, 0, UP); endpoints]);
     let mut worker = Worker::new(seed);
     let mut noise = fastrand::Rng::with_seed(seed + 1);
     let (mut flights, mut active) = (BinaryHeap::<Flight>::new(), Vec::<Option<ActiveRequest>>::new());
@@ -54,7 +58,7 @@ fn run(policy: LbPolicy, slowdown: u64, seed: u64) -> Result {
         land(now, &mut flights, &mut active);
         let context = LbContext { now: tick(now), ..LbContext::default() };
         let endpoint = set.pick(&mut worker.cursor, &mut worker.rng, &context).unwrap();
-        let slow = usize::from(endpoint.spec.address.port()) == ENDPOINTS;
+        let slow = usize::from(endpoint.spec.address.port()) == endpoints;
         result.slow += usize::from(slow);
         let took = HEALTHY * noise.u64(90..=110) / 100 * if slow { slowdown } else { 1 };
         flights.push(Reverse((now + took, now, active.len())));
@@ -85,6 +89,15 @@ fn peak_ewma_hides_an_endpoint_that_is_twenty_times_slower() {
         );
         // It is tried again from time to time all the same.
         assert!(slowed.slow > 1, "seed {seed}: {}", slowed.slow);
+    }
+}
+
+/// Also of two or three: both that are compared are never the same one.
+#[test]
+fn peak_ewma_works_with_few_endpoints() {
+    for endpoints in [2, 3] {
+        let (healthy, slowed) = (run_of(endpoints, EWMA, 1, 1), run_of(endpoints, EWMA, 20, 1));
+        assert!(slowed.p99() * 2 <= healthy.p99() * 3, "{endpoints}: {} µs", slowed.p99());
     }
 }
 

@@ -79,3 +79,75 @@ pub(super) fn session_override(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::names::Names;
+    use remora_xds::diag::{Errors, SourceMap};
+    use remora_xds::pb::envoy::config::core::v3::TypedExtensionConfig;
+    use remora_xds::pb::google::protobuf::Duration as PbDuration;
+    use std::time::Duration;
+
+    fn with(state: Any) -> StatefulSession {
+        let session_state = TypedExtensionConfig { name: "s".into(), typed_config: Some(state) };
+        StatefulSession { session_state: Some(session_state), ..StatefulSession::default() }
+    }
+
+    fn by_cookie(cookie: Option<Cookie>) -> StatefulSession {
+        with(remora_xds::any::pack(&CookieBasedSessionState { cookie }))
+    }
+
+    fn by_header(name: &str) -> StatefulSession {
+        with(remora_xds::any::pack(&HeaderBasedSessionState { name: name.into() }))
+    }
+
+    fn compile(pb: &StatefulSession) -> Result<SessionFilter, Vec<String>> {
+        let (mut errors, mut names) = (Errors::new("test", SourceMap::default()), Names::default());
+        let done = session_filter(pb, &At::root(), &mut Scope { errors: &mut errors, names: &mut names });
+        let list: Vec<String> =
+            errors.into_list().iter().map(|e| format!("{}: {}", e.path, e.message)).collect();
+        if list.is_empty() { Ok(done.unwrap()) } else { Err(list) }
+    }
+
+    fn cookie(name: &str, path: &str) -> Option<Cookie> {
+        let ttl = Some(PbDuration { seconds: 9, nanos: 0 });
+        let attributes = vec![CookieAttribute { name: "Secure".into(), value: String::new() }];
+        Some(Cookie { name: name.into(), ttl, path: path.into(), attributes })
+    }
+
+    #[test]
+    fn a_cookie_and_a_header() {
+        let SessionFilter { state, strict } =
+            compile(&StatefulSession { strict: true, ..by_cookie(cookie("s", "/p")) }).unwrap();
+        let ttl = Duration::from_secs(9);
+        let attributes = [("Secure".into(), "".into())].into();
+        let want = NewCookie { ttl, path: "/p".into(), attributes };
+        assert_eq!(state, SessionState::Cookie { name: "s".into(), cookie: want });
+        assert!(strict);
+        let header = http::HeaderName::from_static("x-session");
+        assert_eq!(compile(&by_header("x-session")).unwrap().state, SessionState::Header(header));
+    }
+
+    #[test]
+    fn mistakes_have_their_path() {
+        let text = "must not hold control characters, quotes, semicolons or what is not ASCII";
+        let at = "session_state.typed_config";
+        for (wrong, said) in [
+            (StatefulSession::default(), "session_state: is required".to_owned()),
+            (by_cookie(None), format!("{at}.cookie: is required")),
+            (by_cookie(cookie("", "/")), format!("{at}.cookie.name: must not be empty")),
+            (by_cookie(cookie("s", "/; Secure")), format!("{at}.cookie.path: {text}")),
+            (by_header("a b"), format!("{at}.name: \"a b\" is not a header name")),
+            (
+                StatefulSession { status_on_strict_destination_not_found: 404, ..by_header("x") },
+                "status_on_strict_destination_not_found: must be 503".to_owned(),
+            ),
+        ] {
+            assert_eq!(compile(&wrong).unwrap_err(), [said]);
+        }
+        assert_eq!(compile(&with(remora_xds::any::pack(&Cookie::default()))).unwrap_err().len(), 1);
+        let prefixed = StatefulSession { stat_prefix: "s".into(), ..by_header("x") };
+        assert_eq!(compile(&prefixed).unwrap_err().len(), 1);
+    }
+}

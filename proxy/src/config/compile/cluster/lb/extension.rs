@@ -4,7 +4,7 @@ use remora_xds::diag::At;
 use remora_xds::pb;
 
 use super::super::common::{is, percent, refuse, type_name, unpack};
-use super::{bias, choices, hash, peak_ewma, slow_start, zone_aware};
+use super::{bias, choices, hash, peak_ewma, slow_start, subset, zone_aware};
 use crate::balance::{Choices, LbPolicy, LbSpec};
 use crate::config::compile::Scope;
 use ext::cluster_provided::v3::ClusterProvided;
@@ -15,8 +15,10 @@ use ext::maglev::v3::Maglev;
 use ext::random::v3::Random;
 use ext::ring_hash::v3::RingHash;
 use ext::round_robin::v3::RoundRobin;
+use ext::subset::v3::Subset;
 use ext::wrr_locality::v3::WrrLocality;
 use pb::envoy::config::cluster::v3::LoadBalancingPolicy;
+use pb::envoy::config::cluster::v3::cluster::LbSubsetConfig;
 use pb::envoy::extensions::load_balancing_policies as ext;
 use pb::google::protobuf::Any;
 
@@ -75,6 +77,8 @@ fn one(any: &Any, lb: &mut LbSpec, at: &At<'_>, (scope, depth): (&mut Scope<'_>,
         if let Some(config) = unpack(any, at, scope) {
             hash::maglev_policy(config, lb, at, scope);
         }
+    } else if is::<Subset>(any) && depth == 0 {
+        subset_policy(any, lb, at, (scope, depth));
     } else if is::<WrrLocality>(any) && depth == 0 {
         if let Some(WrrLocality { endpoint_picking_policy }) = unpack(any, at, scope) {
             let at = at.field("endpoint_picking_policy");
@@ -88,6 +92,26 @@ fn one(any: &Any, lb: &mut LbSpec, at: &At<'_>, (scope, depth): (&mut Scope<'_>,
         return is::<ClusterProvided>(any);
     }
     true
+}
+
+/// `envoy.load_balancing_policies.subset`: what a cluster says in `lb_subset_config`, under the same field numbers, around another policy.
+fn subset_policy(any: &Any, lb: &mut LbSpec, at: &At<'_>, (scope, depth): (&mut Scope<'_>, u32)) {
+    let (Some(config), Some(own)) =
+        (unpack::<LbSubsetConfig>(any, at, scope), unpack::<Subset>(any, at, scope))
+    else {
+        return;
+    };
+    let Subset { allow_redundant_keys, subset_lb_policy, .. } = own;
+    refuse!(scope, at, [allow_redundant_keys]);
+    if lb.subsets.is_some() {
+        scope.errors.report(at, "the cluster has lb_subset_config already").fix("remove one of the two");
+    }
+    lb.subsets = Some(subset::compile(&config, at, scope).into());
+    let at = at.field("subset_lb_policy");
+    match &subset_lb_policy {
+        Some(inner) => compile(inner, lb, &at, (scope, depth + 1)),
+        None => drop(scope.errors.report(&at, "is required").fix("name a policy")),
+    }
 }
 
 fn least_request(pb: LeastRequest, lb: &mut LbSpec, at: &At<'_>, scope: &mut Scope<'_>) {

@@ -73,7 +73,7 @@ fn table_size_of(pb: Option<UInt64Value>, at: &At<'_>, scope: &mut Scope<'_>) ->
 }
 
 fn is_prime(n: u64) -> bool {
-    n >= 2 && (2..).take_while(|d| d * d <= n).all(|d| n % d != 0)
+    n >= 2 && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d))
 }
 
 /// `common_lb_config.consistent_hashing_lb_config`.

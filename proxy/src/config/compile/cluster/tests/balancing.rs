@@ -181,6 +181,39 @@ fn subsets() {
 }
 
 #[test]
+fn subsets_around_a_policy() {
+    use ext::subset::v3::{Subset, subset::LbSubsetSelector as Selector};
+    let inner = core::TypedExtensionConfig {
+        name: "p".into(),
+        typed_config: Some(any(&ext::random::v3::Random::default())),
+    };
+    let inner = load_balancing_policy::Policy { typed_extension_config: Some(inner) };
+    let selector = Selector {
+        keys: vec!["a".into(), "b".into()],
+        fallback_policy: 4,
+        fallback_keys_subset: vec!["b".into()],
+        ..Default::default()
+    };
+    let policy = Subset {
+        fallback_policy: 1,
+        subset_selectors: vec![selector],
+        list_as_any: true,
+        subset_lb_policy: Some(LoadBalancingPolicy { policies: vec![inner] }),
+        ..Default::default()
+    };
+    let lb = compile(&extension(any(&policy))).unwrap().lb;
+    let spec = lb.subsets.unwrap();
+    assert_eq!((lb.policy, spec.fallback, spec.list_as_any), (Policy::Random, Fallback::Anybody, true));
+    assert_eq!(spec.selectors[0].fallback, Some(SelectorFallback::Keys(["b".into()].into())));
+    let alone = Subset { subset_lb_policy: None, ..policy.clone() };
+    assert_eq!(errors(&extension(any(&alone))).len(), 1);
+    let redundant = Subset { allow_redundant_keys: true, ..policy.clone() };
+    assert_eq!(errors(&extension(any(&redundant))).len(), 1);
+    let twice = Cluster { lb_subset_config: Some(LbSubsetConfig::default()), ..extension(any(&policy)) };
+    assert_eq!(errors(&twice).len(), 1);
+}
+
+#[test]
 fn metadata_of_endpoints_is_kept() {
     let mut keyed = lb_endpoint("10.0.0.1", 80);
     keyed.metadata = metadata("envoy.lb", "hash_key", "one");
