@@ -32,7 +32,7 @@ async fn draining_within(seconds: u32, upstream: &Http1Upstream) -> Proxy {
 /// Asks until the connection may no longer be used, then connects again; ends when nobody listens any more.
 /// A request that was begun and not answered, or answered with an error, is lost.
 async fn steady_http1(address: std::net::SocketAddr, answered: Arc<AtomicUsize>) {
-    while let Ok(mut client) = try_http1(address).await {
+    while let Ok(mut client) = Http1Client::try_connect(address).await {
         let mut first = true;
         loop {
             match client.get("/").await {
@@ -50,10 +50,6 @@ async fn steady_http1(address: std::net::SocketAddr, answered: Arc<AtomicUsize>)
             first = false;
         }
     }
-}
-
-async fn try_http1(address: std::net::SocketAddr) -> std::io::Result<Http1Client> {
-    Ok(Http1Client::over(remora_tests::client::Io::Tcp(TcpStream::connect(address).await?)))
 }
 
 #[tokio::test]
@@ -140,6 +136,29 @@ async fn the_first_goaway_refuses_no_stream() {
     assert_eq!(goaway.last_stream, 0x7fff_ffff, "two-step shutdown (RFC 9113 §6.8)");
     permit.notify_one();
     assert_eq!(client.outcome(first).await.answer().text(), "late");
+}
+
+/// Clients are told late: who connects while the process drains is served, however slow its first words are.
+#[tokio::test]
+async fn connections_made_while_draining_are_served() {
+    let upstream = Http1Upstream::answering(Answer::nothing().pause(Duration::from_millis(5)).send(OK)).await;
+    let proxy = draining_within(30, &upstream).await;
+    let mut first = proxy.http1().await;
+    assert_eq!(first.get("/").await.unwrap().status, 200);
+    proxy.signal("TERM");
+    eventually_async("readiness off", async || {
+        proxy.admin("GET", "/ready").await.is_ok_and(|r| r.status == 503)
+    })
+    .await;
+    for n in 0..20 {
+        let mut http1 = proxy.http1().await;
+        let mut http2 = Http2Client::silent(remora_tests::client::Io::tcp(proxy.address("ingress")).await);
+        tokio::time::sleep(Duration::from_millis(n)).await;
+        http2.send_bytes(remora_tests::frame::PREFACE).await;
+        http2.send(remora_tests::frame::Frame::settings(&[])).await;
+        assert_eq!(http2.get("/").await.answer().status, 200, "HTTP/2, {n}");
+        assert_eq!(http1.get("/").await.unwrap().status, 200, "HTTP/1, {n}");
+    }
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ pub async fn run(worker: Rc<Worker>, listener: TcpListener, name: Arc<str>, mut 
     loop {
         let accepted = tokio::select! {
             biased;
-            _ = stop.wait_for(|stop| *stop) => return,
+            _ = stop.wait_for(|stop| *stop) => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -36,10 +36,21 @@ pub async fn run(worker: Rc<Worker>, listener: TcpListener, name: Arc<str>, mut 
                 let delay = backoff.next();
                 tracing::warn!(listener = &*name, %error, ?delay, "accept failed");
                 tokio::select! {
-                    _ = stop.wait_for(|stop| *stop) => return,
+                    _ = stop.wait_for(|stop| *stop) => break,
                     () = tokio::time::sleep(delay) => {}
                 }
             }
+        }
+    }
+    take_queued(&worker, listener, &name, &series);
+}
+
+/// Serves whom the kernel has let in already: closing the socket would reset them, with requests that are under way.
+fn take_queued(worker: &Rc<Worker>, listener: TcpListener, name: &Arc<str>, series: &ListenerSeries) {
+    let (Some(spec), Ok(listener)) = (newest(worker, name), listener.into_std()) else { return };
+    while let Ok((stream, peer)) = listener.accept() {
+        if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+            start(worker, series, stream, peer, Arc::clone(&spec));
         }
     }
 }

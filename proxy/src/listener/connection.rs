@@ -253,7 +253,8 @@ async fn serve_http(mut io: Io, mut read: BytesMut, downstream: Rc<Downstream>, 
     }
 }
 
-/// The HTTP/2 preface, or anything else. Waits for as many bytes as could still be the preface. None: the client left.
+/// The HTTP/2 preface, or anything else. Waits for as many bytes as could still be the preface. None: the client left, or said
+/// nothing until draining ended: whoever connects while we drain has not been told yet, and is served.
 async fn sniff_http2(
     io: &mut Io,
     read: &mut BytesMut,
@@ -271,21 +272,20 @@ async fn sniff_http2(
         }
         let idle = if first_byte.is_some() { http.headers_timeout } else { http.idle_timeout };
         let limit = idle.unwrap_or(Duration::ZERO);
+        let quiet = read.is_empty();
         let more = std::future::poll_fn(|cx| {
             if read.capacity() - read.len() < 1024 {
                 read.reserve(8 * 1024);
             }
-            if let std::task::Poll::Ready(n) =
-                tokio_util::io::poll_read_buf(std::pin::Pin::new(&mut *io), cx, read)
-            {
-                return std::task::Poll::Ready(n.unwrap_or(0));
-            }
-            // A connection that has sent nothing is closed when we drain.
-            if downstream.drain.poll_draining(cx).is_some() && read.is_empty() {
-                return std::task::Poll::Ready(0);
-            }
-            std::task::Poll::Pending
+            tokio_util::io::poll_read_buf(std::pin::Pin::new(&mut *io), cx, read).map(|n| n.unwrap_or(0))
         });
+        let more = async {
+            tokio::select! {
+                biased;
+                n = more => n,
+                () = drained(downstream, http.drain_timeout), if quiet => 0,
+            }
+        };
         match within(limit, more).await {
             Some(n) if n > 0 => {}
             // HTTP/1 answers a partial head that times out.
@@ -293,4 +293,13 @@ async fn sniff_http2(
             _ => return None,
         }
     }
+}
+
+/// Waits until draining began, and then for `window`: as long as a connection may be idle meanwhile.
+async fn drained(downstream: &Downstream, window: Duration) {
+    let since = std::future::poll_fn(|cx| match downstream.drain.poll_draining(cx) {
+        Some(since) => std::task::Poll::Ready(since),
+        None => std::task::Poll::Pending,
+    });
+    tokio::time::sleep_until(since.await + window).await;
 }

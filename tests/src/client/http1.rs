@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use super::Io;
 use crate::certs::ClientTls;
@@ -71,6 +72,16 @@ impl Http1Client {
     /// Connects in plaintext.
     pub async fn connect(address: SocketAddr) -> Self {
         Self::over(Io::tcp(address).await)
+    }
+
+    /// Connects in plaintext to somebody who may be gone.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub async fn try_connect(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self::over(Io::Tcp(stream)))
     }
 
     /// Connects with TLS.
