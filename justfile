@@ -23,6 +23,14 @@ test *ARGS:
 test-root:
     @[ "$(id -u)" = 0 ] || { echo "skipped: needs root"; exit 0; }; cargo test --workspace -- --ignored root_
 
+# The fault matrix with what it measures (docs/reference/faults.md)
+faults *ARGS:
+    cargo test --workspace --test faults -- --nocapture {{ARGS}}
+
+# Retry storm, rolling restarts, a slow endpoint: minutes each; curves go to docs/experiments
+experiments:
+    .ci/run experiments
+
 # Side by side with HAProxy, nginx and Envoy (docs/benchmarks.md)
 bench *ARGS:
     benches/setup.sh

@@ -340,6 +340,36 @@ pub fn to_cluster(prefix: &str, cluster: &str) -> Value {
     json!({ "match": { "prefix": prefix }, "route": { "cluster": cluster, "timeout": "0s" } })
 }
 
+/// Routes of everything to `cluster` as a careful person writes them: a GET is tried again whenever nothing came, everything else where
+/// nothing was sent. `patch` is laid over both retry policies.
+#[must_use]
+pub fn careful(cluster: &str, patch: &Value) -> [Value; 2] {
+    let route = |matched: Value, on: &str| {
+        let mut route = json!({
+            "match": matched,
+            "route": { "cluster": cluster, "timeout": "0s", "retry_policy": {
+                "retry_on": on,
+                "num_retries": 3,
+                "retry_back_off": { "base_interval": "0.01s", "max_interval": "0.1s" },
+                "retry_host_predicate": [{
+                    "name": "envoy.retry_host_predicates.previous_hosts",
+                    "typed_config": {
+                        "@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
+                    },
+                }],
+            }},
+        });
+        merge(&mut route["route"]["retry_policy"], patch.clone());
+        route
+    };
+    let get =
+        json!({ "prefix": "/", "headers": [{ "name": ":method", "string_match": { "exact": "GET" } }] });
+    [
+        route(get, "gateway-error,reset,connect-failure,refused-stream"),
+        route(json!({ "prefix": "/" }), "connect-failure,refused-stream,reset-before-request"),
+    ]
+}
+
 /// A route for a path prefix that the proxy answers itself.
 #[must_use]
 pub fn direct(prefix: &str, status: u16, body: &str) -> Value {
@@ -377,6 +407,14 @@ pub fn no_breakers() -> Value {
     json!({ "circuit_breakers": { "thresholds": [{
         "max_connections": limit, "max_pending_requests": limit, "max_requests": limit, "max_retries": limit,
     }]}})
+}
+
+/// A retry budget of a share of the requests in flight, and at least so many retries at once.
+#[must_use]
+pub fn budget(percent: u32, least: u32) -> Value {
+    json!({ "circuit_breakers": { "thresholds": [{ "retry_budget": {
+        "budget_percent": { "value": percent }, "min_retry_concurrency": least,
+    }}]}})
 }
 
 /// `rds` of a connection manager: the table `name` in the file at `path`.

@@ -12,6 +12,7 @@ use crate::client::http1::{Http1Client, Response};
 use crate::client::http2::Http2Client;
 use crate::config::{Bootstrap, Listener, cluster, cluster_http2, direct, to_cluster, with_our_defaults};
 use crate::http1::Broken;
+use crate::process::{beside, signal};
 use crate::upstream::Upstream;
 use crate::wait::{eventually, eventually_async};
 
@@ -45,10 +46,7 @@ pub fn binary() -> (PathBuf, Flavor) {
         let envoy = path.file_name().is_some_and(|name| name == "envoy");
         return (path, if envoy { Flavor::Envoy } else { Flavor::Remora });
     }
-    let test = std::env::current_exe().expect("path of this test");
-    let found = test.ancestors().skip(1).take(2).map(|folder| folder.join("remora-under-test"));
-    let path = found.into_iter().find(|path| path.is_file()).expect("remora-under-test beside the tests");
-    (path, Flavor::Remora)
+    (beside("remora-under-test").expect("remora-under-test beside the tests"), Flavor::Remora)
 }
 
 /// How to start a proxy.
@@ -168,22 +166,9 @@ impl Proxy {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("process").count()
     }
 
-    /// Sends a signal by its name (`TERM`, `INT`, `HUP`, `STOP`, `CONT`).
-    ///
-    /// # Panics
-    /// When the name is none of them or the process is gone.
+    /// Sends a signal by its name, as [`signal`] knows it.
     pub fn signal(&self, name: &str) {
-        use rustix::process::{Pid, Signal, kill_process};
-        let signal = match name {
-            "TERM" => Signal::TERM,
-            "INT" => Signal::INT,
-            "HUP" => Signal::HUP,
-            "STOP" => Signal::STOP,
-            "CONT" => Signal::CONT,
-            other => panic!("signal {other}"),
-        };
-        let pid = Pid::from_raw(i32::try_from(self.pid()).expect("pid")).expect("pid");
-        kill_process(pid, signal).expect("kill");
+        signal(self.pid(), name);
     }
 
     /// Waits for the process to end by itself.

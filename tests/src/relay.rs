@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
@@ -23,7 +24,14 @@ pub enum Pace {
     Stopped,
     /// One byte a second towards the client.
     Trickle,
+    /// As over a network that loses so many of a hundred packets: what was lost comes one retransmission timeout late, and what is behind it too.
+    Lossy(u8),
 }
+
+/// The kernel's shortest retransmission timeout.
+const RETRANSMISSION: Duration = Duration::from_millis(200);
+/// What fits into a packet.
+const PACKET: usize = 1400;
 
 /// Where connections lead.
 #[derive(Clone)]
@@ -158,6 +166,7 @@ async fn join(client: impl AsyncRead + AsyncWrite, server: TcpStream, pace: watc
 /// Carries bytes in one direction; `slowest` is what a [`Pace::Trickle`] means to it.
 async fn carry(from: impl AsyncRead, to: impl AsyncWrite, mut pace: watch::Receiver<Pace>, slowest: Pace) {
     let (mut from, mut to) = (std::pin::pin!(from), std::pin::pin!(to));
+    let mut chance = Chance::new();
     let mut buffer = vec![0; 64 << 10];
     loop {
         if pace.wait_for(|pace| *pace != Pace::Stopped).await.is_err() {
@@ -171,7 +180,17 @@ async fn carry(from: impl AsyncRead, to: impl AsyncWrite, mut pace: watch::Recei
                 return;
             };
             let slow = now == Pace::Trickle && slowest == Pace::Trickle;
-            let (part, later) = rest.split_at(if slow { 1 } else { rest.len() });
+            let most = match now {
+                Pace::Lossy(_) => PACKET,
+                _ if slow => 1,
+                _ => rest.len(),
+            };
+            let (part, later) = rest.split_at(most.min(rest.len()));
+            if let Pace::Lossy(percent) = now {
+                while chance.percent() < percent {
+                    tokio::time::sleep(RETRANSMISSION).await;
+                }
+            }
             if to.write_all(part).await.is_err() || to.flush().await.is_err() {
                 return;
             }
@@ -183,5 +202,22 @@ async fn carry(from: impl AsyncRead, to: impl AsyncWrite, mut pace: watch::Recei
                 }
             }
         }
+    }
+}
+
+/// Which packets are lost (SplitMix64): others for each direction of each connection.
+struct Chance(u64);
+
+impl Chance {
+    fn new() -> Self {
+        static CARRIERS: AtomicU64 = AtomicU64::new(0);
+        Self(CARRIERS.fetch_add(1, Ordering::Relaxed) << 32)
+    }
+
+    /// Below 100.
+    fn percent(&mut self) -> u8 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        u8::try_from((mixed ^ (mixed >> 27)) % 100).unwrap_or(0)
     }
 }

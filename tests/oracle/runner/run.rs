@@ -1,13 +1,13 @@
 //! Runs a case through one proxy.
 
 use anyhow::Context as _;
+use remora_tests::hole::Hole;
 use socket2::{Domain, Socket, Type};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
@@ -42,8 +42,7 @@ struct World {
     values: BTreeMap<String, String>,
     certs: PathBuf,
     /// Keeps ports busy that nobody may accept on.
-    _held: Vec<Socket>,
-    _queue: Vec<TcpStream>,
+    _held: (Socket, Option<Hole>),
 }
 
 impl World {
@@ -51,12 +50,11 @@ impl World {
         let recorder = Recorder::default();
         let certs = fixture.dir.path().to_owned();
         let acceptor = TlsAcceptor::from(Arc::new(certs::upstream(&certs)?));
-        let (dead, blackhole) = (held()?, held()?);
-        blackhole.listen(0)?;
+        let dead = held()?;
+        let hole = if hole { Some(Hole::open().await?) } else { None };
         let port = |socket: &Socket| -> anyhow::Result<u16> {
             Ok(socket.local_addr()?.as_socket().context("an IP socket")?.port())
         };
-        let queue = if hole { fill(port(&blackhole)?).await } else { Vec::new() };
         let ports = [
             ("A", echo::start("A", recorder.clone(), None).await.port()),
             ("B", echo::start("B", recorder.clone(), None).await.port()),
@@ -65,17 +63,17 @@ impl World {
             ("T", echo::start_tcp("T").await.port()),
             ("U", echo::start_tcp("U").await.port()),
             ("DEAD", port(&dead)?),
-            ("HOLE", port(&blackhole)?),
         ];
         let mut mask = Mask::new(dir.to_string_lossy().into_owned());
         let mut values = BTreeMap::new();
-        for (name, port) in ports {
+        let hole_port = hole.as_ref().map(|hole| ("HOLE", hole.address.port()));
+        for (name, port) in ports.into_iter().chain(hole_port) {
             mask.port(port, name);
             values.insert(format!("{{{{{name}}}}}"), port.to_string());
         }
         values.insert("{{DIR}}".into(), dir.to_string_lossy().into_owned());
         values.insert("{{CERTS}}".into(), certs.to_string_lossy().into_owned());
-        Ok(Self { recorder, mask, values, certs, _held: vec![dead, blackhole], _queue: queue })
+        Ok(Self { recorder, mask, values, certs, _held: (dead, hole) })
     }
 
     fn fill_in(&self, text: &str) -> String {
@@ -88,17 +86,6 @@ fn held() -> anyhow::Result<Socket> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
     Ok(socket)
-}
-
-/// Fills the accept queue of a port that nobody accepts on, so that further SYNs are dropped.
-async fn fill(port: u16) -> Vec<TcpStream> {
-    let mut queue = Vec::new();
-    while let Ok(Ok(socket)) =
-        tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(("127.0.0.1", port))).await
-    {
-        queue.push(socket);
-    }
-    queue
 }
 
 /// Runs `case` through `program`. Returns what happened, and what broke a rule that holds for every proxy.
