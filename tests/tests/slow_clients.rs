@@ -12,7 +12,7 @@ use remora_tests::frame::{Frame, PREFACE};
 use remora_tests::http1::Broken;
 use remora_tests::proxy::{Proxy, guarded};
 use remora_tests::upstream::http1::{Answer, Http1Upstream};
-use remora_tests::wait::{eventually, within};
+use remora_tests::wait::{eventually, eventually_async, within};
 use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -92,6 +92,22 @@ async fn a_stalled_body_ends_at_the_stream_idle_timeout() {
     given_up(&mut client, &["request_idle_timeout"]).await;
     upstream.ended(0).await;
     assert!(!upstream.only_request().complete);
+}
+
+/// A client that asks for much and reads nothing of it.
+#[tokio::test]
+async fn an_answer_that_nobody_reads_ends_at_the_stream_idle_timeout() {
+    let upstream = Http1Upstream::answering(Answer::ok(&"x".repeat(16 << 20))).await;
+    let listener = guarded("ingress").manager(json!({ "stream_idle_timeout": "1s" }));
+    let proxy = Proxy::builder().listener(listener).upstream("origin", &upstream).start().await;
+    let io = Io::tcp(proxy.address("ingress")).await;
+    // Otherwise the sockets would take megabytes.
+    socket2::SockRef::from(io.socket()).set_recv_buffer_size(4096).unwrap();
+    let mut client = Http1Client::over(io);
+    client.send("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").await;
+    client.head("GET").await.unwrap();
+    let open = "remora_downstream_connections{listener=\"ingress\"}";
+    eventually_async("the connection is closed", async || proxy.count(open).await == 0).await;
 }
 
 #[tokio::test]

@@ -366,8 +366,9 @@ impl Session {
             Ok(()) => Ok(pump.sent()),
             Err(PumpError::Sink) => Err(Reason::DownstreamGone),
             Err(PumpError::Source(reason)) => {
-                // What was sent goes out, but not the end of it; where only the close would tell, a reset does.
-                let _ = conn::flush(&self.conn).await;
+                // What was sent goes out, but not the end of it; where only the close would tell, a reset does. Not for ever: the
+                // reason may be that the client reads nothing.
+                let _ = tokio::time::timeout(self.http.delayed_close, conn::flush(&self.conn)).await;
                 if framing == Framing::UntilClose {
                     self.conn.borrow().io.abort_on_drop();
                 }
