@@ -137,8 +137,7 @@ async fn d3_handshakes_that_stop_are_given_up() {
 async fn d4_bytes_of_another_protocol_flood_no_log() {
     let authority = Authority::new();
     let well = origin(ms(0)).await;
-    let tls =
-        Listener::from(careful_listener(&json!({}))).tls(&authority.issue(&["a.example"]), &["http/1.1"]);
+    let tls = careful_listener(&json!({})).tls(&authority.issue(&["a.example"]), &["http/1.1"]);
     let tls = tls.with(json!({ "name": "tls" }));
     let proxy = Proxy::builder()
         .listener(careful_listener(&json!({})))
