@@ -151,6 +151,8 @@ reasons! {
     UpstreamTimeout = "upstream_request_timeout", 504, Unavailable, "UT", Proxy;
     /// The last try ran into its per-try timeout.
     PerTryTimeout = "upstream_per_try_timeout", 504, Unavailable, "UT", Proxy;
+    /// Nothing moved on the last try for its per-try idle timeout.
+    PerTryIdle = "upstream_per_try_idle_timeout", 504, Unavailable, "UT", Proxy;
     /// The stream reached its maximum duration.
     MaxDuration = "max_stream_duration", 504, DeadlineExceeded, "", Proxy;
     /// The route's configuration answers directly.

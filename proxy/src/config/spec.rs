@@ -202,6 +202,8 @@ pub struct HttpSpec {
     pub client_cert: ClientCertHeader,
     /// Router's `suppress_envoy_headers`.
     pub suppress_envoy_headers: bool,
+    /// Router's `respect_expected_rq_timeout`.
+    pub respect_expected_timeout: bool,
 }
 
 impl HttpSpec {

@@ -19,10 +19,29 @@ const SMALL: usize = 4096;
 pub struct AheadBody {
     pieces: VecDeque<Bytes>,
     trailers: Option<HeaderMap>,
+    failed: Option<Reason>,
     rest: Body,
 }
 
 impl AheadBody {
+    /// A body of which one frame was taken from in front of `rest`.
+    #[must_use]
+    pub fn resume(frame: Result<Frame<Bytes>, Reason>, rest: Body) -> Self {
+        let mut body = Self { pieces: VecDeque::new(), trailers: None, failed: None, rest };
+        match frame.map(Frame::into_data) {
+            Ok(Ok(data)) => body.pieces.push_back(data),
+            Ok(Err(frame)) => {
+                body.trailers = frame.into_trailers().ok();
+                body.rest = Body::Empty;
+            }
+            Err(reason) => {
+                body.failed = Some(reason);
+                body.rest = Body::Empty;
+            }
+        }
+        body
+    }
+
     /// Reads `body` until there is more than `limit` bytes of it, or its end.
     ///
     /// # Errors
@@ -59,7 +78,7 @@ impl AheadBody {
         if trailers.is_some() {
             body = Body::Empty;
         }
-        Ok(Self { pieces, trailers, rest: body })
+        Ok(Self { pieces, trailers, failed: None, rest: body })
     }
 
     /// Bytes of the whole body, when it was read to its end and has no trailers.
@@ -90,16 +109,20 @@ impl AheadBody {
         }
         match self.trailers.take() {
             Some(trailers) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+            None if self.failed.is_some() => Poll::Ready(self.failed.take().map(Err)),
             None if self.rest.is_end() => Poll::Ready(None),
             None => self.rest.poll_next(cx),
         }
     }
 
     pub(super) fn is_end(&self) -> bool {
-        self.pieces.is_empty() && self.trailers.is_none() && self.rest.is_end()
+        self.pieces.is_empty() && self.trailers.is_none() && self.failed.is_none() && self.rest.is_end()
     }
 
     pub(super) fn exact_len(&self) -> Option<u64> {
+        if self.failed.is_some() {
+            return None;
+        }
         let read: usize = self.pieces.iter().map(Bytes::len).sum();
         self.rest.exact_len().map(|rest| rest + read as u64)
     }
@@ -123,7 +146,7 @@ mod tests {
     #[tokio::test]
     async fn small_pieces_are_put_together() {
         let text: Vec<u8> = (0..10_000_u32).map(|i| i as u8).collect();
-        let mut many = AheadBody { pieces: VecDeque::new(), trailers: None, rest: Body::Empty };
+        let mut many = AheadBody { pieces: VecDeque::new(), trailers: None, failed: None, rest: Body::Empty };
         many.pieces.extend(text.chunks(1).map(Bytes::copy_from_slice));
         let ahead = AheadBody::read(Body::Ahead(Box::new(many)), 1 << 20).await.unwrap();
         assert_eq!(ahead.pieces.len(), 3);

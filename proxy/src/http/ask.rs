@@ -71,8 +71,15 @@ pub async fn exchange(
         let endpoint =
             worker.pick(cluster, LbContext::default()).ok_or_else(|| nothing(Reason::NoHealthyUpstream))?;
         let _active = endpoint.begin();
-        let exchange =
-            Exchange { worker, cluster, priority, fresh, upgrade: None, interim: &InterimSink::None };
+        let exchange = Exchange {
+            worker,
+            cluster,
+            priority,
+            fresh,
+            upgrade: None,
+            interim: &InterimSink::None,
+            time: None,
+        };
         let body = if body.is_empty() { Body::Empty } else { Body::Full(body.clone()) };
         match exchange.send(&endpoint, head, body).await {
             Err(failed) if !fresh && is_stale(failed, &head.method) => fresh = true,

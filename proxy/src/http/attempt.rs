@@ -4,7 +4,7 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{HeaderValue, Version};
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::body::Body;
 use super::context::RequestCtx;
 use super::forward::set_host;
+use super::guard::Idle;
 use super::h1::client::{self as h1, Failed, SendOptions, Sent};
 use super::h1::server::spelling;
 use super::h2::client as h2;
@@ -24,6 +25,7 @@ use crate::balance::context::LbContext;
 use crate::balance::subset::LbMetadata;
 use crate::error::Reason;
 use crate::resilience::breaker::{Resource, RoutingPriority};
+use crate::resilience::timeout::TimeLeft;
 use crate::route::action::RouteAction;
 use crate::route::rewrite::parse_authority;
 use crate::upstream::cluster::{Cluster, Discovery, UpstreamProtocol};
@@ -42,8 +44,8 @@ pub struct Attempt<'a> {
     pub cluster: &'a Arc<Cluster>,
     /// The route.
     pub action: &'a RouteAction,
-    /// `per_try_timeout`.
-    pub per_try: Option<Duration>,
+    /// What is left of the request's time.
+    pub time: &'a TimeLeft,
     /// Only a new connection will do: the last one had gone stale.
     pub fresh: bool,
     /// The cluster stands in for another: the circuit breaker of the route has refused already.
@@ -111,16 +113,15 @@ async fn limited(
     attempt: &Attempt<'_>,
     mut send: Pin<&mut impl Future<Output = Result<Response, Failed>>>,
 ) -> Result<Response, Failed> {
-    let mut limit = attempt.per_try.map(Timer::after);
+    let mut limits = TryLimits::new(ctx, attempt);
     poll_fn(|cx| {
         if let Poll::Ready(outcome) = send.as_mut().poll(cx) {
             return Poll::Ready(outcome);
         }
-        let ended = match (poll_refused(ctx, cx), &mut limit) {
-            (Poll::Pending, Some(limit)) => limit.poll(cx).map(|()| Reason::PerTryTimeout),
-            (refused, _) => refused,
-        };
-        ended.map(|reason| Err(Failed::new(reason, Sent::All)))
+        match poll_refused(ctx, cx) {
+            Poll::Ready(reason) => Poll::Ready(Err(Failed::new(reason, Sent::All))),
+            Poll::Pending => limits.poll(ctx, cx).map(Err),
+        }
     })
     .await
 }
@@ -141,6 +142,53 @@ fn pass(ctx: &mut RequestCtx, attempt: &Attempt<'_>) -> Result<Passes, Failed> {
         }
     }
     Ok(passes)
+}
+
+/// The time limits of one try.
+struct TryLimits<'a> {
+    time: &'a TimeLeft,
+    try_ends: Option<Timer>,
+    /// With the bytes that were read when it last moved. Boxed, as what few requests have is.
+    idle: Option<Box<(Idle, u64)>>,
+    queue_ends: Option<Box<Timer>>,
+}
+
+impl<'a> TryLimits<'a> {
+    fn new(ctx: &RequestCtx, attempt: &Attempt<'a>) -> Self {
+        let policy = attempt.action.retry.as_ref();
+        let idle = policy.and_then(|policy| policy.per_try_idle_timeout);
+        Self {
+            time: attempt.time,
+            try_ends: attempt.time.limits().per_try.map(Timer::after),
+            idle: idle.map(|limit| Box::new((Idle::new(limit), ctx.progress.bytes.get()))),
+            queue_ends: None,
+        }
+    }
+
+    fn poll(&mut self, ctx: &RequestCtx, cx: &mut Context<'_>) -> Poll<Failed> {
+        if let Some(limit) = &mut self.try_ends
+            && limit.poll(cx).is_ready()
+        {
+            return Poll::Ready(Failed::new(Reason::PerTryTimeout, Sent::All));
+        }
+        if let Some((idle, moved)) = self.idle.as_deref_mut() {
+            let read = ctx.progress.bytes.get();
+            if std::mem::replace(moved, read) != read {
+                idle.moved();
+            }
+            if idle.poll(cx).is_ready() {
+                return Poll::Ready(Failed::new(Reason::PerTryIdle, Sent::All));
+            }
+        }
+        // A request that nobody reads while it waits for a connection is never complete, so that its own time would not begin.
+        match self.time.queue_limit() {
+            None => Poll::Pending,
+            Some(limit) => {
+                let ends = self.queue_ends.get_or_insert_with(|| Box::new(Timer::after(limit)));
+                ends.poll(cx).map(|()| Failed::new(Reason::UpstreamTimeout, Sent::Nothing))
+            }
+        }
+    }
 }
 
 /// One permit for the request, however often it is tried.
@@ -184,6 +232,7 @@ async fn send(
         fresh: attempt.fresh,
         upgrade: ctx.upgrade.as_ref(),
         interim: &ctx.interim,
+        time: Some((attempt.time, ctx.http.suppress_envoy_headers)),
     };
     exchange.send(endpoint, &ctx.head, body).await
 }
@@ -203,6 +252,8 @@ pub struct Exchange<'a> {
     pub upgrade: Option<&'a HeaderValue>,
     /// Takes 1xx answers.
     pub interim: &'a InterimSink,
+    /// What the endpoint is told of the time that is left, unless Envoy's headers are suppressed.
+    pub time: Option<(&'a TimeLeft, bool)>,
 }
 
 impl Exchange<'_> {
@@ -217,7 +268,7 @@ impl Exchange<'_> {
         body: Body,
     ) -> Result<Response, Failed> {
         let nothing = |reason| Failed::new(reason, Sent::Nothing);
-        let Self { worker, cluster, priority, fresh, upgrade, interim } = *self;
+        let Self { worker, cluster, priority, fresh, upgrade, interim, time: _ } = *self;
         let spec = cluster.spec();
         let pool = worker.pools.of(endpoint);
         let options = SendOptions {
@@ -227,6 +278,7 @@ impl Exchange<'_> {
             max_header_bytes: spec.http.max_header_bytes.unwrap_or(MAX_ANSWER_HEAD),
             interim,
         };
+        let began = self.queue();
         let http2 = match spec.http.protocol {
             UpstreamProtocol::Http1 => false,
             UpstreamProtocol::Http2 => true,
@@ -238,12 +290,35 @@ impl Exchange<'_> {
         };
         if http2 {
             let (sender, slot) = pool.h2(cluster, priority, fresh).await.map_err(nothing)?;
+            let newer = self.leave_queue(head, began);
+            let head = newer.as_deref().unwrap_or(head);
             // A peer without RFC 8441 gets its upgrades over HTTP/1.
             if upgrade.is_none() || Box::pin(h2::takes_upgrades(&sender)).await {
                 return h2::send(sender, slot, head, body, &options).await;
             }
         }
         let lease = pool.h1(cluster, priority, fresh).await.map_err(nothing)?;
-        h1::send(lease, head, body, &options).await
+        let newer = self.leave_queue(head, began);
+        h1::send(lease, newer.as_deref().unwrap_or(head), body, &options).await
+    }
+
+    /// It waits for a connection.
+    fn queue(&self) -> Option<Instant> {
+        let (time, _) = self.time?;
+        time.set_queued(true);
+        Some(Instant::now())
+    }
+
+    /// There is a connection. Another head when it was waited for: what it says about the time that is left must be true now.
+    fn leave_queue(&self, head: &RequestHead, began: Option<Instant>) -> Option<Box<RequestHead>> {
+        let ((time, suppress), began) = (self.time?, began?);
+        time.set_queued(false);
+        let now = Instant::now();
+        if now.saturating_duration_since(began) < Duration::from_millis(1) {
+            return None;
+        }
+        let mut head = Box::new(head.clone());
+        time.announce(&mut head.headers, now, suppress);
+        Some(head)
     }
 }

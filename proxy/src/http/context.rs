@@ -59,6 +59,8 @@ pub struct RequestCtx {
     pub deadline: Deadline,
     /// Upstream attempts so far.
     pub attempts: u32,
+    /// Whether it was tried again because the route's policy says so.
+    pub retried: Retried,
     /// Why the proxy ended it, when it did.
     pub reason: Option<Reason>,
     /// Response flags besides the reason's.
@@ -75,6 +77,8 @@ pub struct RequestCtx {
     pub permits: [Option<ClusterPermit>; 2],
     /// A time limit that ends it is answered with 204 (`x-envoy-upstream-rq-timeout-alt-response`).
     pub timeout_alternative: bool,
+    /// The answer says how often it was tried (`include_attempt_count_in_response`).
+    pub shows_attempts: bool,
     /// Trailers of the answer, when it is gRPC: its status is there.
     pub trailers: Rc<std::cell::OnceCell<HeaderMap>>,
     /// The outcome of the last attempt, when its trailers may still change it.
@@ -101,6 +105,17 @@ pub struct RequestCtx {
     status: Option<StatusCode>,
     response: Option<ResponseHead>,
     finished: bool,
+}
+
+/// What became of retries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retried {
+    /// There were none.
+    No,
+    /// There were some.
+    Yes,
+    /// There were some, and the answer is one that would be tried again still.
+    InVain,
 }
 
 /// The head as filters saw it before one of them changed it.
@@ -136,7 +151,7 @@ impl RequestCtx {
         progress: Rc<BodyProgress>,
         interim: InterimSink,
     ) -> Self {
-        let origin = Origin { client: downstream.remote, internal: false };
+        let origin = Origin { client: downstream.remote, internal: false, waits: None };
         let snapshot = downstream.worker.snapshot();
         // What the connection knew when it began to wait may refer to what has gone since.
         let http = downstream.http_of(&snapshot).unwrap_or_else(|| Arc::clone(http));
@@ -153,6 +168,7 @@ impl RequestCtx {
             start: Instant::now(),
             deadline: Deadline::default(),
             attempts: 0,
+            retried: Retried::No,
             reason: None,
             flags: ResponseFlags::NONE,
             route_name: None,
@@ -161,6 +177,7 @@ impl RequestCtx {
             active: None,
             permits: [None, None],
             timeout_alternative: false,
+            shows_attempts: false,
             trailers: Rc::default(),
             unsettled: None,
             circuit: None,
@@ -446,6 +463,12 @@ impl Deadline {
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
         let Some((at, reason)) = self.limit else { return Poll::Pending };
         self.timer.get_or_insert_with(|| Timer::at(at)).poll(cx).map(|()| reason)
+    }
+
+    /// When the limit is over.
+    #[must_use]
+    pub fn at(&self) -> Option<Instant> {
+        self.limit.map(|(at, _)| at)
     }
 
     /// Time left, when there is a limit.

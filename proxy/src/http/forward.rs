@@ -1,48 +1,39 @@
-//! Forwarding: what the route changes, then the retry loop over attempts, within the request's deadline.
+//! Forwarding: what the route changes, then the tries, within the request's deadline.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method, header};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::attempt::{self, Attempt, Wanted};
+use super::attempt::Wanted;
 use super::body::Body;
-use super::context::{Deadline, RequestCtx};
+use super::context::{Deadline, RequestCtx, Retried};
 use super::guard::{GuardedBody, Idle, Trailers};
-use super::h1::client::{Failed, Sent};
 use super::headers;
 use super::local_reply;
 use super::mirror;
-use super::replay::Replay;
 use super::response::Response;
+use super::tries::Tries;
 use super::values::Values;
 use crate::config::spec::HttpSpec;
 use crate::error::Reason;
-use crate::resilience::circuit::Fallback;
-use crate::resilience::retry::{Decision, Outcome, Progress, RetryKind, RetryPolicy, RetryState, Stop};
-use crate::resilience::timeout::{Circumstances, Limit, Limits};
+use crate::resilience::retry::RetryState;
+use crate::resilience::timeout::{Circumstances, Limit, Limits, TimeLeft};
 use crate::route::Route;
 use crate::route::action::{NamedCluster, RouteAction, Target};
 use crate::route::hash_policy::{self, Hashed};
-use crate::telemetry::flags::ResponseFlags;
 use crate::upstream::cluster::Cluster;
-use crate::upstream::endpoint::EndpointKey;
 
-static EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 static SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
-static ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 static ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 static ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
 static ALTERNATIVE: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-alt-response");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-
-/// A request body is kept for retries up to this size, unless the route says otherwise (features.md B9).
-const REPLAY_LIMIT: usize = 64 * 1024;
 
 /// Forwards a request as `route` says.
 ///
@@ -65,6 +56,7 @@ pub async fn forward(
     };
     ctx.cluster = Some(Arc::clone(&cluster));
     let limits = time_limits(ctx, action, http);
+    ctx.shows_attempts = action.attempt_count_in_response;
     ctx.timeout_alternative = ctx.origin.internal && ctx.head.headers.contains_key(&ALTERNATIVE);
     let (hash, cookies) = hash(ctx, action);
     let wanted = Wanted { hash, subset: target.subset };
@@ -72,7 +64,6 @@ pub async fn forward(
     rewrite(ctx, route, action, &target, http)?;
     let state = RetryState::new(action.retry.as_deref(), &ctx.head, ctx.origin.internal);
     headers::remove_steering(&mut ctx.head.headers);
-    add_timeout_header(ctx, &limits, http);
     let body = mirror::start(ctx, action, limits.request, body);
     let mut deadline = std::mem::take(&mut ctx.deadline);
     // The route's limit and the cluster's (`HttpProtocolOptions.max_stream_duration`): the earlier one ends the stream.
@@ -80,26 +71,22 @@ pub async fn forward(
         deadline.limit(ctx.start + limit, Reason::MaxDuration);
     }
     let progress = std::rc::Rc::clone(&ctx.progress);
-    let mut whole = limits.request.filter(|_| ctx.upgrade.is_none());
-    let idle = match action.timeouts.idle {
-        Limit::After(limit) if ctx.upgrade.is_none() => Some(limit),
-        _ => None,
-    };
-    let mut pause = idle.map(Idle::new);
+    let time = TimeLeft::new(limits, ctx.start, deadline.at());
+    let mut pause = pause(ctx, action).map(Idle::new);
+    let idle = idle_after_head(action).filter(|_| ctx.upgrade.is_none());
+    // The whole of a tunnel has no time limit.
+    let tunnel = ctx.upgrade.is_some();
     let mut read = progress.bytes.get();
     let answer = {
-        let tries = Tries { state, per_try: limits.per_try, wanted };
-        let mut work = pin!(retry_loop(ctx, action, &cluster, body, tries));
+        let cluster = Arc::clone(&cluster);
+        let mut tries = Tries { action, cluster, state, time: &time, wanted, stand_in: false };
+        let mut work = pin!(tries.run(ctx, body));
         poll_fn(|cx| {
+            start(&time, !tunnel && progress.done.get(), &mut deadline);
             if let Poll::Ready(answer) = work.as_mut().poll(cx) {
                 return Poll::Ready(answer);
             }
-            // The route's timeout runs from the end of the request (Envoy `RouteAction.timeout`).
-            if progress.done.get()
-                && let Some(limit) = whole.take()
-            {
-                deadline.limit(Instant::now() + limit, Reason::UpstreamTimeout);
-            }
+            start(&time, !tunnel && progress.done.get(), &mut deadline);
             if let Some(pause) = &mut pause {
                 if read != progress.bytes.get() {
                     read = progress.bytes.get();
@@ -116,11 +103,14 @@ pub async fn forward(
         })
         .await
     };
+    if matches!(answer, Err(Reason::UpstreamTimeout | Reason::MaxDuration)) && ctx.retried == Retried::Yes {
+        ctx.retried = Retried::InVain;
+    }
     let mut response = answer?;
     if response.upgraded.is_none() {
         guard(ctx, &mut response, deadline, idle);
     }
-    finish(ctx, &mut response, action, http);
+    finish(ctx, &mut response, http);
     for cookie in cookies {
         response.head.headers.append(header::SET_COOKIE, cookie);
     }
@@ -131,8 +121,43 @@ pub async fn forward(
     Ok(response)
 }
 
+/// The route's timeout runs from the end of the request (Envoy `RouteAction.timeout`).
+fn start(time: &TimeLeft, received: bool, deadline: &mut Deadline) {
+    if received
+        && !time.runs()
+        && let Some(at) = time.start(Instant::now())
+    {
+        deadline.limit(at, Reason::UpstreamTimeout);
+    }
+}
+
+/// How long nothing may move before the head of the answer.
+fn pause(ctx: &RequestCtx, action: &RouteAction) -> Option<Duration> {
+    match action.timeouts.idle {
+        Limit::After(limit) if ctx.upgrade.is_none() => Some(limit),
+        _ => None,
+    }
+}
+
+/// How long nothing may move after the head: by the route, or by the policy for the try that is answered.
+fn idle_after_head(action: &RouteAction) -> Option<(Duration, Reason)> {
+    let per_try = action.retry.as_ref().and_then(|retry| retry.per_try_idle_timeout);
+    let per_try = per_try.map(|limit| (limit, Reason::PerTryIdle));
+    match action.timeouts.idle {
+        Limit::After(limit) if per_try.is_none_or(|(shorter, _)| limit <= shorter) => {
+            Some((limit, Reason::StreamIdle))
+        }
+        _ => per_try,
+    }
+}
+
 /// Time limits go on while the body comes; the status of a gRPC answer is behind it.
-fn guard(ctx: &mut RequestCtx, response: &mut Response, deadline: Deadline, idle: Option<Duration>) {
+fn guard(
+    ctx: &mut RequestCtx,
+    response: &mut Response,
+    deadline: Deadline,
+    idle: Option<(Duration, Reason)>,
+) {
     let limited = idle.is_some() || deadline.left(ctx.start).is_some();
     let trailers = ctx.is_grpc().then(|| std::rc::Rc::clone(&ctx.trailers));
     if response.body.is_end() || !(limited || trailers.is_some()) {
@@ -195,9 +220,10 @@ fn time_limits(ctx: &RequestCtx, action: &RouteAction, http: &HttpSpec) -> Limit
     let with = Circumstances {
         grpc: ctx.is_grpc(),
         internal: ctx.origin.internal,
-        respect_expected: false,
+        respect_expected: http.respect_expected_timeout,
         per_try: action.retry.as_ref().and_then(|r| r.per_try_timeout),
         listener_stream: http.max_stream_duration,
+        waits: ctx.origin.waits,
     };
     action.timeouts.limits(&ctx.head.headers, &with)
 }
@@ -277,18 +303,7 @@ fn append_host(headers: &mut http::HeaderMap, host: &HeaderValue) {
     }
 }
 
-/// Tells the upstream how long we will wait (Envoy `x-envoy-expected-rq-timeout-ms`).
-fn add_timeout_header(ctx: &mut RequestCtx, limits: &Limits, http: &HttpSpec) {
-    if http.suppress_envoy_headers {
-        return;
-    }
-    if let Some(limit) = limits.per_try.or(limits.request) {
-        let millis = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-        ctx.head.headers.insert(EXPECTED_TIMEOUT.clone(), HeaderValue::from(millis));
-    }
-}
-
-fn finish(ctx: &mut RequestCtx, response: &mut Response, action: &RouteAction, http: &HttpSpec) {
+fn finish(ctx: &mut RequestCtx, response: &mut Response, http: &HttpSpec) {
     let taken = ctx.start.elapsed();
     ctx.answered = Some(taken);
     let headers = &mut response.head.headers;
@@ -297,148 +312,4 @@ fn finish(ctx: &mut RequestCtx, response: &mut Response, action: &RouteAction, h
         let millis = u64::try_from(taken.as_millis()).unwrap_or(u64::MAX);
         headers.insert(SERVICE_TIME.clone(), HeaderValue::from(millis));
     }
-    if action.attempt_count_in_response {
-        headers.insert(ATTEMPT_COUNT.clone(), HeaderValue::from(ctx.attempts));
-    }
-}
-
-/// The request's body, for one attempt or for several.
-enum Source {
-    Once(Body),
-    Replay(Replay),
-}
-
-impl Source {
-    fn new(body: Body, state: &RetryState, limit: Option<u64>) -> Self {
-        if body.is_end() || !state.may_retry() {
-            return Self::Once(body);
-        }
-        let limit = limit.map_or(REPLAY_LIMIT, |n| usize::try_from(n).unwrap_or(usize::MAX));
-        Self::Replay(Replay::new(body, limit))
-    }
-
-    fn take(&mut self) -> Body {
-        match self {
-            Self::Once(body) => std::mem::take(body),
-            Self::Replay(replay) => replay.body(),
-        }
-    }
-
-    /// Only an empty body may be taken twice without a recording.
-    fn is_replayable(&self, had_body: bool) -> bool {
-        match self {
-            Self::Once(_) => !had_body,
-            Self::Replay(replay) => replay.can_replay(),
-        }
-    }
-}
-
-/// What the request may still do.
-struct Tries<'a> {
-    state: RetryState,
-    per_try: Option<Duration>,
-    wanted: Wanted<'a>,
-}
-
-async fn retry_loop(
-    ctx: &mut RequestCtx,
-    action: &RouteAction,
-    cluster: &Arc<Cluster>,
-    body: Body,
-    tries: Tries<'_>,
-) -> Result<Response, Reason> {
-    let Tries { mut state, per_try, wanted } = tries;
-    let mut cluster = Arc::clone(cluster);
-    let policy = action.retry.as_deref();
-    let had_body = !body.is_end();
-    let mut source = Source::new(body, &state, action.buffer_limit);
-    let mut tried: SmallVec<[EndpointKey; 4]> = SmallVec::new();
-    let (mut fresh, mut stand_in) = (false, false);
-    loop {
-        ctx.attempts += 1;
-        if action.attempt_count_in_request {
-            ctx.head.headers.insert(ATTEMPT_COUNT.clone(), HeaderValue::from(ctx.attempts));
-        }
-        let attempt = Attempt { cluster: &cluster, action, per_try, fresh, stand_in, tried: &tried, wanted };
-        let outcome = attempt::run(ctx, &attempt, source.take()).await;
-        if !stand_in
-            && source.is_replayable(had_body)
-            && let Err(Failed { reason: Reason::CircuitOpen, .. }) = outcome
-            && let Some(other) = other_destination(ctx, &cluster)
-        {
-            (cluster, stand_in) = (other, true);
-            continue;
-        }
-        let (decision, asked) = match &outcome {
-            Ok(response) if response.upgraded.is_some() => return outcome.map_err(|failed| failed.reason),
-            Ok(response) => {
-                let progress = Progress { sent: true, replayable: source.is_replayable(had_body) };
-                (
-                    state.decide(policy, Outcome::Answer(&response.head), progress),
-                    Some(&response.head.headers),
-                )
-            }
-            Err(failed) => {
-                let progress = Progress {
-                    sent: failed.sent != Sent::Nothing,
-                    replayable: source.is_replayable(had_body),
-                };
-                (state.decide(policy, Outcome::Failed(failed.reason), progress), None)
-            }
-        };
-        let kind = match decision {
-            Decision::Retry(kind) => kind,
-            Decision::Stop(stop) => {
-                if stop == Stop::LimitReached {
-                    ctx.flags = ctx.flags.with(ResponseFlags::RETRY_LIMIT);
-                }
-                return outcome.map_err(|failed| failed.reason);
-            }
-        };
-        let delay = wait_before(ctx, &state, kind, policy, asked);
-        if kind == RetryKind::Policy {
-            let Some(permit) = cluster.try_retry(action.priority, Instant::now()) else {
-                return outcome.map_err(|failed| failed.reason);
-            };
-            ctx.permits[1] = Some(permit);
-        }
-        ctx.downstream.worker.metrics.retried(ctx.cluster_id, &cluster, kind);
-        if policy.is_some_and(|p| p.avoid_previous_hosts) || kind == RetryKind::Transparent {
-            tried.extend(
-                ctx.active
-                    .as_ref()
-                    .map(|a| a.endpoint().key)
-                    .filter(|_| policy.is_some_and(|p| p.avoid_previous_hosts)),
-            );
-        }
-        fresh = kind == RetryKind::Transparent;
-        state.count(kind);
-        drop(outcome);
-        if !delay.is_zero() {
-            tokio::time::sleep(delay).await;
-        }
-    }
-}
-
-/// Where the circuit breaker that refused an attempt sends the request instead. Once: the fallback of a fallback is not asked.
-#[cold]
-fn other_destination(ctx: &mut RequestCtx, refused: &Arc<Cluster>) -> Option<Arc<Cluster>> {
-    let Some(Fallback::Cluster(id)) = ctx.circuit.as_ref()?.circuit.spec.fallback else { return None };
-    let other = ctx.snapshot.cluster(id).filter(|other| !Arc::ptr_eq(other, refused))?;
-    let other = Arc::clone(other);
-    ctx.cluster = Some(Arc::clone(&other));
-    ctx.cluster_id = Some(id);
-    Some(other)
-}
-
-fn wait_before(
-    ctx: &RequestCtx,
-    state: &RetryState,
-    kind: RetryKind,
-    policy: Option<&RetryPolicy>,
-    answer: Option<&http::HeaderMap>,
-) -> Duration {
-    let Some(policy) = policy.filter(|_| kind == RetryKind::Policy) else { return Duration::ZERO };
-    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    ctx.downstream.worker.with_rng(|rng| policy.delay(state.retries() + 1, answer, unix, rng))
 }

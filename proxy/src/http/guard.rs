@@ -21,7 +21,7 @@ use crate::worker::timer::Timer;
 pub struct GuardedBody {
     body: Body,
     deadline: Deadline,
-    idle: Option<Idle>,
+    idle: Option<(Idle, Reason)>,
     trailers: Option<Trailers>,
 }
 
@@ -50,10 +50,15 @@ impl Trailers {
 }
 
 impl GuardedBody {
-    /// `body` until `deadline`, with no pause longer than `idle`. Its trailers are told to `trailers`.
+    /// `body` until `deadline`, with no pause longer than `idle`, and what that is called. Its trailers are told to `trailers`.
     #[must_use]
-    pub fn new(body: Body, deadline: Deadline, idle: Option<Duration>, trailers: Option<Trailers>) -> Self {
-        Self { body, deadline, idle: idle.map(Idle::new), trailers }
+    pub fn new(
+        body: Body,
+        deadline: Deadline,
+        idle: Option<(Duration, Reason)>,
+        trailers: Option<Trailers>,
+    ) -> Self {
+        Self { body, deadline, idle: idle.map(|(limit, reason)| (Idle::new(limit), reason)), trailers }
     }
 
     /// The body inside.
@@ -66,7 +71,7 @@ impl GuardedBody {
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Reason>>> {
         match self.body.poll_next(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                if let Some(idle) = &mut self.idle {
+                if let Some((idle, _)) = &mut self.idle {
                     idle.moved();
                 }
                 if let (Some(wanted), Some(trailers)) = (&mut self.trailers, frame.trailers_ref()) {
@@ -88,7 +93,7 @@ impl GuardedBody {
                     return Poll::Ready(Some(Err(reason)));
                 }
                 match &mut self.idle {
-                    Some(idle) => idle.poll(cx).map(|()| Some(Err(Reason::StreamIdle))),
+                    Some((idle, reason)) => idle.poll(cx).map(|()| Some(Err(*reason))),
                     None => Poll::Pending,
                 }
             }

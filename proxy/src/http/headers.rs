@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::Scheme;
@@ -11,6 +12,8 @@ use super::downstream::Downstream;
 use super::forwarded;
 use super::head::{RequestHead, ResponseHead};
 use crate::config::spec::{ClientCertHeader, ClientCertMode, HttpSpec, ServerHeader, StripPort};
+use crate::resilience::EXPECTED_TIMEOUT;
+use crate::resilience::timeout::millis;
 use crate::tls::identity::PeerIdentity;
 
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -57,6 +60,8 @@ pub struct Origin {
     pub client: SocketAddr,
     /// It comes from inside (Envoy `x-envoy-internal`).
     pub internal: bool,
+    /// How long the proxy in front of us waits for the answer, when the router believes that.
+    pub waits: Option<Duration>,
 }
 
 /// Applies the listener's rules to a request head.
@@ -71,8 +76,13 @@ pub fn prepare_request(
     }
     strip_port(head, http.strip_host_port, downstream.local.port());
     client_cert(&mut head.headers, downstream, http.client_cert);
-    let origin = forwarded_for(head, downstream, http);
+    let mut origin = forwarded_for(head, downstream, http);
     if !origin.internal {
+        // From outside of the mesh a short time could have an endpoint be taken for a slow one.
+        if http.respect_expected_timeout && !http.use_remote_address {
+            let said = head.headers.get(&EXPECTED_TIMEOUT).and_then(millis);
+            origin.waits = said.filter(|waits| !waits.is_zero());
+        }
         remove_steering(&mut head.headers);
         if http.use_remote_address && has_envoy_headers(&head.headers) {
             for name in &EDGE {
@@ -199,7 +209,7 @@ fn forwarded_for(head: &mut RequestHead, downstream: &Downstream, http: &HttpSpe
         let client = client.map_or(peer, |ip| SocketAddr::new(ip, 0));
         let internal = !had_list && internal(peer.ip());
         mark(head, internal, client.ip());
-        return Origin { client, internal };
+        return Origin { client, internal, waits: None };
     }
     let client = address_from_end(&head.headers, hops);
     let single = head.headers.get(&X_FORWARDED_FOR).is_some_and(|v| !v.as_bytes().contains(&b','));
@@ -209,7 +219,7 @@ fn forwarded_for(head: &mut RequestHead, downstream: &Downstream, http: &HttpSpe
     } else {
         head.headers.remove(&X_ENVOY_INTERNAL);
     }
-    Origin { client: client.map_or(peer, |ip| SocketAddr::new(ip, 0)), internal }
+    Origin { client: client.map_or(peer, |ip| SocketAddr::new(ip, 0)), internal, waits: None }
 }
 
 /// An edge tells the mesh behind it what it found.

@@ -115,6 +115,7 @@ impl Mirror {
             fresh: false,
             upgrade: None,
             interim: &InterimSink::None,
+            time: None,
         };
         let work = async {
             let Ok(mut response) = exchange.send(&endpoint, &self.head, body).await else { return };

@@ -29,6 +29,7 @@ pub mod response;
 pub mod session;
 pub mod throttle;
 pub mod traffic;
+mod tries;
 pub mod tunnel;
 pub mod values;
 pub mod watchdog;

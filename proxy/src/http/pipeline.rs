@@ -14,6 +14,7 @@ use super::head::ResponseHead;
 use super::headers;
 use super::local_reply;
 use super::response::Response;
+use super::tries;
 use super::values::Values;
 use crate::config::spec::{HttpSpec, RouteSource};
 use crate::error::Reason;
@@ -38,13 +39,16 @@ pub async fn handle(ctx: &mut RequestCtx, body: Body) -> Response {
         }
     };
     filters::answer(ctx, &mut response);
+    tries::mark(ctx, &mut response.head.headers);
     finish_head(ctx, &mut response.head);
     ctx.note_response(&response.head);
     response
 }
 
 fn failure(ctx: &mut RequestCtx, reason: Reason) -> Response {
-    if ctx.timeout_alternative && matches!(reason, Reason::UpstreamTimeout | Reason::PerTryTimeout) {
+    if ctx.timeout_alternative
+        && matches!(reason, Reason::UpstreamTimeout | Reason::PerTryTimeout | Reason::PerTryIdle)
+    {
         return local_reply::reply_with(reason, StatusCode::NO_CONTENT, bytes::Bytes::new(), false);
     }
     if let Some(reply) = ctx.policy.as_mut().and_then(|policy| policy.reply.take()) {

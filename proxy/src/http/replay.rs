@@ -12,6 +12,9 @@ use http_body::Frame;
 use super::body::Body;
 use crate::error::Reason;
 
+/// Pieces are put together up to this size: a body of single bytes takes not much more than its length.
+const SMALL: usize = 1024;
+
 /// What was recorded, shared by the attempts of one request.
 #[derive(Debug)]
 struct Recording {
@@ -24,6 +27,18 @@ struct Recording {
     failed: Option<Reason>,
     /// Someone reads the live end.
     overflowed: bool,
+}
+
+impl Recording {
+    /// Whoever reads the live end has read all that is here: pieces may grow.
+    fn keep(&mut self, data: &Bytes) {
+        match self.pieces.last_mut() {
+            Some(last) if last.len() + data.len() <= SMALL => {
+                *last = [last.as_ref(), data.as_ref()].concat().into();
+            }
+            _ => self.pieces.push(data.clone()),
+        }
+    }
 }
 
 /// Gives out the body of one request, once for each attempt.
@@ -133,8 +148,8 @@ fn self_record(
                 recording.pieces.clear();
                 *at = 0;
             } else {
-                recording.pieces.push(data.clone());
-                *at += 1;
+                recording.keep(&data);
+                *at = recording.pieces.len();
             }
             Frame::data(data)
         }
@@ -151,6 +166,7 @@ fn self_record(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::ahead::AheadBody;
     use std::future::poll_fn;
 
     async fn read(mut body: Body) -> Vec<u8> {
@@ -170,6 +186,26 @@ mod tests {
         assert_eq!(read(replay.body()).await, b"hello");
         assert!(replay.can_replay());
         assert_eq!(read(replay.body()).await, b"hello");
+    }
+
+    /// One attempt reads a part, the next one all of it from its start.
+    #[tokio::test]
+    async fn small_pieces_are_put_together_and_an_attempt_may_break_off() {
+        let text: Vec<u8> = (0..3_000_u32).map(|i| i as u8).collect();
+        let mut rest = Body::Empty;
+        for piece in text.chunks(10).rev() {
+            let frame = Ok(Frame::data(Bytes::copy_from_slice(piece)));
+            rest = Body::Ahead(Box::new(AheadBody::resume(frame, rest)));
+        }
+        let replay = Replay::new(rest, 10_000);
+        let mut first = replay.body();
+        for piece in text[..1500].chunks(10) {
+            let frame = poll_fn(|cx| first.poll_next(cx)).await.unwrap().unwrap();
+            assert_eq!(frame.into_data().unwrap(), piece);
+        }
+        drop(first);
+        assert_eq!(read(replay.body()).await, text);
+        assert_eq!(replay.0.borrow().pieces.len(), 3);
     }
 
     #[tokio::test]

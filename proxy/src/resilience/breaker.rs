@@ -88,6 +88,8 @@ pub struct Breaker {
     gauges: [Gauge; 4],
     /// Requests of late, when the retry budget has an interval.
     pub(super) recent: super::budget::Recent,
+    /// Retries of late, likewise.
+    pub(super) retried: super::budget::Recent,
 }
 
 impl Breaker {
@@ -160,6 +162,13 @@ impl Holder for std::sync::Arc<Breaker> {
 pub struct Permit<H: Holder> {
     holder: H,
     resource: Resource,
+}
+
+impl<H: Holder> Permit<H> {
+    /// The breaker.
+    pub(super) fn breaker(&self) -> &Breaker {
+        self.holder.breaker()
+    }
 }
 
 impl<H: Holder> Drop for Permit<H> {

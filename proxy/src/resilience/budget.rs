@@ -15,7 +15,8 @@ pub struct BudgetSpec {
     pub percent: f64,
     /// `min_retry_concurrency`, default 3: so many retries are always allowed.
     pub min_concurrency: u32,
-    /// `budget_interval`: count the requests begun in this time, not only those in flight. Zero (the default) is off.
+    /// `budget_interval`: count the requests begun in this time, not only those in flight, and the retries begun in it, too: a share
+    /// of what was asked, not of what is there at a moment. Zero (the default) is off.
     pub interval: Duration,
 }
 
@@ -25,11 +26,19 @@ impl Default for BudgetSpec {
     }
 }
 
-/// Takes a permit for one retry: by the budget when `thresholds` has one, else by `max_retries`. Hold it until the retry has
+/// Takes a permit for one retry, or hedge: by the budget when `thresholds` has one, else by `max_retries`. Hold it until the retry has
 /// ended. None is counted as an overflow.
 pub fn try_retry<H: Holder>(holder: H, thresholds: &Thresholds, now: Instant) -> Option<Permit<H>> {
-    let limit = retry_limit(holder.breaker(), thresholds, now);
-    Breaker::try_acquire(holder, Resource::Retries, limit)
+    let breaker = holder.breaker();
+    let limit = retry_limit(breaker, thresholds, now);
+    let interval = thresholds.retry_budget.as_ref().map_or(Duration::ZERO, |budget| budget.interval);
+    if breaker.retried.count(interval, now) >= u64::from(limit) {
+        // None is free: counted as such.
+        return Breaker::try_acquire(holder, Resource::Retries, 0);
+    }
+    let permit = Breaker::try_acquire(holder, Resource::Retries, limit)?;
+    permit.breaker().retried.add(interval, now);
+    Some(permit)
 }
 
 /// How many retries may be in flight at the moment.
@@ -152,6 +161,42 @@ mod tests {
         }
         assert_eq!(retry_limit(&breaker, &thresholds, now + Duration::from_millis(80)), 10);
         assert_eq!(retry_limit(&breaker, &thresholds, now + Duration::from_millis(120)), 0);
+    }
+
+    /// Retries that end at once are no way around the budget.
+    #[test]
+    fn with_an_interval_retries_count_until_it_is_over() {
+        let (breaker, start) = (Breaker::default(), Instant::now());
+        let thresholds = budget(20.0, 10, Duration::from_secs(10));
+        let burst = |now| (0..100).filter(|_| try_retry(&breaker, &thresholds, now).is_some()).count();
+        assert_eq!(burst(start), 10);
+        for _ in 0..100 {
+            record_request(&breaker, &thresholds, start);
+        }
+        assert_eq!(burst(start + Duration::from_secs(5)), 10, "20 in the interval, of which 10 are used");
+        assert_eq!(
+            burst(start + Duration::from_secs(12)),
+            0,
+            "requests are forgotten, the 10 of 5 s are not"
+        );
+        assert_eq!(burst(start + Duration::from_secs(17)), 10);
+        assert_eq!(breaker.active(Resource::Retries), 0);
+    }
+
+    /// A destination that is down: whatever the number of requests, retries add a fifth to them.
+    #[test]
+    fn retries_of_an_outage_are_a_share_of_its_requests() {
+        let (breaker, start) = (Breaker::default(), Instant::now());
+        let thresholds = budget(20.0, 100, Duration::from_secs(10));
+        let (mut requests, mut retries) = (0_u32, 0_u32);
+        for ms in 0..60_000 {
+            let now = start + Duration::from_millis(ms);
+            record_request(&breaker, &thresholds, now);
+            requests += 1;
+            retries += u32::from(try_retry(&breaker, &thresholds, now).is_some());
+        }
+        let share = f64::from(retries) / f64::from(requests);
+        assert!(share > 0.15 && share < 0.24, "{share}");
     }
 
     proptest! {

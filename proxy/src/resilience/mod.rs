@@ -29,6 +29,8 @@ control_headers! {
     MAX_RETRIES = "x-envoy-max-retries";
     /// Further status codes to retry (internal requests).
     RETRIABLE_STATUS_CODES = "x-envoy-retriable-status-codes";
+    /// Names of headers of an answer that is retried (internal requests).
+    RETRIABLE_HEADER_NAMES = "x-envoy-retriable-header-names";
     /// Route timeout, milliseconds (internal requests).
     REQUEST_TIMEOUT = "x-envoy-upstream-rq-timeout-ms";
     /// Timeout of one try, milliseconds (internal requests).

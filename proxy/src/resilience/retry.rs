@@ -3,121 +3,35 @@
 //! - A request that may have been processed is repeated only when the policy (or the header of an internal request) says so.
 //! - One that certainly was not, or that is idempotent and met a kept-alive connection that had just closed, is sent
 //!   again once even without a policy: it would be an error that only the proxy made (RFC 9110 §9.2.2, RFC 9113 §8.7).
+//! - `retriable_request_headers` say which requests may be repeated though they may have been processed. Under the policy's
+//!   conditions the others are repeated, too, when they certainly were not.
+//! - What a proxy on the way repeated in vain is not repeated again ([`RETRIES_EXHAUSTED`]).
 //!
 //! Whether the budget allows it, and whether there is time, is asked elsewhere.
 
-use std::fmt;
+mod on;
+mod wait;
+
 use std::time::Duration;
 
 use http::header::{HeaderMap, HeaderName};
 use http::{Method, StatusCode};
 use smallvec::SmallVec;
 
-use super::backoff::{Backoff, asked_for};
-use super::{MAX_RETRIES, RETRIABLE_STATUS_CODES, RETRY_GRPC_ON, RETRY_ON};
+use super::backoff::Backoff;
+use super::{MAX_RETRIES, RETRIABLE_HEADER_NAMES, RETRIABLE_STATUS_CODES, RETRY_GRPC_ON, RETRY_ON};
 use crate::error::Reason;
 use crate::http::head::{RequestHead, ResponseHead};
 use crate::route::matcher::HeaderMatch;
 
+pub use on::RetryOn;
+pub use wait::{RateLimitedBackoff, ResetFormat};
+
 static RATE_LIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+/// Says of an answer that a proxy on the way retried in vain: it is not retried again.
+pub static RETRIES_EXHAUSTED: HeaderName = HeaderName::from_static("x-remora-retries-exhausted");
 static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-
-macro_rules! conditions {
-    ($($(#[doc = $doc:literal])+ $name:ident = $bit:literal, $text:literal;)+) => {
-        /// A set of retry conditions (`retry_on`).
-        #[derive(Clone, Copy, PartialEq, Eq, Default)]
-        pub struct RetryOn(u32);
-
-        impl RetryOn {
-            $($(#[doc = $doc])+ pub const $name: Self = Self(1 << $bit);)+
-
-            const ALL: &'static [(Self, &'static str)] = &[$((Self::$name, $text),)+];
-        }
-    };
-}
-
-conditions! {
-    /// `5xx`: a 5xx answer, or none at all.
-    SERVER_ERROR = 0, "5xx";
-    /// `gateway-error`: 502, 503 or 504, or no answer at all.
-    GATEWAY_ERROR = 1, "gateway-error";
-    /// `connect-failure`: no connection.
-    CONNECT_FAILURE = 2, "connect-failure";
-    /// `retriable-4xx`: 409.
-    RETRIABLE_4XX = 3, "retriable-4xx";
-    /// `refused-stream`: the upstream refused the stream unprocessed.
-    REFUSED_STREAM = 4, "refused-stream";
-    /// `retriable-status-codes`.
-    STATUS_CODES = 5, "retriable-status-codes";
-    /// `retriable-headers`.
-    HEADERS = 6, "retriable-headers";
-    /// `reset`: no answer at all.
-    RESET = 7, "reset";
-    /// `reset-before-request`: no answer, and nothing of the request had left.
-    RESET_BEFORE_REQUEST = 8, "reset-before-request";
-    /// `envoy-ratelimited`: also an answer with x-envoy-ratelimited.
-    RATE_LIMITED = 9, "envoy-ratelimited";
-    /// `cancelled`: gRPC status 1 in the headers of the answer.
-    GRPC_CANCELLED = 10, "cancelled";
-    /// `deadline-exceeded`: gRPC status 4.
-    GRPC_DEADLINE_EXCEEDED = 11, "deadline-exceeded";
-    /// `resource-exhausted`: gRPC status 8.
-    GRPC_RESOURCE_EXHAUSTED = 12, "resource-exhausted";
-    /// `internal`: gRPC status 13.
-    GRPC_INTERNAL = 13, "internal";
-    /// `unavailable`: gRPC status 14.
-    GRPC_UNAVAILABLE = 14, "unavailable";
-}
-
-impl RetryOn {
-    /// The condition called `name`.
-    #[must_use]
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.iter().find(|(_, text)| *text == name).map(|(on, _)| *on)
-    }
-
-    /// All names, for error messages.
-    pub fn names() -> impl Iterator<Item = &'static str> {
-        Self::ALL.iter().map(|(_, text)| *text)
-    }
-
-    /// Both sets together.
-    #[must_use]
-    pub const fn union(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// Whether the sets have a condition in common.
-    #[must_use]
-    pub const fn any(self, other: Self) -> bool {
-        self.0 & other.0 != 0
-    }
-
-    /// Whether no condition is set.
-    #[must_use]
-    pub const fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-
-    const fn grpc(status: u8) -> Self {
-        match status {
-            1 => Self::GRPC_CANCELLED,
-            4 => Self::GRPC_DEADLINE_EXCEEDED,
-            8 => Self::GRPC_RESOURCE_EXHAUSTED,
-            13 => Self::GRPC_INTERNAL,
-            14 => Self::GRPC_UNAVAILABLE,
-            _ => Self(0),
-        }
-    }
-}
-
-impl fmt::Debug for RetryOn {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<_> = Self::ALL.iter().filter(|(on, _)| self.any(*on)).map(|(_, text)| *text).collect();
-        write!(f, "[{}]", names.join(","))
-    }
-}
 
 /// A compiled `envoy.config.route.v3.RetryPolicy`.
 #[derive(Debug, Clone)]
@@ -164,44 +78,11 @@ impl Default for RetryPolicy {
     }
 }
 
-/// `RateLimitedRetryBackOff`: the upstream says when to come back.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RateLimitedBackoff {
-    /// `reset_headers`, tried in order.
-    pub headers: Box<[(HeaderName, ResetFormat)]>,
-    /// `max_interval`, default 300 s: a longer wait is not accepted.
-    pub max: Duration,
-}
-
-/// `ResetHeaderFormat`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ResetFormat {
-    /// SECONDS from now.
-    Seconds,
-    /// UNIX_TIMESTAMP, seconds.
-    UnixTimestamp,
-}
-
-impl RateLimitedBackoff {
-    /// The wait that `headers` ask for. `unix_now` is the time in seconds since 1970.
-    #[must_use]
-    pub fn wait(&self, headers: &HeaderMap, unix_now: u64) -> Option<Duration> {
-        self.headers.iter().find_map(|(name, format)| {
-            let number: u64 = headers.get(name)?.to_str().ok()?.trim().parse().ok()?;
-            let seconds = match format {
-                ResetFormat::Seconds => number,
-                ResetFormat::UnixTimestamp => number.checked_sub(unix_now)?,
-            };
-            Some(Duration::from_secs(seconds)).filter(|d| *d <= self.max)
-        })
-    }
-}
-
 /// How a try ended.
 #[derive(Debug, Clone, Copy)]
 pub enum Outcome<'a> {
-    /// The head of an answer came; nothing of it has gone downstream yet.
-    Answer(&'a ResponseHead),
+    /// The head of an answer came, and the trailers if it has no body; nothing of it has gone downstream yet.
+    Answer(&'a ResponseHead, Option<&'a HeaderMap>),
     /// No answer came.
     Failed(Reason),
 }
@@ -252,7 +133,10 @@ pub struct RetryState {
     done: u32,
     transparent_left: bool,
     idempotent: bool,
+    /// What may have been processed is not repeated (`retriable_request_headers`).
+    unprocessed_only: bool,
     codes: SmallVec<[StatusCode; 4]>,
+    names: Vec<HeaderName>,
 }
 
 impl RetryState {
@@ -265,14 +149,12 @@ impl RetryState {
             done: 0,
             transparent_left: true,
             idempotent: is_idempotent(head),
+            unprocessed_only: policy.is_some_and(|p| p.excludes(head)),
             codes: SmallVec::new(),
+            names: Vec::new(),
         };
         if internal {
             state.read_conditions(&head.headers);
-        }
-        let wanted = policy.map_or(&[][..], |p| &p.request_headers);
-        if !wanted.is_empty() && !wanted.iter().any(|m| m.is_match(head)) {
-            state.on = RetryOn::default();
         }
         if internal && !state.on.is_empty() {
             state.read_limits(&head.headers);
@@ -294,6 +176,13 @@ impl RetryState {
         }
         let codes = words(headers, &RETRIABLE_STATUS_CODES).filter_map(|w| w.parse().ok());
         self.codes.extend(codes);
+        self.names.extend(words(headers, &RETRIABLE_HEADER_NAMES).filter_map(|w| w.parse().ok()));
+    }
+
+    /// Whether the gRPC status of an answer matters.
+    #[must_use]
+    pub const fn wants_grpc_status(&self) -> bool {
+        self.on.any(RetryOn::GRPC) && !self.unprocessed_only
     }
 
     /// Whether any try may follow the first: if not, nothing of the body need be kept.
@@ -312,7 +201,7 @@ impl RetryState {
     #[must_use]
     pub fn decide(&self, policy: Option<&RetryPolicy>, outcome: Outcome<'_>, progress: Progress) -> Decision {
         let kind = match outcome {
-            Outcome::Answer(head) => self.on_answer(policy, head),
+            Outcome::Answer(head, trailers) => self.on_answer(policy, head, trailers),
             Outcome::Failed(reason) => self.on_failure(reason, progress),
         };
         let Some(kind) = kind else { return Decision::Stop(Stop::NotRetriable) };
@@ -334,7 +223,15 @@ impl RetryState {
         }
     }
 
-    fn on_answer(&self, policy: Option<&RetryPolicy>, head: &ResponseHead) -> Option<RetryKind> {
+    fn on_answer(
+        &self,
+        policy: Option<&RetryPolicy>,
+        head: &ResponseHead,
+        trailers: Option<&HeaderMap>,
+    ) -> Option<RetryKind> {
+        if self.on.is_empty() || self.unprocessed_only || head.headers.contains_key(&RETRIES_EXHAUSTED) {
+            return None;
+        }
         if head.headers.contains_key(&RATE_LIMITED) {
             return self.on.any(RetryOn::RATE_LIMITED).then_some(RetryKind::Policy);
         }
@@ -342,19 +239,24 @@ impl RetryState {
         let gateway = matches!(status.as_u16(), 502..=504);
         let listed =
             || self.codes.contains(&status) || policy.is_some_and(|p| p.status_codes.contains(&status));
-        let header = || policy.is_some_and(|p| p.headers.iter().any(|m| m.is_match(head)));
+        let header = || {
+            self.names.iter().any(|name| head.headers.contains_key(name))
+                || policy.is_some_and(|p| p.headers.iter().any(|m| m.is_match(head)))
+        };
+        let grpc = || grpc_status(&head.headers).or_else(|| grpc_status(trailers?));
         let hit = (self.on.any(RetryOn::SERVER_ERROR) && status.is_server_error())
             || (self.on.any(RetryOn::GATEWAY_ERROR) && gateway)
             || (self.on.any(RetryOn::RETRIABLE_4XX) && status == StatusCode::CONFLICT)
             || (self.on.any(RetryOn::STATUS_CODES) && listed())
             || (self.on.any(RetryOn::HEADERS) && header())
-            || grpc_status(&head.headers).is_some_and(|code| self.on.any(RetryOn::grpc(code)));
+            || (self.on.any(RetryOn::GRPC) && grpc().is_some_and(|code| self.on.any(RetryOn::grpc(code))));
         hit.then_some(RetryKind::Policy)
     }
 
     fn on_failure(&self, reason: Reason, progress: Progress) -> Option<RetryKind> {
         let (class, unprocessed) = classify(reason)?;
-        let policy = self.on.any(class) || (self.on.any(RetryOn::RESET_BEFORE_REQUEST) && !progress.sent);
+        let asked = self.on.any(class) || (self.on.any(RetryOn::RESET_BEFORE_REQUEST) && !progress.sent);
+        let policy = asked && !(self.unprocessed_only && progress.sent && !reason.never_processed());
         if policy && self.remaining > 0 {
             return Some(RetryKind::Policy);
         }
@@ -380,27 +282,16 @@ fn classify(reason: Reason) -> Option<(RetryOn, bool)> {
         | Reason::UpstreamReset
         | Reason::UpstreamProtocol
         | Reason::UpstreamHeadersTooLarge
-        | Reason::PerTryTimeout => Some((reset, false)),
+        | Reason::PerTryTimeout
+        | Reason::PerTryIdle => Some((reset, false)),
         _ => None,
     }
 }
 
 impl RetryPolicy {
-    /// The wait before retry `n` (the first is 1) that follows an answer with these headers, if one came.
-    /// `unix_now` is the time in seconds since 1970.
-    #[must_use]
-    pub fn delay(
-        &self,
-        n: u32,
-        answer: Option<&HeaderMap>,
-        unix_now: u64,
-        rng: &mut fastrand::Rng,
-    ) -> Duration {
-        let asked = self.rate_limited.as_ref().zip(answer).and_then(|(r, headers)| r.wait(headers, unix_now));
-        match asked {
-            Some(wait) => asked_for(wait, rng),
-            None => self.backoff.delay(n, rng),
-        }
+    /// Whether `retriable_request_headers` leave a request out.
+    fn excludes(&self, head: &RequestHead) -> bool {
+        !self.request_headers.is_empty() && !self.request_headers.iter().any(|m| m.is_match(head))
     }
 }
 
@@ -413,7 +304,7 @@ pub fn is_idempotent(head: &RequestHead) -> bool {
     method.contains(m) || head.headers.contains_key(&IDEMPOTENCY_KEY)
 }
 
-/// The gRPC status of an answer that has no body (trailers-only).
+/// The gRPC status in the headers of an answer (trailers-only), or in its trailers.
 fn grpc_status(headers: &HeaderMap) -> Option<u8> {
     headers.get(&GRPC_STATUS)?.to_str().ok()?.parse().ok()
 }

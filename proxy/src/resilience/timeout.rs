@@ -1,6 +1,8 @@
 //! How long a request may take: what the route, the listener, gRPC's `grpc-timeout` and (for internal requests) Envoy's
 //! headers say, brought into one set of limits.
 
+mod left;
+
 use std::time::Duration;
 
 use http::HeaderMap;
@@ -8,6 +10,8 @@ use http::header::{HeaderName, HeaderValue};
 use tokio::time::Instant;
 
 use super::{EXPECTED_TIMEOUT, PER_TRY_TIMEOUT, REQUEST_TIMEOUT};
+
+pub use left::TimeLeft;
 
 /// gRPC's deadline header.
 pub static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
@@ -90,6 +94,8 @@ pub struct Circumstances {
     pub per_try: Option<Duration>,
     /// The listener's `max_stream_duration`.
     pub listener_stream: Option<Duration>,
+    /// How long a proxy of the mesh in front of us waits; it can only shorten the route's timeout.
+    pub waits: Option<Duration>,
 }
 
 /// The limits of one request.
@@ -101,8 +107,10 @@ pub struct Limits {
     pub per_try: Option<Duration>,
     /// From the first byte of the request to the last of the answer. Zero: at once.
     pub stream: Option<Duration>,
-    /// `grpc-timeout` is to be rewritten to the time that is left (`max_grpc_timeout` is configured).
+    /// `grpc-timeout` is to be set to the time that is left whatever the client said (`max_grpc_timeout` is configured).
     pub rewrite_grpc: bool,
+    /// `grpc-timeout` of the client, of a gRPC request: the upstream is told what is left of it.
+    pub asked_grpc: Option<Duration>,
 }
 
 impl TimeoutPolicy {
@@ -125,6 +133,9 @@ impl TimeoutPolicy {
                 per_try = non_zero(said);
             }
         }
+        if let Some(waits) = with.waits {
+            request = Some(request.map_or(waits, |r| r.min(waits)));
+        }
         // A try cannot be given more than the whole: then the whole is its limit.
         per_try = per_try.filter(|t| request.is_none_or(|r| *t < r));
         Limits {
@@ -132,6 +143,7 @@ impl TimeoutPolicy {
             per_try,
             stream: self.stream_limit(grpc_timeout, with.listener_stream),
             rewrite_grpc: with.grpc && self.grpc_request.is_some(),
+            asked_grpc: grpc_timeout.filter(|_| with.grpc),
         }
     }
 
@@ -158,7 +170,8 @@ fn non_zero(d: Duration) -> Option<Duration> {
 }
 
 /// A header that is a number of milliseconds.
-fn millis(value: &HeaderValue) -> Option<Duration> {
+#[must_use]
+pub fn millis(value: &HeaderValue) -> Option<Duration> {
     value.to_str().ok()?.trim().parse().ok().map(Duration::from_millis)
 }
 

@@ -85,6 +85,8 @@ impl ResponseFlags {
     pub const NONE: Self = Self(0);
     /// `URX`: retries or connect attempts are used up.
     pub const RETRY_LIMIT: Self = Self(1 << position("URX"));
+    /// `UO`: a circuit breaker or retry budget was in the way.
+    pub const OVERFLOW: Self = Self(1 << position("UO"));
     /// `DI`: fault injection delayed the request.
     pub const DELAY_INJECTED: Self = Self(1 << position("DI"));
     /// `FI`: fault injection aborted the request.

@@ -84,7 +84,7 @@ const fn failure(reason: Reason) -> Verdict {
         | Reason::UpstreamBodyReset
         | Reason::UpstreamProtocol
         | Reason::UpstreamHeadersTooLarge => Verdict::LocalOrigin(503),
-        Reason::PerTryTimeout | Reason::UpstreamTimeout => Verdict::LocalOrigin(504),
+        Reason::PerTryTimeout | Reason::PerTryIdle | Reason::UpstreamTimeout => Verdict::LocalOrigin(504),
         _ => Verdict::Neither,
     }
 }

@@ -61,6 +61,9 @@ pub(super) const fn of_reason(reason: Reason) -> &'static str {
         R::PerTryTimeout => {
             "See what took the endpoint so long, or raise per_try_timeout in the route's retry policy."
         }
+        R::PerTryIdle => {
+            "See why the endpoint fell silent, or raise per_try_idle_timeout in the route's retry policy."
+        }
         R::MaxDuration => {
             "Raise max_stream_duration of the route or cluster (max_downstream_connection_duration of tcp_proxy), or let the client begin anew."
         }

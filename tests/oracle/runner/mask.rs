@@ -31,6 +31,9 @@ static COOKIE: LazyLock<Regex> = LazyLock::new(|| Regex::new(r#"="[0-9a-f]{16}""
 static SESSION: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(r"\b(MTI3LjAuMC4xOj|Cg8xMjcuMC4wLjE6)[A-Za-z0-9+/]*=*").expect("a valid pattern")
 });
+/// Several response flags: Envoy writes them as they came, here they have one order.
+static FLAGS: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"\b[A-Z]{2,5}(,[A-Z]{2,5})+\b").expect("a valid pattern"));
 /// Durations in our own formats are written `ms=…` or `"ms":…`.
 static MILLIS: LazyLock<Regex> = LazyLock::new(|| Regex::new(r#"(\bms"?[=:])\d+"#).expect("a valid pattern"));
 
@@ -77,7 +80,10 @@ impl Mask {
         if name.eq_ignore_ascii_case("x-envoy-upstream-service-time") && value.parse::<u64>().is_ok() {
             return format!("{name}: {{ms}}");
         }
-        format!("{name}: {}", self.text(value))
+        match coarse(name, value) {
+            Some(value) => format!("{name}: {value}"),
+            None => format!("{name}: {}", self.text(value)),
+        }
     }
 
     /// Masks a line of an access log; the keys of a JSON line are put in order.
@@ -92,8 +98,26 @@ impl Mask {
             let service = if &c[2] == "-" { "-" } else { "{ms}" };
             format!("{} {{ms}} {service} \"", &c[1])
         });
+        let line = FLAGS.replace_all(&line, |c: &Captures<'_>| {
+            let mut flags: Vec<&str> = c[0].split(',').collect();
+            flags.sort_unstable();
+            flags.join(",")
+        });
         MILLIS.replace_all(&line, "$1{ms}").into_owned()
     }
+}
+
+/// What an upstream is told of the time that is left: in seconds or tenths of one, begun ones counted, so that a wait for a connection
+/// makes no difference.
+fn coarse(name: &str, value: &str) -> Option<String> {
+    let unit = match name.to_ascii_lowercase().as_str() {
+        "x-envoy-expected-rq-timeout-ms" => "",
+        "grpc-timeout" => "m",
+        _ => return None,
+    };
+    let ms: u64 = value.strip_suffix(unit)?.parse().ok()?;
+    let grain = if ms > 1000 { 1000 } else { 100 };
+    Some(format!("{}{unit}", ms.div_ceil(grain) * grain))
 }
 
 #[cfg(test)]
@@ -116,6 +140,12 @@ mod tests {
             mask.field("x-envoy-expected-rq-timeout-ms", "15000"),
             "x-envoy-expected-rq-timeout-ms: 15000"
         );
+        assert_eq!(
+            mask.field("x-envoy-expected-rq-timeout-ms", "14101"),
+            "x-envoy-expected-rq-timeout-ms: 15000"
+        );
+        assert_eq!(mask.field("grpc-timeout", "199m"), "grpc-timeout: 200m");
+        assert_eq!(mask.field("grpc-timeout", "2S"), "grpc-timeout: 2S");
         let log = |line: &str| mask.log(line);
         assert_eq!(
             log(r#""GET / HTTP/1.1" 200 - 0 11 4 3 "-""#),
@@ -125,6 +155,7 @@ mod tests {
             log(r#""GET / HTTP/1.1" 503 UF 0 95 4 - "-""#),
             r#""GET / HTTP/1.1" 503 UF 0 {length} {ms} - "-""#
         );
+        assert_eq!(log("/ 504 UT,URX 2"), log("/ 504 URX,UT 2"));
         assert_eq!(log("503|UF|0|95|ms=4"), "503|UF|0|{length}|ms={ms}");
         assert_eq!(log(r#"{"ms":12,"a":1}"#), r#"{"a":1,"ms":{ms}}"#);
     }

@@ -2,6 +2,7 @@ use super::*;
 use crate::route::matcher::tests::get;
 use crate::route::matcher::{HeaderKey, HeaderRule};
 use proptest::prelude::*;
+use std::time::SystemTime;
 
 const SENT: Progress = Progress { sent: true, replayable: true };
 const UNSENT: Progress = Progress { sent: false, replayable: true };
@@ -34,7 +35,7 @@ fn answer(status: u16, headers: &[(&str, &str)]) -> ResponseHead {
 
 fn after_answer(policy: &RetryPolicy, head: &ResponseHead) -> Decision {
     let state = RetryState::new(Some(policy), &request(Method::POST, &[]), false);
-    state.decide(Some(policy), Outcome::Answer(head), SENT)
+    state.decide(Some(policy), Outcome::Answer(head, None), SENT)
 }
 
 fn after_failure(names: &str, reason: Reason, progress: Progress) -> Decision {
@@ -162,10 +163,10 @@ fn the_policy_is_used_up_before_the_transparent_retry_and_then_the_limit_shows()
     state.count(RetryKind::Transparent);
     assert_eq!(state.decide(Some(&p), stale, SENT), Decision::Stop(Stop::LimitReached));
     assert_eq!(
-        state.decide(Some(&p), Outcome::Answer(&answer(503, &[])), SENT),
+        state.decide(Some(&p), Outcome::Answer(&answer(503, &[]), None), SENT),
         Decision::Stop(Stop::LimitReached)
     );
-    assert_eq!(state.decide(Some(&p), Outcome::Answer(&answer(200, &[])), SENT), NO);
+    assert_eq!(state.decide(Some(&p), Outcome::Answer(&answer(200, &[]), None), SENT), NO);
 }
 
 #[test]
@@ -191,9 +192,9 @@ fn an_internal_request_may_ask_for_retries() {
     let mut internal = RetryState::new(None, &head, true);
     for _ in 0..3 {
         assert_eq!(internal.decide(None, Outcome::Failed(Reason::ConnectFailure), UNSENT), RETRY);
-        assert_eq!(internal.decide(None, Outcome::Answer(&answer(418, &[])), SENT), RETRY);
+        assert_eq!(internal.decide(None, Outcome::Answer(&answer(418, &[]), None), SENT), RETRY);
         assert_eq!(
-            internal.decide(None, Outcome::Answer(&answer(200, &[("grpc-status", "14")])), SENT),
+            internal.decide(None, Outcome::Answer(&answer(200, &[("grpc-status", "14")]), None), SENT),
             RETRY
         );
         internal.count(RetryKind::Policy);
@@ -206,12 +207,12 @@ fn an_internal_request_may_ask_for_retries() {
 fn max_retries_alone_asks_for_nothing() {
     let head = request(Method::GET, &[("x-envoy-max-retries", "5")]);
     let state = RetryState::new(None, &head, true);
-    assert_eq!(state.decide(None, Outcome::Answer(&answer(503, &[])), SENT), NO);
+    assert_eq!(state.decide(None, Outcome::Answer(&answer(503, &[]), None), SENT), NO);
     let p = policy("5xx");
     let none = request(Method::GET, &[("x-envoy-max-retries", "0")]);
     let state = RetryState::new(Some(&p), &none, true);
     assert_eq!(
-        state.decide(Some(&p), Outcome::Answer(&answer(503, &[])), SENT),
+        state.decide(Some(&p), Outcome::Answer(&answer(503, &[]), None), SENT),
         Decision::Stop(Stop::LimitReached)
     );
 }
@@ -232,7 +233,7 @@ fn retriable_request_headers_limit_the_policy() {
     let decide = |method| {
         RetryState::new(Some(&p), &request(method, &[]), false).decide(
             Some(&p),
-            Outcome::Answer(&answer(500, &[])),
+            Outcome::Answer(&answer(500, &[]), None),
             SENT,
         )
     };
@@ -249,7 +250,9 @@ fn the_upstream_may_say_when_to_come_back() {
         ]),
         max: Duration::from_secs(300),
     };
-    let wait = |headers: &[(&str, &str)]| rule.wait(&answer(429, headers).headers, 1000).map(|d| d.as_secs());
+    let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    let wait =
+        |headers: &[(&str, &str)]| rule.wait(&answer(429, headers).headers, at(1000)).map(|d| d.as_secs());
     assert_eq!(wait(&[("retry-after", "120")]), Some(120));
     assert_eq!(wait(&[("x-ratelimit-reset", "1060")]), Some(60));
     assert_eq!(
@@ -263,12 +266,88 @@ fn the_upstream_may_say_when_to_come_back() {
 
     let p = RetryPolicy { rate_limited: Some(rule), ..policy("5xx") };
     let mut rng = fastrand::Rng::with_seed(3);
-    let headers = answer(429, &[("retry-after", "10")]).headers;
+    let mut wait = |n, head: Option<&ResponseHead>| p.wait(n, head, at(0), &mut rng).unwrap();
     for n in 1..50 {
-        let asked = p.delay(n, Some(&headers), 0, &mut rng);
+        let asked = wait(n, Some(&answer(429, &[("retry-after", "10")])));
         assert!(asked >= Duration::from_secs(10) && asked < Duration::from_secs(15));
-        assert!(p.delay(n, Some(&HeaderMap::new()), 0, &mut rng) < p.backoff.max);
-        assert!(p.delay(n, None, 0, &mut rng) < p.backoff.max);
+        let year = answer(503, &[("retry-after", "31536000")]);
+        assert!(wait(n, Some(&year)) < p.backoff.max, "as in Envoy");
+        assert!(wait(n, Some(&answer(429, &[]))) < p.backoff.max);
+        assert!(wait(n, None) < p.backoff.max);
+    }
+}
+
+#[test]
+fn retry_after_holds_without_a_rule_about_it() {
+    let p = policy("5xx");
+    let mut rng = fastrand::Rng::with_seed(3);
+    let now = httpdate::parse_http_date("Wed, 21 Oct 2015 07:28:00 GMT").unwrap();
+    let mut wait =
+        |status, value: &str| p.wait(1, Some(&answer(status, &[("retry-after", value)])), now, &mut rng);
+    for (value, seconds) in [("2", 2), ("60", 60), ("Wed, 21 Oct 2015 07:28:30 GMT", 30)] {
+        for status in [429, 503] {
+            let asked = wait(status, value).unwrap();
+            let least = Duration::from_secs(seconds);
+            assert!(asked >= least && asked <= least * 3 / 2, "{value}: {asked:?}");
+        }
+    }
+    for year in ["31536000", "61", "99999999999999999999999999", "Fri, 21 Oct 2016 07:28:00 GMT"] {
+        assert_eq!(wait(503, year), None, "{year}");
+    }
+    for nothing in ["", "soon", "-1", "Wed, 21 Oct 2015 07:27:00 GMT"] {
+        assert!(wait(503, nothing).unwrap() < p.backoff.max, "{nothing}");
+    }
+    assert!(wait(500, "31536000").unwrap() < p.backoff.max);
+}
+
+#[test]
+fn what_was_retried_in_vain_below_is_not_retried_again() {
+    let marked =
+        [("x-remora-retries-exhausted", "1"), ("grpc-status", "14"), ("x-envoy-ratelimited", "true")];
+    for names in ["5xx", "gateway-error", "unavailable", "envoy-ratelimited"] {
+        assert_eq!(after_answer(&policy(names), &answer(503, &marked)), NO, "{names}");
+    }
+}
+
+#[test]
+fn a_grpc_status_in_trailers_counts_like_one_in_the_head() {
+    let p = policy("unavailable,internal");
+    let state = RetryState::new(Some(&p), &request(Method::POST, &[]), false);
+    assert!(state.wants_grpc_status());
+    assert!(!RetryState::new(Some(&policy("5xx")), &request(Method::POST, &[]), false).wants_grpc_status());
+    let decide = |head: &[(&str, &str)], code| {
+        let trailers = get("h", "/", &[("grpc-status", code)]).headers;
+        state.decide(Some(&p), Outcome::Answer(&answer(200, head), Some(&trailers)), SENT)
+    };
+    assert_eq!(decide(&[], "14"), RETRY);
+    assert_eq!(decide(&[], "13"), RETRY);
+    assert_eq!(decide(&[], "5"), NO);
+    assert_eq!(decide(&[("grpc-status", "0")], "14"), NO, "the head's holds");
+}
+
+#[test]
+fn requests_that_are_left_out_are_repeated_when_they_were_not_processed() {
+    let mut p = policy("5xx,reset,unavailable,connect-failure,refused-stream");
+    p.request_headers = Box::new([HeaderMatch {
+        key: HeaderKey::parse("idempotency-key").unwrap(),
+        rule: HeaderRule::Present(true),
+        invert: false,
+        missing_is_empty: false,
+    }]);
+    let decide = |headers: &[(&str, &str)], outcome: Outcome<'_>, progress| {
+        RetryState::new(Some(&p), &request(Method::POST, headers), false).decide(Some(&p), outcome, progress)
+    };
+    let keyed = [("idempotency-key", "k")];
+    let error = answer(503, &[("grpc-status", "14")]);
+    for (outcome, progress, plain) in [
+        (Outcome::Answer(&error, None), SENT, NO),
+        (Outcome::Failed(Reason::UpstreamReset), SENT, NO),
+        (Outcome::Failed(Reason::PerTryTimeout), SENT, NO),
+        (Outcome::Failed(Reason::ConnectFailure), UNSENT, RETRY),
+        (Outcome::Failed(Reason::UpstreamRefused), SENT, RETRY),
+    ] {
+        assert_eq!(decide(&keyed, outcome, progress), RETRY, "{outcome:?}");
+        assert_eq!(decide(&[], outcome, progress), plain, "{outcome:?}");
     }
 }
 

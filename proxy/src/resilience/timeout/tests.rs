@@ -15,6 +15,7 @@ const INTERNAL: Circumstances = Circumstances {
     respect_expected: false,
     per_try: None,
     listener_stream: None,
+    waits: None,
 };
 
 #[test]
@@ -45,6 +46,18 @@ fn grpc_timeout_in_all_units() {
     assert_eq!(grpc_timeout(Duration::from_secs(100_000_000)), "1666666M");
     assert_eq!(grpc_timeout(Duration::from_secs(6_000_000_000)), "1666666H");
     assert_eq!(grpc_timeout(Duration::MAX), "99999999H");
+}
+
+#[test]
+fn a_proxy_in_front_can_only_shorten_the_time() {
+    let waits = |waits, route: Option<Duration>| {
+        let policy = TimeoutPolicy { request: route, ..TimeoutPolicy::default() };
+        policy.limits(&HeaderMap::new(), &Circumstances { waits, ..Circumstances::default() }).request
+    };
+    assert_eq!(waits(Some(ms(70)), Some(ms(100))), Some(ms(70)));
+    assert_eq!(waits(Some(ms(170)), Some(ms(100))), Some(ms(100)));
+    assert_eq!(waits(Some(ms(170)), None), Some(ms(170)));
+    assert_eq!(waits(None, Some(ms(100))), Some(ms(100)));
 }
 
 #[test]
@@ -119,7 +132,8 @@ fn stream_duration() {
 #[test]
 fn deadlines_and_what_the_upstream_is_told() {
     let start = Instant::now();
-    let limits = Limits { request: Some(ms(100)), per_try: Some(ms(30)), stream: None, rewrite_grpc: true };
+    let limits =
+        Limits { request: Some(ms(100)), per_try: Some(ms(30)), rewrite_grpc: true, ..Limits::default() };
     assert_eq!(limits.request_deadline(start), Some(start + ms(100)));
     assert_eq!(limits.try_deadline(start, start + ms(50)), Some(start + ms(80)));
     assert_eq!(limits.try_deadline(start, start + ms(90)), Some(start + ms(100)));
@@ -159,7 +173,7 @@ proptest! {
 
     #[test]
     fn expected_is_never_zero_nor_more_than_is_left(request in proptest::option::of(1u64..10_000), per_try in proptest::option::of(1u64..10_000), elapsed in 0u64..20_000) {
-        let limits = Limits { request: request.map(ms), per_try: per_try.map(ms), stream: None, rewrite_grpc: false };
+        let limits = Limits { request: request.map(ms), per_try: per_try.map(ms), ..Limits::default() };
         match limits.expected(ms(elapsed)) {
             None => prop_assert!(request.is_none() && per_try.is_none()),
             Some(e) => {

@@ -139,6 +139,13 @@ fn threshold(pb: &circuit_breakers::Thresholds, at: &At<'_>, scope: &mut Scope<'
         let thresholds::RetryBudget { budget_percent, budget_interval, min_retry_concurrency } = pb;
         let default = BudgetSpec::default();
         let interval = budget_interval.and_then(|d| duration(d, &at.field("budget_interval"), scope));
+        let nothing = budget_percent.is_some_and(|p| p.value == 0.0);
+        if nothing && min_retry_concurrency.is_some_and(|n| n.value == 0) {
+            let message =
+                format!("is zero, and so is {}: there could be no retry", at.field("min_retry_concurrency"));
+            let fix = "raise one of them, or take the retry policies of the routes away";
+            scope.errors.report(&at.field("budget_percent"), message).fix(fix);
+        }
         BudgetSpec {
             percent: percent(*budget_percent, default.percent, &at.field("budget_percent"), scope),
             min_concurrency: min_retry_concurrency.map_or(default.min_concurrency, |n| n.value),

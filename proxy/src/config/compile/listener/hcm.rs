@@ -100,6 +100,7 @@ pub(super) fn compile(
         internal_addresses,
         client_cert,
         suppress_envoy_headers: filters.suppress_envoy_headers,
+        respect_expected_timeout: filters.respect_expected_timeout,
     })
 }
 

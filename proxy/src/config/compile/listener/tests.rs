@@ -169,7 +169,8 @@ fn a_connection_manager_that_says_everything() {
         resource_api_version: 2,
         ..ConfigSource::default()
     };
-    let router = Router { suppress_envoy_headers: true, ..Router::default() };
+    let router =
+        Router { suppress_envoy_headers: true, respect_expected_rq_timeout: true, ..Router::default() };
     let upgrade = |name: &str, enabled| UpgradeConfig {
         upgrade_type: name.into(),
         enabled,

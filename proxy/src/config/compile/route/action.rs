@@ -68,7 +68,7 @@ impl TableContext {
                 ClusterNotFoundResponseCode::NotFound => StatusCode::NOT_FOUND,
                 ClusterNotFoundResponseCode::InternalServerError => StatusCode::INTERNAL_SERVER_ERROR,
             },
-            retry: retry(pb.retry_policy.as_ref(), &timeouts, parents.host, &at.field("retry_policy"), scope),
+            retry: retry(pb.retry_policy.as_ref(), &timeouts, parents.host, at, scope),
             timeouts,
             path_rewrite: path_rewrite(pb, at, scope),
             host_rewrite: host_rewrite(pb.host_rewrite_specifier.as_ref(), at, scope),
@@ -359,13 +359,17 @@ fn retry(
     scope: &mut Scope<'_>,
 ) -> Option<Arc<RetryPolicy>> {
     let Some(pb) = pb else { return host.retry.clone() };
-    let policy = compile_retry_policy(pb, at, scope);
+    let own = at.field("retry_policy");
+    let policy = compile_retry_policy(pb, &own, scope);
     if let (Some(per_try), Some(request)) = (policy.per_try_timeout, timeouts.request)
         && per_try > request
     {
-        let message = format!("{per_try:?} is longer than the route's timeout of {request:?}");
+        let message = format!(
+            "{per_try:?} is longer than the route's timeout of {request:?} ({})",
+            at.field("timeout")
+        );
         let fix = "raise the route's timeout (0s is none) or shorten per_try_timeout";
-        scope.errors.report(&at.field("per_try_timeout"), message).fix(fix);
+        scope.errors.report(&own.field("per_try_timeout"), message).fix(fix);
     }
     Some(Arc::new(policy))
 }

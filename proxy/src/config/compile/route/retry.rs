@@ -114,7 +114,10 @@ fn conditions(text: &str, at: &At<'_>, scope: &mut Scope<'_>) -> RetryOn {
             Some(condition) => on = on.union(condition),
             None => {
                 let known: Vec<_> = RetryOn::names().collect();
-                let message = format!("{word:?} is not a retry condition");
+                let message = match word {
+                    "http3-post-connect-failure" => format!("{word:?}: HTTP/3 is not spoken"),
+                    _ => format!("{word:?} is not a retry condition"),
+                };
                 scope.errors.report(at, message).fix(format!("use one of {}", known.join(", ")));
             }
         }

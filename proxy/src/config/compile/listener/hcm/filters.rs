@@ -26,6 +26,7 @@ use crate::route::RouteTable;
 pub(super) struct Filters {
     pub(super) list: Vec<HttpFilter>,
     pub(super) suppress_envoy_headers: bool,
+    pub(super) respect_expected_timeout: bool,
 }
 
 pub(super) fn compile(list: &[HttpFilterPb], at: &At<'_>, scope: &mut Scope<'_>) -> Option<Filters> {
@@ -52,7 +53,7 @@ pub(super) fn compile(list: &[HttpFilterPb], at: &At<'_>, scope: &mut Scope<'_>)
                 scope.errors.report(&at, "the router must be the last filter").fix("move it to the end");
             }
             let router = unpack(any, &typed_at, scope)?;
-            filters.suppress_envoy_headers = router_options(&router, &typed_at, scope);
+            router_options(&router, &mut filters, &typed_at, scope);
             filters.list.push(HttpFilter::Router);
         } else if let Some(filter) = policy(name, any, &typed_at, scope) {
             filters.list.extend(filter);
@@ -146,7 +147,7 @@ pub(super) fn check_overrides(
     }
 }
 
-fn router_options(pb: &Router, at: &At<'_>, scope: &mut Scope<'_>) -> bool {
+fn router_options(pb: &Router, filters: &mut Filters, at: &At<'_>, scope: &mut Scope<'_>) {
     #[expect(deprecated, reason = "start_child_span is refused with the rest")]
     let Router {
         dynamic_stats,
@@ -166,7 +167,6 @@ fn router_options(pb: &Router, at: &At<'_>, scope: &mut Scope<'_>) -> bool {
         upstream_log,
         upstream_log_options,
         strict_check_headers,
-        respect_expected_rq_timeout,
         suppress_grpc_request_failure_code_stats,
         upstream_http_filters,
         reject_connect_request_early_data,
@@ -174,5 +174,6 @@ fn router_options(pb: &Router, at: &At<'_>, scope: &mut Scope<'_>) -> bool {
     if !boolean(dynamic_stats.as_ref(), true) {
         scope.errors.report(&at.field("dynamic_stats"), "false is not supported").fix("remove it");
     }
-    *suppress_envoy_headers
+    filters.suppress_envoy_headers = *suppress_envoy_headers;
+    filters.respect_expected_timeout = *respect_expected_rq_timeout;
 }
