@@ -18,6 +18,7 @@ use crate::policy::rbac::RbacFilter;
 use crate::route::RouteTable;
 use crate::telemetry::access_log::AccessLog;
 use crate::tls::server::ServerTls;
+use crate::traffic::compress::Compressor;
 use crate::traffic::fault::FaultFilter;
 use crate::traffic::limit::LocalLimit;
 use crate::traffic::limit::global::GlobalLimit;
@@ -265,6 +266,8 @@ pub enum HttpFilter {
     Buffer(Arc<str>, usize),
     /// `envoy.filters.http.local_ratelimit`, with its name.
     LocalLimit(Arc<str>, Arc<LocalLimit>),
+    /// `envoy.filters.http.compressor`, with its name.
+    Compressor(Arc<str>, Arc<Compressor>),
     /// `envoy.filters.http.ratelimit`, with its name.
     GlobalLimit(Arc<str>, Box<GlobalLimit>),
     /// `envoy.filters.http.router`.
@@ -292,6 +295,7 @@ impl HttpFilter {
             | Self::Cors(name)
             | Self::Fault(name, _)
             | Self::Buffer(name, _)
+            | Self::Compressor(name, _)
             | Self::GlobalLimit(name, _)
             | Self::LocalLimit(name, _) => Some(name),
             Self::Router => None,

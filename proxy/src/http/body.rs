@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
 use super::ahead::AheadBody;
+use super::compress::CompressedBody;
 use super::guard::GuardedBody;
 use super::h1::conn::SharedConn;
 use super::h1::decode::{Decoded, Decoder};
@@ -38,6 +39,8 @@ pub enum Body {
     Guarded(Box<GuardedBody>),
     /// An answer that comes slowly.
     Throttled(Box<ThrottledBody>),
+    /// An answer that is compressed on its way.
+    Compressed(Box<CompressedBody>),
     /// A request body of which mirrors have copies.
     Copied(Box<CopiedBody>),
     /// Such a copy.
@@ -60,6 +63,7 @@ impl Body {
             Self::Ahead(body) => body.poll_next(cx),
             Self::Guarded(body) => body.poll_next(cx),
             Self::Throttled(body) => body.poll_next(cx),
+            Self::Compressed(body) => body.poll_next(cx),
             Self::Copied(body) => body.poll_next(cx),
             Self::Copy(body) => body.poll_next(cx),
         }
@@ -77,6 +81,7 @@ impl Body {
             Self::Ahead(body) => body.is_end(),
             Self::Guarded(body) => body.inner().is_end(),
             Self::Throttled(body) => body.is_end(),
+            Self::Compressed(body) => body.is_end(),
             Self::Copied(body) => body.inner().is_end(),
             Self::Copy(body) => body.is_end(),
         }
@@ -94,6 +99,7 @@ impl Body {
             Self::Ahead(body) => body.exact_len(),
             Self::Guarded(body) => body.inner().exact_len(),
             Self::Throttled(body) => body.exact_len(),
+            Self::Compressed(_) => None,
             Self::Copied(body) => body.inner().exact_len(),
             Self::Copy(body) => body.exact_len(),
         }

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::HeaderValue;
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::authz;
 use super::body::Body;
+use super::compress;
 use super::context::RequestCtx;
 use super::downstream::Downstream;
 use super::global_limit::{self, Told};
@@ -30,6 +32,7 @@ use crate::policy::rbac::{self, Engine, RbacFilter, Verdict};
 use crate::policy::view::{Claims, RequestView, View};
 use crate::route::Found;
 use crate::telemetry::metrics::Decision;
+use crate::traffic::compress::Compressor;
 use crate::traffic::cors::CorsPolicy;
 use crate::traffic::fault::ActiveFault;
 use crate::traffic::limit::Shown;
@@ -90,6 +93,8 @@ pub enum Answering {
     Limit(Shown),
     /// A rate limit service wants something in it.
     Told(Box<Told>),
+    /// It is compressed, by one of these.
+    Compress(SmallVec<[Arc<Compressor>; 1]>, HeaderValue),
     /// Its body comes with that many bytes a second.
     Throttle(u64),
 }
@@ -109,6 +114,7 @@ pub fn answer(ctx: &mut RequestCtx, response: &mut Response) {
             Answering::Share(policy, origin) => policy.share(Some(origin), &mut response.head.headers),
             Answering::Limit(shown) => traffic::show(shown, response),
             Answering::Told(told) => told.apply(&mut response.head.headers),
+            Answering::Compress(offered, accept) => compress::compress(&offered, &accept, response),
             Answering::Throttle(rate) => {
                 let body = std::mem::take(&mut response.body);
                 let throttled = ThrottledBody::new(body, rate, Instant::now());
@@ -157,6 +163,9 @@ pub async fn run<'f>(
                 _ => session::begin(ctx, filter),
             },
             HttpFilter::Cors(name) => traffic::cors(ctx, route.and_then(|route| route.of(name)), found)?,
+            HttpFilter::Compressor(name, filter) => {
+                compress::offer(ctx, name, filter, route.and_then(|route| route.of(name)));
+            }
             HttpFilter::LocalLimit(name, filter) => {
                 let said = route.and_then(|route| route.of(name));
                 traffic::local_limit(ctx, name, filter, said, found)?;

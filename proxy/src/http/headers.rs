@@ -280,7 +280,7 @@ fn new_request_id(rng: &mut fastrand::Rng) -> HeaderValue {
 }
 
 /// Appends to a comma-separated header.
-pub(super) fn append_list(headers: &mut HeaderMap, name: &HeaderName, comma: &[u8], item: &[u8]) {
+pub(crate) fn append_list(headers: &mut HeaderMap, name: &HeaderName, comma: &[u8], item: &[u8]) {
     let old = headers.get(name).map(HeaderValue::as_bytes).unwrap_or_default();
     let sep: &[u8] = if old.is_empty() { b"" } else { comma };
     if let Ok(value) = HeaderValue::from_bytes(&[old, sep, item].concat()) {

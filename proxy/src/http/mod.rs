@@ -6,6 +6,7 @@ pub mod attempt;
 pub mod authority;
 pub mod authz;
 pub mod body;
+pub mod compress;
 pub mod context;
 pub mod downstream;
 pub mod filters;

@@ -36,6 +36,8 @@ pub enum Override {
     Buffer(usize),
     /// `LocalRateLimit`.
     LocalLimit(Arc<LocalLimit>),
+    /// `CompressorPerRoute.overrides`: `remove_accept_encoding_header`.
+    Compressor(Option<bool>),
     /// `RateLimitPerRoute`.
     GlobalLimit(Arc<GlobalRoute>),
 }

@@ -1,5 +1,6 @@
 //! Filters of [`crate::traffic`] and what routes say about them.
 
+mod compress;
 mod cors;
 mod fault;
 mod global;
@@ -8,6 +9,7 @@ mod limit;
 use remora_xds::diag::At;
 use remora_xds::pb::envoy::extensions::filters::http::buffer::v3::buffer_per_route::Override as BufferSaid;
 use remora_xds::pb::envoy::extensions::filters::http::buffer::v3::{Buffer, BufferPerRoute};
+use remora_xds::pb::envoy::extensions::filters::http::compressor::v3::{Compressor, CompressorPerRoute};
 use remora_xds::pb::envoy::extensions::filters::http::cors::v3::{Cors, CorsPolicy};
 use remora_xds::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use remora_xds::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
@@ -52,6 +54,11 @@ pub fn traffic_filter(
         let filter = pb.and_then(|pb| limit::local(&name, &pb, at, scope));
         return Some(filter.map(|filter| HttpFilter::LocalLimit(name, Arc::new(filter))));
     }
+    if holds::<Compressor>(any) {
+        let pb = unpack::<Compressor>(any, at, scope);
+        let filter = pb.and_then(|pb| compress::compressor(&pb, at, scope));
+        return Some(filter.map(|filter| HttpFilter::Compressor(name, Arc::new(filter))));
+    }
     if holds::<RateLimit>(any) {
         let pb = unpack::<RateLimit>(any, at, scope);
         let filter = pb.and_then(|pb| global::global(&name, &pb, at, scope));
@@ -91,6 +98,10 @@ pub fn traffic_override(
         let filter = pb.and_then(|pb| limit::local(name, &pb, at, scope));
         return Some(filter.map(|filter| Override::LocalLimit(Arc::new(filter))));
     }
+    if holds::<CompressorPerRoute>(any) {
+        let pb = unpack::<CompressorPerRoute>(any, at, scope);
+        return Some(pb.and_then(|pb| compress::compressor_route(&pb, at, scope)));
+    }
     if holds::<RateLimitPerRoute>(any) {
         let pb = unpack::<RateLimitPerRoute>(any, at, scope);
         let said = pb.and_then(|pb| global::global_route(&pb, at, scope));
@@ -126,3 +137,6 @@ fn refusal_status(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -118,6 +118,7 @@ pub fn stray_override<'t>(table: &'t RouteTable, filters: &[HttpFilter]) -> Opti
             | (HttpFilter::Cors(own), Override::Cors(_) | Override::Disabled)
             | (HttpFilter::Fault(own, _), Override::Fault(_) | Override::Disabled)
             | (HttpFilter::Buffer(own, _), Override::Buffer(_) | Override::Disabled)
+            | (HttpFilter::Compressor(own, _), Override::Compressor(_) | Override::Disabled)
             | (HttpFilter::GlobalLimit(own, _), Override::GlobalLimit(_) | Override::Disabled)
             | (HttpFilter::LocalLimit(own, _), Override::LocalLimit(_) | Override::Disabled) => {
                 **own == *name

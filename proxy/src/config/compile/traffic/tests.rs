@@ -1,0 +1,131 @@
+//! Mistakes in traffic filters, with their paths; what outlives an edit.
+
+use std::sync::Arc;
+
+use prost::{Message, Name};
+use remora_xds::diag::{At, Errors, SourceMap};
+use remora_xds::pb::envoy::config::route::v3::RateLimit;
+use remora_xds::pb::envoy::extensions::common::ratelimit::v3::LocalRateLimitDescriptor;
+use remora_xds::pb::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
+use remora_xds::pb::envoy::extensions::filters::http::buffer::v3::Buffer;
+use remora_xds::pb::envoy::extensions::filters::http::compressor::v3 as compressor;
+use remora_xds::pb::envoy::extensions::filters::http::compressor::v3::compressor::ResponseDirectionConfig;
+use remora_xds::pb::envoy::extensions::filters::http::fault::v3::fault_abort::ErrorType;
+use remora_xds::pb::envoy::extensions::filters::http::fault::v3::{FaultAbort, HttpFault};
+use remora_xds::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
+use remora_xds::pb::envoy::extensions::filters::http::ratelimit::v3 as global;
+use remora_xds::pb::envoy::r#type::v3::TokenBucket;
+use remora_xds::pb::google::protobuf::{Any, Duration, UInt32Value};
+
+use super::{compile_rules, traffic_filter};
+use crate::config::compile::Scope;
+use crate::config::names::Names;
+use crate::config::spec::HttpFilter;
+use crate::traffic::limit::LocalLimit;
+
+fn mistakes<M: Message + Name>(filter: &M) -> Vec<String> {
+    let (mut errors, mut names) = (Errors::new("t", SourceMap::default()), Names::default());
+    let any = Any { type_url: M::type_url(), value: filter.encode_to_vec() };
+    let scope = &mut Scope { errors: &mut errors, names: &mut names };
+    assert!(traffic_filter(&"f".into(), &any, &At::root().field("f"), scope).is_some(), "not one of ours");
+    errors.into_list().iter().map(|e| format!("{}: {}", e.path, e.message)).collect()
+}
+
+fn seconds(seconds: i64) -> Option<Duration> {
+    Some(Duration { seconds, nanos: 0 })
+}
+
+fn bucket(max_tokens: u32, interval: Option<Duration>) -> Option<TokenBucket> {
+    Some(TokenBucket { max_tokens, tokens_per_fill: None, fill_interval: interval })
+}
+
+#[test]
+fn mistakes_are_told_with_their_paths() {
+    let abort = FaultAbort { error_type: Some(ErrorType::HttpStatus(99)), ..Default::default() };
+    let fault = HttpFault { abort: Some(abort), ..Default::default() };
+    assert_eq!(mistakes(&fault), ["f.abort.http_status: must be from 200 to 599"]);
+
+    assert_eq!(mistakes(&Buffer { max_request_bytes: None }), ["f.max_request_bytes: is required"]);
+    let much = Buffer { max_request_bytes: Some(UInt32Value { value: u32::MAX }) };
+    assert_eq!(mistakes(&much).len(), 1);
+
+    let entry = Entry { key: "k".into(), value: String::new() };
+    let descriptor = LocalRateLimitDescriptor {
+        entries: vec![entry],
+        token_bucket: bucket(1, Some(Duration { seconds: 0, nanos: 49_000_000 })),
+        ..Default::default()
+    };
+    let local = LocalRateLimit {
+        token_bucket: bucket(u32::MAX, seconds(3600)),
+        descriptors: vec![descriptor.clone(), descriptor],
+        ..Default::default()
+    };
+    assert_eq!(
+        mistakes(&local),
+        [
+            "f.stat_prefix: must not be empty",
+            "f.token_bucket: takes more than 1825 days to be full",
+            "f.descriptors[0].token_bucket.fill_interval: must be at least 50ms",
+            "f.descriptors[1]: stands here twice",
+            "f.descriptors[1].token_bucket.fill_interval: must be at least 50ms",
+        ]
+    );
+
+    let service = global::RateLimit { request_type: "some".into(), ..Default::default() };
+    assert_eq!(
+        mistakes(&service),
+        [
+            "f.domain: must not be empty",
+            "f.request_type: \"some\" is none of internal, external and both",
+            "f.rate_limit_service: is required",
+        ]
+    );
+
+    let response = ResponseDirectionConfig {
+        disable_on_etag_header: true,
+        weaken_etag_on_compress: true,
+        ..Default::default()
+    };
+    let both = compressor::Compressor { response_direction_config: Some(response), ..Default::default() };
+    assert_eq!(
+        mistakes(&both),
+        [
+            "f.response_direction_config.weaken_etag_on_compress: contradicts disable_on_etag_header",
+            "f.compressor_library: is required",
+        ]
+    );
+}
+
+#[test]
+fn rules_of_routes_say_what_they_count() {
+    let (mut errors, mut names) = (Errors::new("t", SourceMap::default()), Names::default());
+    let rule = RateLimit { hits_addend: Some(Default::default()), ..Default::default() };
+    compile_rules(&[rule], &At::root().field("r"), &mut Scope { errors: &mut errors, names: &mut names });
+    let paths: Vec<_> = errors.into_list().iter().map(|e| e.path.to_string()).collect();
+    assert_eq!(paths, ["r[0].hits_addend", "r[0].actions"]);
+}
+
+/// Buckets belong to a place and their settings: an edit elsewhere keeps them, another listener has others.
+#[test]
+fn buckets_outlive_an_edit_that_leaves_them_alone() {
+    let mut names = Names::default();
+    let mut compile = |owner: &str, max| -> Arc<LocalLimit> {
+        let mut errors = Errors::new("t", SourceMap::default());
+        let pb = LocalRateLimit {
+            stat_prefix: "s".into(),
+            token_bucket: bucket(max, seconds(1)),
+            ..Default::default()
+        };
+        let any = Any { type_url: LocalRateLimit::type_url(), value: pb.encode_to_vec() };
+        names.limits.enter("Listener", owner);
+        let scope = &mut Scope { errors: &mut errors, names: &mut names };
+        match traffic_filter(&"f".into(), &any, &At::root().field("f"), scope) {
+            Some(Some(HttpFilter::LocalLimit(_, filter))) => filter,
+            other => panic!("{other:?}"),
+        }
+    };
+    let first = compile("one", 5);
+    assert!(Arc::ptr_eq(&first.limits, &compile("one", 5).limits));
+    assert!(!Arc::ptr_eq(&first.limits, &compile("two", 5).limits));
+    assert!(!Arc::ptr_eq(&first.limits, &compile("one", 6).limits));
+}
