@@ -84,8 +84,7 @@ impl AheadBody {
     /// Bytes of the whole body, when it was read to its end and has no trailers.
     #[must_use]
     pub fn plain_len(&self) -> Option<u64> {
-        let whole = self.rest.is_end() && self.trailers.is_none();
-        whole.then(|| self.pieces.iter().map(|piece| piece.len() as u64).sum())
+        self.exact_len().filter(|_| self.rest.is_end() && self.trailers.is_none())
     }
 
     /// The first `limit` bytes of what was read, and whether the body has more.
@@ -124,7 +123,8 @@ impl AheadBody {
             return None;
         }
         let read: usize = self.pieces.iter().map(Bytes::len).sum();
-        self.rest.exact_len().map(|rest| rest + read as u64)
+        let rest = if self.rest.is_end() { 0 } else { self.rest.exact_len()? };
+        Some(rest + read as u64)
     }
 }
 

@@ -21,7 +21,9 @@ const GATHER: usize = 16 * 1024;
 
 /// Compresses an answer with the one of `offered` that the client wants (`accept`), if it is one to compress.
 pub fn compress(offered: &[Arc<Compressor>], accept: &HeaderValue, response: &mut Response) {
-    let length = response.body.exact_len();
+    // Of an answer to HEAD the head tells.
+    let told = response.head.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+    let length = told.or_else(|| response.body.exact_len());
     if response.upgraded.is_some() || !offered.iter().any(|one| one.fits(&response.head, length)) {
         return;
     }

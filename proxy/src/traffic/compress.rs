@@ -123,13 +123,15 @@ impl Compressor {
     #[must_use]
     pub fn fits(&self, head: &ResponseHead, length: Option<u64>) -> bool {
         let headers = &head.headers;
+        let coded = headers.contains_key(header::CONTENT_ENCODING)
+            || headers.contains_key(header::CONTENT_RANGE)
+            || has_token(headers, &header::CACHE_CONTROL, "no-transform")
+            || (self.not_with_etag && headers.contains_key(header::ETAG));
+        if coded {
+            return false;
+        }
         let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-        length.is_none_or(|length| length >= self.min_length)
-            && kind.is_none_or(|kind| self.is_type(kind))
-            && !headers.contains_key(header::CONTENT_ENCODING)
-            && !headers.contains_key(header::CONTENT_RANGE)
-            && !has_token(headers, &header::CACHE_CONTROL, "no-transform")
-            && !(self.not_with_etag && headers.contains_key(header::ETAG))
+        length.is_none_or(|length| length >= self.min_length) && kind.is_none_or(|kind| self.is_type(kind))
     }
 
     fn is_type(&self, value: &[u8]) -> bool {
