@@ -1,6 +1,7 @@
 //! What must hold between documents, and what their types cannot say.
 
 mod authorization;
+mod balancing;
 mod http;
 mod jwt;
 mod names;

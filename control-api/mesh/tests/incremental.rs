@@ -159,6 +159,12 @@ fn policy() -> impl Strategy<Value = String> {
         ("TrafficPolicy", 'p', "retries: {num: 0}"),
         ("TrafficPolicy", 'p', "loadBalancing: Random"),
         ("TrafficPolicy", 'p', "loadBalancing: {policy: PeakEwma, decay: 5s, panicThreshold: 0}"),
+        ("TrafficPolicy", 'p', "outlierDetection: {enabled: false}"),
+        (
+            "TrafficPolicy",
+            'p',
+            "loadBalancing: {policy: Maglev, hashOn: [{sourceIp: true}], session: {header: x-place}}",
+        ),
         ("AuthenticationPolicy", 'a', "mtls: {mode: Disabled}"),
         ("AuthenticationPolicy", 'a', "mtls: {mode: Strict}"),
         (

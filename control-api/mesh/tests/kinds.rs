@@ -187,7 +187,7 @@ endpoints: [{addresses: []}, {addresses: ['10.0.0.1'], targetRef: {kind: Node, n
 apiVersion: remora.dev/v1alpha1
 kind: TrafficPolicy
 metadata: {name: p}
-spec: {targetRefs: [{name: a}], outlierDetection: {}, healthChecks: [], circuitBreaker: 1}
+spec: {targetRefs: [{name: a}], healthChecks: [], circuitBreaker: 1}
 ---
 apiVersion: remora.dev/v1alpha1
 kind: AuthenticationPolicy

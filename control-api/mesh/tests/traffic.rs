@@ -66,6 +66,69 @@ fn a_policy_says_how_endpoints_are_chosen() {
     assert!(of_cluster(&slow, 5432, "load_balancing_policy").contains("decay: 60.5s"));
 }
 
+const HASHED: &str = "  loadBalancing:
+    policy: RingHash
+    minimumRingSize: 2048
+    boundedLoad: 125
+    hashOn: [{header: x-user, terminal: true}, {cookie: {name: user, ttl: 1h, path: /}}, {queryParameter: user}, {sourceIp: true}]
+    session: {cookie: {name: place, ttl: 1h}, strict: true}
+";
+
+#[test]
+fn requests_that_belong_together_go_together() {
+    let text = policy(HASHED);
+    assert_eq!(of_cluster(&text, 8080, "lb_policy"), "lb_policy: RING_HASH");
+    let compiler = compiler(&text);
+    let node = sidecar(&compiler, "default", "caller");
+    let cluster = &node.clusters["outbound|8080||a.default.svc.cluster.local"];
+    let all = std::iter::once(cluster).chain(node.listeners.values()).chain(node.routes.values());
+    insta::assert_snapshot!("hashed", shown(all));
+    let maglev =
+        policy("  loadBalancing: {policy: Maglev, hashOn: [{header: x-user}], session: {header: x-place}}\n");
+    assert_eq!(of_cluster(&maglev, 8080, "maglev_lb_config"), "maglev_lb_config: table_size: \"65537\"");
+    let slow = policy("  loadBalancing: {policy: RoundRobin, slowStart: {window: 10s}}\n");
+    assert_eq!(
+        of_cluster(&slow, 8080, "round_robin_lb_config"),
+        "round_robin_lb_config: slow_start_config: slow_start_window: 10s min_weight_percent: value: 10.0"
+    );
+}
+
+#[test]
+fn fields_of_other_policies_are_refused() {
+    let mixed = "  loadBalancing:
+    minimumRingSize: 0
+    tableSize: 65536
+    boundedLoad: 99
+    slowStart: {window: 0s, minWeightPercent: 0}
+    hashOn: [{}, {header: x y, sourceIp: true}, {queryParameter: ''}, {cookie: {name: 'a=b', path: x}}]
+    session: {strict: true}
+";
+    insta::assert_snapshot!("fields_of_other_policies", found(&policy(mixed)));
+    let nothing = "  loadBalancing: {policy: Maglev, session: {header: 'a b', cookie: {name: ''}}}\n";
+    insta::assert_snapshot!("nothing_to_hash", found(&policy(nothing)));
+}
+
+#[test]
+fn outliers_are_ejected_unless_documents_say_no() {
+    insta::assert_snapshot!("outliers_by_default", of_cluster(MESH, 5432, "outlier_detection"));
+    let off = policy("  outlierDetection: {enabled: false}\n");
+    assert_eq!(of_cluster(&off, 8080, "outlier_detection"), "");
+    let said = policy(
+        "  outlierDetection:
+    consecutive5xxErrors: 0
+    consecutiveGatewayErrors: 3
+    splitExternalLocalOriginErrors: true
+    consecutiveLocalOriginFailures: 4
+    interval: 1s
+    baseEjectionTime: 10m
+    maxEjectionPercent: 100
+    successRate: {minimumHosts: 3, requestVolume: 10, stdevFactor: 1000}
+    failurePercentage: {threshold: 30}
+",
+    );
+    insta::assert_snapshot!("outliers_as_a_policy_says", of_cluster(&said, 8080, "outlier_detection"));
+}
+
 #[test]
 fn a_try_is_never_longer_than_the_request_of_its_rule() {
     let text = policy("  timeouts: {request: 10s}\n  retries: {perTry: 3s}\n");
@@ -91,6 +154,7 @@ fn what_contradicts_itself_is_refused_with_both_places() {
         "  timeouts: {request: 1s}
   retries: {perTry: 2s, budget: {percent: 0, minConcurrency: 0}}
   loadBalancing: {policy: Random, decay: 2h, choiceCount: 1, panicThreshold: 101}
+  outlierDetection: {maxEjectionPercent: 0, interval: 0s, baseEjectionTime: 5m, maxEjectionTime: 4m, consecutiveLocalOriginFailures: 3, failurePercentage: {threshold: 101}}
 ---
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
@@ -109,4 +173,8 @@ spec:
         "  retries: {num: 0, retryOn: [5xx], statusCodes: [503], budget: {percent: 0, minConcurrency: 0}}\n",
     );
     insta::assert_snapshot!("retries_that_are_off_and_said", found(&off));
+    insta::assert_snapshot!(
+        "detection_that_is_off",
+        found(&policy("  outlierDetection: {enabled: false, interval: 1s}\n"))
+    );
 }

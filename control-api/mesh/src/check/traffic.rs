@@ -5,10 +5,11 @@ use std::sync::Arc;
 use remora_xds::diag::At;
 use remora_xds::nearest;
 
+use super::balancing;
 use super::policy::targets;
 use super::report::Report;
-use crate::compile::DECAY;
-use crate::document::{Document, LbPolicy, LoadBalancing, Retries, Timeouts, TrafficPolicySpec};
+use crate::compile::{BASE_EJECTION, LONGEST_EJECTION};
+use crate::document::{Document, OutlierDetection, Retries, Timeouts, TrafficPolicySpec};
 use crate::kinds::AnyDocument;
 use crate::mesh::Mesh;
 
@@ -34,18 +35,16 @@ pub(super) fn check(mesh: &Mesh, document: &Arc<Document<TrafficPolicySpec>>, re
     targets(mesh, &key, &document.spec.target_refs, report);
     let root = At::root();
     let spec = root.field("spec");
-    let later = [
-        ("outlierDetection", document.spec.outlier_detection),
-        ("healthChecks", document.spec.health_checks),
-        ("circuitBreaker", document.spec.circuit_breaker),
-    ];
+    let later =
+        [("healthChecks", document.spec.health_checks), ("circuitBreaker", document.spec.circuit_breaker)];
     for (field, set) in later {
         if set.is_some() {
             report.unsupported(&spec.field(field), "is not supported yet").fix("remove it");
         }
     }
     retries(&document.spec.retries, document.spec.timeouts, &spec.field("retries"), report);
-    load_balancing(&document.spec.load_balancing, &spec.field("loadBalancing"), report);
+    balancing::check(&document.spec.load_balancing, &spec.field("loadBalancing"), report);
+    outliers(&document.spec.outlier_detection, &spec.field("outlierDetection"), report);
     if document.spec.timeouts.connect.is_some_and(|t| t.0.is_zero()) {
         report.report(&spec.field("timeouts").field("connect"), "must be more than 0s");
     }
@@ -92,22 +91,46 @@ fn retries(said: &Retries, timeouts: Timeouts, at: &At<'_>, report: &mut Report)
     }
 }
 
-fn load_balancing(said: &LoadBalancing, at: &At<'_>, report: &mut Report) {
-    let of = |policies: &[LbPolicy]| said.policy.is_none_or(|policy| policies.contains(&policy));
-    if said.decay.is_some() && !of(&[LbPolicy::PeakEwma]) {
-        report.report(&at.field("decay"), "belongs to PeakEwma").fix("remove it, or policy: PeakEwma");
+fn outliers(said: &OutlierDetection, at: &At<'_>, report: &mut Report) {
+    if !said.enabled {
+        if *said != (OutlierDetection { enabled: false, ..OutlierDetection::default() }) {
+            let text = "switches off what the other fields set";
+            report.report(&at.field("enabled"), text).fix("remove it, or the other fields");
+        }
+        return;
     }
-    if said.decay.is_some_and(|decay| !DECAY.contains(&decay.0)) {
-        report.report(&at.field("decay"), "must be from 1ms to 1h").fix("10s is usual");
+    let percents = [
+        ("maxEjectionPercent", at, said.max_ejection_percent),
+        ("threshold", &at.field("failurePercentage"), said.failure_percentage.and_then(|f| f.threshold)),
+    ];
+    for (field, at, percent) in percents {
+        if percent.is_some_and(|percent| percent > 100) {
+            report.report(&at.field(field), "is more than 100");
+        }
     }
-    let choices = at.field("choiceCount");
-    if said.choice_count.is_some() && !of(&[LbPolicy::LeastRequest]) {
-        report.report(&choices, "belongs to LeastRequest").fix("remove it, or policy: LeastRequest");
+    if said.max_ejection_percent == Some(0) {
+        let text = "lets nothing be ejected, and outlier detection is on";
+        report.report(&at.field("maxEjectionPercent"), text).fix("raise it, or enabled: false");
     }
-    if said.choice_count.is_some_and(|count| !(2..=1000).contains(&count)) {
-        report.report(&choices, "must be from 2 to 1000").fix("2 is usual");
+    for (field, time) in [
+        ("interval", said.interval),
+        ("baseEjectionTime", said.base_ejection_time),
+        ("maxEjectionTime", said.max_ejection_time),
+    ] {
+        if time.is_some_and(|time| time.0.is_zero()) {
+            report.report(&at.field(field), "must be more than 0s");
+        }
     }
-    if said.panic_threshold.is_some_and(|percent| percent > 100) {
-        report.report(&at.field("panicThreshold"), "is more than 100");
+    let base = said.base_ejection_time.map_or(BASE_EJECTION, |time| time.0);
+    let longest = said.max_ejection_time.map_or_else(|| LONGEST_EJECTION.max(base), |time| time.0);
+    if longest < base {
+        let text = format!("is shorter than spec.outlierDetection.baseEjectionTime, which is {base:?}");
+        report.report(&at.field("maxEjectionTime"), text).fix("raise it, or shorten baseEjectionTime");
+    }
+    if said.consecutive_local_origin_failures.is_some() && !said.split_external_local_origin_errors {
+        let text = "has no effect: failures of the way are counted with the others";
+        report
+            .report(&at.field("consecutiveLocalOriginFailures"), text)
+            .fix("splitExternalLocalOriginErrors: true");
     }
 }

@@ -25,7 +25,7 @@ use remora_xds::pb::envoy::extensions::upstreams::http::v3::http_protocol_option
 };
 use remora_xds::pb::envoy::r#type::v3::Percent;
 
-use super::{Scope, balancing, http, key_of, names, parts, tls};
+use super::{Scope, balancing, http, key_of, names, outlier, parts, tls};
 use crate::document::{
     AppProtocol, Document, Locality, MtlsMode, ServicePort, ServiceSpec, TrafficPolicySpec, WorkloadSpec,
 };
@@ -152,6 +152,7 @@ pub(super) fn outbound(
     let chosen = spec.map(|p| p.load_balancing.clone()).unwrap_or_default();
     balancing::of(&mut cluster, &chosen, port.speaks() != AppProtocol::Tcp);
     cluster.circuit_breakers = Some(breakers(spec));
+    cluster.outlier_detection = outlier::detection(&spec.map(|p| p.outlier_detection).unwrap_or_default());
     match (scope.mesh.mtls(service, port.port), port.speaks()) {
         // The programs themselves.
         (MtlsMode::Disabled, speaks) => speak(&mut cluster, speaks, 3),

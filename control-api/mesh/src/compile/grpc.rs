@@ -17,7 +17,7 @@ use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager
     HttpConnectionManager, Rds,
 };
 
-use super::{Scope, cluster, http, key_of, names, parts, tls};
+use super::{Scope, cluster, http, key_of, names, outlier, parts, tls};
 use crate::document::{AppProtocol, Document, MtlsMode, ServicePort, ServiceSpec};
 use crate::mesh::Mesh;
 use crate::resource::Resource;
@@ -85,6 +85,7 @@ pub(super) fn cluster(
 ) -> Arc<Resource> {
     let (namespace, name) = names::of(service);
     let identities = cluster::identities(scope, service, port);
+    let spec = scope.mesh.policy(service).map(|document| &document.spec);
     let cluster = Cluster {
         name: names::cluster(namespace, name, port.port),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
@@ -93,7 +94,8 @@ pub(super) fn cluster(
             ..EdsClusterConfig::default()
         }),
         lb_policy: LbPolicy::RoundRobin.into(),
-        circuit_breakers: Some(cluster::breakers(scope.mesh.policy(service).map(|p| &p.spec))),
+        circuit_breakers: Some(cluster::breakers(spec)),
+        outlier_detection: outlier::detection(&spec.map(|p| p.outlier_detection).unwrap_or_default()),
         transport_socket: (scope.mesh.mtls(service, port.port) != MtlsMode::Disabled)
             .then(|| tls::provider(certificate_provider, identities)),
         metadata: Some(cluster::service_of(service)),

@@ -16,6 +16,8 @@ use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager
     HttpConnectionManager, HttpFilter,
 };
 use remora_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
+use remora_xds::pb::envoy::r#type::v3::HashPolicy;
+use remora_xds::pb::envoy::r#type::v3::hash_policy::{PolicySpecifier, SourceIp};
 use remora_xds::pb::google::protobuf::Any;
 
 pub(super) use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
@@ -119,6 +121,8 @@ pub(super) struct Tcp<'a> {
     pub(super) idle: Option<Duration>,
     /// So many endpoints are tried until one can be connected to.
     pub(super) tries: u32,
+    /// Whether the client's address is hashed.
+    pub(super) by_address: bool,
 }
 
 /// Opaque bytes to one or more clusters.
@@ -128,9 +132,14 @@ pub(super) fn tcp_proxy(tcp: Tcp<'_>, to: ClusterSpecifier) -> Filter {
         cluster_specifier: Some(to),
         idle_timeout: Some(parts::duration(tcp.idle.unwrap_or(Duration::from_secs(3600)))),
         max_connect_attempts: number(tcp.tries),
+        hash_policy: if tcp.by_address { vec![source_ip()] } else { Vec::new() },
         ..TcpProxy::default()
     };
     filter("envoy.filters.network.tcp_proxy", parts::pack(&proxy))
+}
+
+fn source_ip() -> HashPolicy {
+    HashPolicy { policy_specifier: Some(PolicySpecifier::SourceIp(SourceIp {})) }
 }
 
 fn filter(name: &str, config: Any) -> Filter {

@@ -229,7 +229,7 @@ fn filters(
             // The program believes that its tokens were looked at: nobody gets around that who is not allowed by name.
             rules.close();
         }
-        let proxy = http::Tcp { name: &stat, idle: None, tries: 1 };
+        let proxy = http::Tcp { name: &stat, idle: None, tries: 1, by_address: false };
         let mut filters = rules.network(&stat);
         filters.push(http::tcp_proxy(proxy, http::ClusterSpecifier::Cluster(cluster)));
         return (stat, filters, &[]);

@@ -12,10 +12,12 @@ mod jwt;
 pub mod names;
 mod node;
 mod outbound;
+mod outlier;
 mod parts;
 mod retry;
 pub(crate) mod route;
 mod service;
+mod session;
 mod tcp;
 mod tls;
 
@@ -24,8 +26,9 @@ use crate::kinds::Kind;
 use crate::mesh::Mesh;
 use crate::name::Key;
 
-pub(crate) use balancing::DECAY;
+pub(crate) use balancing::{DECAY, MAX_RING};
 pub(crate) use inbound::permissive_ports;
+pub(crate) use outlier::{BASE as BASE_EJECTION, LONGEST as LONGEST_EJECTION};
 
 pub use compiler::Compiler;
 pub use node::{BadNode, NodeKind, NodeRequest, NodeResources, Problem, UnknownWorkload, node_resources};

@@ -9,7 +9,7 @@ use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager
 
 use super::http::{self, RouteSpecifier, Side};
 use super::route::{Routes, behind};
-use super::{Listening, Scope, key_of, names, parts, retry, tcp};
+use super::{Listening, Scope, key_of, names, parts, retry, session, tcp};
 use crate::document::{AppProtocol, Document, ServicePort, ServiceSpec};
 use crate::kinds::Kind;
 use crate::name::Key;
@@ -25,21 +25,25 @@ pub(super) fn listener(
     let (namespace, service_name) = names::of(service);
     let name = names::outbound(namespace, service_name, port.port);
     let mut documents = vec![key_of(service)];
+    let policy = scope.mesh.policy(service);
+    documents.extend(policy.map(|policy| Key::new(Kind::TrafficPolicy, policy.name())));
+    let balancing = policy.map(|policy| &policy.spec.load_balancing);
     let (chains, by_name) = if port.speaks() == AppProtocol::Tcp {
-        let policy = scope.mesh.policy(service);
         let keys = routes.tcp_keys();
         let behind = behind(scope.mesh, &keys);
         documents.extend(keys);
-        documents.extend(policy.map(|policy| Key::new(Kind::TrafficPolicy, policy.name())));
         documents.extend(behind.into_iter().filter(|key| *key != key_of(service)));
         let own = names::cluster(namespace, service_name, port.port);
         let idle = policy.and_then(|policy| policy.spec.timeouts.idle).map(|idle| idle.0);
         let tries = retry::connects(policy.map(|policy| &policy.spec.retries));
-        let proxy = http::Tcp { name: &name, idle, tries };
+        let by_address = balancing.is_some_and(|said| said.hash_on.iter().any(|on| on.source_ip));
+        let proxy = http::Tcp { name: &name, idle, tries, by_address };
         (tcp::chains(scope.mesh, routes, proxy, own), !routes.tls.is_empty())
     } else {
         let rds = Rds { config_source: Some(parts::ads()), route_config_name: name.clone() };
-        let filter = http::connection_manager(&name, Side::Outbound, RouteSpecifier::Rds(rds), Vec::new());
+        let session = balancing.and_then(|said| said.session.as_ref()).and_then(session::filter);
+        let filters = session.into_iter().collect();
+        let filter = http::connection_manager(&name, Side::Outbound, RouteSpecifier::Rds(rds), filters);
         (vec![FilterChain { filters: vec![filter], ..FilterChain::default() }], false)
     };
     let number = if scope.profile.listening == Listening::Ephemeral { 0 } else { local_port };

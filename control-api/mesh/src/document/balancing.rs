@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, IntoDeserializer, MapAccess, Visitor};
 
+use super::{HashOn, Session};
 use crate::span::Span;
 
 /// How an endpoint is chosen. Documents may write the policy alone: `loadBalancing: Random`.
@@ -21,6 +22,24 @@ pub struct LoadBalancing {
     /// Of `LeastRequest`: among how many random endpoints it chooses; 2 when it is left out.
     #[serde(default)]
     pub choice_count: Option<u32>,
+    /// Of `RingHash` and `Maglev`: what is hashed, in order.
+    #[serde(default)]
+    pub hash_on: Vec<HashOn>,
+    /// Of `RingHash`: fewest points of the ring; 1024 when it is left out.
+    #[serde(default)]
+    pub minimum_ring_size: Option<u64>,
+    /// Of `Maglev`: slots of the table, a prime; 65537 when it is left out.
+    #[serde(default)]
+    pub table_size: Option<u64>,
+    /// Of `RingHash` and `Maglev`: no endpoint has more than this percentage of the average load; not bounded when it is left out.
+    #[serde(default)]
+    pub bounded_load: Option<u32>,
+    /// Of `LeastRequest` and `RoundRobin`: new endpoints get their share little by little.
+    #[serde(default)]
+    pub slow_start: Option<SlowStart>,
+    /// Sessions stay with their endpoints, whatever the policy.
+    #[serde(default)]
+    pub session: Option<Session>,
     /// Percentage of healthy endpoints below which all of them are used; 50 when it is left out.
     #[serde(default)]
     pub panic_threshold: Option<u32>,
@@ -63,4 +82,19 @@ pub enum LbPolicy {
     RoundRobin,
     /// Any.
     Random,
+    /// By a hash of the request, on a ring.
+    RingHash,
+    /// By a hash of the request, in a table.
+    Maglev,
+}
+
+/// New endpoints get their share little by little.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SlowStart {
+    /// How long it takes. 10 seconds are right for most programs on a JVM.
+    pub window: Span,
+    /// The share that it begins with, percent of the whole one; 10 when it is left out.
+    #[serde(default)]
+    pub min_weight_percent: Option<u32>,
 }

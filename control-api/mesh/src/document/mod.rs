@@ -8,9 +8,11 @@ mod grpc;
 mod http;
 mod http_filter;
 mod jwt;
+mod outlier;
 mod policy;
 mod provider;
 mod service;
+mod session;
 mod slice;
 mod tcp;
 mod traffic;
@@ -31,7 +33,7 @@ pub use authorization::{
 };
 pub(crate) use backend::PortRef;
 pub use backend::{BackendObjectReference, BackendRef, ParentRef};
-pub use balancing::{LbPolicy, LoadBalancing};
+pub use balancing::{LbPolicy, LoadBalancing, SlowStart};
 pub use grant::{GrantFrom, GrantTo, ReferenceGrantSpec};
 pub use grpc::{GrpcMatch, GrpcMethod, GrpcRouteSpec, GrpcRule};
 pub use http::{
@@ -43,9 +45,11 @@ pub use http_filter::{
     UrlRewrite,
 };
 pub use jwt::{ClaimToHeader, JwtHeader, JwtRule, KeyServer};
+pub use outlier::{FailurePercentage, OutlierDetection, SuccessRate};
 pub use policy::{AuthenticationPolicySpec, Mtls, MtlsMode, PortMtls, TargetRef};
 pub use provider::{ForwardBody, GrpcAuth, HttpAuth, Provider, ProviderProtocol};
 pub use service::{AppProtocol, ServicePort, ServiceSpec, TargetPort, Transport};
+pub use session::{Cookie, HashOn, Session};
 pub(crate) use slice::SliceEnvelope;
 pub use slice::{Conditions, EndpointSliceSpec, ObjectRef, SERVICE_NAME, SliceEndpoint, SlicePort};
 pub use tcp::{TcpRouteSpec, TcpRule, TlsRouteSpec};

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{LoadBalancing, TargetRef, Unsupported};
+use super::{LoadBalancing, OutlierDetection, TargetRef, Unsupported};
 use crate::span::Span;
 
 /// `remora.dev/v1alpha1` TrafficPolicy: how callers treat a Service.
@@ -23,9 +23,9 @@ pub struct TrafficPolicySpec {
     /// How an endpoint is chosen.
     #[serde(default)]
     pub load_balancing: LoadBalancing,
-    /// Not supported yet.
+    /// Which endpoints are left out for a while.
     #[serde(default)]
-    pub outlier_detection: Option<Unsupported>,
+    pub outlier_detection: OutlierDetection,
     /// Not supported yet.
     #[serde(default)]
     pub health_checks: Option<Unsupported>,

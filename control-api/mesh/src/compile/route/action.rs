@@ -17,7 +17,7 @@ use remora_xds::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
 use remora_xds::pb::envoy::r#type::v3::FractionalPercent;
 use remora_xds::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 
-use super::super::{names, parts, retry};
+use super::super::{names, parts, retry, session};
 use super::Candidate;
 use super::matches::{self, quoted, regex};
 use crate::document::{
@@ -119,6 +119,7 @@ impl Actions<'_> {
             cluster_specifier: Some(clusters(backends)),
             timeout: Some(parts::duration(request.unwrap_or_default().0)),
             idle_timeout: limits.idle.map(|t| parts::duration(t.0)),
+            hash_policy: self.policy.map_or_else(Vec::new, |p| session::hashed(&p.load_balancing.hash_on)),
             retry_policy: Some(retry::policy(retries, timeouts, retry)),
             ..RouteAction::default()
         }

@@ -1,0 +1,68 @@
+//! Requests that belong together: what of them is hashed, and the filter that keeps sessions with their endpoints.
+
+use remora_xds::pb::envoy::config::core::v3::TypedExtensionConfig;
+use remora_xds::pb::envoy::config::route::v3::route_action::HashPolicy;
+use remora_xds::pb::envoy::config::route::v3::route_action::hash_policy as pb;
+use remora_xds::pb::envoy::config::route::v3::route_action::hash_policy::PolicySpecifier;
+use remora_xds::pb::envoy::extensions::filters::http::stateful_session::v3::StatefulSession;
+use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpFilter;
+use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType;
+use remora_xds::pb::envoy::extensions::http::stateful_session::cookie::v3::CookieBasedSessionState;
+use remora_xds::pb::envoy::extensions::http::stateful_session::header::v3::HeaderBasedSessionState;
+use remora_xds::pb::envoy::r#type::http::v3::Cookie as PbCookie;
+
+use super::parts;
+use crate::document::{HashOn, Session};
+
+/// What of a request is hashed.
+pub(super) fn hashed(said: &[HashOn]) -> Vec<HashPolicy> {
+    said.iter()
+        .filter_map(|on| Some(HashPolicy { terminal: on.terminal, policy_specifier: Some(one(on)?) }))
+        .collect()
+}
+
+fn one(on: &HashOn) -> Option<PolicySpecifier> {
+    if let Some(name) = &on.header {
+        return Some(PolicySpecifier::Header(pb::Header { header_name: name.clone(), regex_rewrite: None }));
+    }
+    if let Some(cookie) = &on.cookie {
+        return Some(PolicySpecifier::Cookie(pb::Cookie {
+            name: cookie.name.clone(),
+            ttl: cookie.ttl.map(|ttl| parts::duration(ttl.0)),
+            path: cookie.path.clone().unwrap_or_default(),
+            ..pb::Cookie::default()
+        }));
+    }
+    if let Some(name) = &on.query_parameter {
+        return Some(PolicySpecifier::QueryParameter(pb::QueryParameter { name: name.clone() }));
+    }
+    on.source_ip
+        .then_some(PolicySpecifier::ConnectionProperties(pb::ConnectionProperties { source_ip: true }))
+}
+
+/// The filter that keeps sessions with their endpoints.
+pub(super) fn filter(session: &Session) -> Option<HttpFilter> {
+    let (name, state) = if let Some(cookie) = &session.cookie {
+        let cookie = PbCookie {
+            name: cookie.name.clone(),
+            ttl: Some(parts::duration(cookie.ttl.unwrap_or_default().0)),
+            path: cookie.path.clone().unwrap_or_else(|| "/".into()),
+            ..PbCookie::default()
+        };
+        let state = CookieBasedSessionState { cookie: Some(cookie) };
+        ("envoy.http.stateful_session.cookie", parts::pack(&state))
+    } else {
+        let state = HeaderBasedSessionState { name: session.header.clone()? };
+        ("envoy.http.stateful_session.header", parts::pack(&state))
+    };
+    let config = StatefulSession {
+        session_state: Some(TypedExtensionConfig { name: name.into(), typed_config: Some(state) }),
+        strict: session.strict,
+        ..StatefulSession::default()
+    };
+    Some(HttpFilter {
+        name: "envoy.filters.http.stateful_session".into(),
+        config_type: Some(ConfigType::TypedConfig(parts::pack(&config))),
+        ..HttpFilter::default()
+    })
+}
