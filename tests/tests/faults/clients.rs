@@ -53,7 +53,7 @@ async fn d1_slow_clients_end_at_their_limits_and_nobody_notices() {
         slow.push(client);
     }
     let grown = proxy.rss().saturating_sub(rss) / 300;
-    let gone = reached("the end of the slow ones", ms(9000), async || {
+    let gone = reached("the end of the slow ones", ms(20_000), async || {
         // The good ones keep theirs.
         let opened = proxy.count(OPENED).await;
         opened.saturating_sub(proxy.count(OPEN).await) >= 300
