@@ -56,7 +56,7 @@ pub struct NewCookie {
     pub attributes: Box<[(Box<str>, Box<str>)]>,
 }
 
-/// The most bytes of a header value that are hashed after a rewrite or in an order; there are no longer ones in a head.
+/// The values of one header.
 type Parts<'a> = SmallVec<[Cow<'a, [u8]>; 2]>;
 
 impl NewCookie {
@@ -127,7 +127,13 @@ fn one(source: &HashSource, request: &Hashed<'_>, cookies: &mut SmallVec<[Header
 /// The hash of a client's address, without its port.
 #[must_use]
 pub fn source_ip(client: SocketAddr) -> u64 {
-    xx(client.ip().to_string().as_bytes())
+    // The longest address has 45 bytes.
+    const ROOM: usize = 48;
+    let mut text = [0; ROOM];
+    let mut left = &mut text[..];
+    let _ = std::io::Write::write_fmt(&mut left, format_args!("{}", client.ip()));
+    let written = ROOM - left.len();
+    xx(&text[..written])
 }
 
 /// The same for all streams of a connection, so that requests that race get one cookie.
@@ -183,6 +189,15 @@ mod tests {
         let key = HeaderKey::parse("x-a").unwrap();
         let first = policy(HashSource::Header { key, rewrite });
         assert_eq!(run(&[first], &get("h", "/", &[("x-a", "12345")])).0, Some(xx(b"1")));
+    }
+
+    #[test]
+    fn addresses_are_hashed_as_text() {
+        let longest = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff";
+        for ip in ["1.2.3.4", "::1", longest, "::ffff:255.255.255.255"] {
+            let ip: std::net::IpAddr = ip.parse().unwrap();
+            assert_eq!(source_ip(SocketAddr::new(ip, 9)), xx(ip.to_string().as_bytes()));
+        }
     }
 
     #[test]

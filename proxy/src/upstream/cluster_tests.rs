@@ -98,3 +98,24 @@ fn retries_follow_the_budget_of_the_snapshot() {
     assert!(cluster.try_retry(RoutingPriority::Default, now).is_none());
     assert_eq!(cluster.state().breaker(RoutingPriority::Default).overflow(Resource::Retries), 2);
 }
+
+/// All requests have one key. Two endpoints, no slack: each gets half of them.
+#[test]
+fn a_bounded_load_is_that_of_the_whole_cluster() {
+    use crate::balance::consistent::{ConsistentHash, HashTable};
+    let mut bounded = spec(statics(&[1, 2]));
+    bounded.lb.policy = LbPolicy::ConsistentHash(ConsistentHash {
+        table: HashTable::Maglev(31),
+        use_hostname: false,
+        balance_factor: Some(100),
+    });
+    let cluster = Cluster::new(Arc::new(bounded));
+    let (mut cursor, mut rng) = (WorkerCursor::default(), fastrand::Rng::with_seed(1));
+    let context = LbContext { hash: Some(7), ..LbContext::default() };
+    let mut running = Vec::new();
+    for _ in 0..10 {
+        let permit = cluster.try_acquire(Resource::Requests, RoutingPriority::Default).unwrap();
+        running.push((permit, cluster.pick(&mut cursor, &mut rng, &context).unwrap().begin()));
+    }
+    assert!(cluster.endpoints().endpoints().iter().all(|e| e.state.active() == 5));
+}
