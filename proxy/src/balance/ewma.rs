@@ -79,6 +79,9 @@ pub fn next(word: u64, took: Duration, now: Tick, decay: Duration) -> u64 {
 }
 
 fn remaining(at: Tick, now: Tick, decay: Duration) -> f32 {
+    if now.since(at) == 0 {
+        return 1.0;
+    }
     #[expect(clippy::cast_precision_loss, reason = "seven digits are enough")]
     let passed = now.since(at) as f32;
     (-passed / (decay.as_secs_f32() * 1000.0)).exp()

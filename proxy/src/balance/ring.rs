@@ -38,9 +38,8 @@ impl Default for RingSpec {
 /// The points in the order of their hashes.
 #[derive(Debug)]
 pub(super) struct Ring {
-    hashes: Box<[u64]>,
-    owners: Box<[u32]>,
-    /// Where the n-th part of the circle begins in `hashes`: hashes spread evenly, so that the point of a key is near.
+    points: Box<[(u64, u32)]>,
+    /// Where the n-th part of the circle begins in `points`: hashes spread evenly, so that the point of a key is near.
     guide: Box<[u32]>,
 }
 
@@ -72,22 +71,21 @@ impl Ring {
         }
         points.sort_by_key(|(hash, _)| *hash);
         let guide = guide(&points);
-        let (hashes, owners): (Vec<u64>, Vec<u32>) = points.into_iter().unzip();
-        Self { hashes: hashes.into(), owners: owners.into(), guide }
+        Self { points: points.into(), guide }
     }
 
     /// The owner of the first point at or after `hash`, or of one `further` on.
     pub(super) fn at(&self, hash: u64, further: u32) -> u32 {
         let part = usize::try_from((u128::from(hash) * self.guide.len() as u128) >> 64).unwrap_or(0);
         let start = self.guide.get(part).map_or(0, |at| *at as usize);
-        let rest = self.hashes.get(start..).unwrap_or_default();
-        let point = start + rest.iter().take_while(|point| **point < hash).count() + further as usize;
-        self.owners.get(point % self.owners.len().max(1)).copied().unwrap_or(0)
+        let rest = self.points.get(start..).unwrap_or_default();
+        let at = start + rest.iter().take_while(|(point, _)| *point < hash).count() + further as usize;
+        self.points.get(at % self.points.len().max(1)).map_or(0, |(_, owner)| *owner)
     }
 
     #[cfg(test)]
-    pub(super) fn points(&self) -> Vec<(u64, u32)> {
-        self.hashes.iter().copied().zip(self.owners.iter().copied()).collect()
+    pub(super) fn points(&self) -> &[(u64, u32)] {
+        &self.points
     }
 }
 

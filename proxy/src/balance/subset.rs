@@ -16,7 +16,18 @@ use crate::upstream::endpoint::Endpoint;
 
 /// Fields under `envoy.lb`, in the order of their names.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct LbMetadata(Box<[Field]>);
+pub struct LbMetadata {
+    fields: Box<[Field]>,
+    /// Of all fields.
+    hash: u64,
+}
+
+impl From<Vec<Field>> for LbMetadata {
+    /// Of fields in the order of their names.
+    fn from(fields: Vec<Field>) -> Self {
+        Self { hash: fold(fields.iter()), fields: fields.into() }
+    }
+}
 
 #[derive(Debug, Clone, PartialEq)]
 struct Field {
@@ -38,13 +49,13 @@ impl LbMetadata {
     pub fn new<'k>(fields: impl IntoIterator<Item = (&'k str, Value)>) -> Self {
         let mut fields: Vec<Field> = fields.into_iter().map(|(key, value)| Field::new(key, value)).collect();
         fields.sort_by(|a, b| a.key.cmp(&b.key));
-        Self(fields.into())
+        fields.into()
     }
 
     /// Whether there is no field.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.fields.is_empty()
     }
 
     /// The text under `key`.
@@ -56,20 +67,20 @@ impl LbMetadata {
     /// These fields and those of `parent` that are not among them.
     #[must_use]
     pub fn over(&self, parent: &Self) -> Self {
-        let inherited = parent.0.iter().filter(|field| self.field(&field.key).is_none());
-        let mut fields: Vec<Field> = self.0.iter().chain(inherited).cloned().collect();
+        let inherited = parent.fields.iter().filter(|field| self.field(&field.key).is_none());
+        let mut fields: Vec<Field> = self.fields.iter().chain(inherited).cloned().collect();
         fields.sort_by(|a, b| a.key.cmp(&b.key));
-        Self(fields.into())
+        fields.into()
     }
 
     fn field(&self, key: &str) -> Option<&Field> {
-        let at = self.0.binary_search_by(|field| (*field.key).cmp(key)).ok()?;
-        self.0.get(at)
+        let at = self.fields.binary_search_by(|field| (*field.key).cmp(key)).ok()?;
+        self.fields.get(at)
     }
 
     /// Whether every field of `wanted` is here; with `list_as_any` one value of a list is enough.
     fn has_all(&self, wanted: &Self, list_as_any: bool) -> bool {
-        wanted.0.iter().all(|field| {
+        wanted.fields.iter().all(|field| {
             self.field(&field.key).is_some_and(|own| match &own.value {
                 Value::Array(values) if list_as_any => values.contains(&field.value),
                 value => *value == field.value,
@@ -178,7 +189,7 @@ impl Subsets {
         let default = part(spec.default.clone(), default.cloned().collect());
         let mut parts: HashMap<u64, SmallVec<[Part; 1]>> = HashMap::default();
         for (fields, members) in groups(spec, endpoints) {
-            parts.entry(fold(fields.0.iter())).or_default().push(part(fields, members));
+            parts.entry(fields.hash).or_default().push(part(fields, members));
         }
         Self { spec: Arc::clone(spec), parts, default }
     }
@@ -213,16 +224,19 @@ impl Subsets {
         }
     }
 
+    /// The subset with that hash whose fields are the `same`.
+    fn part(&self, hash: u64, same: impl Fn(&LbMetadata) -> bool) -> Option<&Part> {
+        self.parts.get(&hash)?.iter().find(|part| same(&part.fields))
+    }
+
     /// The subset for `wanted`, or what its selector says when there is none. A fallback to fewer keys is followed: each has fewer
     /// keys than the one before, so that it ends.
     fn find(&self, wanted: &LbMetadata) -> Found<'_> {
-        let mut fields: SmallVec<[&Field; 8]> = wanted.0.iter().collect();
+        if let Some(part) = self.part(wanted.hash, |own| own == wanted) {
+            return Found::Subset(part);
+        }
+        let mut fields: SmallVec<[&Field; 8]> = wanted.fields.iter().collect();
         loop {
-            let candidates = self.parts.get(&fold(fields.iter().copied())).into_iter().flatten();
-            let mut candidates = candidates.filter(|part| part.fields.0.iter().eq(fields.iter().copied()));
-            if let Some(part) = candidates.next() {
-                return Found::Subset(part);
-            }
             let keys = || fields.iter().map(|field| &field.key);
             let selector = self.spec.selectors.iter().find(|selector| selector.keys.iter().eq(keys()));
             match selector.and_then(|selector| selector.fallback.as_ref()) {
@@ -233,6 +247,10 @@ impl Subsets {
                     fields.retain(|field| keep.contains(&field.key));
                     if fields.len() == before {
                         return Found::Fallback(None);
+                    }
+                    let same = |own: &LbMetadata| own.fields.iter().eq(fields.iter().copied());
+                    if let Some(part) = self.part(fold(fields.iter().copied()), same) {
+                        return Found::Subset(part);
                     }
                 }
             }
@@ -256,7 +274,7 @@ fn groups(spec: &SubsetSpec, endpoints: &[Arc<Endpoint>]) -> Vec<(LbMetadata, Ve
     for (endpoint, metadata) in endpoints.iter().filter_map(|e| Some((e, e.spec.metadata.as_ref()?))) {
         for selector in &spec.selectors {
             for fields in values(metadata, selector, spec.list_as_any) {
-                let same = index.entry(fold(fields.0.iter())).or_default();
+                let same = index.entry(fields.hash).or_default();
                 let at = match same.iter().find(|at| groups[**at].0 == fields) {
                     Some(at) => *at,
                     None => {
@@ -298,7 +316,7 @@ fn values(metadata: &LbMetadata, selector: &Selector, list_as_any: bool) -> Vec<
             .flat_map(|fields| choices.iter().map(|choice| fields.iter().chain([choice]).cloned().collect()));
         all = extended.take(MAX_COMBINATIONS).collect();
     }
-    all.into_iter().map(|fields| LbMetadata(fields.into())).collect()
+    all.into_iter().map(|fields| LbMetadata::from(fields)).collect()
 }
 
 #[cfg(test)]
