@@ -316,7 +316,7 @@ fn values(metadata: &LbMetadata, selector: &Selector, list_as_any: bool) -> Vec<
             .flat_map(|fields| choices.iter().map(|choice| fields.iter().chain([choice]).cloned().collect()));
         all = extended.take(MAX_COMBINATIONS).collect();
     }
-    all.into_iter().map(|fields| LbMetadata::from(fields)).collect()
+    all.into_iter().map(LbMetadata::from).collect()
 }
 
 #[cfg(test)]
