@@ -331,7 +331,7 @@ enum Happening {
     Files,
     Dns(DnsUpdate),
     Identity(crate::identity::Event),
-    Health,
+    Health(Option<crate::upstream::health::Report>),
     DrainListeners(DrainListeners),
 }
 
@@ -352,7 +352,12 @@ impl App {
 
     /// Makes the manager's state the one in force.
     async fn publish(&mut self) {
-        let snapshot = self.manager.snapshot();
+        let mut snapshot = self.manager.snapshot();
+        let fresh = self.health.checks.follow(&snapshot, &self.shared.config);
+        if !fresh.is_empty() {
+            self.manager.rebalance(&fresh);
+            snapshot = self.manager.snapshot();
+        }
         self.shared.registry.control.config_published(snapshot.version, SystemTime::now());
         if let Some(control_plane) = &self.control_plane {
             control_plane.follow(&snapshot);
@@ -420,7 +425,7 @@ impl App {
             () = at(alarm) => Happening::Alarm,
             () = self.watcher.changed() => Happening::Files,
             Some(update) = self.dns_updates.recv() => Happening::Dns(update),
-            () = health::next(self.health.due()) => Happening::Health,
+            report = self.health.next() => Happening::Health(report),
             event = identity::next_event(&mut self.identity) => Happening::Identity(event),
             Some(request) = self.requests.recv() => Happening::DrainListeners(request),
         }
@@ -434,7 +439,7 @@ impl App {
             Happening::Files => self.files_changed().await,
             Happening::Dns(update) => self.dns_answered(&update).await,
             Happening::Identity(event) => self.identity_said(event).await,
-            Happening::Health => self.health_changed().await,
+            Happening::Health(report) => self.health_changed(report).await,
             Happening::DrainListeners(request) => self.drain_listeners(request).await,
         }
     }

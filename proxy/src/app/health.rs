@@ -11,6 +11,8 @@ use crate::config::snapshot::Snapshot;
 use crate::resilience::outlier::Cause;
 use crate::telemetry::metrics::{Collect, MetricFamily, counters, gauges};
 use crate::upstream::cluster::Cluster;
+use crate::upstream::endpoint::Endpoint;
+use crate::upstream::health::{Checks, Report};
 use crate::upstream::outlier;
 use crate::upstream::sweep::Sweep;
 
@@ -18,30 +20,40 @@ use crate::upstream::sweep::Sweep;
 #[derive(Debug, Default)]
 pub(super) struct Health {
     pub(super) sweep: Sweep,
+    pub(super) checks: Checks,
     rng: fastrand::Rng,
 }
 
 impl Health {
-    /// When there is something to do, if nothing happens before.
-    pub(super) fn due(&self) -> Option<Instant> {
-        self.sweep.due()
-    }
-}
-
-/// Until there is something to do.
-pub(super) async fn next(due: Option<Instant>) {
-    tokio::select! {
-        () = outlier::happened() => {}
-        () = at(due) => {}
+    /// Until there is something to do. Nothing is lost when this is dropped.
+    pub(super) async fn next(&mut self) -> Option<Report> {
+        let due = self.sweep.due();
+        tokio::select! {
+            () = outlier::happened() => None,
+            () = at(due) => None,
+            report = self.checks.next() => Some(report),
+        }
     }
 }
 
 impl App {
-    /// Follows ejections: whatever number of endpoints changed, the index is built once.
-    pub(super) async fn health_changed(&mut self) {
+    /// Follows ejections and health checks: whatever number of endpoints changed, the index is built once.
+    pub(super) async fn health_changed(&mut self, mut report: Option<Report>) {
         let snapshot = self.shared.config.load_full();
-        let Health { sweep, rng } = &mut self.health;
-        let changed = sweep.turn(&snapshot, Instant::now(), rng);
+        let Health { sweep, checks, rng } = &mut self.health;
+        let mut changed = sweep.turn(&snapshot, Instant::now(), rng);
+        while let Some(told) = report.take() {
+            if let Some((cluster, endpoint, healthy)) = told.apply(&snapshot) {
+                let spec = cluster.spec().outlier.as_ref();
+                if healthy && spec.is_some_and(|spec| spec.uneject_on_health_check) {
+                    sweep.restore(&cluster, &endpoint);
+                }
+                changed.push(Arc::clone(&cluster.spec().name));
+            }
+            report = checks.try_next();
+        }
+        changed.sort_unstable();
+        changed.dedup();
         if !changed.is_empty() {
             self.manager.rebalance(&changed);
             self.publish().await;
@@ -94,6 +106,21 @@ impl Collect for HealthMetrics {
                 (vec![("cluster", name), ("reason", "last_endpoint")], counts.map_or(0, |c| c.last_one())),
             ]
         });
+        let checked = |cluster: &Cluster| cluster.spec().health_check.is_some();
+        let checks = of(checked).flat_map(|cluster| {
+            let [passed, failed] = cluster.state().checks();
+            let name = &*cluster.spec().name;
+            [("passed", passed), ("failed", failed)]
+                .map(|(result, count)| (vec![("cluster", name), ("result", result)], count))
+        });
+        out.push(counters("remora_health_checks_total", "Active health checks that ended.", checks));
+        let failing = of(checked).map(|cluster| {
+            let failing = |endpoint: &&Arc<Endpoint>| endpoint.state.standing().has_failed_health_check();
+            let count = cluster.endpoints().endpoints().iter().filter(failing).count();
+            (labels(cluster), f64::from(u32::try_from(count).unwrap_or(u32::MAX)))
+        });
+        let help = "Endpoints that active health checks keep out at the moment.";
+        out.push(gauges("remora_health_checks_failing", help, failing));
         let help = "Endpoints that were not ejected although they should have been.";
         out.push(counters("remora_outlier_ejections_refused_total", help, kept));
         circuit_metrics(&snapshot, Instant::now(), out);

@@ -9,6 +9,7 @@ use super::census::{Census, Out};
 use super::connect::ConnectSpec;
 use super::dns::DnsSpec;
 use super::endpoint::{Assignment, Endpoint, EndpointSet, HealthStatus, Metadata};
+use super::health::HealthCheckSpec;
 use super::original_dst::OriginalDstSpec;
 use super::outlier::OutlierCounts;
 use crate::balance::context::LbContext;
@@ -41,6 +42,8 @@ pub struct ClusterSpec {
     pub thresholds: [Thresholds; 2],
     /// `outlier_detection`.
     pub outlier: Option<OutlierSpec>,
+    /// `health_checks`.
+    pub health_check: Option<Arc<HealthCheckSpec>>,
     /// `remora.circuit_breaker` of its metadata.
     pub circuit: Option<Arc<Circuit>>,
     /// `per_connection_buffer_limit_bytes`, default 1 MiB.
@@ -173,6 +176,8 @@ pub struct ClusterState {
     breakers: [Breaker; 2],
     census: Census,
     outlier: OnceLock<Box<OutlierCounts>>,
+    /// Health checks that passed, and that did not.
+    pub(super) check_counts: [AtomicU64; 2],
     panics: AtomicU64,
     nobody: AtomicU64,
 }
@@ -188,6 +193,12 @@ impl ClusterState {
     #[must_use]
     pub const fn census(&self) -> &Census {
         &self.census
+    }
+
+    /// Health checks that passed, and that did not.
+    #[must_use]
+    pub fn checks(&self) -> [u64; 2] {
+        self.check_counts.each_ref().map(|count| count.load(Ordering::Relaxed))
     }
 
     /// What outlier detection counts.

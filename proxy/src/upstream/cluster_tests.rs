@@ -18,6 +18,7 @@ fn spec(discovery: Discovery) -> ClusterSpec {
         tls: None,
         thresholds: [Thresholds::default(); 2],
         outlier: None,
+        health_check: None,
         circuit: None,
         buffer_limit: 1 << 20,
         close_on_host_change: false,

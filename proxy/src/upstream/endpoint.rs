@@ -86,6 +86,19 @@ pub enum HealthStatus {
     Unhealthy,
 }
 
+/// `Endpoint.HealthCheckConfig`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EndpointCheck {
+    /// `address`: another address to be asked.
+    pub address: Option<IpAddr>,
+    /// `port_value`, or the port of `address`.
+    pub port: Option<u16>,
+    /// `hostname`: what the check asks for.
+    pub hostname: Option<Arc<str>>,
+    /// `disable_active_health_check`.
+    pub disabled: bool,
+}
+
 /// One `LbEndpoint` with an address.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EndpointSpec {
@@ -104,6 +117,8 @@ pub struct EndpointSpec {
     pub metadata: Option<Arc<LbMetadata>>,
     /// `health_status`.
     pub health: HealthStatus,
+    /// `health_check_config`.
+    pub check: Option<Arc<EndpointCheck>>,
     /// LOGICAL_DNS: one endpoint that stays the same whatever address its name has at the moment.
     pub logical: bool,
 }
@@ -120,8 +135,15 @@ impl EndpointSpec {
             labels: None,
             metadata: None,
             health: HealthStatus::Healthy,
+            check: None,
             logical: false,
         }
+    }
+
+    /// Health checks leave it out.
+    #[must_use]
+    pub fn is_unchecked(&self) -> bool {
+        self.check.as_ref().is_some_and(|check| check.disabled)
     }
 
     /// The same endpoint at another address.

@@ -6,6 +6,7 @@ pub mod connect;
 pub mod dns;
 pub mod endpoint;
 pub mod fetch;
+pub mod health;
 pub mod lease;
 pub mod lifespan;
 pub mod original_dst;

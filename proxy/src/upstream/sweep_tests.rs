@@ -152,6 +152,7 @@ fn an_edit_keeps_ejections_and_the_end_of_detection_ends_them() {
             tls: None,
             thresholds: spec.thresholds,
             outlier,
+            health_check: None,
             circuit: None,
             buffer_limit: 1,
             close_on_host_change: false,

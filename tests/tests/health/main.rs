@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod breakers;
+mod checks;
 mod outliers;
 
 use std::sync::Arc;

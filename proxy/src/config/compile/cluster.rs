@@ -7,6 +7,7 @@ mod assignment;
 mod common;
 mod connect;
 mod dns;
+mod health;
 mod http;
 mod lb;
 mod outlier;
@@ -63,6 +64,8 @@ pub fn compile_cluster(pb: &Cluster, at: &At<'_>, scope: &mut Scope<'_>) -> Opti
         .outlier_detection
         .as_ref()
         .map(|o| outlier::compile(o, discovery.as_ref(), &at.field("outlier_detection"), scope));
+    let health_check =
+        health::compile(&pb.health_checks, discovery.as_ref(), &at.field("health_checks"), scope);
     let buffer_limit = pb.per_connection_buffer_limit_bytes.map_or(1 << 20, |n| n.value as usize);
     if buffer_limit == 0 {
         scope.errors.report(
@@ -91,6 +94,7 @@ pub fn compile_cluster(pb: &Cluster, at: &At<'_>, scope: &mut Scope<'_>) -> Opti
         tls,
         thresholds,
         outlier,
+        health_check,
         circuit,
         buffer_limit,
         close_on_host_change,
@@ -110,12 +114,12 @@ fn refuse_unsupported(pb: &Cluster, at: &At<'_>, scope: &mut Scope<'_>) {
         dns_failure_refresh_rate: _, respect_dns_ttl: _, dns_lookup_family: _, typed_dns_resolver_config: _,
         cleanup_interval: _, upstream_bind_config: _, common_lb_config: _, transport_socket: _, metadata: _,
         protocol_selection: _, upstream_connection_options: _, load_balancing_policy: _, cluster_discovery_type: _,
-        lb_config: _, outlier_detection: _,
-        // Only says that a host is removed although its health checks pass; there are none.
+        lb_config: _, outlier_detection: _, health_checks: _,
+        // A host that discovery removes is removed, whatever its health checks say.
         ignore_health_on_host_removal: _,
         // Not supported.
         transport_socket_matches, transport_socket_matcher, stats_matcher,
-        per_connection_buffer_high_watermark_timeout, health_checks, dns_resolvers, use_tcp_for_dns_lookups,
+        per_connection_buffer_high_watermark_timeout, dns_resolvers, use_tcp_for_dns_lookups,
         dns_resolution_config, wait_for_warm_on_init, lb_subset_config: _,
         close_connections_on_host_health_failure, filters, lrs_server, lrs_report_endpoint_metrics,
         track_timeout_budgets, upstream_config, track_cluster_stats, preconnect_policy,
@@ -128,7 +132,7 @@ fn refuse_unsupported(pb: &Cluster, at: &At<'_>, scope: &mut Scope<'_>) {
     #[rustfmt::skip]
     refuse!(scope, at, [
         transport_socket_matches, transport_socket_matcher, stats_matcher,
-        per_connection_buffer_high_watermark_timeout, health_checks, dns_resolvers, use_tcp_for_dns_lookups,
+        per_connection_buffer_high_watermark_timeout, dns_resolvers, use_tcp_for_dns_lookups,
         dns_resolution_config, close_connections_on_host_health_failure, filters,
         lrs_server, lrs_report_endpoint_metrics, track_timeout_budgets, upstream_config, track_cluster_stats,
         preconnect_policy, connection_pool_per_downstream_connection, queuing_policies,

@@ -9,6 +9,7 @@ use std::sync::Mutex;
 fn spec(kind: DnsKind, hosts: &[&str]) -> DnsSpec {
     let target = |host: &&str| {
         let template = EndpointSpec {
+            check: None,
             hostname: Some((*host).into()),
             logical: kind == DnsKind::Logical,
             ..EndpointSpec::new(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 80)))

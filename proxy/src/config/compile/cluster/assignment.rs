@@ -9,11 +9,12 @@ use remora_xds::pb::envoy::config::endpoint::v3 as pb;
 use remora_xds::pb::google::protobuf::value::Kind;
 
 use super::common::{Host, host_port, json, refuse};
+use super::health;
 use crate::balance::subset::LbMetadata;
 use crate::config::compile::Scope;
 use crate::upstream::dns::DnsTarget;
 use crate::upstream::endpoint::{
-    Assignment, AssignmentPolicy, EndpointSpec, HealthStatus, Locality, LocalityGroup,
+    Assignment, AssignmentPolicy, EndpointCheck, EndpointSpec, HealthStatus, Locality, LocalityGroup,
 };
 
 /// Envoy's ceiling of `priority`.
@@ -192,7 +193,7 @@ fn lb_endpoint(
     }
     let workload = workload(pb_metadata.as_ref(), &at.field("metadata"), scope);
     let metadata = lb_metadata(pb_metadata.as_ref()).map(Arc::new);
-    let health = health(*health_status, at, scope);
+    let health = health_of(*health_status, at, scope);
     let endpoint = match host_identifier {
         Some(pb::lb_endpoint::HostIdentifier::Endpoint(endpoint)) => endpoint,
         Some(pb::lb_endpoint::HostIdentifier::EndpointName(_)) => {
@@ -207,7 +208,8 @@ fn lb_endpoint(
     let at = at.field("endpoint");
     let pb::Endpoint { address, health_check_config, hostname, additional_addresses, observability_name } =
         endpoint;
-    refuse!(scope, at, [health_check_config, additional_addresses]);
+    refuse!(scope, at, [additional_addresses]);
+    let check = health_check_config.as_ref().map(|pb| check(pb, &at.field("health_check_config"), scope));
     let at = at.field("address");
     let (host, port) = host_port(address.as_ref(), &at, scope)?;
     if port == 0 {
@@ -223,7 +225,10 @@ fn lb_endpoint(
         *last_labels = labels.map(Into::into);
     }
     let labels = labels.and_then(|_| last_labels.clone());
-    Some((host, EndpointSpec { address, hostname, weight, group, labels, metadata, health, logical: false }))
+    Some((
+        host,
+        EndpointSpec { address, hostname, weight, group, labels, metadata, health, check, logical: false },
+    ))
 }
 
 /// What is under `envoy.lb`: subsets and consistent hashing go by it.
@@ -231,6 +236,25 @@ pub(in crate::config::compile) fn lb_metadata(pb: Option<&Metadata>) -> Option<L
     let fields = &pb?.filter_metadata.get("envoy.lb")?.fields;
     let fields = LbMetadata::new(fields.iter().map(|(key, value)| (key.as_str(), json(value))));
     (!fields.is_empty()).then_some(fields)
+}
+
+fn check(pb: &pb::endpoint::HealthCheckConfig, at: &At<'_>, scope: &mut Scope<'_>) -> Arc<EndpointCheck> {
+    let pb::endpoint::HealthCheckConfig { port_value, hostname, address, disable_active_health_check } = pb;
+    let own = (*port_value != 0).then(|| health::port(*port_value, &at.field("port_value"), scope)).flatten();
+    let other = address.as_ref().and_then(|pb| host_port(Some(pb), &at.field("address"), scope));
+    let (address, port) = match other {
+        None => (None, own),
+        Some((Host::Ip(ip), port)) => (Some(ip), own.or_else(|| Some(port).filter(|port| *port != 0))),
+        Some((Host::Name(name), _)) => {
+            scope.errors.report(&at.field("address"), format!("{name:?} is not an IP address"));
+            (None, own)
+        }
+    };
+    let hostname = (!hostname.is_empty()).then(|| hostname.as_str().into());
+    if hostname.as_deref().is_some_and(|name: &str| name.parse::<http::uri::Authority>().is_err()) {
+        scope.errors.report(&at.field("hostname"), "is not a host name");
+    }
+    Arc::new(EndpointCheck { address, port, hostname, disabled: *disable_active_health_check })
 }
 
 /// `workload` under `istio`, where Istio's control plane puts what metrics are labelled with.
@@ -243,7 +267,7 @@ fn workload<'a>(pb: Option<&'a Metadata>, at: &At<'_>, scope: &mut Scope<'_>) ->
     }
 }
 
-fn health(pb: i32, at: &At<'_>, scope: &mut Scope<'_>) -> HealthStatus {
+fn health_of(pb: i32, at: &At<'_>, scope: &mut Scope<'_>) -> HealthStatus {
     match PbHealth::try_from(pb) {
         Ok(PbHealth::Unknown | PbHealth::Healthy) => HealthStatus::Healthy,
         Ok(PbHealth::Degraded) => HealthStatus::Degraded,

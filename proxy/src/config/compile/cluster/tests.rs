@@ -342,7 +342,7 @@ fn unsupported_fields_are_refused_with_their_path() {
         connect_timeout: seconds(0),
         lb_policy: LbPolicy::RingHash as i32,
         track_timeout_budgets: true,
-        health_checks: vec![Default::default()],
+        health_checks: vec![Default::default(), Default::default()],
         http2_protocol_options: Some(h2),
         dns_refresh_rate: seconds(-1),
         per_connection_buffer_limit_bytes: number(0),
