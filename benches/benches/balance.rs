@@ -97,7 +97,7 @@ fn measure(lb: &LbSpec, size: u32, rounds: u32) -> f64 {
     let (mut cursor, mut rng) = (WorkerCursor::default(), fastrand::Rng::with_seed(1));
     let mut shortest = f64::INFINITY;
     for _ in 0..REPETITIONS {
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         for round in 0..rounds {
             let hash = Some(u64::from(round).wrapping_mul(0x9E37_79B9_7F4A_7C15));
             let context = LbContext { hash, now, subset: Some(&wanted), active: 1, ..LbContext::default() };
