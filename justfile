@@ -23,6 +23,10 @@ test *ARGS:
 test-root:
     @[ "$(id -u)" = 0 ] || { echo "skipped: needs root"; exit 0; }; cargo test --workspace -- --ignored root_
 
+# Every order in which threads can meet in shared state (loom)
+models:
+    .ci/run models
+
 # The fault matrix with what it measures (docs/reference/faults.md)
 faults *ARGS:
     cargo test --workspace --test faults -- --nocapture {{ARGS}}
