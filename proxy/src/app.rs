@@ -6,6 +6,7 @@ mod health;
 mod identity;
 mod key_sets;
 mod listeners;
+mod upstream_metrics;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -185,6 +186,7 @@ pub async fn run(
     });
     shared.registry.control.config_from_disk(from_disk);
     shared.registry.add(Arc::new(health::HealthMetrics(Arc::clone(&shared.config))));
+    shared.registry.add(Arc::new(upstream_metrics::UpstreamMetrics(Arc::clone(&shared.config))));
     let (ask, requests) = mpsc::channel(16);
     let (updates, dns_updates) = mpsc::channel(64);
     let (driver, dns) = Driver::new(Arc::new(SystemResolver::default()), updates, fastrand::Rng::new());

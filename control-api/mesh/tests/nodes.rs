@@ -202,7 +202,7 @@ spec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: b}]
         ]
     );
     let listener = &node.listeners["db.a.svc.cluster.local:5432"];
-    let of_the_listener = ["Service/a/db", "TCPRoute/a/producer", "TrafficPolicy/a/calm", "Service/a/next"];
+    let of_the_listener = ["Service/a/db", "TrafficPolicy/a/calm", "TCPRoute/a/producer", "Service/a/next"];
     assert_eq!(made_of(listener), of_the_listener);
     let text = yaml(listener);
     assert!(text.contains("idle_timeout: 420s"), "the policy holds for connections too: {text}");

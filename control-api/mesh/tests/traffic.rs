@@ -87,10 +87,11 @@ fn requests_that_belong_together_go_together() {
         policy("  loadBalancing: {policy: Maglev, hashOn: [{header: x-user}], session: {header: x-place}}\n");
     assert_eq!(of_cluster(&maglev, 8080, "maglev_lb_config"), "maglev_lb_config: table_size: \"65537\"");
     let slow = policy("  loadBalancing: {policy: RoundRobin, slowStart: {window: 10s}}\n");
-    assert_eq!(
-        of_cluster(&slow, 8080, "round_robin_lb_config"),
-        "round_robin_lb_config: slow_start_config: slow_start_window: 10s min_weight_percent: value: 10.0"
-    );
+    let slow = of_cluster(&slow, 8080, "round_robin_lb_config");
+    // As 10 or 10.0, by what the rest of the build asks of the serializer.
+    let wanted =
+        "round_robin_lb_config: slow_start_config: slow_start_window: 10s min_weight_percent: value: 10";
+    assert_eq!(slow.trim_end_matches(".0"), wanted);
 }
 
 #[test]

@@ -88,12 +88,12 @@ fn single_mistakes() {
             "f:2:1: lb_policy: must be a value of LbPolicy, not \"ROUND_ROBBIN\" (did you mean ROUND_ROBIN?)\n",
         ),
         (
-            "name: a\nlb_policy: MAGLEV",
-            "f:2:1: lb_policy: MAGLEV is not supported by Remora (supported: ROUND_ROBIN, LEAST_REQUEST, RANDOM, CLUSTER_PROVIDED)\n",
+            "name: a\nlb_policy: LOAD_BALANCING_POLICY_CONFIG",
+            "f:2:1: lb_policy: LOAD_BALANCING_POLICY_CONFIG is not supported by Remora (supported: ROUND_ROBIN, LEAST_REQUEST, RING_HASH, RANDOM, MAGLEV, CLUSTER_PROVIDED)\n",
         ),
         (
             "name: a\nlb_policy: 17",
-            "f:2:1: lb_policy: must be a value of LbPolicy, not 17 (one of ROUND_ROBIN, LEAST_REQUEST, RANDOM, CLUSTER_PROVIDED)\n",
+            "f:2:1: lb_policy: must be a value of LbPolicy, not 17 (one of ROUND_ROBIN, LEAST_REQUEST, RING_HASH, RANDOM, MAGLEV, CLUSTER_PROVIDED)\n",
         ),
         (
             "name: a\ndns_resolvers: [{}]",
@@ -250,7 +250,7 @@ fn bytes_are_checked_like_text() {
     let at = "lds/a: filter_chains[0].filters[0].typed_config";
     assert_eq!(
         check(&filter(any::pack(&bad))),
-        format!("{at}.stat_prefix: must not be empty\n{at}.hash_policy: not supported by Remora\n")
+        format!("{at}.stat_prefix: must not be empty\n{at}.hash_policy[0]: source_ip is required\n")
     );
     let broken = Any { value: vec![0xff, 0xff], ..any::pack(&bad) };
     assert!(

@@ -21,6 +21,17 @@ pub enum Resource {
 impl Resource {
     /// All kinds.
     pub const ALL: [Self; 4] = [Self::Connections, Self::Pending, Self::Requests, Self::Retries];
+
+    /// Its value as the label `limit` of metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::Pending => "pending",
+            Self::Requests => "requests",
+            Self::Retries => "retries",
+        }
+    }
 }
 
 /// `RoutingPriority`: each has its own limits and counters.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::census::{Census, Out};
 use super::connect::ConnectSpec;
+use super::connects::Connects;
 use super::dns::DnsSpec;
 use super::endpoint::{Assignment, Endpoint, EndpointSet, HealthStatus, Metadata};
 use super::health::HealthCheckSpec;
@@ -175,6 +176,7 @@ pub struct SniSpec {
 pub struct ClusterState {
     breakers: [Breaker; 2],
     census: Census,
+    connects: Connects,
     outlier: OnceLock<Box<OutlierCounts>>,
     /// Health checks that passed, and that did not.
     pub(super) check_counts: [AtomicU64; 2],
@@ -187,6 +189,12 @@ impl ClusterState {
     #[must_use]
     pub const fn breaker(&self, priority: RoutingPriority) -> &Breaker {
         &self.breakers[priority as usize]
+    }
+
+    /// How connections began.
+    #[must_use]
+    pub const fn connects(&self) -> &Connects {
+        &self.connects
     }
 
     /// How many endpoints may be used.

@@ -3,6 +3,7 @@
 pub mod census;
 pub mod cluster;
 pub mod connect;
+pub mod connects;
 pub mod dns;
 pub mod endpoint;
 pub mod fetch;

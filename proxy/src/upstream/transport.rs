@@ -76,7 +76,10 @@ pub async fn connect(cluster: &Cluster, endpoint: &Endpoint, alpn: Alpn) -> Resu
         }
     };
     // One timeout over both handshakes, as in Envoy.
-    tokio::time::timeout(spec.connect.timeout, attempt).await.unwrap_or(Err(Reason::ConnectTimeout))
+    let connected =
+        tokio::time::timeout(spec.connect.timeout, attempt).await.unwrap_or(Err(Reason::ConnectTimeout));
+    cluster.state().connects().ended(connected.as_ref().err().copied());
+    connected
 }
 
 fn log_connect(cluster: &str, error: &ConnectError) -> Reason {

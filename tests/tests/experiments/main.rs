@@ -1,5 +1,5 @@
-//! Experiments: what becomes of a whole system of services and sidecars when something goes wrong in it. Each is a test of a size for CI; with
-//! `REMORA_LONG=1` it runs as long as docs/experiments says, and writes its curves there (`just experiments`).
+//! Experiments: what becomes of a whole system of services and sidecars when something goes wrong in it. What is measured in time runs when it
+//! is asked for; what is counted is a test of a size for CI. With `REMORA_LONG=1` each runs as long as docs/experiments says, and writes its curves there (`just experiments`).
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod plot;

@@ -87,7 +87,8 @@ impl Work {
     }
 }
 
-/// A service that asks the one behind `next`, and answers what that one answers.
+/// A service that asks the one behind `next`, and answers what that one answers: with the mark that retries below were in vain, or
+/// without, as programs do that know nothing of it.
 #[derive(Debug)]
 pub(crate) struct Middle {
     /// Where it listens.
@@ -97,8 +98,8 @@ pub(crate) struct Middle {
 
 impl Middle {
     /// Starts one.
-    pub(crate) async fn start(next: SocketAddr) -> Self {
-        let (address, task) = listen(Answer::Ask { next, idle: Mutex::default() }).await;
+    pub(crate) async fn start(next: SocketAddr, marks: bool) -> Self {
+        let (address, task) = listen(Answer::Ask { next, marks, idle: Mutex::default() }).await;
         Self { address, task }
     }
 }
@@ -109,7 +110,7 @@ impl Drop for Middle {
     }
 }
 
-async fn ask(next: SocketAddr, head: &Head, idle: &Mutex<Vec<Http1Client>>) -> String {
+async fn ask((next, marks): (SocketAddr, bool), head: &Head, idle: &Mutex<Vec<Http1Client>>) -> String {
     let kept = idle.lock().unwrap().pop();
     let client = match kept {
         Some(client) => Ok(client),
@@ -122,7 +123,7 @@ async fn ask(next: SocketAddr, head: &Head, idle: &Mutex<Vec<Http1Client>>) -> S
             if response.keeps_alive() {
                 idle.lock().unwrap().push(client);
             }
-            let exhausted = response.fields.get(EXHAUSTED);
+            let exhausted = response.fields.get(EXHAUSTED).filter(|_| marks);
             let fields = exhausted.map(|value| format!("{EXHAUSTED}: {value}\r\n")).unwrap_or_default();
             text(response.status, &fields, &response.text())
         }
@@ -136,7 +137,7 @@ fn text(status: u16, fields: &str, body: &str) -> String {
 /// How a service answers.
 enum Answer {
     Work(Arc<Work>),
-    Ask { next: SocketAddr, idle: Mutex<Vec<Http1Client>> },
+    Ask { next: SocketAddr, marks: bool, idle: Mutex<Vec<Http1Client>> },
 }
 
 /// Answers GETs on a free port.
@@ -167,7 +168,7 @@ async fn serve(mut stream: TcpStream, answer: Arc<Answer>) {
         };
         let text = match &*answer {
             Answer::Work(work) => work.serve(&head).await,
-            Answer::Ask { next, idle } => ask(*next, &head, idle).await,
+            Answer::Ask { next, marks, idle } => ask((*next, *marks), &head, idle).await,
         };
         if stream.write_all(text.as_bytes()).await.is_err() {
             return;

@@ -57,6 +57,7 @@ async fn run(first: Duration, policy: Value) -> (Ledger, f64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "an experiment in time, for a machine that does nothing else: just experiments"]
 async fn peak_ewma_leaves_a_slow_endpoint_alone() {
     let (healthy, _) = run(WORK, peak_ewma()).await;
     let (ewma, ewma_share) = run(SLOW, peak_ewma()).await;

@@ -34,9 +34,19 @@ impl Times {
         if long() {
             Self { before: ms(10_000), ill: ms(30_000), after: ms(20_000) }
         } else {
-            Self { before: ms(1500), ill: ms(6000), after: ms(6000) }
+            Self { before: ms(2000), ill: ms(10_000), after: ms(6000) }
         }
     }
+}
+
+/// Retries are a fifth of the requests of the last ten seconds, or ten a second if that is more: the default of TrafficPolicy.
+fn fifth() -> Value {
+    let mut limits = budget(20, 100);
+    merge(
+        &mut limits["circuit_breakers"]["thresholds"][0]["retry_budget"],
+        json!({ "budget_interval": "10s" }),
+    );
+    limits
 }
 
 /// What was seen.
@@ -48,11 +58,18 @@ struct Run {
     arrivals: Vec<Instant>,
 }
 
-/// A sidecar of one hop: every hop retries twice, and waits 250 ms for each try.
-async fn sidecar(next: std::net::SocketAddr, limits: &Value) -> Proxy {
+/// What holds a storm back.
+struct Defence {
+    limits: Value,
+    /// Whether services pass on that retries below were in vain.
+    marks: bool,
+}
+
+/// A sidecar of one hop: every hop retries twice. The time of a try is longer than that of all tries below it.
+async fn sidecar(next: std::net::SocketAddr, per_try: &str, limits: &Value) -> Proxy {
     let policy = json!({
         "num_retries": 2,
-        "per_try_timeout": "0.25s",
+        "per_try_timeout": per_try,
         "retry_back_off": { "base_interval": "0.025s", "max_interval": "0.25s" },
     });
     let mut origin = cluster("origin", &[next]);
@@ -65,13 +82,13 @@ async fn sidecar(next: std::net::SocketAddr, limits: &Value) -> Proxy {
         .await
 }
 
-async fn run(limits: Value) -> Run {
+async fn run(Defence { limits, marks }: Defence) -> Run {
     let last = Service::start(WORKERS as usize, WORK, QUEUE).await;
-    let third = sidecar(last.address, &limits).await;
-    let second_app = Middle::start(third.address("ingress")).await;
-    let second = sidecar(second_app.address, &limits).await;
-    let first_app = Middle::start(second.address("ingress")).await;
-    let first = sidecar(first_app.address, &limits).await;
+    let third = sidecar(last.address, "0.25s", &limits).await;
+    let second_app = Middle::start(third.address("ingress"), marks).await;
+    let second = sidecar(second_app.address, "1.5s", &limits).await;
+    let first_app = Middle::start(second.address("ingress"), marks).await;
+    let first = sidecar(first_app.address, "5s", &limits).await;
 
     let times = Times::of_this_run();
     let began = Instant::now();
@@ -173,10 +190,11 @@ fn plots(without: &Run, with: &Run) -> Vec<Plot> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "an experiment in time, for a machine that does nothing else: just experiments"]
 async fn budgets_stop_a_retry_storm() {
-    let without = run(no_breakers()).await;
+    let without = run(Defence { limits: no_breakers(), marks: false }).await;
     without.print("without budgets");
-    let with = run(budget(20, 3)).await;
+    let with = run(Defence { limits: fifth(), marks: true }).await;
     with.print("with budgets");
     let plots = plots(&without, &with);
     record("retry-storm.csv", &csv(&plots));
@@ -187,8 +205,7 @@ async fn budgets_stop_a_retry_storm() {
         "no storm: the experiment proves nothing ({:.2})",
         without.amplification()
     );
-    // Each of three hops may add a fifth of what is in flight: 1.73, and what rounding adds.
-    assert!(with.amplification() <= 1.9, "{:.2}", with.amplification());
+    assert!(with.amplification() <= 1.2, "{:.2}", with.amplification());
     assert!(
         with.answered() > 2.0 * without.answered(),
         "{:.2} and {:.2}",

@@ -5,7 +5,9 @@ use remora_tests::client::Io;
 use remora_tests::config::Listener;
 use remora_tests::http1::Broken;
 use remora_tests::proxy::Proxy;
+use remora_tests::upstream::Upstream as _;
 use remora_tests::upstream::http1::{Answer, Http1Upstream};
+use remora_tests::wait::eventually_async;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::behind;
@@ -18,6 +20,27 @@ async fn upstream_connections_are_reused() {
         assert_eq!(proxy.http1().await.get("/").await.unwrap().status, 200);
     }
     assert_eq!(upstream.raw().len(), 1);
+}
+
+#[tokio::test]
+async fn connections_to_endpoints_are_counted() {
+    let (upstream, proxy) = behind(Answer::ok("hello")).await;
+    let cluster = |metric: &str| format!("remora_upstream_{metric}{{cluster=\"origin\"");
+    assert_eq!(proxy.count(&(cluster("connects_total") + "}")).await, 0);
+    for _ in 0..3 {
+        assert_eq!(proxy.http1().await.get("/").await.unwrap().status, 200);
+    }
+    proxy.counts(&(cluster("connects_total") + "}"), 1).await;
+    proxy.counts(&(cluster("connections") + "}"), 1).await;
+    let gone = upstream.address();
+    drop(upstream);
+    let failures = cluster("connect_failures_total") + ",reason=\"upstream_connect_failure\"}";
+    eventually_async("a connect failure is counted", async || {
+        assert_eq!(proxy.http1().await.get("/").await.unwrap().status, 503, "{gone} is gone");
+        proxy.count(&failures).await > 0
+    })
+    .await;
+    proxy.counts(&(cluster("connections") + "}"), 0).await;
 }
 
 #[tokio::test]

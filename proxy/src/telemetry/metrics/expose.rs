@@ -153,21 +153,16 @@ impl Registry {
     }
 
     fn collect_clusters(&self, now: Instant, out: &mut Vec<MetricFamily>) {
-        let mut open = Vec::new();
-        let mut lists: Vec<Vec<Metric>> = vec![Vec::new(); ClusterCount::ALL.len()];
+        let mut lists = [const { Vec::new() }; ClusterCount::ALL.len()];
         self.clusters.scrape(now, |labels, cells| {
             let labels = label_pairs(labels);
-            open.push(gauge(labels.clone(), worker::open_upstream(cells) as f64));
             for (count, list) in ClusterCount::ALL.iter().zip(&mut lists) {
-                let mut labels = labels.clone();
-                labels.extend(count.label().map(|(name, value)| pair(name, value)));
-                list.push(counter(labels, cells[*count as usize]));
+                list.push(counter(labels.clone(), cells[*count as usize]));
             }
         });
-        let help = "Open connections to endpoints.";
-        out.push(family("remora_upstream_connections".to_owned(), help, MetricType::GAUGE, open));
         for (count, list) in ClusterCount::ALL.iter().zip(lists) {
-            out.push(family(count.metric().to_owned(), count.help(), MetricType::COUNTER, list));
+            let (name, help) = count.metric();
+            out.push(family(name.to_owned(), help, MetricType::COUNTER, list));
         }
     }
 

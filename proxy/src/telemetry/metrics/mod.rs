@@ -107,7 +107,7 @@ impl Registry {
             control: ControlMetrics::default(),
             requests: Family::new(max, idle, |_| false),
             tcp: Family::new(max, idle, |_| false),
-            clusters: Family::new(max, idle, worker::cluster_in_use),
+            clusters: Family::new(max, idle, |_| false),
             listeners: Family::new(max, idle, worker::listener_in_use),
             policies: Family::new(max, idle, |_| false),
             workers: Mutex::default(),

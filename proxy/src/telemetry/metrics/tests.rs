@@ -219,24 +219,17 @@ fn what_an_open_connection_counts_after_its_series_expired_is_not_lost() {
 fn gauges_of_open_connections_do_not_expire() {
     let registry = registry(10);
     let worker = registry.worker();
-    let cluster = worker.cluster(ClusterId::from_index(0), || "c1".into());
     let listener = worker.listener(&"l1".into());
-    cluster.count(ClusterCount::Connected);
-    cluster.count(ClusterCount::ConnectTimedOut);
     listener.count(ListenerCount::Accepted);
     let start = Instant::now();
     let at = |seconds| registry.encode(start + Duration::from_secs(seconds)).unwrap();
     for seconds in [0, 10_000] {
         let text = at(seconds);
-        assert!(text.contains("remora_upstream_connections{cluster=\"c1\"} 1\n"), "{text}");
         assert!(text.contains("remora_downstream_connections{listener=\"l1\"} 1\n"));
-        let failures =
-            "remora_upstream_connect_failures_total{cluster=\"c1\",reason=\"upstream_connect_timeout\"} 1\n";
-        assert!(text.contains(failures), "{text}");
     }
-    cluster.count(ClusterCount::Closed);
-    assert!(at(10_001).contains("remora_upstream_connections{cluster=\"c1\"} 0\n"));
-    assert!(!at(20_000).contains("cluster=\"c1\""));
+    listener.count(ListenerCount::Closed);
+    assert!(at(10_001).contains("remora_downstream_connections{listener=\"l1\"} 0\n"));
+    assert!(!at(20_000).contains("\"l1\""));
 }
 
 #[test]

@@ -59,54 +59,33 @@ pub(super) const TCP_NAMES: [(&str, &str); TCP_CELLS] = [
     ("tcp_connections_closed_total", "TCP connections that ended."),
 ];
 
-macro_rules! cluster_counts {
-    ($($(#[doc = $doc:literal])+ $name:ident = $metric:literal $(, $label:literal = $value:literal)?;)+) => {
-        /// What is counted of a cluster.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum ClusterCount { $($(#[doc = $doc])+ $name,)+ }
-
-        impl ClusterCount {
-            pub(super) const ALL: &'static [Self] = &[$(Self::$name,)+];
-            pub(super) const fn metric(self) -> &'static str { match self { $(Self::$name => $metric,)+ } }
-            pub(super) const fn help(self) -> &'static str {
-                match self { $(Self::$name => cluster_counts!(@help $($label)? ; concat!($($doc),+)),)+ }
-            }
-            pub(super) const fn label(self) -> Option<(&'static str, &'static str)> {
-                match self { $(Self::$name => cluster_counts!(@label $($label $value)?),)+ }
-            }
-        }
-    };
-    (@label) => { None };
-    (@label $label:literal $value:literal) => { Some(($label, $value)) };
-    (@help ; $help:expr) => { $help.trim_ascii() };
-    (@help $label:literal ; $help:expr) => { concat!("By ", $label, ".") };
+/// What workers count of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClusterCount {
+    /// Attempts beyond the first of a request.
+    Retries,
+    /// Retries that the retry budget did not allow.
+    RetriesDenied,
+    /// Kept-alive connections that turned out to be closed when they were used again.
+    ReuseRaces,
 }
 
-cluster_counts! {
-    /// Connections to endpoints that were established.
-    Connected = "remora_upstream_connects_total";
-    /// Connections to endpoints that ended.
-    Closed = "remora_upstream_closes_total";
-    /// Connecting was refused or unreachable.
-    ConnectFailed = "remora_upstream_connect_failures_total", "reason" = "upstream_connect_failure";
-    /// Connecting took too long.
-    ConnectTimedOut = "remora_upstream_connect_failures_total", "reason" = "upstream_connect_timeout";
-    /// The TLS handshake failed.
-    TlsFailed = "remora_upstream_connect_failures_total", "reason" = "upstream_tls_failure";
-    /// Attempts beyond the first of a request.
-    Retries = "remora_upstream_retries_total";
-    /// Retries that the retry budget did not allow.
-    RetriesDenied = "remora_upstream_retries_denied_total";
-    /// Refused: max_connections.
-    OverflowConnections = "remora_upstream_overflow_total", "limit" = "connections";
-    /// Refused: max_pending_requests.
-    OverflowPending = "remora_upstream_overflow_total", "limit" = "pending";
-    /// Refused: max_requests.
-    OverflowRequests = "remora_upstream_overflow_total", "limit" = "requests";
-    /// Refused: max_retries.
-    OverflowRetries = "remora_upstream_overflow_total", "limit" = "retries";
-    /// Kept-alive connections that turned out to be closed when they were used again.
-    ReuseRaces = "remora_upstream_reuse_races_total";
+impl ClusterCount {
+    pub(super) const ALL: [Self; 3] = [Self::Retries, Self::RetriesDenied, Self::ReuseRaces];
+
+    /// Name and help of the metric.
+    pub(super) const fn metric(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Retries => ("remora_upstream_retries_total", "Attempts beyond the first of a request."),
+            Self::RetriesDenied => {
+                ("remora_upstream_retries_denied_total", "Retries that the retry budget did not allow.")
+            }
+            Self::ReuseRaces => (
+                "remora_upstream_reuse_races_total",
+                "Kept-alive connections that turned out to be closed when they were used again.",
+            ),
+        }
+    }
 }
 
 /// What is counted of a listener.
@@ -131,16 +110,8 @@ pub(super) const fn reason_cell(reason: Reason) -> usize {
     Refusal::COUNT + reason as usize
 }
 
-pub(super) fn open_upstream(cells: &[u64; CLUSTER_CELLS]) -> u64 {
-    cells[ClusterCount::Connected as usize].saturating_sub(cells[ClusterCount::Closed as usize])
-}
-
 pub(super) fn open_downstream(cells: &[u64; LISTENER_CELLS]) -> u64 {
     cells[ListenerCount::Accepted as usize].saturating_sub(cells[ListenerCount::Closed as usize])
-}
-
-pub(super) fn cluster_in_use(cells: &[u64; CLUSTER_CELLS]) -> bool {
-    open_upstream(cells) > 0
 }
 
 pub(super) fn listener_in_use(cells: &[u64; LISTENER_CELLS]) -> bool {
