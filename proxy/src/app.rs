@@ -1,5 +1,6 @@
 //! Wiring: bootstrap, workers, listeners, admin, and the loop that applies changes until the process is told to end.
 
+mod concurrency;
 mod control_plane;
 mod dns;
 mod health;
@@ -187,6 +188,7 @@ pub async fn run(
     shared.registry.control.config_from_disk(from_disk);
     shared.registry.add(Arc::new(health::HealthMetrics(Arc::clone(&shared.config))));
     shared.registry.add(Arc::new(upstream_metrics::UpstreamMetrics(Arc::clone(&shared.config))));
+    shared.registry.add(Arc::new(concurrency::ConcurrencyMetrics(Arc::clone(&shared.config))));
     let (ask, requests) = mpsc::channel(16);
     let (updates, dns_updates) = mpsc::channel(64);
     let (driver, dns) = Driver::new(Arc::new(SystemResolver::default()), updates, fastrand::Rng::new());

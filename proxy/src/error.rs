@@ -201,6 +201,8 @@ reasons! {
     RateLimited = "rate_limited", 429, Unavailable, "RL", Proxy;
     /// A rate limit service gave no answer that can be believed.
     RateLimitError = "rate_limit_error", 500, Unknown, "RLSE", Proxy;
+    /// As many requests are on their way as the upstream can serve without a queue (adaptive concurrency).
+    ConcurrencyLimit = "concurrency_limit", 503, Unavailable, "", Proxy;
     /// Original-destination routing was asked for, but the connection has none.
     NoOriginalDestination = "no_original_destination", 503, Unavailable, "UH", Proxy;
 

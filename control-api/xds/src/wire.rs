@@ -46,6 +46,7 @@ wire! {
     pb::extensions::compression::gzip::compressor::v3::Gzip,
     pb::extensions::compression::zstd::compressor::v3::Zstd,
     pb::config::route::v3::FilterConfig,
+    pb::extensions::filters::http::adaptive_concurrency::v3::AdaptiveConcurrency,
     pb::extensions::filters::http::buffer::v3::Buffer,
     pb::extensions::filters::http::buffer::v3::BufferPerRoute,
     pb::extensions::filters::http::compressor::v3::Compressor,

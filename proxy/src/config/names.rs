@@ -9,6 +9,8 @@ use tokio::time::Instant;
 
 use super::secrets::Secrets;
 use crate::resilience::circuit::registry::Circuits;
+use crate::resilience::concurrency::Controller;
+use crate::resilience::concurrency::gradient::ConcurrencySpec;
 use crate::traffic::limit::{Limits, LimitsSpec};
 
 /// The number of a name of kind `K`.
@@ -141,34 +143,75 @@ pub struct Names {
     /// Policies: `prefix/name`.
     pub policies: Interner<PolicyKind>,
     /// Buckets of rate limits.
-    pub limits: LimitStore,
+    pub limits: Store<Limits>,
+    /// Limits of adaptive concurrency.
+    pub controllers: Store<Controller>,
     /// `node.cluster`.
     pub node_cluster: Arc<str>,
 }
 
-/// Buckets by the resource and path of their filter. They outlive an edit that leaves their settings as they are.
-#[derive(Debug, Default)]
-pub struct LimitStore {
-    owner: String,
-    by_path: HashMap<String, Weak<Limits>>,
-}
-
-impl LimitStore {
+impl Names {
     /// Paths are those of this resource from now on.
     pub fn enter(&mut self, kind: &str, name: &str) {
-        self.owner = format!("{kind} {name}");
+        self.limits.owner = format!("{kind} {name}");
+        self.controllers.owner.clone_from(&self.limits.owner);
     }
+}
 
-    /// The buckets of the filter at `path`: full ones, unless there are some with the same settings.
-    pub fn of(&mut self, path: String, spec: LimitsSpec) -> Arc<Limits> {
+/// State of a filter, made of its settings alone.
+pub trait Kept {
+    /// The settings.
+    type Spec: PartialEq;
+    /// With nothing behind it yet.
+    fn begin(spec: Self::Spec, now: Instant) -> Self;
+    /// What it was made of.
+    fn spec(&self) -> &Self::Spec;
+}
+
+impl Kept for Limits {
+    type Spec = LimitsSpec;
+    fn begin(spec: LimitsSpec, now: Instant) -> Self {
+        Self::new(spec, now)
+    }
+    fn spec(&self) -> &LimitsSpec {
+        self.spec()
+    }
+}
+
+impl Kept for Controller {
+    type Spec = ConcurrencySpec;
+    fn begin(spec: ConcurrencySpec, now: Instant) -> Self {
+        Self::new(spec, now)
+    }
+    fn spec(&self) -> &ConcurrencySpec {
+        self.spec()
+    }
+}
+
+/// States of filters by resource and path. They outlive an edit that leaves their settings as they are.
+#[derive(Debug)]
+pub struct Store<T> {
+    owner: String,
+    by_path: HashMap<String, Weak<T>>,
+}
+
+impl<T> Default for Store<T> {
+    fn default() -> Self {
+        Self { owner: String::new(), by_path: HashMap::default() }
+    }
+}
+
+impl<T: Kept> Store<T> {
+    /// The state of the filter at `path`: a new one, unless there is one with the same settings.
+    pub fn of(&mut self, path: String, spec: T::Spec) -> Arc<T> {
         let key = format!("{} {path}", self.owner);
         if let Some(known) = self.by_path.get(&key).and_then(Weak::upgrade).filter(|old| *old.spec() == spec)
         {
             return known;
         }
-        self.by_path.retain(|_, limits| limits.strong_count() > 0);
-        let limits = Arc::new(Limits::new(spec, Instant::now()));
-        self.by_path.insert(key, Arc::downgrade(&limits));
-        limits
+        self.by_path.retain(|_, state| state.strong_count() > 0);
+        let state = Arc::new(T::begin(spec, Instant::now()));
+        self.by_path.insert(key, Arc::downgrade(&state));
+        state
     }
 }

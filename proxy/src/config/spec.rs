@@ -19,6 +19,7 @@ use crate::route::RouteTable;
 use crate::telemetry::access_log::AccessLog;
 use crate::tls::server::ServerTls;
 use crate::traffic::compress::Compressor;
+use crate::traffic::concurrency::ConcurrencyFilter;
 use crate::traffic::fault::FaultFilter;
 use crate::traffic::limit::LocalLimit;
 use crate::traffic::limit::global::GlobalLimit;
@@ -270,6 +271,8 @@ pub enum HttpFilter {
     Compressor(Arc<str>, Arc<Compressor>),
     /// `envoy.filters.http.ratelimit`, with its name.
     GlobalLimit(Arc<str>, Box<GlobalLimit>),
+    /// `envoy.filters.http.adaptive_concurrency`, with its name.
+    Concurrency(Arc<str>, Box<ConcurrencyFilter>),
     /// `envoy.filters.http.router`.
     Router,
 }
@@ -297,6 +300,7 @@ impl HttpFilter {
             | Self::Buffer(name, _)
             | Self::Compressor(name, _)
             | Self::GlobalLimit(name, _)
+            | Self::Concurrency(name, _)
             | Self::LocalLimit(name, _) => Some(name),
             Self::Router => None,
         }

@@ -30,6 +30,7 @@ use crate::policy::jwt::requirement::Requirement;
 use crate::policy::overrides::{Override, Overrides};
 use crate::policy::rbac::{self, Engine, RbacFilter, Verdict};
 use crate::policy::view::{Claims, RequestView, View};
+use crate::resilience::concurrency::Place;
 use crate::route::Found;
 use crate::telemetry::metrics::Decision;
 use crate::traffic::compress::Compressor;
@@ -97,6 +98,8 @@ pub enum Answering {
     Compress(SmallVec<[Arc<Compressor>; 1]>, HeaderValue),
     /// Its body comes with that many bytes a second.
     Throttle(u64),
+    /// The request was on its way until now.
+    Arrived(Place),
 }
 
 /// Does with the head of an answer what filters that saw the request want: the last one of them first, as in Envoy.
@@ -120,6 +123,7 @@ pub fn answer(ctx: &mut RequestCtx, response: &mut Response) {
                 let throttled = ThrottledBody::new(body, rate, Instant::now());
                 response.body = Body::Throttled(Box::new(throttled));
             }
+            Answering::Arrived(place) => traffic::arrived(ctx, place, &response.head),
         }
     }
 }
@@ -173,6 +177,10 @@ pub async fn run<'f>(
             HttpFilter::GlobalLimit(name, filter) => {
                 let said = route.and_then(|route| route.of(name));
                 Box::pin(global_limit::check(ctx, name, filter, said, found)).await?;
+            }
+            HttpFilter::Concurrency(name, filter) => {
+                let said = route.and_then(|route| route.of(name));
+                traffic::concurrency(ctx, name, filter, said, found)?;
             }
             HttpFilter::Fault(name, filter) => {
                 let said = route.and_then(|route| route.of(name));

@@ -15,6 +15,7 @@ use crate::config::spec::{ClientCertHeader, ClientCertMode, HttpSpec, ServerHead
 use crate::resilience::EXPECTED_TIMEOUT;
 use crate::resilience::timeout::millis;
 use crate::tls::identity::PeerIdentity;
+use crate::traffic::concurrency::PRIORITY;
 
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -84,9 +85,12 @@ pub fn prepare_request(
             origin.waits = said.filter(|waits| !waits.is_zero());
         }
         remove_steering(&mut head.headers);
-        if http.use_remote_address && has_envoy_headers(&head.headers) {
-            for name in &EDGE {
-                head.headers.remove(name);
+        if http.use_remote_address {
+            head.headers.remove(&PRIORITY);
+            if has_envoy_headers(&head.headers) {
+                for name in &EDGE {
+                    head.headers.remove(name);
+                }
             }
         }
     }

@@ -37,6 +37,7 @@ pub const fn text(reason: Reason) -> &'static str {
         Reason::JwtKeysUnavailable => "Jwks remote fetch is failed",
         Reason::FaultInjected => "fault filter abort",
         Reason::LocalRateLimited => "local_rate_limited",
+        Reason::ConcurrencyLimit => "reached concurrency limit",
         other => other.explain().trim_ascii(),
     }
 }
@@ -69,6 +70,7 @@ fn grpc_reply(reason: Reason, status: StatusCode, message: &[u8]) -> Response {
             | Reason::ExtAuthzError
             | Reason::FaultInjected
             | Reason::LocalRateLimited
+            | Reason::ConcurrencyLimit
             | Reason::RateLimited
             | Reason::RateLimitError
     );

@@ -22,20 +22,25 @@ use crate::config::names::ClusterId;
 use crate::error::{GrpcCode, Reason};
 use crate::policy::overrides::Override;
 use crate::policy::rbac::Verdict;
+use crate::resilience::concurrency::Place;
 use crate::route::action::NamedCluster;
 use crate::route::header::HeaderMutations;
 use crate::route::{Action, Found, Route};
 use crate::telemetry::flags::ResponseFlags;
 use crate::telemetry::metrics::Decision;
+use crate::traffic::concurrency::{ConcurrencyFilter, priority};
 use crate::traffic::cors::Cors;
 use crate::traffic::fault::{Aborted, FaultFilter};
 use crate::traffic::limit::descriptor::{Asker, Descriptor, Rule};
 use crate::traffic::limit::{HostRules, LocalLimit, Refusal, Shown};
+use crate::upstream::outcome::{Ended, Outcome, grpc_status};
 use crate::worker::timer::Timer;
 
 const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+/// Answers that go on for as long as the client likes.
+const EVENTS: &[u8] = b"text/event-stream";
 
 /// The request is refused with `response`.
 pub(super) fn refuse(ctx: &mut RequestCtx, reason: Reason, details: &str, response: Response) -> Reason {
@@ -311,6 +316,61 @@ pub(super) fn limited(
         .apply(&mut response.head.headers, &mut |template, headers| values.render(template, headers));
     filters::refusal(ctx).rule = Some(name.to_string());
     refuse(ctx, reason, details, response)
+}
+
+/// `envoy.filters.http.adaptive_concurrency`: the request has a place until the head of its answer comes.
+///
+/// # Errors
+/// As many are on their way as the upstream can take.
+pub fn concurrency(
+    ctx: &mut RequestCtx,
+    name: &Arc<str>,
+    filter: &ConcurrencyFilter,
+    said: Option<&Override>,
+    found: &Found<'_>,
+) -> Result<(), Reason> {
+    // What is answered here is no load for anybody.
+    let Found::Route(_, Route { action: Action::Forward(action), .. }) = found else { return Ok(()) };
+    if !filter.enabled || matches!(said, Some(Override::Disabled)) {
+        return Ok(());
+    }
+    let priority = priority(&ctx.head.headers, action.priority);
+    if let Some(place) = filter.controller.try_acquire(priority, Instant::now()) {
+        ctx.answering.push(Answering::Arrived(place));
+        return Ok(());
+    }
+    let reason = Reason::ConcurrencyLimit;
+    let text = Bytes::from_static(local_reply::text(reason).as_bytes());
+    let response = local_reply::reply_with(reason, filter.status, text, ctx.is_grpc());
+    filters::refusal(ctx).rule = Some(name.to_string());
+    Err(refuse(ctx, reason, "reached_concurrency_limit", response))
+}
+
+/// The head of the answer came, whoever made it: the place is free. How long it took is a sample, unless it says nothing about how busy
+/// the upstream is: quick failures would make it look faster than it is, and streams have their head at once.
+pub fn arrived(ctx: &RequestCtx, place: Place, head: &ResponseHead) {
+    let kind = head.headers.get(header::CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
+    let events = kind.get(..EVENTS.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(EVENTS));
+    // Whoever answers before it has the whole request talks with the client.
+    let stream = events || ctx.upgrade.is_some() || !ctx.progress.done.get();
+    if !stream && tells_of_load(ctx, head) {
+        place.answered(Instant::now());
+    }
+}
+
+fn tells_of_load(ctx: &RequestCtx, head: &ResponseHead) -> bool {
+    match (ctx.reason, ctx.answered) {
+        (None, Some(took)) => {
+            let grpc = if ctx.is_grpc() { grpc_status(&head.headers) } else { None };
+            let outcome = Outcome { ended: Ended::Answered { status: head.status, grpc }, took };
+            outcome.is_good() && head.status != StatusCode::TOO_MANY_REQUESTS
+        }
+        // It would have taken longer.
+        (Some(reason), _) => {
+            matches!(reason, Reason::UpstreamTimeout | Reason::PerTryTimeout | Reason::PerTryIdle)
+        }
+        (None, None) => false,
+    }
 }
 
 /// Shows the state of a limit (draft-polli-ratelimit-headers-03).

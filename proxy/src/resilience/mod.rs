@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod breaker;
 pub mod budget;
 pub mod circuit;
+pub mod concurrency;
 pub mod health;
 pub mod outlier;
 pub mod retry;

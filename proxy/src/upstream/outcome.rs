@@ -71,6 +71,12 @@ impl Outcome {
             Ended::Abandoned => Verdict::Neither,
         }
     }
+
+    /// Whether the endpoint did what it was asked.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.verdict() == Verdict::Good
+    }
 }
 
 const fn failure(reason: Reason) -> Verdict {

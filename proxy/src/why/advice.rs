@@ -73,6 +73,9 @@ pub(super) const fn of_reason(reason: Reason) -> &'static str {
         R::LocalRateLimited => {
             "The client sends more than it may; `rule` names the filter (envoy.filters.http.local_ratelimit) with its buckets."
         }
+        R::ConcurrencyLimit => {
+            "The upstream is slower than it is without load: give it more replicas, or see what slowed it down. `rule` names the filter; remora_concurrency_latency_seconds shows both latencies."
+        }
         R::RateLimited => {
             "The client sends more than it may; `rule` names the filter (envoy.filters.http.ratelimit), and its service knows the limit."
         }

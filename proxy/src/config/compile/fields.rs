@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use prost::Name;
 use remora_xds::diag::At;
 use remora_xds::pb::envoy::config::core::v3::CidrRange;
+use remora_xds::pb::envoy::r#type::v3::Percent;
 use remora_xds::pb::google::protobuf::{Any, BoolValue, Duration as DurationPb, UInt32Value};
 use remora_xds::wire::Wire;
 
@@ -93,6 +94,16 @@ pub(crate) fn number(
     let message = format!("{value} is not between {} and {}", range.start(), range.end());
     scope.errors.report(at, message);
     None
+}
+
+/// `type.v3.Percent`: 0 to 100.
+pub(crate) fn percent(pb: Option<Percent>, default: f64, at: &At<'_>, scope: &mut Scope<'_>) -> f64 {
+    let Some(pb) = pb else { return default };
+    if !(0.0..=100.0).contains(&pb.value) {
+        scope.errors.report(&at.field("value"), "must be from 0 to 100");
+        return default;
+    }
+    pb.value
 }
 
 /// Whether an Any holds an `M`.

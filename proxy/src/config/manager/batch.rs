@@ -52,7 +52,7 @@ impl Batch {
             }
             Some(Kind::RouteConfiguration) => {
                 if let Ok(pb) = any::unpack::<RouteConfiguration>(resource) {
-                    scope.names.limits.enter("RouteConfiguration", &pb.name);
+                    scope.names.enter("RouteConfiguration", &pb.name);
                     let table = compile_route_table(&pb, at, scope);
                     self.keep(Kind::RouteConfiguration, &table.name, resource);
                     self.route_tables.push((hash_of(&resource.value), table));
@@ -90,7 +90,7 @@ impl Batch {
     }
 
     pub(super) fn listener(&mut self, pb: &PbListener, raw: &Any, at: &At<'_>, scope: &mut Scope<'_>) {
-        scope.names.limits.enter("Listener", &pb.name);
+        scope.names.enter("Listener", &pb.name);
         if let Some(spec) = compile_listener(pb, at, scope) {
             self.keep(PbListener::KIND, &spec.name, raw);
             self.listeners.push((hash_of(&raw.value), spec));

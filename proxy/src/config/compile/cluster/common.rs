@@ -9,6 +9,7 @@ use remora_xds::diag::At;
 use remora_xds::pb;
 
 use crate::config::compile::Scope;
+pub(super) use crate::config::compile::fields::percent;
 use crate::upstream::endpoint::Metadata;
 use pb::envoy::config::core::v3 as core;
 use pb::envoy::config::core::v3::socket_address::PortSpecifier;
@@ -111,21 +112,6 @@ pub(super) fn timeout(
         None => default,
         Some(pb) => duration(pb, at, scope).filter(|d| !d.is_zero()),
     }
-}
-
-/// `type.v3.Percent`: 0 to 100.
-pub(super) fn percent(
-    pb: Option<pb::envoy::r#type::v3::Percent>,
-    default: f64,
-    at: &At<'_>,
-    scope: &mut Scope<'_>,
-) -> f64 {
-    let Some(pb) = pb else { return default };
-    if !(0.0..=100.0).contains(&pb.value) {
-        scope.errors.report(&at.field("value"), "must be from 0 to 100");
-        return default;
-    }
-    pb.value
 }
 
 /// The message in an `Any`, when its type is `M`.

@@ -1,7 +1,7 @@
 //! `envoy.extensions.filters.http.compressor.v3.Compressor` and its libraries.
 
 use remora_xds::diag::At;
-use remora_xds::pb::envoy::config::core::v3::{RuntimeFeatureFlag, TypedExtensionConfig};
+use remora_xds::pb::envoy::config::core::v3::TypedExtensionConfig;
 use remora_xds::pb::envoy::extensions::compression::brotli::compressor::v3::Brotli;
 use remora_xds::pb::envoy::extensions::compression::gzip::compressor::v3::Gzip;
 use remora_xds::pb::envoy::extensions::compression::zstd::compressor::v3::Zstd;
@@ -11,9 +11,10 @@ use remora_xds::pb::envoy::extensions::filters::http::compressor::v3::compressor
 };
 use remora_xds::pb::envoy::extensions::filters::http::compressor::v3::compressor_per_route::Override as Said;
 
+use super::flag;
 use crate::config::compile::Scope;
 use crate::config::compile::common::string_match;
-use crate::config::compile::fields::{boolean, holds, number, refuse, unpack};
+use crate::config::compile::fields::{holds, number, refuse, unpack};
 use crate::policy::overrides::Override;
 use crate::route::text::{Place, StringMatch};
 use crate::traffic::compress::{Coding, Compressor, MIN_LENGTH};
@@ -76,10 +77,6 @@ pub(super) fn compressor(pb: &pb::Compressor, at: &At<'_>, scope: &mut Scope<'_>
         weaken_etag: *weaken_etag_on_compress,
         remove_accept_encoding: *remove_accept_encoding_header,
     })
-}
-
-fn flag(pb: Option<&RuntimeFeatureFlag>) -> bool {
-    pb.is_none_or(|pb| boolean(pb.default_value.as_ref(), true))
 }
 
 fn library(pb: Option<&TypedExtensionConfig>, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Coding> {

@@ -1,12 +1,15 @@
 //! Filters of [`crate::traffic`] and what routes say about them.
 
 mod compress;
+mod concurrency;
 mod cors;
 mod fault;
 mod global;
 mod limit;
 
 use remora_xds::diag::At;
+use remora_xds::pb::envoy::config::core::v3::RuntimeFeatureFlag;
+use remora_xds::pb::envoy::extensions::filters::http::adaptive_concurrency::v3::AdaptiveConcurrency;
 use remora_xds::pb::envoy::extensions::filters::http::buffer::v3::buffer_per_route::Override as BufferSaid;
 use remora_xds::pb::envoy::extensions::filters::http::buffer::v3::{Buffer, BufferPerRoute};
 use remora_xds::pb::envoy::extensions::filters::http::compressor::v3::{Compressor, CompressorPerRoute};
@@ -22,7 +25,7 @@ pub use cors::legacy as compile_legacy_cors;
 pub use limit::route_rules as compile_rules;
 
 use super::Scope;
-use super::fields::{holds, number, unpack};
+use super::fields::{boolean, holds, number, unpack};
 use crate::config::spec::HttpFilter;
 use crate::policy::overrides::Override;
 
@@ -58,6 +61,11 @@ pub fn traffic_filter(
         let pb = unpack::<Compressor>(any, at, scope);
         let filter = pb.and_then(|pb| compress::compressor(&pb, at, scope));
         return Some(filter.map(|filter| HttpFilter::Compressor(name, Arc::new(filter))));
+    }
+    if holds::<AdaptiveConcurrency>(any) {
+        let pb = unpack::<AdaptiveConcurrency>(any, at, scope);
+        let filter = pb.and_then(|pb| concurrency::concurrency(&pb, at, scope));
+        return Some(filter.map(|filter| HttpFilter::Concurrency(name, Box::new(filter))));
     }
     if holds::<RateLimit>(any) {
         let pb = unpack::<RateLimit>(any, at, scope);
@@ -117,6 +125,11 @@ fn buffer(pb: &Buffer, at: &At<'_>, scope: &mut Scope<'_>) -> Option<usize> {
     }
     let most = number(pb.max_request_bytes.as_ref(), 1..=MAX_BODY, &at, scope)?;
     usize::try_from(most).ok()
+}
+
+/// Whether something is on. There is no runtime that could say otherwise.
+fn flag(pb: Option<&RuntimeFeatureFlag>) -> bool {
+    pb.is_none_or(|pb| boolean(pb.default_value.as_ref(), true))
 }
 
 /// The status of a refusal. As in Envoy one below 400 counts as none.

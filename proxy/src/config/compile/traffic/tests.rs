@@ -7,6 +7,13 @@ use remora_xds::diag::{At, Errors, SourceMap};
 use remora_xds::pb::envoy::config::route::v3::RateLimit;
 use remora_xds::pb::envoy::extensions::common::ratelimit::v3::LocalRateLimitDescriptor;
 use remora_xds::pb::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
+use remora_xds::pb::envoy::extensions::filters::http::adaptive_concurrency::v3::adaptive_concurrency::ConcurrencyControllerConfig;
+use remora_xds::pb::envoy::extensions::filters::http::adaptive_concurrency::v3::gradient_controller_config::{
+    ConcurrencyLimitCalculationParams, MinimumRttCalculationParams,
+};
+use remora_xds::pb::envoy::extensions::filters::http::adaptive_concurrency::v3::{
+    AdaptiveConcurrency, GradientControllerConfig,
+};
 use remora_xds::pb::envoy::extensions::filters::http::buffer::v3::Buffer;
 use remora_xds::pb::envoy::extensions::filters::http::compressor::v3 as compressor;
 use remora_xds::pb::envoy::extensions::filters::http::compressor::v3::compressor::ResponseDirectionConfig;
@@ -14,7 +21,7 @@ use remora_xds::pb::envoy::extensions::filters::http::fault::v3::fault_abort::Er
 use remora_xds::pb::envoy::extensions::filters::http::fault::v3::{FaultAbort, HttpFault};
 use remora_xds::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
 use remora_xds::pb::envoy::extensions::filters::http::ratelimit::v3 as global;
-use remora_xds::pb::envoy::r#type::v3::TokenBucket;
+use remora_xds::pb::envoy::r#type::v3::{Percent, TokenBucket};
 use remora_xds::pb::google::protobuf::{Any, Duration, UInt32Value};
 
 use super::{compile_rules, traffic_filter};
@@ -97,6 +104,62 @@ fn mistakes_are_told_with_their_paths() {
 }
 
 #[test]
+fn mistakes_in_limits_of_concurrency() {
+    assert_eq!(mistakes(&AdaptiveConcurrency::default()), ["f.gradient_controller_config: is required"]);
+    let with = |limit, rtt| {
+        let config = GradientControllerConfig {
+            sample_aggregate_percentile: None,
+            concurrency_limit_params: limit,
+            min_rtt_calc_params: rtt,
+        };
+        let config = Some(ConcurrencyControllerConfig::GradientControllerConfig(config));
+        mistakes(&AdaptiveConcurrency { concurrency_controller_config: config, ..Default::default() })
+    };
+    let at = |rest: &[&str]| -> Vec<String> {
+        rest.iter().map(|rest| format!("f.gradient_controller_config.{rest}")).collect()
+    };
+    assert_eq!(
+        with(None, None),
+        at(&["concurrency_limit_params: is required", "min_rtt_calc_params: is required"])
+    );
+    assert_eq!(
+        with(Some(Default::default()), Some(Default::default())),
+        at(&[
+            "min_rtt_calc_params: needs interval or fixed_value",
+            "concurrency_limit_params.concurrency_update_interval: is required",
+        ])
+    );
+    let number = |value| Some(UInt32Value { value });
+    let percent = |value| Some(Percent { value });
+    let limit = ConcurrencyLimitCalculationParams {
+        max_concurrency_limit: number(5),
+        concurrency_update_interval: seconds(1),
+        min_concurrency_limit: None,
+    };
+    let rtt = MinimumRttCalculationParams { interval: seconds(60), ..Default::default() };
+    assert!(with(Some(limit), Some(rtt)).is_empty());
+    let wrong = MinimumRttCalculationParams {
+        request_count: number(0),
+        jitter: percent(101.0),
+        min_concurrency: number(6),
+        buffer: percent(f64::NAN),
+        ..rtt
+    };
+    assert_eq!(
+        with(Some(limit), Some(wrong)),
+        at(&[
+            "min_rtt_calc_params.jitter.value: must be from 0 to 100",
+            "min_rtt_calc_params.request_count: 0 is not between 1 and 100000",
+            "min_rtt_calc_params.buffer.value: must be from 0 to 100",
+            "min_rtt_calc_params.min_concurrency: 6 contradicts a max_concurrency_limit of 5",
+        ])
+    );
+    // What is not said gives way.
+    let one = ConcurrencyLimitCalculationParams { max_concurrency_limit: number(1), ..limit };
+    assert!(with(Some(one), Some(rtt)).is_empty());
+}
+
+#[test]
 fn rules_of_routes_say_what_they_count() {
     let (mut errors, mut names) = (Errors::new("t", SourceMap::default()), Names::default());
     let rule = RateLimit { hits_addend: Some(Default::default()), ..Default::default() };
@@ -117,7 +180,7 @@ fn buckets_outlive_an_edit_that_leaves_them_alone() {
             ..Default::default()
         };
         let any = Any { type_url: LocalRateLimit::type_url(), value: pb.encode_to_vec() };
-        names.limits.enter("Listener", owner);
+        names.enter("Listener", owner);
         let scope = &mut Scope { errors: &mut errors, names: &mut names };
         match traffic_filter(&"f".into(), &any, &At::root().field("f"), scope) {
             Some(Some(HttpFilter::LocalLimit(_, filter))) => filter,

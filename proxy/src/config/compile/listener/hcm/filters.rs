@@ -120,6 +120,7 @@ pub fn stray_override<'t>(table: &'t RouteTable, filters: &[HttpFilter]) -> Opti
             | (HttpFilter::Buffer(own, _), Override::Buffer(_) | Override::Disabled)
             | (HttpFilter::Compressor(own, _), Override::Compressor(_) | Override::Disabled)
             | (HttpFilter::GlobalLimit(own, _), Override::GlobalLimit(_) | Override::Disabled)
+            | (HttpFilter::Concurrency(own, _), Override::Disabled)
             | (HttpFilter::LocalLimit(own, _), Override::LocalLimit(_) | Override::Disabled) => {
                 **own == *name
             }
