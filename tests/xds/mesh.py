@@ -241,7 +241,7 @@ class Mesh:
         spec = {
             "targetRefs": targets(*names), "loadBalancing": rng.choice(["LeastRequest", "RoundRobin", "Random"]),
             "retries": {"retryOn": conditions, "num": rng.randint(1, 4), "perTry": f"{rng.randint(5, 9)}s",
-                        "budget": {"percent": rng.randint(20, 100), "minConcurrency": rng.randint(10, 50)}},
+                        "budget": {"percent": rng.randint(20, 100), "minPerSecond": rng.randint(10, 50)}},
             "timeouts": {"request": f"{rng.randint(20, 60)}s", "idle": f"{rng.randint(60, 300)}s", "connect": f"{rng.randint(2, 5)}s"},
             "connections": {"maxConnections": rng.randint(1000, 9999), "maxRequests": rng.randint(1000, 9999)},
         }

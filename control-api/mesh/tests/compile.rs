@@ -180,7 +180,7 @@ kind: TrafficPolicy
 metadata: {name: p}
 spec:
   targetRefs: [{name: b}]
-  retries: {retryOn: [5xx], statusCodes: [429], num: 4, perTry: 1s, budget: {percent: 30, minConcurrency: 1}}
+  retries: {retryOn: [5xx], statusCodes: [429], num: 4, perTry: 1s, perTryIdle: 500ms, budget: {percent: 30, minPerSecond: 1, interval: 2s}}
   timeouts: {request: 9s, idle: 1m, connect: 250ms}
   connections: {maxConnections: 7, maxPendingRequests: 8, maxRequests: 9}
   loadBalancing: RoundRobin

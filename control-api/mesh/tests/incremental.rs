@@ -158,6 +158,11 @@ fn policy() -> impl Strategy<Value = String> {
     let what = prop::sample::select(vec![
         ("TrafficPolicy", 'p', "retries: {num: 0}"),
         ("TrafficPolicy", 'p', "loadBalancing: Random"),
+        (
+            "TrafficPolicy",
+            'p',
+            "retries: {retryOn: [5xx], allMethods: true, budget: {minPerSecond: 3, interval: 1s}}",
+        ),
         ("TrafficPolicy", 'p', "loadBalancing: {policy: PeakEwma, decay: 5s, panicThreshold: 0}"),
         ("TrafficPolicy", 'p', "outlierDetection: {enabled: false}"),
         (

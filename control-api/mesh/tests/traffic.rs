@@ -153,7 +153,7 @@ fn a_try_is_never_longer_than_the_request_of_its_rule() {
 fn what_contradicts_itself_is_refused_with_both_places() {
     let text = policy(
         "  timeouts: {request: 1s}
-  retries: {perTry: 2s, budget: {percent: 0, minConcurrency: 0}}
+  retries: {perTry: 2s, budget: {percent: 0, minPerSecond: 0, interval: 0s}, allMethods: true}
   loadBalancing: {policy: Random, decay: 2h, choiceCount: 1, panicThreshold: 101}
   outlierDetection: {maxEjectionPercent: 0, interval: 0s, baseEjectionTime: 5m, maxEjectionTime: 4m, consecutiveLocalOriginFailures: 3, failurePercentage: {threshold: 101}}
 ---
@@ -167,11 +167,11 @@ spec:
     );
     insta::assert_snapshot!("contradictions", found(&text));
     let off = policy(
-        "  retries: {num: 0, retryOn: [5xx], statusCodes: [503], budget: {percent: 0, minConcurrency: 0}}\n  loadBalancing: RingHsh\n",
+        "  retries: {num: 0, retryOn: [5xx], statusCodes: [503], budget: {percent: 0, minPerSecond: 0}}\n  loadBalancing: RingHsh\n",
     );
     insta::assert_snapshot!("retries_that_are_off", found(&off));
     let off = policy(
-        "  retries: {num: 0, retryOn: [5xx], statusCodes: [503], budget: {percent: 0, minConcurrency: 0}}\n",
+        "  retries: {num: 0, retryOn: [5xx], statusCodes: [503], budget: {percent: 0, minPerSecond: 0}}\n",
     );
     insta::assert_snapshot!("retries_that_are_off_and_said", found(&off));
     insta::assert_snapshot!(

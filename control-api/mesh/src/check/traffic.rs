@@ -78,15 +78,22 @@ fn retries(said: &Retries, timeouts: Timeouts, at: &At<'_>, report: &mut Report)
             let text = "says what is tried again, and spec.retries.num is 0: nothing is";
             report.report(at, text).fix("remove it, or raise num");
         }
-    } else if said.budget.percent == Some(0) && said.budget.min_concurrency == Some(0) {
-        let text = "leaves no retry, with spec.retries.budget.minConcurrency, and retries are on";
+    } else if said.budget.percent == Some(0) && said.budget.min_per_second == Some(0) {
+        let text = "leaves no retry, with spec.retries.budget.minPerSecond, and retries are on";
         report.report(&percent, text).fix("raise one of the two, or switch retries off with num: 0");
+    }
+    if said.budget.interval.is_some_and(|interval| interval.0.is_zero()) {
+        report.report(&budget.field("interval"), "must be more than 0s").fix("10s is usual");
+    }
+    if said.all_methods && said.retry_on.is_empty() && said.status_codes.is_empty() {
+        let text = "has no effect: what was not processed is tried again whatever its method";
+        report.report(&at.field("allMethods"), text).fix("say retryOn or statusCodes, or remove it");
     }
     if let (Some(per_try), Some(request)) = (said.per_try, timeouts.request)
         && !request.0.is_zero()
-        && per_try > request
+        && per_try >= request
     {
-        let text = "is longer than the whole request may take by spec.timeouts.request";
+        let text = "is not shorter than the whole request by spec.timeouts.request: no time is left for another try";
         report.report(&at.field("perTry"), text).fix("shorten it, or raise timeouts.request");
     }
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use remora_xds::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
-use remora_xds::pb::envoy::config::cluster::v3::circuit_breakers::thresholds::RetryBudget;
 use remora_xds::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbPolicy,
 };
@@ -25,7 +24,7 @@ use remora_xds::pb::envoy::extensions::upstreams::http::v3::http_protocol_option
 };
 use remora_xds::pb::envoy::r#type::v3::Percent;
 
-use super::{Scope, balancing, http, key_of, names, outlier, parts, tls};
+use super::{Scope, balancing, http, key_of, names, outlier, parts, retry, tls};
 use crate::document::{
     AppProtocol, Document, Locality, MtlsMode, ServicePort, ServiceSpec, TrafficPolicySpec, WorkloadSpec,
 };
@@ -68,11 +67,7 @@ pub(super) fn breakers(policy: Option<&TrafficPolicySpec>) -> CircuitBreakers {
             max_connections: limit(limits.max_connections),
             max_pending_requests: limit(limits.max_pending_requests),
             max_requests: limit(limits.max_requests),
-            retry_budget: Some(RetryBudget {
-                budget_percent: Some(Percent { value: f64::from(budget.percent.unwrap_or(20)) }),
-                min_retry_concurrency: parts::number(budget.min_concurrency.unwrap_or(10)),
-                ..RetryBudget::default()
-            }),
+            retry_budget: Some(retry::budget(budget)),
             ..Thresholds::default()
         }],
         ..CircuitBreakers::default()

@@ -245,6 +245,7 @@ fn to_program(cluster: String) -> RouteConfiguration {
     let action = RouteAction {
         cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.clone())),
         timeout: parts::seconds(0),
+        max_stream_duration: Some(parts::by_the_caller()),
         retry_policy: Some(retry::unprocessed()),
         ..RouteAction::default()
     };

@@ -12,6 +12,7 @@ use remora_xds::pb::envoy::config::core::v3::{
 };
 use remora_xds::pb::envoy::config::listener::v3::ListenerFilter;
 use remora_xds::pb::envoy::config::listener::v3::listener_filter::ConfigType;
+use remora_xds::pb::envoy::config::route::v3::route_action::MaxStreamDuration;
 use remora_xds::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use remora_xds::pb::google::protobuf::value::Kind;
 use remora_xds::pb::google::protobuf::{
@@ -55,6 +56,11 @@ pub(super) const fn number(value: u32) -> Option<UInt32Value> {
 #[expect(clippy::unnecessary_wraps, reason = "every field that takes it is optional")]
 pub(super) const fn flag(value: bool) -> Option<BoolValue> {
     Some(BoolValue { value })
+}
+
+/// Of a route without a time limit: what the caller says in `grpc-timeout` holds, however long it is.
+pub(super) fn by_the_caller() -> MaxStreamDuration {
+    MaxStreamDuration { grpc_timeout_header_max: seconds(0), ..MaxStreamDuration::default() }
 }
 
 /// Looks for a server name at the beginning of a connection.

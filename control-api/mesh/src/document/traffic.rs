@@ -41,6 +41,10 @@ pub struct Retries {
     /// Envoy's conditions (`5xx`, `reset`, …), besides those that are always safe: the request was not processed.
     #[serde(default)]
     pub retry_on: Vec<String>,
+    /// Whether `retryOn` and `statusCodes` are for every request. Otherwise they are for those that may be repeated: by their method, or
+    /// because they have an `Idempotency-Key`.
+    #[serde(default)]
+    pub all_methods: bool,
     /// Statuses that are tried again.
     #[serde(default)]
     pub status_codes: Vec<u16>,
@@ -50,12 +54,15 @@ pub struct Retries {
     /// Time limit of each try.
     #[serde(default)]
     pub per_try: Option<Span>,
-    /// How many retries there may be at once.
+    /// How long a try may have no byte in either direction.
+    #[serde(default)]
+    pub per_try_idle: Option<Span>,
+    /// How many retries there may be.
     #[serde(default)]
     pub budget: RetryBudget,
 }
 
-/// Retries that may be in flight: a share of the requests in flight, or the minimum if that is more.
+/// Retries that may begin: a share of the requests of an interval, or so many a second if that is more.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RetryBudget {
@@ -64,7 +71,10 @@ pub struct RetryBudget {
     pub percent: Option<u32>,
     /// 10 when it is left out.
     #[serde(default)]
-    pub min_concurrency: Option<u32>,
+    pub min_per_second: Option<u32>,
+    /// 10 seconds when it is left out.
+    #[serde(default)]
+    pub interval: Option<Span>,
 }
 
 /// Time limits of a policy. A rule's own hold before these.

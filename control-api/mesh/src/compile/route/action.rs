@@ -118,6 +118,7 @@ impl Actions<'_> {
         RouteAction {
             cluster_specifier: Some(clusters(backends)),
             timeout: Some(parts::duration(request.unwrap_or_default().0)),
+            max_stream_duration: request.is_none_or(|t| t.0.is_zero()).then(parts::by_the_caller),
             idle_timeout: limits.idle.map(|t| parts::duration(t.0)),
             hash_policy: self.policy.map_or_else(Vec::new, |p| session::hashed(&p.load_balancing.hash_on)),
             retry_policy: Some(retry::policy(retries, timeouts, retry)),
