@@ -25,7 +25,7 @@ const REMORA: &str = "remora.dev";
 const DISCOVERY: &str = "discovery.k8s.io";
 
 /// All kinds. Those that others refer to come first.
-pub const KINDS: [Kind; 11] = [
+pub const KINDS: [Kind; 13] = [
     kind("", "v1", "Service", ["services", "service"], &["svc"]),
     kind(REMORA, "v1alpha1", "Workload", ["workloads", "workload"], &["wl"]),
     kind(DISCOVERY, "v1", "EndpointSlice", ["endpointslices", "endpointslice"], &[]),
@@ -45,6 +45,8 @@ pub const KINDS: [Kind; 11] = [
         ["authorizationpolicies", "authorizationpolicy"],
         &["authz"],
     ),
+    kind(REMORA, "v1alpha1", "RateLimitPolicy", ["ratelimitpolicies", "ratelimitpolicy"], &["rl"]),
+    kind(REMORA, "v1alpha1", "FaultPolicy", ["faultpolicies", "faultpolicy"], &["fault"]),
     kind(GATEWAY, "v1", "HTTPRoute", ["httproutes", "httproute"], &[]),
     kind(GATEWAY, "v1", "GRPCRoute", ["grpcroutes", "grpcroute"], &[]),
     kind(GATEWAY, "v1", "TLSRoute", ["tlsroutes", "tlsroute"], &[]),

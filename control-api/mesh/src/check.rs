@@ -2,8 +2,13 @@
 
 mod authorization;
 mod balancing;
+mod breaker;
+mod fault;
+mod filter;
+mod health;
 mod http;
 mod jwt;
+mod limit;
 mod names;
 mod order;
 mod policy;
@@ -59,6 +64,8 @@ pub fn findings(mesh: &Mesh, document: &AnyDocument) -> Vec<Finding> {
         AnyDocument::TrafficPolicy(d) => with(d, |report| traffic::check(mesh, d, report)),
         AnyDocument::AuthenticationPolicy(d) => with(d, |report| policy::authentication(mesh, d, report)),
         AnyDocument::AuthorizationPolicy(d) => with(d, |report| authorization::check(mesh, d, report)),
+        AnyDocument::RateLimitPolicy(d) => with(d, |report| limit::check(mesh, d, report)),
+        AnyDocument::FaultPolicy(d) => with(d, |report| fault::check(mesh, d, report)),
     }
 }
 

@@ -7,8 +7,8 @@ use remora_xds::diag::SourceMap;
 
 use crate::document::{
     AuthenticationPolicySpec, AuthorizationPolicySpec, BackendRef, Document, EndpointSliceSpec,
-    GrpcRouteSpec, HttpRouteSpec, ParentRef, PortRef, ReferenceGrantSpec, ServiceSpec, TcpRouteSpec,
-    TlsRouteSpec, TrafficPolicySpec, WorkloadSpec,
+    FaultPolicySpec, GrpcRouteSpec, HttpFilter, HttpRouteSpec, ParentRef, PortRef, RateLimitPolicySpec,
+    ReferenceGrantSpec, ServiceSpec, TcpRouteSpec, TlsRouteSpec, TrafficPolicySpec, WorkloadSpec,
 };
 use crate::name::{ByName, Key};
 
@@ -157,6 +157,10 @@ kinds! {
     AuthenticationPolicy, authentications, AuthenticationPolicySpec, "AuthenticationPolicy", ["remora.dev/v1alpha1"];
     /// AuthorizationPolicy.
     AuthorizationPolicy, authorizations, AuthorizationPolicySpec, "AuthorizationPolicy", ["remora.dev/v1alpha1"];
+    /// RateLimitPolicy.
+    RateLimitPolicy, rate_limits, RateLimitPolicySpec, "RateLimitPolicy", ["remora.dev/v1alpha1"];
+    /// FaultPolicy.
+    FaultPolicy, faults, FaultPolicySpec, "FaultPolicy", ["remora.dev/v1alpha1"];
 }
 
 impl fmt::Display for Kind {
@@ -193,19 +197,33 @@ impl AnyDocument {
         }
     }
 
-    /// What a route leads to, or whom a policy asks; nothing for other kinds.
+    /// What a route leads to, or whom a policy asks or lets answer; nothing for other kinds.
     pub(crate) fn backends(&self) -> Vec<PortRef<'_>> {
         fn all<'a>(lists: impl Iterator<Item = &'a Vec<BackendRef>>) -> Vec<PortRef<'a>> {
             lists.flatten().map(BackendRef::to).collect()
         }
+        fn mirrors(filters: &[HttpFilter]) -> impl Iterator<Item = PortRef<'_>> {
+            filters.iter().filter_map(|filter| Some(filter.request_mirror.as_ref()?.backend_ref.to()))
+        }
         match self {
-            Self::HttpRoute(d) => all(d.spec.rules.iter().map(|rule| &rule.backend_refs)),
-            Self::GrpcRoute(d) => all(d.spec.rules.iter().map(|rule| &rule.backend_refs)),
+            Self::HttpRoute(d) => {
+                let mirrors = d.spec.rules.iter().flat_map(|rule| mirrors(&rule.filters));
+                all(d.spec.rules.iter().map(|rule| &rule.backend_refs)).into_iter().chain(mirrors).collect()
+            }
+            Self::GrpcRoute(d) => {
+                let mirrors = d.spec.rules.iter().flat_map(|rule| mirrors(&rule.filters));
+                all(d.spec.rules.iter().map(|rule| &rule.backend_refs)).into_iter().chain(mirrors).collect()
+            }
             Self::TcpRoute(d) => all(d.spec.rules.iter().map(|rule| &rule.backend_refs)),
             Self::TlsRoute(d) => all(d.spec.rules.iter().map(|rule| &rule.backend_refs)),
+            Self::TrafficPolicy(d) => {
+                let said = d.spec.circuit_breaker.iter().filter_map(|breaker| breaker.fallback.as_ref());
+                said.filter_map(|fallback| Some(fallback.backend_ref.as_ref()?.to())).collect()
+            }
             Self::AuthorizationPolicy(d) => {
                 d.spec.provider.iter().map(|provider| provider.backend_ref.to()).collect()
             }
+            Self::RateLimitPolicy(d) => d.spec.global.iter().map(|said| said.backend_ref.to()).collect(),
             _ => Vec::new(),
         }
     }

@@ -94,6 +94,8 @@ impl Documents {
             Some(Kind::TrafficPolicy) => self.policies.push(read.document()?),
             Some(Kind::AuthenticationPolicy) => self.authentications.push(read.document()?),
             Some(Kind::AuthorizationPolicy) => self.authorizations.push(read.document()?),
+            Some(Kind::RateLimitPolicy) => self.rate_limits.push(read.document()?),
+            Some(Kind::FaultPolicy) => self.faults.push(read.document()?),
             None => {
                 let (said, fix) = unknown(version, kind);
                 return Err(vec![error(at, "kind".into(), said, Some(fix))]);
@@ -104,9 +106,7 @@ impl Documents {
 }
 
 /// Kinds that people know from elsewhere, or that are planned, and what to do without them.
-const REFUSED: [(&str, &str); 8] = [
-    ("RateLimitPolicy", "is not supported yet"),
-    ("FaultPolicy", "is not supported yet"),
+const REFUSED: [(&str, &str); 6] = [
     ("TelemetryPolicy", "is not supported yet"),
     ("Gateway", "is not supported: routes are attached to Services"),
     ("GatewayClass", "is not supported: routes are attached to Services"),

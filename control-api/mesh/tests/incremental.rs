@@ -88,11 +88,18 @@ fn workload() -> impl Strategy<Value = String> {
 
 fn route() -> impl Strategy<Value = String> {
     let reference = || (namespace(), 0..3_u8, prop::sample::select(vec![8080_u16, 9090]));
-    (namespace(), 0..2_u8, reference(), reference(), reference()).prop_map(|(namespace, number, parent, a, b)| {
+    let more = prop::sample::select(vec![
+        "",
+        "\n    filters: [{type: CORS, cors: {allowOrigins: ['*']}}]",
+        "\n    filters: [{type: RequestMirror, requestMirror: {backendRef: {name: s1, namespace: two, port: 8080}}}]",
+        "\n    sessionPersistence: {type: Header}",
+    ]);
+    let references = (reference(), reference(), reference());
+    (namespace(), 0..2_u8, references, more).prop_map(|(namespace, number, (parent, a, b), more)| {
         format!(
             "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r{number}, namespace: {namespace}}}\n\
              spec:\n  parentRefs: [{{kind: Service, name: s{}, namespace: {}, port: {}}}]\n  rules:\n  - backendRefs:\n    \
-             - {{name: s{}, namespace: {}, port: {}, weight: 2}}\n    - {{name: s{}, namespace: {}, port: {}}}\n",
+             - {{name: s{}, namespace: {}, port: {}, weight: 2}}\n    - {{name: s{}, namespace: {}, port: {}}}{more}\n",
             parent.1, parent.0, parent.2, a.1, a.0, a.2, b.1, b.0, b.2
         )
     })
@@ -144,6 +151,8 @@ fn grant() -> impl Strategy<Value = String> {
         ("gateway.networking.k8s.io", "TCPRoute"),
         ("gateway.networking.k8s.io", "TLSRoute"),
         ("remora.dev", "AuthorizationPolicy"),
+        ("remora.dev", "TrafficPolicy"),
+        ("remora.dev", "RateLimitPolicy"),
     ]);
     let to = prop::sample::select(vec!["", ", name: s0"]);
     (namespace(), namespace(), kind, to, 0..2_u8).prop_map(|(namespace, from, (group, kind), to, number)| {
@@ -168,10 +177,27 @@ fn policy() -> impl Strategy<Value = String> {
         (
             "TrafficPolicy",
             'p',
+            "circuitBreaker: {fallback: {backendRef: {name: s0, namespace: two, port: 8080}}}",
+        ),
+        (
+            "TrafficPolicy",
+            'p',
+            "circuitBreaker: {}, healthChecks: [{http: {path: /}}, {port: 5432, tcp: {}}]",
+        ),
+        (
+            "TrafficPolicy",
+            'p',
             "loadBalancing: {policy: Maglev, hashOn: [{sourceIp: true}], session: {header: x-place}}",
         ),
         ("AuthenticationPolicy", 'a', "mtls: {mode: Disabled}"),
         ("AuthenticationPolicy", 'a', "mtls: {mode: Strict}"),
+        ("RateLimitPolicy", 'm', "limits: [{requests: 1, per: 1s, by: [{client: true}]}]"),
+        (
+            "RateLimitPolicy",
+            'm',
+            "global: {backendRef: {name: s0, namespace: two, port: 9090}, domain: d, descriptors: [{entries: [{key: a, value: b}]}]}",
+        ),
+        ("FaultPolicy", 'f', "faults: [{delay: {fixedDelay: 1s, percentage: 1}}]"),
         (
             "AuthorizationPolicy",
             'z',
@@ -201,6 +227,8 @@ fn edit() -> impl Strategy<Value = Edit> {
         (Kind::TrafficPolicy, "p"),
         (Kind::AuthenticationPolicy, "a"),
         (Kind::AuthorizationPolicy, "z"),
+        (Kind::RateLimitPolicy, "m"),
+        (Kind::FaultPolicy, "f"),
         (Kind::GrpcRoute, "g"),
         (Kind::TcpRoute, "t"),
         (Kind::TlsRoute, "l"),

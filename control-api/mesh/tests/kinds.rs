@@ -146,11 +146,10 @@ spec:
   parentRefs: [{kind: Service, name: a, sectionName: grpc}]
   rules:
   - filters:
-    - {type: RequestMirror, requestMirror: {backendRef: {name: a}}}
-    - {type: CORS, cors: {allowOrigins: ['*']}}
+    - {type: ExternalAuth, externalAuth: {backendRef: {name: a}}}
     - {type: ExtensionRef, extensionRef: {group: x, kind: Y, name: z}}
     backendRefs: [{name: b, namespace: other, port: 80}]
-    sessionPersistence: {type: Cookie}
+    sessionPersistence: {type: Cookie, idleTimeout: 1m}
     retry: {codes: [200], backoff: 0s}
 ---
 apiVersion: gateway.networking.k8s.io/v1
@@ -187,7 +186,7 @@ endpoints: [{addresses: []}, {addresses: ['10.0.0.1'], targetRef: {kind: Node, n
 apiVersion: remora.dev/v1alpha1
 kind: TrafficPolicy
 metadata: {name: p}
-spec: {targetRefs: [{name: a}], healthChecks: [], circuitBreaker: 1}
+spec: {targetRefs: [{name: a}]}
 ---
 apiVersion: remora.dev/v1alpha1
 kind: AuthenticationPolicy
@@ -198,7 +197,7 @@ spec: {targetRefs: [{name: a}], mtls: {mode: Disabled}, jwtRules: [{issuer: '', 
 #[test]
 fn what_cannot_be_honoured_is_refused_by_name() {
     insta::assert_snapshot!(found(REFUSED));
-    let kinds = ["RateLimitPolicy", "FaultPolicy", "TelemetryPolicy", "VirtualService", "Pod"];
+    let kinds = ["TelemetryPolicy", "VirtualService", "Pod"];
     let said: String =
         kinds.map(|kind| found(&format!("apiVersion: remora.dev/v1alpha1\nkind: {kind}\n"))).concat();
     insta::assert_snapshot!("kinds_that_are_refused", said);

@@ -25,8 +25,9 @@ use crate::kinds::{KINDS, Kind};
   remora get all
 
 Kinds: services (svc), workloads (wl), endpointslices, httproutes, grpcroutes, tcproutes, tlsroutes, referencegrants,
-trafficpolicies (tp), authenticationpolicies (authn), authorizationpolicies (authz), instances, and all of them (all). Exit status: 0, 1 when a
-document is not there or the control plane cannot be asked, 2 for wrong arguments.")]
+trafficpolicies (tp), authenticationpolicies (authn), authorizationpolicies (authz),
+ratelimitpolicies (rl), faultpolicies (fault), instances, and all of them (all). Exit status: 0, 1 when a document is
+not there or the control plane cannot be asked, 2 for wrong arguments.")]
 pub(crate) struct GetArgs {
     /// A kind and names of it, or KIND/NAME
     #[arg(value_name = "KIND NAME", required = true)]
@@ -200,6 +201,8 @@ fn columns(kind: &Kind, items: &[Value], wide: bool) -> (Vec<&'static str>, Vec<
         "Workload" => &["ADDRESS", "PORTS", "ACCOUNT"],
         "EndpointSlice" | "ReferenceGrant" => &[],
         "TrafficPolicy" | "AuthenticationPolicy" => &["TARGETS"],
+        "RateLimitPolicy" => &["TARGETS", "LIMITS"],
+        "FaultPolicy" => &["TARGETS", "FAULTS"],
         "AuthorizationPolicy" => &["TARGETS", "ACTION", "RULES"],
         _ => &["PARENTS", "RULES"],
     };
@@ -231,6 +234,7 @@ fn columns(kind: &Kind, items: &[Value], wide: bool) -> (Vec<&'static str>, Vec<
 fn cell(column: &str, spec: &Value) -> String {
     let port = |port: &Value| text(&port["port"]);
     let name = |reference: &Value| text(&reference["name"]);
+    let number = |list: &Value| list.as_array().map_or(0, Vec::len).to_string();
     match column {
         "PORTS" => joined(&spec["ports"], port),
         "SELECTOR" => {
@@ -242,7 +246,9 @@ fn cell(column: &str, spec: &Value) -> String {
         "ACCOUNT" => spec["serviceAccount"].as_str().unwrap_or("default").to_owned(),
         "PARENTS" => joined(&spec["parentRefs"], name),
         "ACTION" => spec["action"].as_str().unwrap_or("Allow").to_owned(),
-        "RULES" => spec["rules"].as_array().map_or(0, Vec::len).to_string(),
+        "RULES" => number(&spec["rules"]),
+        "LIMITS" => number(&spec["limits"]),
+        "FAULTS" => number(&spec["faults"]),
         _ => joined(&spec["targetRefs"], name),
     }
 }

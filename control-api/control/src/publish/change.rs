@@ -12,7 +12,7 @@ use crate::store;
 /// What `change` means for a mesh. `Err` says why a document cannot be read, with what to do instead: it is then as if there were none.
 ///
 /// A policy that cannot be read, because it was written for a newer version, may not open what it closes. It stays what it was, when
-/// `in_force` says that it was something; else everything is denied to its targets.
+/// `in_force` says that it was something; else everything is denied to its targets. Limits that were none are none.
 pub(super) fn change(
     key: &store::Key,
     new: Option<&Record>,
@@ -32,7 +32,9 @@ pub(super) fn change(
     read.map(Change::Put).map_err(|why| {
         let gone = || Some(Change::Remove(Key::new(kind, name)));
         let instead = match kind {
-            Kind::AuthorizationPolicy | Kind::AuthenticationPolicy if in_force => None,
+            Kind::AuthorizationPolicy | Kind::AuthenticationPolicy | Kind::RateLimitPolicy if in_force => {
+                None
+            }
             Kind::AuthorizationPolicy => closed(record).or_else(gone),
             Kind::AuthenticationPolicy => unreadable(record).or_else(gone),
             _ => gone(),

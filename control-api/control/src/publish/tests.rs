@@ -67,6 +67,19 @@ fn a_policy_of_a_newer_version_does_not_open_what_it_closes() {
 }
 
 #[test]
+fn limits_of_a_newer_version_stay_what_they_were() {
+    let newer = serde_json::json!({
+        "targetRefs": [{"name": "shop"}],
+        "limits": [{"requests": 1, "per": "1s", "weather": "good"}],
+    });
+    let record = policy("RateLimitPolicy", &newer);
+    let (instead, why) = change::change(&record.key, Some(&record), true).unwrap_err();
+    assert!(instead.is_none() && why[0].contains("is not known here"), "{why:?}");
+    let (instead, _) = change::change(&record.key, Some(&record), false).unwrap_err();
+    assert!(matches!(instead, Some(Change::Remove(_))), "{instead:?}");
+}
+
+#[test]
 fn tokens_that_a_newer_version_asks_for_are_not_done_without() {
     let newer = serde_json::json!({
         "targetRefs": [{"group": "", "kind": "Service", "name": "shop", "sectionName": "http"}],

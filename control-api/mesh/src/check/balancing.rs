@@ -111,14 +111,17 @@ fn check_session(session: &Session, at: &At<'_>, report: &mut Report) {
 }
 
 fn check_cookie(cookie: &Cookie, at: &At<'_>, report: &mut Report) {
-    let name = at.field("name");
-    if cookie.name.bytes().any(|b| b.is_ascii_whitespace() || matches!(b, b'=' | b';' | b',' | b'"')) {
-        report.report(&name, "is no name of a cookie");
-    }
-    check_name(&cookie.name, &name, report);
+    check_cookie_name(&cookie.name, &at.field("name"), report);
     if cookie.path.as_ref().is_some_and(|path| !path.starts_with('/') || path.contains([';', ' '])) {
         report.report(&at.field("path"), "is no path of a cookie").fix("/");
     }
+}
+
+pub(super) fn check_cookie_name(name: &str, at: &At<'_>, report: &mut Report) {
+    if name.bytes().any(|b| b.is_ascii_whitespace() || matches!(b, b'=' | b';' | b',' | b'"')) {
+        report.report(at, "is no name of a cookie");
+    }
+    check_name(name, at, report);
 }
 
 fn check_name(name: &str, at: &At<'_>, report: &mut Report) {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use remora_xds::diag::At;
 
+use super::filter;
 use super::names::{check_header_name, check_path, check_regex, check_text};
 use super::report::Report;
 use super::route::{backends, no_hostnames, parents};
@@ -27,6 +28,9 @@ pub(super) fn http(mesh: &Mesh, document: &Arc<Document<HttpRouteSpec>>, report:
     for (i, rule) in document.spec.rules.iter().enumerate() {
         let at = rules.index(i);
         http_rule(rule, &at, report);
+        filter::mirrors(mesh, &route, &rule.filters, &at.field("filters"), report);
+        filter::session(&document.spec.rules, i, &at, report);
+        filter::preflights(rule, &at, report);
         let refs = at.field("backendRefs");
         backends(mesh, &route, &rule.backend_refs, &refs, report);
         let prefixes = rule.matches.iter().all(|m| m.path.kind == PathMatchType::PathPrefix);
@@ -53,10 +57,12 @@ pub(super) fn grpc(mesh: &Mesh, document: &Arc<Document<GrpcRouteSpec>>, report:
         let list = at.field("filters");
         filters(&rule.filters, false, &list, report);
         for (i, filter) in rule.filters.iter().enumerate() {
-            if matches!(filter.kind, HttpFilterType::UrlRewrite | HttpFilterType::RequestRedirect) {
+            let http = [HttpFilterType::UrlRewrite, HttpFilterType::RequestRedirect, HttpFilterType::Cors];
+            if http.contains(&filter.kind) {
                 report.report(&list.index(i).field("type"), "does not belong to a GRPCRoute");
             }
         }
+        filter::mirrors(mesh, &route, &rule.filters, &list, report);
         if rule.session_persistence.is_some() {
             report.unsupported(&at.field("sessionPersistence"), "is not supported yet").fix("remove it");
         }
@@ -76,13 +82,12 @@ fn http_rule(rule: &HttpRule, at: &At<'_>, report: &mut Report) {
     let prefixes = rule.matches.iter().all(|m| m.path.kind == PathMatchType::PathPrefix);
     filters(&rule.filters, prefixes, &list, report);
     let redirects = rule.filters.iter().any(|f| f.kind == HttpFilterType::RequestRedirect);
-    if redirects
-        && (!rule.backend_refs.is_empty()
-            || rule.filters.iter().any(|f| f.kind == HttpFilterType::UrlRewrite))
+    let goes_on = [HttpFilterType::UrlRewrite, HttpFilterType::RequestMirror];
+    if redirects && (!rule.backend_refs.is_empty() || rule.filters.iter().any(|f| goes_on.contains(&f.kind)))
     {
         report
             .report(&list, "a redirect goes nowhere else")
-            .fix("remove backendRefs and URLRewrite, or the redirect");
+            .fix("remove backendRefs, URLRewrite and RequestMirror, or the redirect");
     }
     if let (Some(all), Some(one)) = (rule.timeouts.request, rule.timeouts.backend_request)
         && !all.0.is_zero()
@@ -94,12 +99,9 @@ fn http_rule(rule: &HttpRule, at: &At<'_>, report: &mut Report) {
     if let Some(retry) = &rule.retry {
         check_retry(retry, &at.field("retry"), report);
     }
-    if rule.session_persistence.is_some() {
-        report.unsupported(&at.field("sessionPersistence"), "is not supported yet").fix("remove it");
-    }
 }
 
-fn http_match(one: &HttpMatch, at: &At<'_>, report: &mut Report) {
+pub(super) fn http_match(one: &HttpMatch, at: &At<'_>, report: &mut Report) {
     let path = at.field("path");
     let value = path.field("value");
     if one.path.kind == PathMatchType::RegularExpression {
@@ -150,7 +152,8 @@ fn filters(list: &[HttpFilter], prefixes: bool, at: &At<'_>, report: &mut Report
     report.at_most(16, list.len(), at);
     for (i, filter) in list.iter().enumerate() {
         check_filter(prefixes, filter, &at.index(i), report);
-        if list[..i].iter().any(|f| f.kind == filter.kind) {
+        let many = filter.kind == HttpFilterType::RequestMirror;
+        if !many && list[..i].iter().any(|f| f.kind == filter.kind) {
             report.report(&at.index(i), "occurs twice in this rule");
         }
     }
@@ -162,7 +165,9 @@ fn backend_filters(list: &[BackendRef], prefixes: bool, at: &At<'_>, report: &mu
         let at = at.field("filters");
         for (i, filter) in backend.filters.iter().enumerate() {
             let at = at.index(i);
-            if matches!(filter.kind, HttpFilterType::UrlRewrite | HttpFilterType::RequestRedirect) {
+            let modifies = [HttpFilterType::RequestHeaderModifier, HttpFilterType::ResponseHeaderModifier];
+            let refused = [HttpFilterType::ExternalAuth, HttpFilterType::ExtensionRef];
+            if !modifies.contains(&filter.kind) && !refused.contains(&filter.kind) {
                 report
                     .unsupported(&at.field("type"), "is not supported for one backend")
                     .fix("put it into the rule's filters");
@@ -186,6 +191,8 @@ fn check_filter(prefixes: bool, filter: &HttpFilter, at: &At<'_>, report: &mut R
         ),
         ("urlRewrite", filter.url_rewrite.is_some(), HttpFilterType::UrlRewrite),
         ("requestRedirect", filter.request_redirect.is_some(), HttpFilterType::RequestRedirect),
+        ("requestMirror", filter.request_mirror.is_some(), HttpFilterType::RequestMirror),
+        ("cors", filter.cors.is_some(), HttpFilterType::Cors),
     ];
     for (name, set, kind) in fields {
         if set && kind != filter.kind {
@@ -195,8 +202,6 @@ fn check_filter(prefixes: bool, filter: &HttpFilter, at: &At<'_>, report: &mut R
         }
     }
     let later = [
-        ("requestMirror", filter.request_mirror, HttpFilterType::RequestMirror, "is not supported yet"),
-        ("cors", filter.cors, HttpFilterType::Cors, "is not supported yet"),
         ("externalAuth", filter.external_auth, HttpFilterType::ExternalAuth, "is not supported yet"),
         (
             "extensionRef",
@@ -226,6 +231,14 @@ fn check_filter(prefixes: bool, filter: &HttpFilter, at: &At<'_>, report: &mut R
             check_modifier(modifier, &at.field(name), report);
         }
     }
+    if let Some(said) = &filter.cors {
+        filter::cors(said, &at.field("cors"), report);
+    }
+    check_goal(prefixes, filter, at, report);
+}
+
+/// Rewrites and redirects.
+fn check_goal(prefixes: bool, filter: &HttpFilter, at: &At<'_>, report: &mut Report) {
     let (rewrite, redirect) = (at.field("urlRewrite"), at.field("requestRedirect"));
     let hosts = [
         (rewrite.field("hostname"), filter.url_rewrite.as_ref().and_then(|r| r.hostname.as_ref())),

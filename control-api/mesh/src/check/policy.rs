@@ -8,8 +8,8 @@ use super::jwt;
 use super::names::{need_kind, need_service};
 use super::related;
 use super::report::Report;
-use crate::document::{AuthenticationPolicySpec, Document, TargetRef};
-use crate::kinds::AnyDocument;
+use crate::document::{AppProtocol, AuthenticationPolicySpec, Document, MtlsMode, ServiceSpec, TargetRef};
+use crate::kinds::{AnyDocument, Kind};
 use crate::mesh::Mesh;
 use crate::name::Key;
 
@@ -21,9 +21,7 @@ pub(super) fn authentication(
 ) {
     let key = AnyDocument::AuthenticationPolicy(Arc::clone(document)).key();
     targets(mesh, &key, &document.spec.target_refs, report);
-    let names = document.spec.target_refs.iter().map(|target| &target.name);
-    let services = names.filter_map(|name| mesh.service(&document.metadata.namespace, name));
-    let services: Vec<_> = services.map(AsRef::as_ref).collect();
+    let services = services(mesh, &key, &document.spec.target_refs);
     let root = At::root();
     let spec_at = root.field("spec");
     let modes = spec_at.field("portLevelMtls");
@@ -36,6 +34,35 @@ pub(super) fn authentication(
         }
     }
     jwt::check(&document.spec, &services, &spec_at, report);
+}
+
+/// The targets of a policy that are there.
+pub(super) fn services<'m>(
+    mesh: &'m Mesh,
+    policy: &Key,
+    refs: &[TargetRef],
+) -> Vec<&'m Document<ServiceSpec>> {
+    let found = refs.iter().filter_map(|target| mesh.service(&policy.name.namespace, &target.name));
+    found.map(AsRef::as_ref).collect()
+}
+
+/// In front of some port of each target that speaks HTTP is a sidecar.
+pub(super) fn need_http(mesh: &Mesh, policy: &Key, refs: &[TargetRef], report: &mut Report) {
+    let root = At::root();
+    let spec = root.field("spec");
+    let list = spec.field("targetRefs");
+    for (i, target) in refs.iter().enumerate() {
+        let Some(service) = mesh.service(&policy.name.namespace, &target.name) else { continue };
+        let mut http = service.spec.ports.iter().filter(|port| port.speaks() != AppProtocol::Tcp).peekable();
+        let at = list.index(i);
+        if http.peek().is_none() {
+            let text = format!("no port of Service {:?} speaks HTTP", target.name);
+            report.report(&at, text).fix("appProtocol: http on it, or another Service");
+        } else if http.all(|port| mesh.mtls(service, port.port) == MtlsMode::Disabled) {
+            let text = format!("callers of Service {:?} go past its sidecars: mTLS is Disabled", target.name);
+            report.report(&at, text).fix("mtls.mode: Permissive or Strict in its AuthenticationPolicy");
+        }
+    }
 }
 
 /// Each target is a Service of the policy's namespace, and has no other policy of this kind, if it can have one only.
@@ -55,11 +82,11 @@ pub(super) fn targets(mesh: &Mesh, policy: &Key, refs: &[TargetRef], report: &mu
             continue;
         };
         let holds = match policy.kind {
-            crate::kinds::Kind::TrafficPolicy => {
-                mesh.policy(service).cloned().map(AnyDocument::TrafficPolicy)
-            }
+            Kind::TrafficPolicy => mesh.policy(service).cloned().map(AnyDocument::TrafficPolicy),
+            Kind::RateLimitPolicy => mesh.rate_limits(service).cloned().map(AnyDocument::RateLimitPolicy),
+            Kind::FaultPolicy => mesh.faults(service).cloned().map(AnyDocument::FaultPolicy),
             // They add up.
-            crate::kinds::Kind::AuthorizationPolicy => None,
+            Kind::AuthorizationPolicy => None,
             _ => mesh.authentication(service).cloned().map(AnyDocument::AuthenticationPolicy),
         };
         if let Some(other) = holds.filter(|other| other.key() != *policy) {

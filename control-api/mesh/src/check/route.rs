@@ -82,8 +82,11 @@ pub(super) fn reference<'m>(
     let service = need_service(mesh, namespace, to.name, &at.field("name"), report)?;
     need_port(service, Some(to.port), &at.field("port"), report);
     if namespace != own && !mesh.granted(from, namespace, to.name) {
-        let asks = from.kind == Kind::AuthorizationPolicy;
-        let may = if asks { "policy ask" } else { "route lead to" };
+        let may = match from.kind {
+            Kind::AuthorizationPolicy | Kind::RateLimitPolicy => "policy ask",
+            Kind::TrafficPolicy => "policy lead to",
+            _ => "route lead to",
+        };
         let text = format!("no ReferenceGrant of {namespace} lets this {may} {}", to.name);
         let fix = format!(
             "in {namespace}: from: [{{group: {}, kind: {}, namespace: {own}}}], to: [{{group: \"\", kind: Service}}]",
@@ -155,8 +158,15 @@ fn one_rule(mesh: &Mesh, route: &Key, list: &[TcpRule], report: &mut Report) {
 
 /// A ReferenceGrant.
 pub(super) fn grant(document: &Document<ReferenceGrantSpec>, report: &mut Report) {
-    const REFERRERS: [Kind; 5] =
-        [Kind::HttpRoute, Kind::GrpcRoute, Kind::TcpRoute, Kind::TlsRoute, Kind::AuthorizationPolicy];
+    const REFERRERS: [Kind; 7] = [
+        Kind::HttpRoute,
+        Kind::GrpcRoute,
+        Kind::TcpRoute,
+        Kind::TlsRoute,
+        Kind::TrafficPolicy,
+        Kind::AuthorizationPolicy,
+        Kind::RateLimitPolicy,
+    ];
     let root = At::root();
     let spec = root.field("spec");
     let (from, to) = (spec.field("from"), spec.field("to"));

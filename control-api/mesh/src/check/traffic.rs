@@ -5,9 +5,9 @@ use std::sync::Arc;
 use remora_xds::diag::At;
 use remora_xds::nearest;
 
-use super::balancing;
-use super::policy::targets;
+use super::policy::{services, targets};
 use super::report::Report;
+use super::{balancing, breaker, health};
 use crate::compile::{BASE_EJECTION, LONGEST_EJECTION};
 use crate::document::{Document, OutlierDetection, Retries, Timeouts, TrafficPolicySpec};
 use crate::kinds::AnyDocument;
@@ -33,14 +33,12 @@ const RETRY_ON: [&str; 12] = [
 pub(super) fn check(mesh: &Mesh, document: &Arc<Document<TrafficPolicySpec>>, report: &mut Report) {
     let key = AnyDocument::TrafficPolicy(Arc::clone(document)).key();
     targets(mesh, &key, &document.spec.target_refs, report);
+    let services = services(mesh, &key, &document.spec.target_refs);
     let root = At::root();
     let spec = root.field("spec");
-    let later =
-        [("healthChecks", document.spec.health_checks), ("circuitBreaker", document.spec.circuit_breaker)];
-    for (field, set) in later {
-        if set.is_some() {
-            report.unsupported(&spec.field(field), "is not supported yet").fix("remove it");
-        }
+    health::check(&document.spec.health_checks, &services, &spec.field("healthChecks"), report);
+    if let Some(said) = &document.spec.circuit_breaker {
+        breaker::check((mesh, &key), said, &services, &spec.field("circuitBreaker"), report);
     }
     retries(&document.spec.retries, document.spec.timeouts, &spec.field("retries"), report);
     balancing::check(&document.spec.load_balancing, &spec.field("loadBalancing"), report);

@@ -15,10 +15,9 @@ use remora_xds::pb::envoy::config::rbac::v3::rbac::Action as RbacAction;
 use remora_xds::pb::envoy::config::rbac::v3::{Permission, Policy, Principal, Rbac};
 use remora_xds::pb::envoy::extensions::filters::http::rbac::v3::Rbac as HttpRbac;
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpFilter;
-use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType as HttpConfigType;
 use remora_xds::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
-use remora_xds::pb::google::protobuf::Any;
 
+use super::http::http_filter;
 use super::parts;
 use crate::document::{
     Action, AuthorizationPolicySpec, AuthorizationRule, Condition, Document, Operation, ServiceSpec, Source,
@@ -160,7 +159,7 @@ impl Rules {
                 shadow_rules_stat_prefix: DRY_RUN.into(),
                 ..HttpRbac::default()
             };
-            filter(RBAC, parts::pack(&config))
+            http_filter(RBAC, parts::pack(&config))
         };
         self.custom.into_values().flatten().chain(sets.map(judging)).collect()
     }
@@ -179,14 +178,6 @@ impl Rules {
             }))),
         };
         sets.map(filter).collect()
-    }
-}
-
-fn filter(name: &str, config: Any) -> HttpFilter {
-    HttpFilter {
-        name: name.into(),
-        config_type: Some(HttpConfigType::TypedConfig(config)),
-        ..HttpFilter::default()
     }
 }
 

@@ -24,7 +24,8 @@ use remora_xds::pb::envoy::extensions::upstreams::http::v3::http_protocol_option
 };
 use remora_xds::pb::envoy::r#type::v3::Percent;
 
-use super::{Scope, balancing, http, key_of, names, outlier, parts, retry, tls};
+use super::route::behind;
+use super::{Scope, balancing, breaker, health, http, key_of, names, outlier, parts, retry, tls};
 use crate::document::{
     AppProtocol, Document, Locality, MtlsMode, ServicePort, ServiceSpec, TrafficPolicySpec, WorkloadSpec,
 };
@@ -148,7 +149,13 @@ pub(super) fn outbound(
     balancing::of(&mut cluster, &chosen, port.speaks() != AppProtocol::Tcp);
     cluster.circuit_breakers = Some(breakers(spec));
     cluster.outlier_detection = outlier::detection(&spec.map(|p| p.outlier_detection).unwrap_or_default());
-    match (scope.mesh.mtls(service, port.port), port.speaks()) {
+    let mtls = scope.mesh.mtls(service, port.port);
+    if let Some(spec) = spec {
+        let host = names::host(namespace, name);
+        let direct = mtls == MtlsMode::Disabled;
+        cluster.health_checks = health::checks(&spec.health_checks, port, &host, direct);
+    }
+    match (mtls, port.speaks()) {
         // The programs themselves.
         (MtlsMode::Disabled, speaks) => speak(&mut cluster, speaks, 3),
         (_, speaks) => {
@@ -161,7 +168,13 @@ pub(super) fn outbound(
             }
         }
     }
-    cluster.metadata = Some(service_of(service));
+    let mut metadata = service_of(service);
+    if let Some(said) = spec.and_then(|p| p.circuit_breaker.as_ref()) {
+        let fallback = breaker::fallback(scope.mesh, service, port);
+        let settings = breaker::settings(said, port.speaks() != AppProtocol::Tcp, fallback.as_ref());
+        metadata.filter_metadata.insert(breaker::NAME.into(), settings);
+    }
+    cluster.metadata = Some(metadata);
     Resource::cluster(&cluster, documents(scope, service))
 }
 
@@ -170,7 +183,8 @@ pub(super) fn documents(scope: Scope<'_>, service: &Document<ServiceSpec>) -> Ve
     let traffic = scope.mesh.policy(service).map(|p| Key::new(Kind::TrafficPolicy, p.name()));
     let authentication =
         scope.mesh.authentication(service).map(|p| Key::new(Kind::AuthenticationPolicy, p.name()));
-    std::iter::once(key_of(service)).chain(traffic).chain(authentication).collect()
+    let instead = behind(scope.mesh, traffic.as_slice()).into_iter().filter(|key| *key != key_of(service));
+    std::iter::once(key_of(service)).chain(traffic).chain(authentication).chain(instead).collect()
 }
 
 /// Who may answer for a Service's port.

@@ -114,6 +114,8 @@ pub(super) fn routes(resource: &Resource) -> Option<Arc<Resource>> {
 }
 
 fn in_their_words(mut route: Route) -> Vec<Route> {
+    // It is for filters that they do not have.
+    route.typed_per_filter_config.clear();
     if let Some(Action::Route(action)) = &mut route.action {
         limits(action);
     }

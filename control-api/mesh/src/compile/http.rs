@@ -55,14 +55,19 @@ pub(super) fn http1() -> Http1ProtocolOptions {
     Http1ProtocolOptions { accept_http_10: true, enable_trailers: true, ..Http1ProtocolOptions::default() }
 }
 
+/// A filter of HTTP.
+pub(super) fn http_filter(name: &str, config: Any) -> HttpFilter {
+    HttpFilter {
+        name: name.into(),
+        config_type: Some(HttpConfigType::TypedConfig(config)),
+        ..HttpFilter::default()
+    }
+}
+
 /// The filter that sends requests on. Between sidecars the time that is left of a request goes with it.
 pub(super) fn router() -> HttpFilter {
     let router = Router { respect_expected_rq_timeout: true, ..Router::default() };
-    HttpFilter {
-        name: "envoy.filters.http.router".into(),
-        config_type: Some(HttpConfigType::TypedConfig(parts::pack(&router))),
-        ..HttpFilter::default()
-    }
+    http_filter("envoy.filters.http.router", parts::pack(&router))
 }
 
 /// An HTTP connection manager with `filters` before the router.

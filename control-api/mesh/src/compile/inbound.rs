@@ -17,7 +17,7 @@ use remora_xds::pb::google::protobuf::Duration as PbDuration;
 use super::authorization::{self, Subject};
 use super::http::{self, RouteSpecifier, Side};
 use super::route::behind;
-use super::{Listening, Scope, cluster, jwt, key_of, names, parts, retry, tls};
+use super::{Listening, Scope, cluster, fault, jwt, key_of, limit, names, parts, retry, tls};
 use crate::document::{AppProtocol, Document, MtlsMode, ServicePort, ServiceSpec};
 use crate::kinds::Kind;
 use crate::mesh::{Instance, Mesh, target};
@@ -92,12 +92,15 @@ pub(super) fn compile(scope: Scope<'_>, instance: &Instance) -> Inbound {
         let authentication = scope.mesh.authentication(service);
         documents.extend(authentication.map(|policy| Key::new(Kind::AuthenticationPolicy, policy.name())));
         let policies = authorization::of(scope.mesh, service);
-        let keys: Vec<_> =
-            policies.map(|policy| Key::new(Kind::AuthorizationPolicy, policy.name())).collect();
+        let policies = policies.map(|policy| Key::new(Kind::AuthorizationPolicy, policy.name()));
+        let limits = scope.mesh.rate_limits(service).map(|p| Key::new(Kind::RateLimitPolicy, p.name()));
+        let faults = scope.mesh.faults(service).map(|p| Key::new(Kind::FaultPolicy, p.name()));
+        let keys: Vec<_> = policies.chain(limits).chain(faults).collect();
         documents.extend(behind(scope.mesh, &keys));
         documents.extend(keys);
     }
-    let asked = authorization::asked(scope.mesh, &believers(&ports));
+    let mut asked = authorization::asked(scope.mesh, &believers(&ports));
+    asked.extend(limit::asked(scope.mesh, &believers(&ports)));
     let made = |key: &(u16, &'static str), port: &Port<'_>| {
         filters(scope, named(key), port, &calls_of(&ports, key.0))
     };
@@ -235,7 +238,9 @@ fn filters(
         return (stat, filters, &[]);
     }
     let routes = RouteSpecifier::RouteConfig(to_program(cluster));
-    let filters = tokens.into_iter().chain(rules.http()).collect();
+    let limits = limit::filters(scope.mesh, &services);
+    let faults = fault::filters(scope.mesh, &services);
+    let filters = tokens.into_iter().chain(rules.http()).chain(limits).chain(faults).collect();
     let filter = http::connection_manager(&stat, Side::Inbound, routes, filters);
     (stat, vec![filter], &["h2", "http/1.1"])
 }

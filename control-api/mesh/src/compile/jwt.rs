@@ -16,9 +16,8 @@ use remora_xds::pb::envoy::extensions::filters::http::jwt_authn::v3::jwt_provide
 use remora_xds::pb::envoy::extensions::filters::http::jwt_authn::v3::jwt_requirement::RequiresType;
 use remora_xds::pb::envoy::extensions::filters::http::jwt_authn::v3::requirement_rule::RequirementType;
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpFilter;
-use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType;
 
-use super::{cluster, names, parts, tls};
+use super::{cluster, http, names, parts, tls};
 use crate::document::{AuthenticationPolicySpec, Document, JwtRule, KeyServer, ServiceSpec};
 use crate::kinds::Kind;
 use crate::mesh::Mesh;
@@ -70,11 +69,7 @@ pub(super) fn filter(mesh: &Mesh, services: &[&Document<ServiceSpec>]) -> Option
         }],
         ..pb::JwtAuthentication::default()
     };
-    Some(HttpFilter {
-        name: FILTER.into(),
-        config_type: Some(ConfigType::TypedConfig(parts::pack(&config))),
-        ..HttpFilter::default()
-    })
+    Some(http::http_filter(FILTER, parts::pack(&config)))
 }
 
 /// The clusters of the servers that have the key sets of `services`.

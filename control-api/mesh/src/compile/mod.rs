@@ -3,12 +3,16 @@
 
 mod authorization;
 mod balancing;
+mod breaker;
 mod cluster;
 mod compiler;
+mod fault;
 mod grpc;
+mod health;
 mod http;
 mod inbound;
 mod jwt;
+mod limit;
 pub mod names;
 mod node;
 mod outbound;

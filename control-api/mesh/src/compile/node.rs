@@ -286,8 +286,17 @@ impl<'s> Builder<'_, 's> {
         Some(port)
     }
 
-    /// Cluster and endpoints of a Service's port.
+    /// Cluster and endpoints of a Service's port, and of the one that answers instead of it.
     fn backend(&mut self, name: &Name, number: u16) -> Option<&'s PortResources> {
+        let port = self.cluster(name, number)?;
+        if let Some((name, number)) = &port.fallback {
+            self.cluster(name, *number);
+        }
+        Some(port)
+    }
+
+    /// Cluster and endpoints of a Service's port.
+    fn cluster(&mut self, name: &Name, number: u16) -> Option<&'s PortResources> {
         self.found.services.insert(name.clone());
         let port = (self.services)(name)?.port(number)?;
         self.add(&port.cluster);
@@ -337,7 +346,7 @@ impl<'s> Builder<'_, 's> {
 
     /// Cluster and endpoints of a Service's port, for a gRPC library.
     fn grpc_backend(&mut self, name: &Name, number: u16) {
-        if self.backend(name, number).is_none() {
+        if self.cluster(name, number).is_none() {
             return;
         }
         let Some(service) = self.scope.mesh.service(&name.namespace, &name.name) else { return };

@@ -8,8 +8,8 @@ use remora_xds::pb::envoy::config::listener::v3::{FilterChain, Listener};
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::Rds;
 
 use super::http::{self, RouteSpecifier, Side};
-use super::route::{Routes, behind};
-use super::{Listening, Scope, key_of, names, parts, retry, session, tcp};
+use super::route::{Routes, behind, filters};
+use super::{Listening, Scope, key_of, names, parts, retry, tcp};
 use crate::document::{AppProtocol, Document, ServicePort, ServiceSpec};
 use crate::kinds::Kind;
 use crate::name::Key;
@@ -41,8 +41,10 @@ pub(super) fn listener(
         (tcp::chains(scope.mesh, routes, proxy, own), !routes.tls.is_empty())
     } else {
         let rds = Rds { config_source: Some(parts::ads()), route_config_name: name.clone() };
-        let session = balancing.and_then(|said| said.session.as_ref()).and_then(session::filter);
-        let filters = session.into_iter().collect();
+        let filters = filters(routes, balancing.and_then(|said| said.session.as_ref()));
+        if !filters.is_empty() {
+            documents.extend(routes.http_keys());
+        }
         let filter = http::connection_manager(&name, Side::Outbound, RouteSpecifier::Rds(rds), filters);
         (vec![FilterChain { filters: vec![filter], ..FilterChain::default() }], false)
     };

@@ -14,6 +14,8 @@ use remora_xds::pb::envoy::config::listener::v3::ListenerFilter;
 use remora_xds::pb::envoy::config::listener::v3::listener_filter::ConfigType;
 use remora_xds::pb::envoy::config::route::v3::route_action::MaxStreamDuration;
 use remora_xds::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
+use remora_xds::pb::envoy::r#type::v3::FractionalPercent;
+use remora_xds::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use remora_xds::pb::google::protobuf::value::Kind;
 use remora_xds::pb::google::protobuf::{
     BoolValue, Duration as PbDuration, ListValue, Struct, UInt32Value, Value,
@@ -56,6 +58,11 @@ pub(super) const fn number(value: u32) -> Option<UInt32Value> {
 #[expect(clippy::unnecessary_wraps, reason = "every field that takes it is optional")]
 pub(super) const fn flag(value: bool) -> Option<BoolValue> {
     Some(BoolValue { value })
+}
+
+/// So many of a million.
+pub(super) fn percent(millionths: u32) -> FractionalPercent {
+    FractionalPercent { numerator: millionths, denominator: DenominatorType::Million.into() }
 }
 
 /// Of a route without a time limit: what the caller says in `grpc-timeout` holds, however long it is.

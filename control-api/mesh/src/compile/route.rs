@@ -3,20 +3,23 @@
 mod action;
 mod attached;
 mod candidate;
+mod cors;
 mod matches;
 
 use std::collections::BTreeSet;
 
 use remora_xds::pb::envoy::config::route::v3::{RouteConfiguration, VirtualHost};
+use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpFilter;
 
-use super::{key_of, names};
-use crate::document::{Document, ServicePort, ServiceSpec};
+use super::{key_of, names, session};
+use crate::document::{Document, ServicePort, ServiceSpec, Session, SessionPersistence};
 use crate::kinds::Kind;
 use crate::mesh::Mesh;
 use crate::name::{Key, Name};
 
 pub(crate) use attached::{Attached, Routes};
 pub(crate) use candidate::{Candidate, candidates};
+pub(super) use matches::conditions;
 
 /// A route configuration, and what it is made of.
 pub(super) struct Table {
@@ -39,8 +42,14 @@ pub(super) fn table(
     let behind = behind(mesh, &keys);
     let mut documents = keys;
     documents.extend(policy.map(|p| Key::new(Kind::TrafficPolicy, p.name())));
-    let mut actions = action::Actions { mesh, policy: policy.map(|p| &p.spec), backends: BTreeSet::new() };
-    let routes = match candidates(attached) {
+    let candidates = candidates(attached);
+    let mut actions = action::Actions {
+        mesh,
+        policy: policy.map(|p| &p.spec),
+        sessions: candidates.iter().flatten().any(|candidate| candidate.session.is_some()),
+        backends: BTreeSet::new(),
+    };
+    let routes = match candidates {
         None => {
             actions.backends.insert((service.name(), port.port));
             vec![actions.direct(namespace, name, port.port)]
@@ -55,6 +64,16 @@ pub(super) fn table(
         backends: actions.backends,
         documents,
     }
+}
+
+/// The filters that routes of a port say something to, first those that stand first.
+pub(super) fn filters(attached: &Routes, session: Option<&Session>) -> Vec<HttpFilter> {
+    let candidates = candidates(attached).unwrap_or_default();
+    let mut filters = candidates.iter().flat_map(|candidate| candidate.filters);
+    let cors = filters.any(|filter| filter.cors.is_some()).then(cors::filter);
+    let own = candidates.iter().find_map(|candidate| candidate.session).map(SessionPersistence::session);
+    let session = session.or(own.as_ref()).and_then(session::filter);
+    cors.into_iter().chain(session).collect()
 }
 
 /// The Services that `routes` lead to, or policies ask, and the ReferenceGrants that let them.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::route::{self, Attached, Routes};
-use super::{Scope, cluster, key_of, outbound, tcp};
+use super::{Scope, breaker, cluster, key_of, outbound, tcp};
 use crate::document::{AppProtocol, Document, ServicePort, ServiceSpec};
 use crate::mesh::Mesh;
 use crate::name::Name;
@@ -28,6 +28,8 @@ pub struct PortResources {
     pub cluster: Arc<Resource>,
     /// Where they are.
     pub endpoints: Arc<Resource>,
+    /// The port of another Service that answers while the circuit breaker of this one is open.
+    pub fallback: Option<(Name, u16)>,
     /// What calls lead to.
     pub producer: Callers,
     /// The same for namespaces that have routes of their own for this Service (consumer routes of GAMMA). These hold there instead
@@ -93,6 +95,7 @@ fn compile(scope: Scope<'_>, service: &Document<ServiceSpec>, port: &ServicePort
         port: port.port,
         cluster: cluster::outbound(scope, service, port),
         endpoints: cluster::endpoints(scope, service, port),
+        fallback: breaker::fallback(scope.mesh, service, port),
         consumers: consumers.collect(),
         producer: callers(scope, service, port, &attached.producer),
     }

@@ -4,15 +4,22 @@ use remora_xds::pb::envoy::config::core::v3::TypedExtensionConfig;
 use remora_xds::pb::envoy::config::route::v3::route_action::HashPolicy;
 use remora_xds::pb::envoy::config::route::v3::route_action::hash_policy as pb;
 use remora_xds::pb::envoy::config::route::v3::route_action::hash_policy::PolicySpecifier;
-use remora_xds::pb::envoy::extensions::filters::http::stateful_session::v3::StatefulSession;
+use remora_xds::pb::envoy::extensions::filters::http::stateful_session::v3::stateful_session_per_route::Override;
+use remora_xds::pb::envoy::extensions::filters::http::stateful_session::v3::{
+    StatefulSession, StatefulSessionPerRoute,
+};
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpFilter;
-use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType;
 use remora_xds::pb::envoy::extensions::http::stateful_session::cookie::v3::CookieBasedSessionState;
 use remora_xds::pb::envoy::extensions::http::stateful_session::header::v3::HeaderBasedSessionState;
 use remora_xds::pb::envoy::r#type::http::v3::Cookie as PbCookie;
+use remora_xds::pb::google::protobuf::Any;
 
+use super::http::http_filter;
 use super::parts;
 use crate::document::{HashOn, Session};
+
+/// Its name, also where routes say something to it.
+pub(super) const NAME: &str = "envoy.filters.http.stateful_session";
 
 /// What of a request is hashed.
 pub(super) fn hashed(said: &[HashOn]) -> Vec<HashPolicy> {
@@ -42,6 +49,16 @@ fn one(on: &HashOn) -> Option<PolicySpecifier> {
 
 /// The filter that keeps sessions with their endpoints.
 pub(super) fn filter(session: &Session) -> Option<HttpFilter> {
+    Some(http_filter(NAME, parts::pack(&config(session)?)))
+}
+
+/// What a route says to that filter: a session of its own, or none.
+pub(super) fn of_route(session: Option<&Session>) -> Any {
+    let own = session.and_then(config).map_or(Override::Disabled(true), Override::StatefulSession);
+    parts::pack(&StatefulSessionPerRoute { r#override: Some(own) })
+}
+
+fn config(session: &Session) -> Option<StatefulSession> {
     let (name, state) = if let Some(cookie) = &session.cookie {
         let cookie = PbCookie {
             name: cookie.name.clone(),
@@ -55,14 +72,9 @@ pub(super) fn filter(session: &Session) -> Option<HttpFilter> {
         let state = HeaderBasedSessionState { name: session.header.clone()? };
         ("envoy.http.stateful_session.header", parts::pack(&state))
     };
-    let config = StatefulSession {
+    Some(StatefulSession {
         session_state: Some(TypedExtensionConfig { name: name.into(), typed_config: Some(state) }),
         strict: session.strict,
         ..StatefulSession::default()
-    };
-    Some(HttpFilter {
-        name: "envoy.filters.http.stateful_session".into(),
-        config_type: Some(ConfigType::TypedConfig(parts::pack(&config))),
-        ..HttpFilter::default()
     })
 }

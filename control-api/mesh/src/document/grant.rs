@@ -16,9 +16,10 @@ pub struct ReferenceGrantSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GrantFrom {
-    /// `gateway.networking.k8s.io`; `remora.dev` for an AuthorizationPolicy.
+    /// `gateway.networking.k8s.io`; `remora.dev` for policies.
     pub group: String,
-    /// `HTTPRoute`, `GRPCRoute`, `TCPRoute`, `TLSRoute` or `AuthorizationPolicy`.
+    /// `HTTPRoute`, `GRPCRoute`, `TCPRoute`, `TLSRoute`, `TrafficPolicy`, `AuthorizationPolicy` or
+    /// `RateLimitPolicy`.
     pub kind: String,
     /// Namespace.
     pub namespace: String,

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{BackendRef, HttpFilter, ParentRef, Unsupported};
+use super::{BackendRef, HttpFilter, ParentRef, SessionPersistence, Unsupported};
 use crate::span::Span;
 
 /// Gateway API `HTTPRoute`, attached to Services.
@@ -44,9 +44,9 @@ pub struct HttpRule {
     /// What is tried again (GEP-1731).
     #[serde(default)]
     pub retry: Option<HttpRetry>,
-    /// Not supported yet.
+    /// Its sessions stay with their endpoints.
     #[serde(default)]
-    pub session_persistence: Option<Unsupported>,
+    pub session_persistence: Option<SessionPersistence>,
 }
 
 /// What is tried again, besides what was certainly not processed (GEP-1731).

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Unsupported, some_port};
+use super::{Cors, RequestMirror, Unsupported, some_port};
 
 /// `type` of a filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -16,9 +16,9 @@ pub enum HttpFilterType {
     UrlRewrite,
     /// Answers with a redirect.
     RequestRedirect,
-    /// Not supported yet.
+    /// Sends copies of requests somewhere else.
     RequestMirror,
-    /// Not supported yet.
+    /// Answers pages of other origins.
     #[serde(rename = "CORS")]
     Cors,
     /// Not supported yet.
@@ -65,10 +65,10 @@ pub struct HttpFilter {
     pub request_redirect: Option<RequestRedirect>,
     /// For RequestMirror.
     #[serde(default)]
-    pub request_mirror: Option<Unsupported>,
+    pub request_mirror: Option<RequestMirror>,
     /// For CORS.
     #[serde(default)]
-    pub cors: Option<Unsupported>,
+    pub cors: Option<Cors>,
     /// For ExternalAuth.
     #[serde(default)]
     pub external_auth: Option<Unsupported>,

@@ -3,12 +3,18 @@
 mod authorization;
 mod backend;
 mod balancing;
+mod breaker;
+mod cors;
+mod fault;
 mod grant;
 mod grpc;
+mod health;
 mod http;
 mod http_filter;
 mod jwt;
+mod limit;
 mod outlier;
+mod percent;
 mod policy;
 mod provider;
 mod service;
@@ -34,8 +40,12 @@ pub use authorization::{
 pub(crate) use backend::PortRef;
 pub use backend::{BackendObjectReference, BackendRef, ParentRef};
 pub use balancing::{LbPolicy, LoadBalancing, SlowStart};
+pub use breaker::{CircuitBreaker, Fallback, FixedAnswer, WindowType};
+pub use cors::{Cors, Fraction, RequestMirror};
+pub use fault::{Abort, Delay, Fault, FaultPolicySpec};
 pub use grant::{GrantFrom, GrantTo, ReferenceGrantSpec};
 pub use grpc::{GrpcMatch, GrpcMethod, GrpcRouteSpec, GrpcRule};
+pub use health::{GrpcCheck, HealthCheck, HttpCheck, TcpCheck};
 pub use http::{
     HttpMatch, HttpRetry, HttpRouteSpec, HttpRule, HttpTimeouts, PathMatch, PathMatchType, ValueMatch,
     ValueMatchType,
@@ -45,11 +55,13 @@ pub use http_filter::{
     UrlRewrite,
 };
 pub use jwt::{ClaimToHeader, JwtHeader, JwtRule, KeyServer};
+pub use limit::{Descriptor, Entry, GlobalLimits, Limit, LimitBy, RateLimitPolicySpec};
 pub use outlier::{FailurePercentage, OutlierDetection, SuccessRate};
+pub use percent::{Percent, Statuses};
 pub use policy::{AuthenticationPolicySpec, Mtls, MtlsMode, PortMtls, TargetRef};
 pub use provider::{ForwardBody, GrpcAuth, HttpAuth, Provider, ProviderProtocol};
 pub use service::{AppProtocol, ServicePort, ServiceSpec, TargetPort, Transport};
-pub use session::{Cookie, HashOn, Session};
+pub use session::{Cookie, CookieConfig, HashOn, LifetimeType, Session, SessionPersistence, SessionType};
 pub(crate) use slice::SliceEnvelope;
 pub use slice::{Conditions, EndpointSliceSpec, ObjectRef, SERVICE_NAME, SliceEndpoint, SlicePort};
 pub use tcp::{TcpRouteSpec, TcpRule, TlsRouteSpec};

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{LoadBalancing, OutlierDetection, TargetRef, Unsupported};
+use super::{CircuitBreaker, HealthCheck, LoadBalancing, OutlierDetection, TargetRef};
 use crate::span::Span;
 
 /// `remora.dev/v1alpha1` TrafficPolicy: how callers treat a Service.
@@ -26,12 +26,12 @@ pub struct TrafficPolicySpec {
     /// Which endpoints are left out for a while.
     #[serde(default)]
     pub outlier_detection: OutlierDetection,
-    /// Not supported yet.
+    /// Which endpoints are healthy.
     #[serde(default)]
-    pub health_checks: Option<Unsupported>,
-    /// Not supported yet.
+    pub health_checks: Vec<HealthCheck>,
+    /// When the Service is not called for a while; always called when it is left out.
     #[serde(default)]
-    pub circuit_breaker: Option<Unsupported>,
+    pub circuit_breaker: Option<CircuitBreaker>,
 }
 
 /// Retries.

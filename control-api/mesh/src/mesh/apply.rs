@@ -94,6 +94,12 @@ impl Mesh {
             AnyDocument::AuthorizationPolicy(policy) => {
                 self.behind_targets(&name, &policy.spec.target_refs, touched);
             }
+            AnyDocument::RateLimitPolicy(policy) => {
+                self.behind_targets(&name, &policy.spec.target_refs, touched);
+            }
+            AnyDocument::FaultPolicy(policy) => {
+                self.behind_targets(&name, &policy.spec.target_refs, touched);
+            }
             AnyDocument::EndpointSlice(slice) => {
                 let named = slice.spec.endpoints.iter().filter_map(|e| e.target_ref.as_ref());
                 touched.workloads.extend(named.map(|target| Name::new(&name.namespace, &target.name)));
@@ -112,11 +118,18 @@ impl Mesh {
         }
     }
 
-    /// The Services that a route is attached to, or the workloads that a policy asks for.
+    /// The Services that a route or policy is attached to, or the workloads that a policy asks for.
     fn referrer(&self, key: &Key, touched: &mut Touched) {
         let Some(document) = self.document(key) else { return };
-        if let AnyDocument::AuthorizationPolicy(policy) = &document {
-            self.behind_targets(&key.name, &policy.spec.target_refs, touched);
+        match &document {
+            AnyDocument::TrafficPolicy(policy) => targets(&key.name, &policy.spec.target_refs, touched),
+            AnyDocument::AuthorizationPolicy(policy) => {
+                self.behind_targets(&key.name, &policy.spec.target_refs, touched);
+            }
+            AnyDocument::RateLimitPolicy(policy) => {
+                self.behind_targets(&key.name, &policy.spec.target_refs, touched);
+            }
+            _ => {}
         }
         let own = &key.name.namespace;
         let parents = document.parents().iter();

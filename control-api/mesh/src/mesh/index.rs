@@ -58,6 +58,8 @@ impl Index {
             AnyDocument::TrafficPolicy(policy) => self.policy(&key, &policy.spec.target_refs, add),
             AnyDocument::AuthenticationPolicy(policy) => self.policy(&key, &policy.spec.target_refs, add),
             AnyDocument::AuthorizationPolicy(policy) => self.policy(&key, &policy.spec.target_refs, add),
+            AnyDocument::RateLimitPolicy(policy) => self.policy(&key, &policy.spec.target_refs, add),
+            AnyDocument::FaultPolicy(policy) => self.policy(&key, &policy.spec.target_refs, add),
             // Workloads are indexed as instances, routes are done, and grants are few in each namespace.
             _ => {}
         }

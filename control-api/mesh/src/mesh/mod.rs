@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::document::{
-    AuthenticationPolicySpec, AuthorizationPolicySpec, Document, MtlsMode, PortRef, ReferenceGrantSpec,
-    ServiceSpec, TrafficPolicySpec,
+    AuthenticationPolicySpec, AuthorizationPolicySpec, Document, FaultPolicySpec, MtlsMode, PortRef,
+    RateLimitPolicySpec, ReferenceGrantSpec, ServiceSpec, TrafficPolicySpec,
 };
 use crate::kinds::{AnyDocument, Documents, Kind, Tables};
 use crate::name::{ByName, Key, Name};
@@ -128,23 +128,44 @@ impl Mesh {
         self.index.policies.linked(&service.metadata.namespace, &service.metadata.name)
     }
 
-    /// The TrafficPolicy of a Service: of several the oldest, then the first by name.
+    /// The TrafficPolicy of a Service.
     pub(crate) fn policy(
         &self,
         service: &Document<ServiceSpec>,
     ) -> Option<&Arc<Document<TrafficPolicySpec>>> {
-        let keys = self.policies(service).filter(|key| key.kind == Kind::TrafficPolicy);
-        keys.filter_map(|key| self.tables.policies.of(&key.name)).min_by(|a, b| a.age().cmp(&b.age()))
+        self.oldest(service, Kind::TrafficPolicy, &self.tables.policies)
     }
 
-    /// The AuthenticationPolicy of a Service: of several the oldest, then the first by name.
+    /// Of several policies of a kind that a Service has the oldest, then the first by name.
+    fn oldest<'m, S>(
+        &self,
+        service: &Document<ServiceSpec>,
+        kind: Kind,
+        table: &'m ByName<Arc<Document<S>>>,
+    ) -> Option<&'m Arc<Document<S>>> {
+        let keys = self.policies(service).filter(|key| key.kind == kind);
+        keys.filter_map(|key| table.of(&key.name)).min_by(|a, b| a.age().cmp(&b.age()))
+    }
+
+    /// The RateLimitPolicy of a Service.
+    pub(crate) fn rate_limits(
+        &self,
+        service: &Document<ServiceSpec>,
+    ) -> Option<&Arc<Document<RateLimitPolicySpec>>> {
+        self.oldest(service, Kind::RateLimitPolicy, &self.tables.rate_limits)
+    }
+
+    /// The FaultPolicy of a Service.
+    pub(crate) fn faults(&self, service: &Document<ServiceSpec>) -> Option<&Arc<Document<FaultPolicySpec>>> {
+        self.oldest(service, Kind::FaultPolicy, &self.tables.faults)
+    }
+
+    /// The AuthenticationPolicy of a Service.
     pub(crate) fn authentication(
         &self,
         service: &Document<ServiceSpec>,
     ) -> Option<&Arc<Document<AuthenticationPolicySpec>>> {
-        let keys = self.policies(service).filter(|key| key.kind == Kind::AuthenticationPolicy);
-        let found = keys.filter_map(|key| self.tables.authentications.of(&key.name));
-        found.min_by(|a, b| a.age().cmp(&b.age()))
+        self.oldest(service, Kind::AuthenticationPolicy, &self.tables.authentications)
     }
 
     /// The AuthorizationPolicies of a Service, by name.

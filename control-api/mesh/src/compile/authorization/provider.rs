@@ -24,7 +24,7 @@ use remora_xds::pb::envoy::r#type::matcher::v3::{ListStringMatcher, MetadataMatc
 use remora_xds::pb::google::protobuf::Duration as PbDuration;
 
 use super::matchers::text;
-use super::{RBAC, filter, parts};
+use super::{RBAC, http_filter, parts};
 use crate::compile::names;
 use crate::document::{
     Action, AuthorizationPolicySpec, Document, HttpAuth, Provider, ProviderProtocol, ServiceSpec,
@@ -86,7 +86,7 @@ impl Asked<'_> {
             value: Some(ValueMatcher { match_pattern: Some(ValuePattern::StringMatch(text(name))) }),
             ..MetadataMatcher::default()
         };
-        vec![filter(RBAC, parts::pack(&choosing)), self.asking(Some(chosen))]
+        vec![http_filter(RBAC, parts::pack(&choosing)), self.asking(Some(chosen))]
     }
 
     fn asking(&self, chosen: Option<MetadataMatcher>) -> HttpFilter {
@@ -118,7 +118,7 @@ impl Asked<'_> {
             stat_prefix: "custom".into(),
             ..ExtAuthz::default()
         };
-        filter(&self.policy.to_string(), parts::pack(&config))
+        http_filter(&self.policy.to_string(), parts::pack(&config))
     }
 
     fn cluster(&self) -> String {

@@ -1,6 +1,6 @@
 //! What a rule does: forward, redirect, answer, and change headers and paths on the way.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use remora_xds::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use remora_xds::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption, RuntimeFractionalPercent};
@@ -8,21 +8,22 @@ use remora_xds::pb::envoy::config::route::v3::redirect_action::{
     PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier,
 };
 use remora_xds::pb::envoy::config::route::v3::route::Action;
-use remora_xds::pb::envoy::config::route::v3::route_action::{ClusterSpecifier, HostRewriteSpecifier};
+use remora_xds::pb::envoy::config::route::v3::route_action::{
+    ClusterSpecifier, HostRewriteSpecifier, RequestMirrorPolicy,
+};
 use remora_xds::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight;
 use remora_xds::pb::envoy::config::route::v3::{
     DirectResponseAction, RedirectAction, Route, RouteAction, WeightedCluster,
 };
 use remora_xds::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
-use remora_xds::pb::envoy::r#type::v3::FractionalPercent;
-use remora_xds::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
+use remora_xds::pb::google::protobuf::Any;
 
 use super::super::{names, parts, retry, session};
-use super::Candidate;
 use super::matches::{self, quoted, regex};
+use super::{Candidate, cors};
 use crate::document::{
     Header, HeaderModifier, HttpFilter, HttpMatch, HttpRetry, HttpTimeouts, PathModifier, PathModifierType,
-    RequestRedirect, Retries, TrafficPolicySpec, UrlRewrite,
+    RequestRedirect, Retries, SessionPersistence, TrafficPolicySpec, UrlRewrite,
 };
 use crate::mesh::Mesh;
 use crate::name::Name;
@@ -32,6 +33,8 @@ pub(super) struct Actions<'a> {
     pub(super) mesh: &'a Mesh,
     /// The policy of the Service whose callers are routed.
     pub(super) policy: Option<&'a TrafficPolicySpec>,
+    /// Whether some of the rules keep sessions.
+    pub(super) sessions: bool,
     pub(super) backends: BTreeSet<(Name, u16)>,
 }
 
@@ -66,6 +69,7 @@ impl Actions<'_> {
             request_headers_to_remove: modifiers.request_remove,
             response_headers_to_add: modifiers.response_add,
             response_headers_to_remove: modifiers.response_remove,
+            typed_per_filter_config: self.overrides(candidate),
             ..Route::default()
         };
         if let Some(redirect) = candidate.filters.iter().find_map(|f| f.request_redirect.as_ref()) {
@@ -80,12 +84,46 @@ impl Actions<'_> {
         }
         if !backends.is_empty() {
             let mut action = self.forward(&backends, candidate.timeouts, candidate.retry);
+            action.request_mirror_policies = self.mirrors(candidate);
             if let Some(rewrite) = candidate.filters.iter().find_map(|f| f.url_rewrite.as_ref()) {
                 rewrite_to(&mut action, rewrite, candidate.prefix);
             }
             routes.push(Route { action: Some(Action::Route(action)), ..route });
         }
         routes
+    }
+
+    /// What a rule says to filters.
+    fn overrides(&self, candidate: &Candidate<'_>) -> HashMap<String, Any> {
+        let cors = candidate.filters.iter().find_map(|filter| filter.cors.as_ref());
+        let cors = cors.map(|said| (cors::NAME.to_owned(), cors::of_route(said)));
+        let of_all = self.policy.is_some_and(|policy| policy.load_balancing.session.is_some());
+        let own = candidate.session.map(SessionPersistence::session);
+        // The filter is there for another rule.
+        let disabled = self.sessions && !of_all;
+        let session =
+            (own.is_some() || disabled).then(|| (session::NAME.to_owned(), session::of_route(own.as_ref())));
+        cors.into_iter().chain(session).collect()
+    }
+
+    /// Where copies go. A backend that does not exist gets none.
+    fn mirrors(&mut self, candidate: &Candidate<'_>) -> Vec<RequestMirrorPolicy> {
+        let mut policies = Vec::new();
+        for said in candidate.filters.iter().filter_map(|filter| filter.request_mirror.as_ref()) {
+            let Some((name, port)) = self.mesh.backend(&candidate.route, said.backend_ref.to()) else {
+                continue;
+            };
+            policies.push(RequestMirrorPolicy {
+                cluster: names::cluster(&name.namespace, &name.name, port),
+                runtime_fraction: said.millionths().map(|millionths| RuntimeFractionalPercent {
+                    default_value: Some(parts::percent(millionths)),
+                    ..RuntimeFractionalPercent::default()
+                }),
+                ..RequestMirrorPolicy::default()
+            });
+            self.backends.insert((name, port));
+        }
+        policies
     }
 
     /// The backends that get requests, and the weight of those that do not exist.
@@ -133,10 +171,7 @@ fn refusal(route: &Route, missing: u64, total: u64) -> Route {
     if missing < total {
         let million = missing.saturating_mul(1_000_000) / total;
         matched.runtime_fraction = Some(RuntimeFractionalPercent {
-            default_value: Some(FractionalPercent {
-                numerator: u32::try_from(million).unwrap_or(1_000_000).max(1),
-                denominator: DenominatorType::Million.into(),
-            }),
+            default_value: Some(parts::percent(u32::try_from(million).unwrap_or(1_000_000).max(1))),
             ..RuntimeFractionalPercent::default()
         });
     }

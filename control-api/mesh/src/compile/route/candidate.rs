@@ -8,7 +8,7 @@ use remora_xds::pb::envoy::config::route::v3::RouteMatch;
 use super::{Routes, matches};
 use crate::document::{
     BackendRef, Document, GrpcMatch, GrpcRouteSpec, HttpFilter, HttpMatch, HttpRetry, HttpRouteSpec,
-    HttpTimeouts, PathMatchType,
+    HttpTimeouts, PathMatchType, SessionPersistence,
 };
 use crate::kinds::AnyDocument;
 use crate::name::Key;
@@ -28,6 +28,7 @@ pub(crate) struct Candidate<'a> {
     pub(crate) backends: &'a [BackendRef],
     pub(crate) timeouts: HttpTimeouts,
     pub(crate) retry: Option<&'a HttpRetry>,
+    pub(crate) session: Option<&'a SessionPersistence>,
     order: Order<'a>,
 }
 
@@ -64,6 +65,7 @@ fn of_http(document: &Arc<Document<HttpRouteSpec>>) -> impl Iterator<Item = Cand
             backends: &rule.backend_refs,
             timeouts: rule.timeouts,
             retry: rule.retry.as_ref(),
+            session: rule.session_persistence.as_ref(),
             order: (http_order(matched), document.age(), number),
         })
     })
@@ -82,6 +84,7 @@ fn of_grpc(document: &Arc<Document<GrpcRouteSpec>>) -> impl Iterator<Item = Cand
             backends: &rule.backend_refs,
             timeouts: HttpTimeouts::default(),
             retry: None,
+            session: None,
             order: (grpc_order(matched), document.age(), number),
         })
     })

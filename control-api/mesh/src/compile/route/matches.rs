@@ -27,6 +27,25 @@ pub(super) fn http(matched: &HttpMatch) -> RouteMatch {
     }
 }
 
+/// What is left of a match where there are no routes: its headers, with the path and the query behind it as one of them, and its query
+/// parameters.
+pub(in crate::compile) fn conditions(
+    matched: &HttpMatch,
+) -> (Vec<HeaderMatcher>, Vec<QueryParameterMatcher>) {
+    let RouteMatch { headers, query_parameters, .. } = http(matched);
+    let PathMatch { kind, value } = &matched.path;
+    let path = match kind {
+        PathMatchType::Exact => Some(quoted(value)),
+        PathMatchType::RegularExpression => Some(format!("(?:{value})")),
+        PathMatchType::PathPrefix => {
+            let prefix = value.trim_end_matches('/');
+            (!prefix.is_empty()).then(|| format!("{}(?:/[^?]*)?", quoted(prefix)))
+        }
+    };
+    let path = path.map(|path| header(":path", MatchPattern::SafeRegex(regex(&format!("{path}(?:\\?.*)?")))));
+    (path.into_iter().chain(headers).collect(), query_parameters)
+}
+
 /// A match of a GRPCRoute: the path of a call is `/service/method`.
 pub(super) fn grpc(matched: &GrpcMatch) -> RouteMatch {
     let nothing = GrpcMethod::default();
