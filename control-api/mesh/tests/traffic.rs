@@ -101,7 +101,7 @@ fn fields_of_other_policies_are_refused() {
     tableSize: 65536
     boundedLoad: 99
     slowStart: {window: 0s, minWeightPercent: 0}
-    hashOn: [{}, {header: x y, sourceIp: true}, {queryParameter: ''}, {cookie: {name: 'a=b', path: x}}]
+    hashOn: [{}, {header: x y, sourceIp: true}, {queryParameter: ''}, {cookie: {name: 'a=b', path: x}}, {cookie: {name: ä, ttl: 0s, path: '/\"'}}]
     session: {strict: true}
 ";
     insta::assert_snapshot!("fields_of_other_policies", found(&policy(mixed)));
@@ -139,9 +139,14 @@ fn a_try_is_never_longer_than_the_request_of_its_rule() {
              spec: {{parentRefs: [{{kind: Service, name: a, port: 8080}}], rules: [{{timeouts: {timeouts}, backendRefs: [{{name: a, port: 8080}}]}}]}}\n"
         )
     };
-    for (timeouts, per_try) in
-        [("{}", "3s"), ("{request: 2s}", "2s"), ("{request: 0s}", "3s"), ("{backendRequest: 5s}", "5s")]
-    {
+    for (timeouts, per_try) in [
+        ("{}", "3s"),
+        ("{request: 2s}", "2s"),
+        ("{request: 0s}", "3s"),
+        ("{backendRequest: 5s}", "5s"),
+        ("{backendRequest: 20s}", "10s"),
+        ("{request: 0s, backendRequest: 20s}", "20s"),
+    ] {
         let compiler = compiler(&route(timeouts));
         let node = sidecar(&compiler, "default", "caller");
         let routes = shown(node.routes.values());

@@ -185,7 +185,7 @@ async fn a_sidecar_gets_what_its_workload_calls_and_changes_of_it() {
     client
         .until(|c| {
             let routes: RouteConfiguration = c.get(Kind::RouteConfiguration, ROUTE_CONFIG).unwrap();
-            format!("{routes:?}").contains("seconds: 7")
+            format!("{routes:?}").contains("seconds: 7,")
         })
         .await;
 }
@@ -288,7 +288,7 @@ async fn apply_waits_until_proxies_have_it_or_tells_what_they_say() {
         client
             .until(|c| {
                 let routes: RouteConfiguration = c.get(Kind::RouteConfiguration, ROUTE_CONFIG).unwrap();
-                format!("{routes:?}").contains("seconds: 6")
+                format!("{routes:?}").contains("seconds: 6,")
             })
             .await;
     });

@@ -112,13 +112,15 @@ fn check_session(session: &Session, at: &At<'_>, report: &mut Report) {
 
 fn check_cookie(cookie: &Cookie, at: &At<'_>, report: &mut Report) {
     check_cookie_name(&cookie.name, &at.field("name"), report);
-    if cookie.path.as_ref().is_some_and(|path| !path.starts_with('/') || path.contains([';', ' '])) {
+    let inner = |b: u8| b.is_ascii_graphic() && !matches!(b, b';' | b'"');
+    if cookie.path.as_ref().is_some_and(|path| !path.starts_with('/') || !path.bytes().all(inner)) {
         report.report(&at.field("path"), "is no path of a cookie").fix("/");
     }
 }
 
 pub(super) fn check_cookie_name(name: &str, at: &At<'_>, report: &mut Report) {
-    if name.bytes().any(|b| b.is_ascii_whitespace() || matches!(b, b'=' | b';' | b',' | b'"')) {
+    let other = |b: u8| !b.is_ascii() || b.is_ascii_whitespace() || matches!(b, b'=' | b';' | b',' | b'"');
+    if name.bytes().any(other) {
         report.report(at, "is no name of a cookie");
     }
     check_name(name, at, report);

@@ -76,9 +76,11 @@ fn retries(said: &Retries, timeouts: Timeouts, at: &At<'_>, report: &mut Report)
             let text = "says what is tried again, and spec.retries.num is 0: nothing is";
             report.report(at, text).fix("remove it, or raise num");
         }
-    } else if said.budget.percent == Some(0) && said.budget.min_per_second == Some(0) {
-        let text = "leaves no retry, with spec.retries.budget.minPerSecond, and retries are on";
-        report.report(&percent, text).fix("raise one of the two, or switch retries off with num: 0");
+    }
+    // Whatever num is: rules may have attempts of their own.
+    if said.budget.percent == Some(0) && said.budget.min_per_second == Some(0) {
+        let text = "leaves no retry, with spec.retries.budget.minPerSecond";
+        report.report(&percent, text).fix("raise one of the two, or switch retries off with num: 0 alone");
     }
     if said.budget.interval.is_some_and(|interval| interval.0.is_zero()) {
         report.report(&budget.field("interval"), "must be more than 0s").fix("10s is usual");
@@ -91,7 +93,8 @@ fn retries(said: &Retries, timeouts: Timeouts, at: &At<'_>, report: &mut Report)
         && !request.0.is_zero()
         && per_try >= request
     {
-        let text = "is not shorter than the whole request by spec.timeouts.request: no time is left for another try";
+        let text =
+            "is not shorter than the whole request by spec.timeouts.request: no time is left for another try";
         report.report(&at.field("perTry"), text).fix("shorten it, or raise timeouts.request");
     }
 }

@@ -38,8 +38,8 @@ pub(super) fn unprocessed() -> RetryPolicy {
     policy(&Retries::default(), HttpTimeouts::default(), None)
 }
 
-/// As a TrafficPolicy and a rule with its timeouts say. What the rule says holds before the policy; a try of the policy that would be
-/// longer than the whole request of the rule, `timeouts.request`, is as long as that.
+/// As a TrafficPolicy and a rule with its timeouts say. What the rule says holds before the policy; a try that would be longer than the
+/// whole request, `timeouts.request`, is as long as that: one of the two may be the policy's.
 pub(super) fn policy(retries: &Retries, timeouts: HttpTimeouts, rule: Option<&HttpRetry>) -> RetryPolicy {
     let codes = rule.map(|r| &r.codes).filter(|codes| !codes.is_empty()).unwrap_or(&retries.status_codes);
     let mut on: BTreeSet<&str> = UNPROCESSED.into_iter().collect();
@@ -50,7 +50,7 @@ pub(super) fn policy(retries: &Retries, timeouts: HttpTimeouts, rule: Option<&Ht
     let more = on.len() > UNPROCESSED.len();
     let request = timeouts.request.filter(|t| !t.0.is_zero());
     let shorter = |own: Span| request.map_or(own, |request| own.min(request));
-    let per_try = timeouts.backend_request.or_else(|| retries.per_try.map(shorter));
+    let per_try = timeouts.backend_request.or(retries.per_try).map(shorter);
     let elsewhere = RetryHostPredicate {
         name: "envoy.retry_host_predicates.previous_hosts".into(),
         config_type: Some(ConfigType::TypedConfig(parts::pack(&PreviousHostsPredicate {}))),
