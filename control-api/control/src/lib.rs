@@ -10,6 +10,7 @@ pub mod control;
 pub mod document;
 pub mod kinds;
 pub mod publish;
+pub mod quota;
 pub mod registry;
 pub mod rest;
 pub mod store;

@@ -13,6 +13,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::tls::{self, Port};
 use super::votes::Votes;
@@ -23,6 +24,7 @@ use crate::ca::root::{Files, Root, Wrong};
 use crate::ca::{self, BundleError, BundleFile, Bundles, Ca, Overlap, Reviewer, Tokens, review};
 use crate::clock::unix;
 use crate::publish::{self, Publisher};
+use crate::quota;
 use crate::registry::instances::Instances;
 use crate::registry::{self, Registry};
 use crate::rest::{self, App};
@@ -59,6 +61,8 @@ pub struct Options {
     pub tls_names: Vec<String>,
     /// The certificate authority.
     pub authority: AuthorityOptions,
+    /// Rate limits that sidecars keep together.
+    pub limits: quota::Table,
 }
 
 impl Options {
@@ -79,6 +83,7 @@ impl Options {
             listen_tls: free,
             tls_names: Vec::new(),
             authority: AuthorityOptions::default(),
+            limits: quota::Table::default(),
         }
     }
 }
@@ -205,7 +210,10 @@ impl Plane {
             tasks.spawn(folder::follow(path, Arc::clone(&registry), Arc::clone(&board), audit));
         }
         let names = options.tls_names.into_iter().chain(OWN_NAMES.map(str::to_owned)).collect();
-        let port = Port { ca: Arc::clone(&ca), log, certificates, publisher: Arc::clone(&publisher), names };
+        let quotas = quota::Service::new(options.limits, Instant::now());
+        let publisher_of_port = Arc::clone(&publisher);
+        let port =
+            Port { ca: Arc::clone(&ca), log, certificates, publisher: publisher_of_port, quotas, names };
         tasks.spawn(async move {
             registry.filled().await;
             ca.begin().await;
@@ -213,7 +221,7 @@ impl Plane {
                 publisher.trust(&secret);
             }
             let (ready, all_taken) = oneshot::channel();
-            let plaintext = port.certificates.clone();
+            let plaintext = (port.certificates.clone(), port.quotas.clone());
             let votes = Votes::new(Arc::clone(&registry));
             let parts =
                 authority::Parts { ca: Arc::clone(&ca), tokens, log: Arc::clone(&port.log), board, votes };
@@ -286,12 +294,17 @@ async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartE
     bound.await.map_err(|error| StartError::Listen(address, error))
 }
 
-async fn serve_xds(listener: TcpListener, publisher: Arc<Publisher>, certificates: ca::Service) {
+async fn serve_xds(
+    listener: TcpListener,
+    publisher: Arc<Publisher>,
+    (certificates, quotas): (ca::Service, quota::Service),
+) {
     let settings = Settings::default();
     let service = AdsService::new(publisher, settings.clone()).into_server();
     let served = AdsService::<Arc<Publisher>>::transport(&settings)
         .add_service(service)
         .add_service(certificates)
+        .add_service(quotas.into_server())
         .serve_with_incoming(server::incoming(listener))
         .await;
     if let Err(error) = served {

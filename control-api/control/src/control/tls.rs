@@ -31,6 +31,7 @@ use crate::ca::service::{PeerAddress, Shown};
 use crate::ca::{self, Ca, Refused};
 use crate::clock::unix;
 use crate::publish::Publisher;
+use crate::quota;
 
 /// For a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -46,6 +47,7 @@ pub(super) struct Port {
     pub(super) log: Arc<Log>,
     pub(super) certificates: ca::Service,
     pub(super) publisher: Arc<Publisher>,
+    pub(super) quotas: quota::Service,
     /// DNS names and IP addresses that it is called by.
     pub(super) names: Vec<String>,
 }
@@ -75,9 +77,11 @@ pub(super) async fn serve(listener: TcpListener, port: Port) {
     let (accepted, connections) = mpsc::channel(16);
     let settings = Settings::default();
     let ads = AdsService::new(Arc::clone(&port.publisher), settings.clone()).into_server();
-    let ca = Arc::clone(&port.ca);
+    let quotas = port.quotas.clone().into_server();
+    let (ca, of_quotas) = (Arc::clone(&port.ca), Arc::clone(&port.ca));
     let served = AdsService::<Arc<Publisher>>::transport(&settings)
         .add_service(InterceptedService::new(ads, move |request| node(&ca, request)))
+        .add_service(InterceptedService::new(quotas, move |request| node(&of_quotas, request)))
         .add_service(InterceptedService::new(port.certificates.clone(), client))
         .serve_with_incoming(ReceiverStream::new(connections));
     let (served, (), ()) =

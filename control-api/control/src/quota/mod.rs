@@ -1,0 +1,43 @@
+//! Rate limits of the whole mesh: each sidecar reports its demand and is leased a share of the limit for some seconds
+//! (docs/decisions/0013).
+//!
+//! - [`pool`][]: one bucket's tokens, who holds how many of them and until when. Pure.
+//! - [`Table`][]: which limits there are.
+//! - [`service`][]: `envoy.service.rate_limit_quota.v3.RateLimitQuotaService` made of them.
+
+pub mod pool;
+pub mod service;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+pub use service::Service;
+
+/// A limit of the whole mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// So many requests…
+    pub requests: u32,
+    /// …in so long a time, at least 50 ms.
+    pub per: Duration,
+}
+
+/// Key and value pairs of a `BucketId`, in the order of their keys.
+pub type BucketKey = BTreeMap<String, String>;
+
+/// Limits by domain and bucket.
+#[derive(Debug, Clone, Default)]
+pub struct Table(BTreeMap<(String, BucketKey), Limit>);
+
+impl Table {
+    /// Sets the limit of a bucket.
+    pub fn set(&mut self, domain: &str, bucket: BucketKey, limit: Limit) {
+        self.0.insert((domain.to_owned(), bucket), limit);
+    }
+
+    /// The limit of a bucket, if it has one.
+    #[must_use]
+    pub fn get(&self, domain: &str, bucket: &BucketKey) -> Option<Limit> {
+        self.0.get(&(domain.to_owned(), bucket.clone())).copied()
+    }
+}

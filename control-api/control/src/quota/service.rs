@@ -1,0 +1,287 @@
+//! `envoy.service.rate_limit_quota.v3.RateLimitQuotaService/StreamRateLimitQuotas`: reports come in, shares go out.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use remora_xds::pb::envoy::service::rate_limit_quota::v3::rate_limit_quota_response::BucketAction;
+use remora_xds::pb::envoy::service::rate_limit_quota::v3::rate_limit_quota_response::bucket_action::{
+    BucketAction as Action, QuotaAssignmentAction,
+};
+use remora_xds::pb::envoy::service::rate_limit_quota::v3::rate_limit_quota_service_server::{
+    RateLimitQuotaService, RateLimitQuotaServiceServer,
+};
+use remora_xds::pb::envoy::service::rate_limit_quota::v3::rate_limit_quota_usage_reports::BucketQuotaUsage;
+use remora_xds::pb::envoy::service::rate_limit_quota::v3::{
+    BucketId, RateLimitQuotaResponse, RateLimitQuotaUsageReports,
+};
+use remora_xds::pb::envoy::r#type::v3::rate_limit_strategy::{BlanketRule, Strategy};
+use remora_xds::pb::envoy::r#type::v3::{RateLimitStrategy, TokenBucket};
+use remora_xds::pb::google::protobuf::{Duration as DurationPb, UInt32Value};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
+use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::pool::{Demand, GRACE, Id, Pool, Share, TTL};
+use super::{BucketKey, Table};
+
+/// Bytes of one report.
+const MAX_REQUEST: usize = 1 << 20;
+/// Streams at one time.
+const STREAMS: usize = 10_000;
+/// Buckets that one stream may ask for.
+const BUCKETS: usize = 1000;
+
+/// The service. A clone is the same one.
+#[derive(Debug, Clone)]
+pub struct Service(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    limits: Table,
+    pools: Mutex<HashMap<(String, BucketKey), Pool>>,
+    streams: Arc<Semaphore>,
+    next: AtomicU64,
+    /// Shares that an earlier process gave are over then.
+    opens: Instant,
+}
+
+impl Service {
+    /// One that shares these limits. It gives nothing for as long as shares of a process before it may be in use.
+    #[must_use]
+    pub fn new(limits: Table, started: Instant) -> Self {
+        Self(Arc::new(Inner {
+            limits,
+            pools: Mutex::default(),
+            streams: Arc::new(Semaphore::new(STREAMS)),
+            next: AtomicU64::new(0),
+            opens: started + TTL + GRACE,
+        }))
+    }
+
+    /// The gRPC service.
+    #[must_use]
+    pub fn into_server(self) -> RateLimitQuotaServiceServer<Self> {
+        RateLimitQuotaServiceServer::new(self).max_decoding_message_size(MAX_REQUEST)
+    }
+}
+
+impl Inner {
+    fn pools(&self) -> MutexGuard<'_, HashMap<(String, BucketKey), Pool>> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The client of one stream.
+struct Client {
+    id: Id,
+    inner: Arc<Inner>,
+    /// Of its first report; later ones need not say it.
+    domain: String,
+    buckets: HashSet<BucketKey>,
+}
+
+impl Client {
+    /// What one message is answered with; None when there is nothing to say.
+    fn answer(
+        &mut self,
+        reports: RateLimitQuotaUsageReports,
+        now: Instant,
+    ) -> Result<Option<RateLimitQuotaResponse>, Status> {
+        let RateLimitQuotaUsageReports { domain, bucket_quota_usages } = reports;
+        if self.domain.is_empty() {
+            self.domain = domain;
+        } else if !domain.is_empty() && domain != self.domain {
+            return Err(Status::invalid_argument("a stream has one domain; open another one"));
+        }
+        if self.domain.is_empty() {
+            return Err(Status::invalid_argument("the first report needs a domain"));
+        }
+        let mut bucket_action = Vec::new();
+        for usage in bucket_quota_usages {
+            bucket_action.extend(self.usage(usage, now)?);
+        }
+        Ok((!bucket_action.is_empty()).then_some(RateLimitQuotaResponse { bucket_action }))
+    }
+
+    fn usage(&mut self, usage: BucketQuotaUsage, now: Instant) -> Result<Option<BucketAction>, Status> {
+        let bucket: BucketKey = usage.bucket_id.map(|id| id.bucket.into_iter().collect()).unwrap_or_default();
+        if bucket.is_empty() {
+            return Err(Status::invalid_argument("a report needs a bucket_id"));
+        }
+        // A bucket without a limit is one of which the documents do not speak yet, or no more.
+        let Some(limit) = self.inner.limits.get(&self.domain, &bucket) else { return Ok(None) };
+        if !self.buckets.contains(&bucket) {
+            if self.buckets.len() >= BUCKETS {
+                return Err(Status::resource_exhausted(format!("a stream has at most {BUCKETS} buckets")));
+            }
+            self.buckets.insert(bucket.clone());
+        }
+        let requests = usage.num_requests_allowed.saturating_add(usage.num_requests_denied);
+        let demand = Demand { requests, elapsed: elapsed(usage.time_elapsed.as_ref()) };
+        let mut pools = self.inner.pools();
+        let pool = pools.entry((self.domain.clone(), bucket.clone()));
+        let pool = pool.or_insert_with(|| Pool::new(limit, self.inner.opens));
+        pool.set_limit(limit);
+        Ok(pool.report(self.id, demand, now).map(|share| action(bucket, share)))
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        let mut pools = self.inner.pools();
+        for bucket in self.buckets.drain() {
+            if let Some(pool) = pools.get_mut(&(self.domain.clone(), bucket)) {
+                pool.leave(self.id, now);
+            }
+        }
+        // Those whose last holder left some time ago. There are no more of them than limits.
+        pools.retain(|_, pool| !pool.is_empty(now));
+    }
+}
+
+fn elapsed(pb: Option<&DurationPb>) -> Duration {
+    let part = |n: i64| u64::try_from(n).unwrap_or(0);
+    pb.map_or(Duration::ZERO, |pb| {
+        Duration::from_secs(part(pb.seconds)).saturating_add(Duration::from_nanos(part(pb.nanos.into())))
+    })
+}
+
+fn action(bucket: BucketKey, share: Share) -> BucketAction {
+    let strategy = match share.tokens {
+        0 => Strategy::BlanketRule(BlanketRule::DenyAll.into()),
+        tokens => Strategy::TokenBucket(TokenBucket {
+            max_tokens: tokens,
+            tokens_per_fill: Some(UInt32Value { value: tokens }),
+            fill_interval: Some(duration(share.per)),
+        }),
+    };
+    let assignment = QuotaAssignmentAction {
+        assignment_time_to_live: Some(duration(TTL)),
+        rate_limit_strategy: Some(RateLimitStrategy { strategy: Some(strategy) }),
+    };
+    BucketAction {
+        bucket_id: Some(BucketId { bucket: bucket.into_iter().collect() }),
+        bucket_action: Some(Action::QuotaAssignmentAction(assignment)),
+    }
+}
+
+fn duration(time: Duration) -> DurationPb {
+    DurationPb {
+        seconds: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(time.subsec_nanos()).unwrap_or(0),
+    }
+}
+
+/// Answers until the client ends. A share is made only when there is room for it: it does not grow old here.
+async fn serve(
+    mut client: Client,
+    mut reports: Streaming<RateLimitQuotaUsageReports>,
+    out: mpsc::Sender<Result<RateLimitQuotaResponse, Status>>,
+) {
+    loop {
+        let Ok(permit) = out.reserve().await else { return };
+        let received = tokio::select! {
+            received = reports.message() => received,
+            () = out.closed() => return,
+        };
+        let answer = match received {
+            Ok(Some(reports)) => client.answer(reports, Instant::now()),
+            Ok(None) => return,
+            Err(status) => Err(status),
+        };
+        match answer {
+            Ok(Some(response)) => permit.send(Ok(response)),
+            Ok(None) => {}
+            Err(status) => return permit.send(Err(status)),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl RateLimitQuotaService for Service {
+    type StreamRateLimitQuotasStream = ReceiverStream<Result<RateLimitQuotaResponse, Status>>;
+
+    async fn stream_rate_limit_quotas(
+        &self,
+        request: Request<Streaming<RateLimitQuotaUsageReports>>,
+    ) -> Result<Response<Self::StreamRateLimitQuotasStream>, Status> {
+        let permit = Arc::clone(&self.0.streams).try_acquire_owned();
+        let permit =
+            permit.map_err(|_| Status::resource_exhausted(format!("{STREAMS} streams are open already")))?;
+        let client = Client {
+            id: self.0.next.fetch_add(1, Ordering::Relaxed),
+            inner: Arc::clone(&self.0),
+            domain: String::new(),
+            buckets: HashSet::new(),
+        };
+        let (out, responses) = mpsc::channel(1);
+        tokio::spawn(async move {
+            serve(client, request.into_inner(), out).await;
+            drop(permit);
+        });
+        Ok(Response::new(ReceiverStream::new(responses)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quota::Limit;
+
+    fn key(name: &str) -> BucketKey {
+        [("name".to_owned(), name.to_owned())].into()
+    }
+
+    fn client(service: &Service) -> Client {
+        let id = service.0.next.fetch_add(1, Ordering::Relaxed);
+        Client { id, inner: Arc::clone(&service.0), domain: String::new(), buckets: HashSet::new() }
+    }
+
+    fn reports(domain: &str, bucket: &str) -> RateLimitQuotaUsageReports {
+        let usage = BucketQuotaUsage {
+            bucket_id: Some(BucketId { bucket: key(bucket).into_iter().collect() }),
+            time_elapsed: Some(duration(Duration::from_secs(1))),
+            num_requests_allowed: 5,
+            num_requests_denied: 50,
+        };
+        RateLimitQuotaUsageReports { domain: domain.into(), bucket_quota_usages: vec![usage] }
+    }
+
+    fn tokens(response: &RateLimitQuotaResponse) -> u32 {
+        let [BucketAction { bucket_action: Some(Action::QuotaAssignmentAction(action)), .. }] =
+            &response.bucket_action[..]
+        else {
+            panic!("one assignment: {response:?}")
+        };
+        match action.rate_limit_strategy.as_ref().and_then(|strategy| strategy.strategy.clone()) {
+            Some(Strategy::TokenBucket(bucket)) => bucket.max_tokens,
+            Some(Strategy::BlanketRule(_)) => 0,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_client_is_answered_about_the_buckets_of_its_domain() {
+        let mut table = Table::default();
+        table.set("shop", key("pay"), Limit { requests: 40, per: Duration::from_secs(1) });
+        let start = Instant::now();
+        let service = Service::new(table, start);
+        let mut one = client(&service);
+        assert_eq!(one.answer(reports("shop", "pay"), start).unwrap(), None, "others may have shares");
+        let later = start + TTL + GRACE;
+        let response = one.answer(reports("", "pay"), later).unwrap().unwrap();
+        assert_eq!(tokens(&response), 40);
+        assert_eq!(one.answer(reports("shop", "unknown"), later).unwrap(), None);
+        assert!(one.answer(reports("other", "pay"), later).is_err(), "one domain each");
+        assert!(client(&service).answer(reports("", "pay"), later).is_err());
+        let nameless = RateLimitQuotaUsageReports {
+            domain: "shop".into(),
+            bucket_quota_usages: vec![BucketQuotaUsage::default()],
+        };
+        assert!(client(&service).answer(nameless, later).is_err());
+    }
+}
