@@ -7,6 +7,7 @@ mod health;
 mod identity;
 mod key_sets;
 mod listeners;
+mod quotas;
 mod upstream_metrics;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +27,7 @@ use self::control_plane::ControlPlane;
 pub use self::control_plane::ControlPlaneStatus;
 use self::dns::Unresolved;
 use self::key_sets::KeySets;
+use self::quotas::Quotas;
 use crate::admin::view::AdminView;
 use crate::admin::{Admin, DrainListeners, LevelControl, OpenAnswers, Pages};
 use crate::bootstrap::{self, Settings};
@@ -146,6 +148,7 @@ struct App {
     dns_updates: mpsc::Receiver<DnsUpdate>,
     unresolved: Unresolved,
     key_sets: KeySets,
+    quotas: Quotas,
     health: health::Health,
     requests: mpsc::Receiver<DrainListeners>,
     drain: Drain,
@@ -221,6 +224,7 @@ pub async fn run(
         dns_updates,
         unresolved: Unresolved::default(),
         key_sets: KeySets::default(),
+        quotas: Quotas::default(),
         health: health::Health::default(),
         requests,
         drain,
@@ -367,6 +371,7 @@ impl App {
             control_plane.follow(&snapshot);
         }
         self.key_sets.follow(&snapshot, &self.shared.config);
+        self.quotas.follow(&snapshot);
         self.health.sweep.announce_panics(&snapshot);
         self.shared.config.store(Arc::new(snapshot));
         self.tell(|| Command::Changed).await;

@@ -203,6 +203,8 @@ reasons! {
     RateLimitError = "rate_limit_error", 500, Unknown, "RLSE", Proxy;
     /// As many requests are on their way as the upstream can serve without a queue (adaptive concurrency).
     ConcurrencyLimit = "concurrency_limit", 503, Unavailable, "", Proxy;
+    /// This proxy's share of a rate limit of the mesh is used up.
+    QuotaExceeded = "rate_limit_quota_exceeded", 429, Unavailable, "RL", Proxy;
     /// Original-destination routing was asked for, but the connection has none.
     NoOriginalDestination = "no_original_destination", 503, Unavailable, "UH", Proxy;
 

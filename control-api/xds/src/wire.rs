@@ -61,6 +61,8 @@ wire! {
     pb::extensions::filters::http::local_ratelimit::v3::LocalRateLimit,
     pb::extensions::filters::http::ratelimit::v3::RateLimit,
     pb::extensions::filters::http::ratelimit::v3::RateLimitPerRoute,
+    pb::extensions::filters::http::rate_limit_quota::v3::RateLimitQuotaBucketSettings,
+    pb::extensions::filters::http::rate_limit_quota::v3::RateLimitQuotaFilterConfig,
     pb::extensions::filters::http::rbac::v3::Rbac,
     pb::extensions::filters::http::rbac::v3::RbacPerRoute,
     pb::extensions::filters::http::router::v3::Router,
@@ -89,4 +91,5 @@ wire! {
     pb::extensions::transport_sockets::tls::v3::SpiffeCertValidatorConfig,
     pb::extensions::transport_sockets::tls::v3::UpstreamTlsContext,
     pb::extensions::upstreams::http::v3::HttpProtocolOptions,
+    pb::r#type::matcher::v3::HttpRequestHeaderMatchInput,
 }

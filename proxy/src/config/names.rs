@@ -11,6 +11,7 @@ use super::secrets::Secrets;
 use crate::resilience::circuit::registry::Circuits;
 use crate::resilience::concurrency::Controller;
 use crate::resilience::concurrency::gradient::ConcurrencySpec;
+use crate::traffic::limit::quota::MeterStore;
 use crate::traffic::limit::{Limits, LimitsSpec};
 
 /// The number of a name of kind `K`.
@@ -146,6 +147,8 @@ pub struct Names {
     pub limits: Store<Limits>,
     /// Limits of adaptive concurrency.
     pub controllers: Store<Controller>,
+    /// Buckets of rate limits that a quota service leases.
+    pub meters: MeterStore,
     /// `node.cluster`.
     pub node_cluster: Arc<str>,
 }

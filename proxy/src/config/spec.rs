@@ -23,6 +23,7 @@ use crate::traffic::concurrency::ConcurrencyFilter;
 use crate::traffic::fault::FaultFilter;
 use crate::traffic::limit::LocalLimit;
 use crate::traffic::limit::global::GlobalLimit;
+use crate::traffic::limit::quota::QuotaFilter;
 
 /// A compiled `envoy.config.listener.v3.Listener`.
 #[derive(Debug)]
@@ -209,11 +210,12 @@ pub struct HttpSpec {
 }
 
 impl HttpSpec {
-    /// The clusters that its filters ask (`ext_authz`, `ratelimit`). Routes name no others: `service_override` is refused.
+    /// The clusters that its filters ask (`ext_authz`, `ratelimit`, `rate_limit_quota`). Routes name no others: `service_override` is refused.
     pub fn authz_clusters(&self) -> impl Iterator<Item = ClusterId> {
         self.filters.iter().filter_map(|filter| match filter {
             HttpFilter::Authz(_, filter) => Some(filter.cluster),
             HttpFilter::GlobalLimit(_, filter) => Some(filter.cluster),
+            HttpFilter::Quota(_, filter) => Some(filter.cluster),
             _ => None,
         })
     }
@@ -273,6 +275,8 @@ pub enum HttpFilter {
     GlobalLimit(Arc<str>, Box<GlobalLimit>),
     /// `envoy.filters.http.adaptive_concurrency`, with its name.
     Concurrency(Arc<str>, Box<ConcurrencyFilter>),
+    /// `envoy.filters.http.rate_limit_quota`, with its name.
+    Quota(Arc<str>, Box<QuotaFilter>),
     /// `envoy.filters.http.router`.
     Router,
 }
@@ -301,6 +305,7 @@ impl HttpFilter {
             | Self::Compressor(name, _)
             | Self::GlobalLimit(name, _)
             | Self::Concurrency(name, _)
+            | Self::Quota(name, _)
             | Self::LocalLimit(name, _) => Some(name),
             Self::Router => None,
         }

@@ -16,6 +16,7 @@ use super::downstream::Downstream;
 use super::global_limit::{self, Told};
 use super::head::RequestHead;
 use super::local_reply;
+use super::quota;
 use super::response::Response;
 use super::session::{self, SessionFilter};
 use super::throttle::ThrottledBody;
@@ -181,6 +182,9 @@ pub async fn run<'f>(
             HttpFilter::Concurrency(name, filter) => {
                 let said = route.and_then(|route| route.of(name));
                 traffic::concurrency(ctx, name, filter, said, found)?;
+            }
+            HttpFilter::Quota(name, filter) => {
+                quota::check(ctx, name, filter, route.and_then(|route| route.of(name)))?;
             }
             HttpFilter::Fault(name, filter) => {
                 let said = route.and_then(|route| route.of(name));

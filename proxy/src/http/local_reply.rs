@@ -73,6 +73,7 @@ fn grpc_reply(reason: Reason, status: StatusCode, message: &[u8]) -> Response {
             | Reason::ConcurrencyLimit
             | Reason::RateLimited
             | Reason::RateLimitError
+            | Reason::QuotaExceeded
     );
     let code = match grpc_of(status) {
         _ if !own => reason.grpc(),

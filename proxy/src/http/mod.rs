@@ -24,6 +24,7 @@ pub mod mirror;
 pub mod path;
 pub mod pipeline;
 pub mod pump;
+pub mod quota;
 pub mod recheck;
 pub mod replay;
 pub mod response;

@@ -285,7 +285,7 @@ pub(super) fn describe(
 }
 
 /// The request goes on though there are too many, with headers that say so.
-fn mark(ctx: &mut RequestCtx, name: &Arc<str>, added: &HeaderMutations) {
+pub(super) fn mark(ctx: &mut RequestCtx, name: &Arc<str>, added: &HeaderMutations) {
     if added.is_empty() {
         return;
     }

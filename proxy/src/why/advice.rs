@@ -79,6 +79,9 @@ pub(super) const fn of_reason(reason: Reason) -> &'static str {
         R::RateLimited => {
             "The client sends more than it may; `rule` names the filter (envoy.filters.http.ratelimit), and its service knows the limit."
         }
+        R::QuotaExceeded => {
+            "The mesh sends more than it may, or this proxy's share has yet to grow; `rule` names the filter (envoy.filters.http.rate_limit_quota)."
+        }
         R::RateLimitError => {
             "See why the rate limit service does not answer in time: `rule` says what happened. Without failure_mode_deny requests go on."
         }

@@ -23,8 +23,8 @@ const COUNTED: usize = 16;
 const PLAN_EVERY: Duration = Duration::from_millis(50);
 /// Demand is not measured over less.
 const MEASURED: Duration = Duration::from_millis(100);
-/// Demand is rounded up to so many steps of the limit: a share that hardly changes does not change.
-const STEPS: u64 = 64;
+/// A holder without requests for so long is told to forget the bucket; its next request brings it back.
+const IDLE: Duration = Duration::from_secs(10);
 
 /// Number of a holder.
 pub type Id = u64;
@@ -36,6 +36,15 @@ pub struct Demand {
     pub requests: u64,
     /// The time in which they came.
     pub elapsed: Duration,
+}
+
+/// What a holder is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// It has this from now on.
+    Use(Share),
+    /// It is to forget the bucket until it has a request again.
+    Abandon,
 }
 
 /// What a holder may use for [`TTL`].
@@ -71,6 +80,8 @@ struct Holder {
     target: Option<u64>,
     /// Reported, and too short to be measured.
     pending: Demand,
+    /// How long there was no request.
+    idle: Duration,
     /// It was sent these and may be using any of them; a later one is smaller and ends later.
     shares: VecDeque<(u64, Instant)>,
     /// It will not report again.
@@ -100,6 +111,9 @@ impl Holder {
 
     /// Rises at once, falls by half of the way.
     fn measure(&mut self, demand: Demand, limit: Limit) {
+        self.left = false;
+        self.idle =
+            if demand.requests == 0 { self.idle.saturating_add(demand.elapsed) } else { Duration::ZERO };
         self.pending.requests = self.pending.requests.saturating_add(demand.requests);
         self.pending.elapsed = self.pending.elapsed.saturating_add(demand.elapsed);
         if self.pending.elapsed < MEASURED {
@@ -109,8 +123,7 @@ impl Holder {
         let most = u64::from(limit.requests);
         let rate = u128::from(requests) * limit.per.as_nanos() / elapsed.as_nanos().max(1);
         let rate = u64::try_from(rate).unwrap_or(most).min(most);
-        let step = (most / STEPS).max(1);
-        let headroom = (rate + rate / 4 + 1).next_multiple_of(step).min(most);
+        let headroom = if requests == 0 { 0 } else { rounded(rate + rate / 4 + 1).min(most) };
         let old = self.wanted.unwrap_or(headroom).min(most);
         self.wanted = Some(headroom.max(headroom.midpoint(old)));
     }
@@ -139,15 +152,19 @@ impl Pool {
         }
     }
 
-    /// A holder says what it needs, and is told what it may use from now on. None: nothing can be said yet, and it goes on with what it
-    /// has.
-    pub fn report(&mut self, id: Id, demand: Demand, now: Instant) -> Option<Share> {
+    /// A holder says what it needs, and is told what it may use from now on. None: there is nothing for it yet, and it goes on with what
+    /// it has.
+    pub fn report(&mut self, id: Id, demand: Demand, now: Instant) -> Option<Answer> {
         self.expire(now);
         if !self.holders.contains_key(&id) && self.holders.len() >= MOST {
             return None;
         }
         let holder = self.holders.entry(id).or_default();
         holder.measure(demand, self.limit);
+        if holder.idle >= IDLE {
+            self.leave(id, now);
+            return Some(Answer::Abandon);
+        }
         self.plan(now);
         if now < self.opens {
             return None;
@@ -172,7 +189,8 @@ impl Pool {
         if let Some(end) = holder.first_end() {
             self.ends.insert((end, id));
         }
-        Some(Share { tokens: u32::try_from(tokens).unwrap_or(u32::MAX), per: self.limit.per })
+        let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
+        Some(Answer::Use(Share { tokens, per: self.limit.per }))
     }
 
     /// A holder is gone. What it was sent counts until it is over.
@@ -243,6 +261,14 @@ impl Pool {
             holder.target = Some(target);
         }
     }
+}
+
+/// `wanted`, up to an eighth more: what changes a little stays the same.
+const fn rounded(wanted: u64) -> u64 {
+    wanted.next_multiple_of(match wanted.checked_ilog2() {
+        Some(bits @ 4..) => 1 << (bits - 3),
+        _ => 1,
+    })
 }
 
 /// The most that everybody can have who wants it, of `limit`, and what is left then. `wants` is in order.

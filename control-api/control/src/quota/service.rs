@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use remora_xds::pb::envoy::service::rate_limit_quota::v3::rate_limit_quota_response::BucketAction;
 use remora_xds::pb::envoy::service::rate_limit_quota::v3::rate_limit_quota_response::bucket_action::{
-    BucketAction as Action, QuotaAssignmentAction,
+    AbandonAction, BucketAction as Action, QuotaAssignmentAction,
 };
 use remora_xds::pb::envoy::service::rate_limit_quota::v3::rate_limit_quota_service_server::{
     RateLimitQuotaService, RateLimitQuotaServiceServer,
@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::pool::{Demand, GRACE, Id, Pool, Share, TTL};
+use super::pool::{Answer, Demand, GRACE, Id, Pool, Share, TTL};
 use super::{BucketKey, Table};
 
 /// Bytes of one report.
@@ -125,7 +125,12 @@ impl Client {
         let pool = pools.entry((self.domain.clone(), bucket.clone()));
         let pool = pool.or_insert_with(|| Pool::new(limit, self.inner.opens));
         pool.set_limit(limit);
-        Ok(pool.report(self.id, demand, now).map(|share| action(bucket, share)))
+        let answer = pool.report(self.id, demand, now);
+        drop(pools);
+        if answer == Some(Answer::Abandon) {
+            self.buckets.remove(&bucket);
+        }
+        Ok(answer.map(|answer| action(bucket, answer)))
     }
 }
 
@@ -150,7 +155,18 @@ fn elapsed(pb: Option<&DurationPb>) -> Duration {
     })
 }
 
-fn action(bucket: BucketKey, share: Share) -> BucketAction {
+fn action(bucket: BucketKey, answer: Answer) -> BucketAction {
+    let action = match answer {
+        Answer::Use(share) => Action::QuotaAssignmentAction(assignment(share)),
+        Answer::Abandon => Action::AbandonAction(AbandonAction {}),
+    };
+    BucketAction {
+        bucket_id: Some(BucketId { bucket: bucket.into_iter().collect() }),
+        bucket_action: Some(action),
+    }
+}
+
+fn assignment(share: Share) -> QuotaAssignmentAction {
     let strategy = match share.tokens {
         0 => Strategy::BlanketRule(BlanketRule::DenyAll.into()),
         tokens => Strategy::TokenBucket(TokenBucket {
@@ -159,13 +175,9 @@ fn action(bucket: BucketKey, share: Share) -> BucketAction {
             fill_interval: Some(duration(share.per)),
         }),
     };
-    let assignment = QuotaAssignmentAction {
+    QuotaAssignmentAction {
         assignment_time_to_live: Some(duration(TTL)),
         rate_limit_strategy: Some(RateLimitStrategy { strategy: Some(strategy) }),
-    };
-    BucketAction {
-        bucket_id: Some(BucketId { bucket: bucket.into_iter().collect() }),
-        bucket_action: Some(Action::QuotaAssignmentAction(assignment)),
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tonic::codegen::Service;
 use tonic::codegen::http::Uri;
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
 use super::failover::Failover;
@@ -167,14 +167,8 @@ struct Session<'s> {
 impl Session<'_> {
     /// One stream. Ok: the data plane has ended. Err: why the stream did.
     async fn run(&mut self, server: Server) -> Result<(), String> {
-        let authority = server.connector.authority().to_owned();
-        let endpoint = Endpoint::from_shared(format!("http://{authority}"))
-            .map_err(|e| e.to_string())?
-            .http2_keep_alive_interval(self.settings.keepalive)
-            .keep_alive_timeout(self.settings.keepalive_timeout)
-            .keep_alive_while_idle(true);
         let ended = server.ended.clone();
-        let channel = endpoint.connect_with_connector(server).await.map_err(|e| full_text(&e))?;
+        let channel = connect(server, (self.settings.keepalive, self.settings.keepalive_timeout)).await?;
         let mut client = AggregatedDiscoveryServiceClient::new(channel)
             .max_decoding_message_size(self.settings.response_bytes);
         self.subscriptions.connected();
@@ -286,6 +280,27 @@ impl Session<'_> {
             self.subscriptions.want(*kind, names);
         }
     }
+}
+
+/// A connection to server `number` for other services of it. A silent one is probed after the first time, and given up after the second.
+///
+/// # Errors
+/// Why there is none.
+pub async fn open(
+    connector: Arc<dyn Connector>,
+    number: usize,
+    keepalive: (Duration, Duration),
+) -> Result<Channel, String> {
+    connect(Server { connector, number, ended: Ended::default() }, keepalive).await
+}
+
+async fn connect(server: Server, (after, timeout): (Duration, Duration)) -> Result<Channel, String> {
+    let endpoint = Endpoint::from_shared(format!("http://{}", server.connector.authority()))
+        .map_err(|e| e.to_string())?
+        .http2_keep_alive_interval(after)
+        .keep_alive_timeout(timeout)
+        .keep_alive_while_idle(true);
+    endpoint.connect_with_connector(server).await.map_err(|e| full_text(&e))
 }
 
 /// Waits until then; for ever, when there is no such time.

@@ -14,7 +14,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-pub use drive::{Changed, Connecting, Connector, Duplex, Event, Settings, run};
+pub use drive::{Changed, Connecting, Connector, Duplex, Event, Settings, open, run};
 pub use failover::Failover;
 pub use subscriptions::{Answer, Batch, Incoming, Names, Request, Response, Subscriptions};
 

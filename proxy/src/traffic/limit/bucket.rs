@@ -64,6 +64,15 @@ impl Bucket {
         Self { full_at: AtomicU64::new(0), per_token, burst, start: now, spec }
     }
 
+    /// A bucket with so many tokens, as far as they fit.
+    #[must_use]
+    pub fn holding(spec: BucketSpec, tokens: u64, now: Instant) -> Self {
+        let mut bucket = Self::new(spec, now);
+        let held = bucket.per_token.saturating_mul(tokens.min(u64::from(spec.max)));
+        bucket.full_at = AtomicU64::new(bucket.burst.saturating_sub(held));
+        bucket
+    }
+
     /// What it was made of.
     #[must_use]
     pub const fn spec(&self) -> &BucketSpec {
@@ -139,6 +148,16 @@ mod tests {
         assert!(!bucket.take(1, start.checked_sub(Duration::from_secs(100)).unwrap()));
         assert_eq!(bucket.remaining(start), 0);
         assert!(bucket.take(1, start + Duration::from_secs(6)));
+    }
+
+    #[test]
+    fn a_bucket_begins_with_what_it_is_given() {
+        let now = Instant::now();
+        for tokens in 0..5 {
+            let bucket = Bucket::holding(spec(3, 1, 1000), tokens, now);
+            assert_eq!(bucket.remaining(now), tokens.min(3));
+            assert_eq!(bucket.remaining(now + Duration::from_secs(1)), (tokens + 1).min(3));
+        }
     }
 
     #[test]

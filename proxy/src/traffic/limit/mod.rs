@@ -3,6 +3,7 @@
 pub mod bucket;
 pub mod descriptor;
 pub mod global;
+pub mod quota;
 pub mod recent;
 
 use std::sync::{Arc, Mutex, PoisonError};

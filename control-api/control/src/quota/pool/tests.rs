@@ -16,6 +16,14 @@ fn demand(requests: u64) -> Demand {
 /// What a first report says: one request, in no time.
 const FIRST: Demand = Demand { requests: 1, elapsed: Duration::from_nanos(1) };
 
+/// The tokens of an answer, none without one.
+fn tokens(answer: Option<Answer>) -> u32 {
+    match answer {
+        Some(Answer::Use(share)) => share.tokens,
+        Some(Answer::Abandon) | None => 0,
+    }
+}
+
 /// Everybody with a demand reports once a second, `turns` times. What they have then.
 fn settle(pool: &mut Pool, demands: &[(Id, u64)], now: &mut Instant, turns: u32) -> Vec<u32> {
     let mut last = Vec::new();
@@ -33,7 +41,11 @@ fn settle(pool: &mut Pool, demands: &[(Id, u64)], now: &mut Instant, turns: u32)
 fn one_alone_gets_all_of_it() {
     let mut now = Instant::now();
     let mut pool = Pool::new(limit(100), now);
-    assert_eq!(pool.report(1, FIRST, now), Some(Share { tokens: 100, per: SECOND }), "nobody else is known");
+    assert_eq!(
+        pool.report(1, FIRST, now),
+        Some(Answer::Use(Share { tokens: 100, per: SECOND })),
+        "nobody else is known"
+    );
     assert_eq!(settle(&mut pool, &[(1, 500)], &mut now, 4), [100]);
 }
 
@@ -52,7 +64,7 @@ fn a_holder_that_vanishes_gives_its_share_back_when_it_is_over() {
     assert_eq!(settle(&mut pool, &[(1, 500), (2, 500)], &mut now, 8), [50, 50]);
     pool.leave(2, now);
     let gone = now;
-    let share = |pool: &mut Pool, after: Duration| pool.report(1, demand(500), gone + after).unwrap().tokens;
+    let share = |pool: &mut Pool, after: Duration| tokens(pool.report(1, demand(500), gone + after));
     assert_eq!(share(&mut pool, TTL + GRACE - Duration::from_millis(1)), 50, "it may still be using it");
     assert_eq!(share(&mut pool, TTL + GRACE), 100);
     pool.leave(1, gone + TTL + GRACE);
@@ -88,11 +100,24 @@ fn fewer_tokens_than_holders_go_round() {
 }
 
 #[test]
+fn a_thousand_that_are_idle_take_nothing_from_one_that_is_not_and_are_forgotten() {
+    let mut now = Instant::now();
+    let mut pool = Pool::new(limit(1000), now);
+    let mut demands: Vec<(Id, u64)> = (1..1000).map(|id| (id, 0)).collect();
+    demands.push((0, 5000));
+    let shares = settle(&mut pool, &demands, &mut now, 8);
+    assert_eq!(shares.last(), Some(&1000), "{shares:?}");
+    now += SECOND * 2;
+    assert_eq!(pool.report(1, Demand { requests: 0, elapsed: SECOND * 2 }, now), Some(Answer::Abandon));
+    assert_eq!(tokens(pool.report(1, FIRST, now + TTL)), 0, "it is a newcomer, and nothing is free");
+}
+
+#[test]
 fn nothing_is_given_before_an_earlier_owners_shares_are_over() {
     let now = Instant::now();
     let mut pool = Pool::new(limit(10), now + TTL);
     assert_eq!(pool.report(1, FIRST, now), None);
-    assert_eq!(pool.report(1, demand(99), now + TTL).map(|share| share.tokens), Some(10));
+    assert_eq!(tokens(pool.report(1, demand(99), now + TTL)), 10);
 }
 
 #[test]
@@ -135,7 +160,7 @@ proptest! {
             match step {
                 Step::Report(id, requests, ms) => {
                     let demand = Demand { requests, elapsed: Duration::from_millis(ms) };
-                    if let Some(share) = pool.report(id, demand, now) {
+                    if let Some(Answer::Use(share)) = pool.report(id, demand, now) {
                         sent.push((id, share.tokens, now + GRACE + TTL));
                     }
                 }

@@ -125,7 +125,7 @@ fn share(pb: Option<&RuntimeFractionalPercent>, at: &At<'_>, scope: &mut Scope<'
     pb.and_then(|pb| runtime_fraction(pb, at, scope)).unwrap_or(none)
 }
 
-fn bucket(pb: &TokenBucket, at: &At<'_>, scope: &mut Scope<'_>) -> Option<BucketSpec> {
+pub(super) fn bucket(pb: &TokenBucket, at: &At<'_>, scope: &mut Scope<'_>) -> Option<BucketSpec> {
     let TokenBucket { max_tokens, tokens_per_fill, fill_interval } = pb;
     let at_interval = at.field("fill_interval");
     if fill_interval.is_none() {

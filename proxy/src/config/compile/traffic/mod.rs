@@ -6,6 +6,7 @@ mod cors;
 mod fault;
 mod global;
 mod limit;
+mod quota;
 
 use remora_xds::diag::At;
 use remora_xds::pb::envoy::config::core::v3::RuntimeFeatureFlag;
@@ -16,6 +17,7 @@ use remora_xds::pb::envoy::extensions::filters::http::compressor::v3::{Compresso
 use remora_xds::pb::envoy::extensions::filters::http::cors::v3::{Cors, CorsPolicy};
 use remora_xds::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use remora_xds::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
+use remora_xds::pb::envoy::extensions::filters::http::rate_limit_quota::v3::RateLimitQuotaFilterConfig;
 use remora_xds::pb::envoy::extensions::filters::http::ratelimit::v3::{RateLimit, RateLimitPerRoute};
 use remora_xds::pb::envoy::r#type::v3::HttpStatus;
 use remora_xds::pb::google::protobuf::Any;
@@ -71,6 +73,11 @@ pub fn traffic_filter(
         let pb = unpack::<RateLimit>(any, at, scope);
         let filter = pb.and_then(|pb| global::global(&name, &pb, at, scope));
         return Some(filter.map(|filter| HttpFilter::GlobalLimit(name, Box::new(filter))));
+    }
+    if holds::<RateLimitQuotaFilterConfig>(any) {
+        let pb = unpack::<RateLimitQuotaFilterConfig>(any, at, scope);
+        let filter = pb.and_then(|pb| quota::quota(&name, &pb, at, scope));
+        return Some(filter.map(|filter| HttpFilter::Quota(name, Box::new(filter))));
     }
     None
 }

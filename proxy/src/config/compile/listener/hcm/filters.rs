@@ -121,6 +121,7 @@ pub fn stray_override<'t>(table: &'t RouteTable, filters: &[HttpFilter]) -> Opti
             | (HttpFilter::Compressor(own, _), Override::Compressor(_) | Override::Disabled)
             | (HttpFilter::GlobalLimit(own, _), Override::GlobalLimit(_) | Override::Disabled)
             | (HttpFilter::Concurrency(own, _), Override::Disabled)
+            | (HttpFilter::Quota(own, _), Override::Disabled)
             | (HttpFilter::LocalLimit(own, _), Override::LocalLimit(_) | Override::Disabled) => {
                 **own == *name
             }
