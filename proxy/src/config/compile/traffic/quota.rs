@@ -126,8 +126,9 @@ type Tree = (HeaderName, HashMap<Box<str>, QuotaBucket>);
 
 fn tree(pb: &MatcherTree, owner: &Owner, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Tree> {
     let MatcherTree { input, tree_type } = pb;
-    let at_input = at.field("input").field("typed_config");
-    let any = extension(input.as_ref(), &at.field("input"), scope);
+    let at_extension = at.field("input");
+    let at_input = at_extension.field("typed_config");
+    let any = extension(input.as_ref(), &at_extension, scope);
     let name = any.and_then(|any| {
         if !holds::<HttpRequestHeaderMatchInput>(any) {
             let message = format!("`{}` is not supported", any.type_url);
@@ -141,7 +142,8 @@ fn tree(pb: &MatcherTree, owner: &Owner, at: &At<'_>, scope: &mut Scope<'_>) -> 
         scope.errors.report(at, "has no exact_match_map").fix("list the values of the header there");
         return None;
     };
-    let at = at.field("exact_match_map").field("map");
+    let at = at.field("exact_match_map");
+    let at = at.field("map");
     // In one order, so that mistakes are told in one order.
     let mut entries: Vec<_> = map.map.iter().collect();
     entries.sort_by_key(|(value, _)| *value);
@@ -209,7 +211,8 @@ fn bucket_settings(
     if interval.is_some_and(|interval| interval <= SHORTEST_INTERVAL) {
         scope.errors.report(&at_interval, "must be more than 100ms");
     }
-    let at_fallback = at.field("no_assignment_behavior").field("fallback_rate_limit");
+    let at_unassigned = at.field("no_assignment_behavior");
+    let at_fallback = at_unassigned.field("fallback_rate_limit");
     let unassigned = match no_assignment_behavior.as_ref().and_then(|pb| pb.no_assignment_behavior) {
         Some(NoAssignmentBehavior::FallbackRateLimit(pb)) => strategy(&pb, &at_fallback, scope),
         None => Some(Strategy::AllowAll),
