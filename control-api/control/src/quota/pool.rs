@@ -102,9 +102,10 @@ impl Holder {
         while self.shares.back().is_some_and(|(older, _)| *older <= tokens) {
             self.shares.pop_back();
         }
+        let full = self.shares.len() >= COUNTED;
         match self.shares.back_mut() {
             // It is counted as more than it is.
-            Some(last) if self.shares.len() >= COUNTED => last.1 = end,
+            Some(last) if full => last.1 = end,
             _ => self.shares.push_back((tokens, end)),
         }
     }

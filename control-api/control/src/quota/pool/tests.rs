@@ -29,10 +29,7 @@ fn settle(pool: &mut Pool, demands: &[(Id, u64)], now: &mut Instant, turns: u32)
     let mut last = Vec::new();
     for _ in 0..turns {
         *now += SECOND;
-        last = demands
-            .iter()
-            .map(|(id, n)| pool.report(*id, demand(*n), *now).map_or(0, |s| s.tokens))
-            .collect();
+        last = demands.iter().map(|(id, n)| tokens(pool.report(*id, demand(*n), *now))).collect();
     }
     last
 }

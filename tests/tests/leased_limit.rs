@@ -1,0 +1,136 @@
+//! A rate limit of the whole mesh, leased to sidecars by the control plane: together they stay within it, and whoever is alone has all
+//! of it.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use remora_control::control::{Options, Plane};
+use remora_control::quota::{BucketKey, Limit, Table};
+use remora_tests::client::http1::Http1Client;
+use remora_tests::config::{Listener, cluster_http2, direct};
+use remora_tests::proxy::Proxy;
+use remora_tests::wait::reached;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, interval};
+
+const TYPE: &str = "type.googleapis.com/envoy.extensions.filters.http.";
+/// Requests a second.
+const LIMIT: u32 = 200;
+/// A slow machine's control plane takes so long until it gives shares, and two sidecars until they have theirs.
+const SETTLED: Duration = Duration::from_secs(30);
+
+async fn plane(folder: &tempfile::TempDir) -> Plane {
+    let mut limits = Table::default();
+    let bucket: BucketKey = [("name".to_owned(), "all".to_owned())].into();
+    limits.set("shop", bucket, Limit { requests: LIMIT, per: Duration::from_secs(1) });
+    let options = Options::on_loopback(folder.path().to_owned(), "mesh.test");
+    Plane::start(Options { limits, ..options }).await.unwrap()
+}
+
+/// The filter before the router: nothing goes on without a share.
+fn filters() -> Value {
+    let settings = json!({
+        "@type": format!("{TYPE}rate_limit_quota.v3.RateLimitQuotaBucketSettings"),
+        "bucket_id_builder": { "bucket_id_builder": { "name": { "string_value": "all" } } },
+        "reporting_interval": "0.5s",
+        "no_assignment_behavior": { "fallback_rate_limit": { "blanket_rule": "DENY_ALL" } },
+        "deny_response_settings": { "http_status": { "code": 503 }, "http_body": { "value": "bGF0ZXI=" } },
+    });
+    let typed = json!({
+        "@type": format!("{TYPE}rate_limit_quota.v3.RateLimitQuotaFilterConfig"),
+        "rlqs_server": { "envoy_grpc": { "cluster_name": "control" } },
+        "domain": "shop",
+        "bucket_matchers": { "on_no_match": { "action": { "name": "bucket", "typed_config": settings } } },
+    });
+    json!({ "http_filters": [
+        { "name": "quota", "typed_config": typed },
+        { "name": "envoy.filters.http.router", "typed_config": { "@type": format!("{TYPE}router.v3.Router") } },
+    ] })
+}
+
+async fn sidecar(control: SocketAddr) -> Proxy {
+    let listener = Listener::http("ingress").manager(filters()).route(direct("/", 200, "in"));
+    Proxy::builder().listener(listener).cluster(cluster_http2("control", &[control])).start().await
+}
+
+/// More requests than the limit has tokens, without an end: how many went on.
+struct Flood {
+    passed: Arc<AtomicU64>,
+    task: JoinHandle<()>,
+}
+
+impl Flood {
+    fn on(proxy: &Proxy) -> Self {
+        let (passed, address) = (Arc::new(AtomicU64::new(0)), proxy.address("ingress"));
+        let count = Arc::clone(&passed);
+        let task = tokio::spawn(async move {
+            let mut client = Http1Client::connect(address).await;
+            let mut ticks = interval(Duration::from_millis(2));
+            loop {
+                ticks.tick().await;
+                let answer = client.get("/").await.unwrap();
+                match answer.status {
+                    200 => drop(count.fetch_add(1, Ordering::Relaxed)),
+                    _ => assert_eq!(
+                        (answer.reason(), answer.text().as_str()),
+                        (Some("rate_limit_quota_exceeded"), "later")
+                    ),
+                }
+            }
+        });
+        Self { passed, task }
+    }
+
+    fn passed(&self) -> u64 {
+        self.passed.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Waits until what goes on within a second satisfies `holds`.
+async fn rate(what: &str, floods: &[&Flood], holds: impl Fn(&[u64]) -> bool) {
+    let passed = || floods.iter().map(|flood| flood.passed()).collect::<Vec<_>>();
+    reached(what, SETTLED, async || {
+        let (began, before) = (Instant::now(), passed());
+        reached("a second", SETTLED, async || began.elapsed() >= Duration::from_secs(1)).await;
+        let rates: Vec<u64> = passed().iter().zip(before).map(|(after, before)| after - before).collect();
+        holds(&rates)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_sidecars_keep_a_limit_together_and_one_alone_has_all_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let plane = plane(&folder).await;
+    let (one, two) = (sidecar(plane.xds).await, sidecar(plane.xds).await);
+    let (most, began) = (u64::from(LIMIT), Instant::now());
+    let first = Flood::on(&one);
+    rate("all of it for one alone", &[&first], |rates| rates[0] * 10 >= most * 9).await;
+
+    let second = Flood::on(&two);
+    let is_half = |rate: &u64| *rate * 10 >= most * 4 && *rate * 10 <= most * 6;
+    rate("half of it for each of two", &[&first, &second], |rates| rates.iter().all(is_half)).await;
+
+    // From the beginning on: the limit, and the first burst of each sidecar.
+    let passed = first.passed() + second.passed();
+    let allowed = (began.elapsed().as_secs_f64() + 2.0) * f64::from(LIMIT);
+    assert!(passed as f64 <= allowed, "{passed} of {allowed}");
+
+    drop(first);
+    drop(one);
+    rate("all of it when the other one is gone", &[&second], |rates| rates[0] * 10 >= most * 9).await;
+
+    // Without a control plane the share goes on until it ends, and then nothing is known.
+    drop(plane);
+    rate("nothing without a share", &[&second], |rates| rates[0] == 0).await;
+}
