@@ -2,6 +2,7 @@
 //! of it.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +15,8 @@ use remora_tests::config::{Listener, cluster_http2, direct};
 use remora_tests::proxy::Proxy;
 use remora_tests::wait::reached;
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval};
 
@@ -23,12 +26,45 @@ const LIMIT: u32 = 200;
 /// A slow machine's control plane takes so long until it gives shares, and two sidecars until they have theirs.
 const SETTLED: Duration = Duration::from_secs(30);
 
-async fn plane(folder: &tempfile::TempDir) -> Plane {
+/// A control plane with a runtime of its own: when that is shut down, all connections are closed, as those of a killed process are.
+struct Control {
+    address: SocketAddr,
+    runtime: Option<Runtime>,
+    _folder: tempfile::TempDir,
+}
+
+impl Control {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (started, plane) = oneshot::channel();
+        let options = options(&folder);
+        runtime.spawn(async move {
+            let plane = Plane::start(options).await.unwrap();
+            started.send(plane.xds).unwrap();
+            // It lives as long as its runtime.
+            pending::<()>().await;
+            drop(plane);
+        });
+        Self { address: plane.await.unwrap(), runtime: Some(runtime), _folder: folder }
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn options(folder: &tempfile::TempDir) -> Options {
     let mut limits = Table::default();
     let bucket: BucketKey = [("name".to_owned(), "all".to_owned())].into();
     limits.set("shop", bucket, Limit { requests: LIMIT, per: Duration::from_secs(1) });
     let options = Options::on_loopback(folder.path().to_owned(), "mesh.test");
-    Plane::start(Options { limits, ..options }).await.unwrap()
+    Options { limits, ..options }
 }
 
 /// The filter before the router: nothing goes on without a share.
@@ -110,9 +146,8 @@ async fn rate(what: &str, floods: &[&Flood], holds: impl Fn(&[u64]) -> bool) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_sidecars_keep_a_limit_together_and_one_alone_has_all_of_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let plane = plane(&folder).await;
-    let (one, two) = (sidecar(plane.xds).await, sidecar(plane.xds).await);
+    let control = Control::start().await;
+    let (one, two) = (sidecar(control.address).await, sidecar(control.address).await);
     let (most, began) = (u64::from(LIMIT), Instant::now());
     let first = Flood::on(&one);
     rate("all of it for one alone", &[&first], |rates| rates[0] * 10 >= most * 9).await;
@@ -131,6 +166,6 @@ async fn two_sidecars_keep_a_limit_together_and_one_alone_has_all_of_it() {
     rate("all of it when the other one is gone", &[&second], |rates| rates[0] * 10 >= most * 9).await;
 
     // Without a control plane the share goes on until it ends, and then nothing is known.
-    drop(plane);
+    drop(control);
     rate("nothing without a share", &[&second], |rates| rates[0] == 0).await;
 }

@@ -323,3 +323,6 @@ async fn receive(
     let response = responses.message().await?;
     response.map(Some).ok_or_else(|| Status::unavailable("the service ended the stream"))
 }
+
+#[cfg(test)]
+mod tests;

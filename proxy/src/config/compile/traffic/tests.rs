@@ -103,6 +103,120 @@ fn mistakes_are_told_with_their_paths() {
     );
 }
 
+mod quota {
+    use super::*;
+    use pb::rate_limit_quota_bucket_settings as settings;
+    use remora_xds::any::pack;
+    use remora_xds::pb::envoy::config::core::v3::GrpcService;
+    use remora_xds::pb::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
+    use remora_xds::pb::envoy::extensions::filters::http::rate_limit_quota::v3 as pb;
+    use remora_xds::pb::envoy::r#type::matcher::v3::HttpRequestHeaderMatchInput;
+    use remora_xds::pb::google::rpc::Status;
+    use remora_xds::pb::xds::core::v3::TypedExtensionConfig;
+    use remora_xds::pb::xds::r#type::matcher::v3::Matcher;
+    use remora_xds::pb::xds::r#type::matcher::v3::matcher::matcher_tree::{MatchMap, TreeType};
+    use remora_xds::pb::xds::r#type::matcher::v3::matcher::on_match::OnMatch as Kind;
+    use remora_xds::pb::xds::r#type::matcher::v3::matcher::{MatcherList, MatcherTree, MatcherType, OnMatch};
+    use settings::bucket_id_builder::ValueBuilder;
+    use settings::bucket_id_builder::value_builder::ValueSpecifier;
+
+    fn extension<M: Message + Name>(message: &M) -> TypedExtensionConfig {
+        TypedExtensionConfig { name: "x".into(), typed_config: Some(pack(message)) }
+    }
+
+    fn action(settings: &pb::RateLimitQuotaBucketSettings) -> OnMatch {
+        OnMatch { keep_matching: false, on_match: Some(Kind::Action(extension(settings))) }
+    }
+
+    fn settings(name: &str, interval: Option<Duration>) -> pb::RateLimitQuotaBucketSettings {
+        let value = ValueBuilder { value_specifier: Some(ValueSpecifier::StringValue(name.into())) };
+        let builder = settings::BucketIdBuilder { bucket_id_builder: [("name".to_owned(), value)].into() };
+        pb::RateLimitQuotaBucketSettings {
+            bucket_id_builder: Some(builder),
+            reporting_interval: interval,
+            ..Default::default()
+        }
+    }
+
+    fn filter(matcher: Matcher) -> pb::RateLimitQuotaFilterConfig {
+        let target = EnvoyGrpc { cluster_name: "control".into(), ..Default::default() };
+        pb::RateLimitQuotaFilterConfig {
+            rlqs_server: Some(GrpcService {
+                target_specifier: Some(TargetSpecifier::EnvoyGrpc(target)),
+                ..Default::default()
+            }),
+            domain: "shop".into(),
+            bucket_matchers: Some(matcher),
+            ..Default::default()
+        }
+    }
+
+    fn by_header(map: &[(&str, OnMatch)], otherwise: Option<OnMatch>) -> Matcher {
+        let input = HttpRequestHeaderMatchInput { header_name: "x-tier".into() };
+        let map = map.iter().map(|(value, on_match)| ((*value).to_owned(), on_match.clone())).collect();
+        Matcher {
+            matcher_type: Some(MatcherType::MatcherTree(MatcherTree {
+                input: Some(extension(&input)),
+                tree_type: Some(TreeType::ExactMatchMap(MatchMap { map })),
+            })),
+            on_no_match: otherwise.map(Box::new),
+        }
+    }
+
+    #[test]
+    fn a_header_and_on_no_match_lead_to_buckets() {
+        let gold = action(&settings("gold", seconds(1)));
+        let rest = action(&settings("rest", seconds(1)));
+        assert!(mistakes(&filter(by_header(&[("gold", gold)], Some(rest)))).is_empty());
+    }
+
+    #[test]
+    fn what_is_not_supported_is_told_with_its_path() {
+        let all = Matcher { on_no_match: Some(Box::new(action(&Default::default()))), matcher_type: None };
+        let at = "f.bucket_matchers.on_no_match.action.typed_config";
+        assert_eq!(
+            mistakes(&filter(all)),
+            [format!("{at}.reporting_interval: is required"), format!("{at}.bucket_id_builder: is required")]
+        );
+
+        let denial = settings::DenyResponseSettings {
+            grpc_status: Some(Status { code: 3, ..Default::default() }),
+            ..Default::default()
+        };
+        let bad = pb::RateLimitQuotaBucketSettings {
+            deny_response_settings: Some(denial),
+            expired_assignment_behavior: Some(Default::default()),
+            ..settings("", Some(Duration { seconds: 0, nanos: 100_000_000 }))
+        };
+        let at = "f.bucket_matchers.matcher_tree.exact_match_map.map.gold.action.typed_config";
+        assert_eq!(
+            mistakes(&filter(by_header(&[("gold", action(&bad))], None))),
+            [
+                format!("{at}.reporting_interval: must be more than 100ms"),
+                format!("{at}.expired_assignment_behavior: says nothing"),
+                format!("{at}.bucket_id_builder.bucket_id_builder.name.string_value: must not be empty"),
+                format!("{at}.deny_response_settings.grpc_status.code: 3 is not supported"),
+            ]
+        );
+
+        let list = Matcher {
+            matcher_type: Some(MatcherType::MatcherList(MatcherList::default())),
+            on_no_match: None,
+        };
+        assert_eq!(
+            mistakes(&filter(list)),
+            [
+                "f.bucket_matchers.matcher_list: this field is not supported",
+                "f.bucket_matchers: leads to no bucket",
+            ]
+        );
+        assert_eq!(
+            mistakes(&pb::RateLimitQuotaFilterConfig::default()),
+            ["f.domain: must not be empty", "f.rlqs_server: is required"]
+        );
+    }
+}
+
 #[test]
 fn mistakes_in_limits_of_concurrency() {
     assert_eq!(mistakes(&AdaptiveConcurrency::default()), ["f.gradient_controller_config: is required"]);
