@@ -210,7 +210,9 @@ impl Plane {
             tasks.spawn(folder::follow(path, Arc::clone(&registry), Arc::clone(&board), audit));
         }
         let names = options.tls_names.into_iter().chain(OWN_NAMES.map(str::to_owned)).collect();
-        let quotas = quota::Service::new(options.limits, Instant::now());
+        let owner = Arc::new(quota::Owner::new(Arc::clone(&registry), Instant::now()));
+        let quotas = quota::Service::new(options.limits, Arc::clone(&owner));
+        tasks.spawn(async move { owner.keep().await });
         let publisher_of_port = Arc::clone(&publisher);
         let port =
             Port { ca: Arc::clone(&ca), log, certificates, publisher: publisher_of_port, quotas, names };

@@ -13,6 +13,7 @@ use super::change::change;
 use crate::ca::{self, keeper::NAMESPACE};
 use crate::control::CONTROL_PLANE;
 use crate::document::Record;
+use crate::quota;
 use crate::registry::instances::REGISTRATION;
 use crate::registry::{Position, Registry};
 use crate::store::{Key, Revision};
@@ -26,7 +27,7 @@ const CHECK: Duration = Duration::from_millis(200);
 
 /// What control planes keep for themselves is no part of the mesh.
 fn is_own(key: &Key) -> bool {
-    let kinds = [ca::keeper::KIND, ca::tokens::KIND, CONTROL_PLANE];
+    let kinds = [ca::keeper::KIND, ca::tokens::KIND, CONTROL_PLANE, quota::owner::KIND];
     *key.namespace == *NAMESPACE && kinds.contains(&&*key.kind)
 }
 

@@ -24,8 +24,8 @@ use tokio::time::Instant;
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::pool::{Answer, Demand, GRACE, Id, Pool, Share, TTL};
-use super::{BucketKey, Table};
+use super::pool::{Answer, Demand, Id, Pool, Share, TTL};
+use super::{BucketKey, Owner, Table};
 
 /// Bytes of one report.
 const MAX_REQUEST: usize = 1 << 20;
@@ -44,20 +44,19 @@ struct Inner {
     pools: Mutex<HashMap<(String, BucketKey), Pool>>,
     streams: Arc<Semaphore>,
     next: AtomicU64,
-    /// Shares that an earlier process gave are over then.
-    opens: Instant,
+    owner: Arc<Owner>,
 }
 
 impl Service {
-    /// One that shares these limits. It gives nothing for as long as shares of a process before it may be in use.
+    /// One that shares these limits, of domains that are `owner`'s.
     #[must_use]
-    pub fn new(limits: Table, started: Instant) -> Self {
+    pub fn new(limits: Table, owner: Arc<Owner>) -> Self {
         Self(Arc::new(Inner {
             limits,
             pools: Mutex::default(),
             streams: Arc::new(Semaphore::new(STREAMS)),
             next: AtomicU64::new(0),
-            opens: started + TTL + GRACE,
+            owner,
         }))
     }
 
@@ -69,6 +68,16 @@ impl Service {
 }
 
 impl Inner {
+    /// Makes sure that `domain` is shared here. What was known of it is out of date if it was another's meanwhile.
+    async fn enter(&self, domain: &str) -> Result<(), Status> {
+        if !self.limits.has(domain) || self.owner.opens(domain, Instant::now()).is_some() {
+            return Ok(());
+        }
+        self.owner.take(domain).await.map_err(|why| Status::unavailable(why.to_string()))?;
+        self.pools().retain(|(other, _), _| other != domain);
+        Ok(())
+    }
+
     fn pools(&self) -> MutexGuard<'_, HashMap<(String, BucketKey), Pool>> {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -84,6 +93,17 @@ struct Client {
 }
 
 impl Client {
+    /// Takes a message. The domain is that of the first one.
+    async fn take(
+        &mut self,
+        reports: RateLimitQuotaUsageReports,
+    ) -> Result<Option<RateLimitQuotaResponse>, Status> {
+        if self.domain.is_empty() {
+            self.inner.enter(&reports.domain).await?;
+        }
+        self.answer(reports, Instant::now())
+    }
+
     /// What one message is answered with; None when there is nothing to say.
     fn answer(
         &mut self,
@@ -113,6 +133,9 @@ impl Client {
         }
         // A bucket without a limit is one of which the documents do not speak yet, or no more.
         let Some(limit) = self.inner.limits.get(&self.domain, &bucket) else { return Ok(None) };
+        let opens = self.inner.owner.opens(&self.domain, now);
+        // It goes to the one that does.
+        let opens = opens.ok_or_else(|| Status::unavailable("another control plane shares this domain"))?;
         if !self.buckets.contains(&bucket) {
             if self.buckets.len() >= BUCKETS {
                 return Err(Status::resource_exhausted(format!("a stream has at most {BUCKETS} buckets")));
@@ -123,7 +146,7 @@ impl Client {
         let demand = Demand { requests, elapsed: elapsed(usage.time_elapsed.as_ref()) };
         let mut pools = self.inner.pools();
         let pool = pools.entry((self.domain.clone(), bucket.clone()));
-        let pool = pool.or_insert_with(|| Pool::new(limit, self.inner.opens));
+        let pool = pool.or_insert_with(|| Pool::new(limit, opens));
         pool.set_limit(limit);
         let answer = pool.report(self.id, demand, now);
         drop(pools);
@@ -201,7 +224,7 @@ async fn serve(
             () = out.closed() => return,
         };
         let answer = match received {
-            Ok(Some(reports)) => client.answer(reports, Instant::now()),
+            Ok(Some(reports)) => client.take(reports).await,
             Ok(None) => return,
             Err(status) => Err(status),
         };
@@ -243,6 +266,9 @@ impl RateLimitQuotaService for Service {
 mod tests {
     use super::*;
     use crate::quota::Limit;
+    use crate::quota::pool::GRACE;
+    use crate::registry::Registry;
+    use crate::store;
 
     fn key(name: &str) -> BucketKey {
         [("name".to_owned(), name.to_owned())].into()
@@ -276,12 +302,16 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_client_is_answered_about_the_buckets_of_its_domain() {
+    #[tokio::test]
+    async fn a_client_is_answered_about_the_buckets_of_its_domain() {
         let mut table = Table::default();
         table.set("shop", key("pay"), Limit { requests: 40, per: Duration::from_secs(1) });
         let start = Instant::now();
-        let service = Service::new(table, start);
+        let folder = tempfile::tempdir().unwrap();
+        let store =
+            store::open(&format!("redb:{}", folder.path().join("remora.redb").display())).await.unwrap();
+        let owner = Owner::new(Arc::new(Registry::new(store)), start);
+        let service = Service::new(table, Arc::new(owner));
         let mut one = client(&service);
         assert_eq!(one.answer(reports("shop", "pay"), start).unwrap(), None, "others may have shares");
         let later = start + TTL + GRACE;

@@ -260,6 +260,11 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Ends a lease and removes its keys.
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError>;
 
+    /// Whether other processes may write it, too.
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     /// What this is, for people: `redb ./remora-data/remora.redb`.
     fn describe(&self) -> String;
 }

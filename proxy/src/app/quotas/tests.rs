@@ -4,6 +4,9 @@ use super::*;
 use std::net::SocketAddr;
 use std::sync::Mutex;
 
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
 use remora_xds::client::{Changed, Connecting, Duplex};
 use remora_xds::pb::envoy::service::rate_limit_quota::v3::rate_limit_quota_response::bucket_action::{
     AbandonAction, QuotaAssignmentAction,
@@ -14,7 +17,6 @@ use remora_xds::pb::envoy::service::rate_limit_quota::v3::rate_limit_quota_servi
 use remora_xds::pb::envoy::r#type::v3::rate_limit_strategy::Strategy as StrategyPb;
 use remora_xds::pb::envoy::r#type::v3::{RateLimitStrategy, TokenBucket};
 use remora_xds::pb::google::protobuf::UInt32Value;
-use remora_xds::server::incoming;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tonic::Request;
@@ -88,8 +90,13 @@ impl Rig {
         let address = listener.local_addr().unwrap();
         let service = Service { action: watch::Sender::new(None), reports: Arc::default() };
         let server = RateLimitQuotaServiceServer::new(service.clone());
-        let server = tonic::transport::Server::builder().add_service(server);
-        let served = tokio::spawn(async move { drop(server.serve_with_incoming(incoming(listener)).await) });
+        let served = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let serving = http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), TowerToHyperService::new(server.clone()));
+                tokio::spawn(async move { drop(serving.await) });
+            }
+        });
         let interval = Duration::from_millis(20);
         let lead = Arc::new(Lead { interval, unassigned: Strategy::DenyAll, expired: None });
         let key = MeterKey {

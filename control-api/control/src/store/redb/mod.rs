@@ -161,6 +161,10 @@ impl Store for RedbStore {
         self.work(Work::Revoke(lease)).await.map(drop)
     }
 
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     fn describe(&self) -> String {
         format!("redb {}", self.file.name())
     }

@@ -1,0 +1,185 @@
+//! Which domains this control plane shares among sidecars: of several with one store, the one that holds the domain's key.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::pool::{GRACE, TTL};
+use crate::ca::keeper::NAMESPACE;
+use crate::registry::Registry;
+use crate::store::{Expect, Key, LeaseId, Put, StoreError};
+
+/// Kind of the keys of domains.
+pub const KIND: &str = "QuotaDomain";
+/// A control plane that says nothing for so long has none.
+const LEASE: Duration = Duration::from_secs(10);
+
+/// Why a domain is not this control plane's.
+#[derive(Debug, thiserror::Error)]
+pub enum NotOwner {
+    /// It is another one's.
+    #[error("another control plane shares {0}; connect to another one")]
+    Another(String),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The domains of this control plane.
+#[derive(Debug)]
+pub struct Owner {
+    registry: Arc<Registry>,
+    /// Others may have the store open, too.
+    shared: bool,
+    started: Instant,
+    held: Mutex<Held>,
+    /// One asks the store at a time.
+    asking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    /// Under which all keys are, and when the store was asked that confirmed it last.
+    lease: Option<(LeaseId, Instant)>,
+    /// Domains, and from when on shares of them are given.
+    domains: HashMap<String, Instant>,
+}
+
+impl Held {
+    fn confirmed(&self, now: Instant) -> Option<LeaseId> {
+        self.lease.filter(|(_, at)| now < *at + LEASE).map(|(lease, _)| lease)
+    }
+}
+
+impl Owner {
+    /// None yet.
+    #[must_use]
+    pub fn new(registry: Arc<Registry>, started: Instant) -> Self {
+        let shared = registry.store().is_shared();
+        Self { registry, shared, started, held: Mutex::default(), asking: tokio::sync::Mutex::default() }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From when on shares of `domain` may be given, if it is this control plane's at `now`: whatever anybody else gave is over then.
+    #[must_use]
+    pub fn opens(&self, domain: &str, now: Instant) -> Option<Instant> {
+        if !self.shared {
+            return Some(self.started + TTL + GRACE);
+        }
+        let held = self.held();
+        held.confirmed(now)?;
+        held.domains.get(domain).copied()
+    }
+
+    /// Takes `domain`, if nobody has it.
+    ///
+    /// # Errors
+    /// See [`NotOwner`].
+    pub async fn take(&self, domain: &str) -> Result<(), NotOwner> {
+        let _asking = self.asking.lock().await;
+        if self.opens(domain, Instant::now()).is_some() {
+            return Ok(());
+        }
+        let lease = self.lease().await?;
+        let put = Put { key: key(domain), value: KIND.into(), expect: Expect::Absent, lease: Some(lease) };
+        match self.registry.store().put(put).await {
+            Ok(_) => {
+                self.held().domains.insert(domain.to_owned(), Instant::now() + TTL + GRACE);
+                Ok(())
+            }
+            Err(StoreError::Conflict { .. }) => Err(NotOwner::Another(domain.to_owned())),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The lease; another one when it was lost, and everything with it.
+    async fn lease(&self) -> Result<LeaseId, StoreError> {
+        let now = Instant::now();
+        if let Some(lease) = self.held().confirmed(now) {
+            return Ok(lease);
+        }
+        let lease = self.registry.store().grant(LEASE).await?;
+        *self.held() = Held { lease: Some((lease, now)), domains: HashMap::new() };
+        Ok(lease)
+    }
+
+    /// Keeps what is held, for ever.
+    pub async fn keep(&self) {
+        let mut ticks = interval(LEASE / 5);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.renew().await;
+        }
+    }
+
+    async fn renew(&self) {
+        let _asking = self.asking.lock().await;
+        let now = Instant::now();
+        let Some((lease, _)) = self.held().lease else { return };
+        match self.registry.store().keep_alive(lease).await {
+            Ok(()) => self.held().lease = Some((lease, now)),
+            Err(StoreError::NoLease(_)) => *self.held() = Held::default(),
+            Err(error) => tracing::warn!(%error, "the domains of rate limits are not confirmed; tried again"),
+        }
+    }
+}
+
+/// A domain may be any text, and a name of the store has no slash.
+fn key(domain: &str) -> Key {
+    let name = percent_encoding::utf8_percent_encode(domain, percent_encoding::NON_ALPHANUMERIC);
+    Key::new(KIND, NAMESPACE, &name.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store;
+
+    async fn registry(folder: &tempfile::TempDir) -> Arc<Registry> {
+        let store = store::open(&format!("redb:{}", folder.path().join("remora.redb").display())).await;
+        Arc::new(Registry::new(store.unwrap()))
+    }
+
+    fn one_of_several(registry: &Arc<Registry>) -> Owner {
+        Owner { shared: true, ..Owner::new(Arc::clone(registry), Instant::now()) }
+    }
+
+    #[tokio::test]
+    async fn a_domain_has_one_owner_and_another_one_when_its_lease_is_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let registry = registry(&folder).await;
+        let (one, two) = (one_of_several(&registry), one_of_several(&registry));
+        assert_eq!(one.opens("a/b", Instant::now()), None);
+        one.take("a/b").await.unwrap();
+        one.take("a/b").await.unwrap();
+        assert!(matches!(two.take("a/b").await, Err(NotOwner::Another(_))));
+        two.take("other").await.unwrap();
+        let now = Instant::now();
+        assert!(one.opens("a/b", now).is_some_and(|opens| opens > now), "others' shares may be in use");
+        assert_eq!(two.opens("a/b", now), None);
+        assert_eq!(one.opens("a/b", now + LEASE), None, "it was not confirmed in time");
+
+        let (lease, _) = one.held().lease.unwrap();
+        registry.store().revoke(lease).await.unwrap();
+        one.renew().await;
+        assert_eq!(one.opens("a/b", now), None);
+        two.take("a/b").await.unwrap();
+        assert!(matches!(one.take("a/b").await, Err(NotOwner::Another(_))));
+    }
+
+    #[tokio::test]
+    async fn a_store_of_one_process_needs_no_keys() {
+        let folder = tempfile::tempdir().unwrap();
+        let start = Instant::now();
+        let owner = Owner::new(registry(&folder).await, start);
+        owner.take("a").await.unwrap();
+        assert_eq!(owner.opens("a", start), Some(start + TTL + GRACE));
+        assert!(owner.held().lease.is_none());
+    }
+}
