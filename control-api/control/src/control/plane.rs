@@ -210,9 +210,7 @@ impl Plane {
             tasks.spawn(folder::follow(path, Arc::clone(&registry), Arc::clone(&board), audit));
         }
         let names = options.tls_names.into_iter().chain(OWN_NAMES.map(str::to_owned)).collect();
-        let owner = Arc::new(quota::Owner::new(Arc::clone(&registry), Instant::now()));
-        let quotas = quota::Service::new(options.limits, Arc::clone(&owner));
-        tasks.spawn(async move { owner.keep().await });
+        let quotas = quotas(options.limits, &registry, &mut tasks);
         let publisher_of_port = Arc::clone(&publisher);
         let port =
             Port { ca: Arc::clone(&ca), log, certificates, publisher: publisher_of_port, quotas, names };
@@ -294,6 +292,13 @@ async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartE
         Ok((listener, address))
     };
     bound.await.map_err(|error| StartError::Listen(address, error))
+}
+
+fn quotas(limits: quota::Table, registry: &Arc<Registry>, tasks: &mut JoinSet<()>) -> quota::Service {
+    let owner = Arc::new(quota::Owner::new(Arc::clone(registry), Instant::now()));
+    let kept = Arc::clone(&owner);
+    tasks.spawn(async move { kept.keep().await });
+    quota::Service::new(limits, owner)
 }
 
 async fn serve_xds(

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::pool::{GRACE, TTL};
@@ -85,16 +86,22 @@ impl Owner {
         if self.opens(domain, Instant::now()).is_some() {
             return Ok(());
         }
-        let lease = self.lease().await?;
-        let put = Put { key: key(domain), value: KIND.into(), expect: Expect::Absent, lease: Some(lease) };
-        match self.registry.store().put(put).await {
-            Ok(_) => {
-                self.held().domains.insert(domain.to_owned(), Instant::now() + TTL + GRACE);
-                Ok(())
+        let (lease, key, store) = (self.lease().await?, key(domain), self.registry.store());
+        let value = value(&key).into();
+        let put = Put { key: key.clone(), value, expect: Expect::Absent, lease: Some(lease) };
+        match store.put(put).await {
+            Ok(_) => {}
+            Err(StoreError::Conflict { .. }) => {
+                // It may be our own, when the answer to the write was lost.
+                let there = store.get(&key).await?;
+                if there.is_none_or(|there| there.lease != Some(lease)) {
+                    return Err(NotOwner::Another(domain.to_owned()));
+                }
             }
-            Err(StoreError::Conflict { .. }) => Err(NotOwner::Another(domain.to_owned())),
-            Err(error) => Err(error.into()),
+            Err(error) => return Err(error.into()),
         }
+        self.held().domains.insert(domain.to_owned(), Instant::now() + TTL + GRACE);
+        Ok(())
     }
 
     /// The lease; another one when it was lost, and everything with it.
@@ -136,6 +143,11 @@ fn key(domain: &str) -> Key {
     Key::new(KIND, NAMESPACE, &name.to_string())
 }
 
+fn value(key: &Key) -> String {
+    let metadata = json!({ "name": *key.name, "namespace": NAMESPACE });
+    json!({ "apiVersion": "remora.dev/v1alpha1", "kind": KIND, "metadata": metadata }).to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,6 +176,11 @@ mod tests {
         assert!(one.opens("a/b", now).is_some_and(|opens| opens > now), "others' shares may be in use");
         assert_eq!(two.opens("a/b", now), None);
         assert_eq!(one.opens("a/b", now + LEASE), None, "it was not confirmed in time");
+
+        // The answer to its write was lost.
+        one.held().domains.clear();
+        one.take("a/b").await.unwrap();
+        assert!(one.opens("a/b", now).is_some());
 
         let (lease, _) = one.held().lease.unwrap();
         registry.store().revoke(lease).await.unwrap();

@@ -145,6 +145,12 @@ impl Pool {
         }
     }
 
+    /// From when on it gives shares.
+    #[must_use]
+    pub const fn opens(&self) -> Instant {
+        self.opens
+    }
+
     /// Another limit. When it is lower, it holds as soon as what is too much is over.
     pub fn set_limit(&mut self, limit: Limit) {
         if limit != self.limit {

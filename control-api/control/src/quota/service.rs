@@ -68,14 +68,12 @@ impl Service {
 }
 
 impl Inner {
-    /// Makes sure that `domain` is shared here. What was known of it is out of date if it was another's meanwhile.
+    /// Makes sure that `domain` is shared here.
     async fn enter(&self, domain: &str) -> Result<(), Status> {
         if !self.limits.has(domain) || self.owner.opens(domain, Instant::now()).is_some() {
             return Ok(());
         }
-        self.owner.take(domain).await.map_err(|why| Status::unavailable(why.to_string()))?;
-        self.pools().retain(|(other, _), _| other != domain);
-        Ok(())
+        self.owner.take(domain).await.map_err(|why| Status::unavailable(why.to_string()))
     }
 
     fn pools(&self) -> MutexGuard<'_, HashMap<(String, BucketKey), Pool>> {
@@ -147,6 +145,10 @@ impl Client {
         let mut pools = self.inner.pools();
         let pool = pools.entry((self.domain.clone(), bucket.clone()));
         let pool = pool.or_insert_with(|| Pool::new(limit, opens));
+        if pool.opens() != opens {
+            // The domain was another's meanwhile: what is known is out of date, and over before this one opens.
+            *pool = Pool::new(limit, opens);
+        }
         pool.set_limit(limit);
         let answer = pool.report(self.id, demand, now);
         drop(pools);
