@@ -153,7 +153,7 @@ async fn a_share_comes_is_renewed_and_ends_when_the_service_says_nothing_more() 
     rig.service.action.send_replace(share(1000, 200_000_000));
     rig.until_takes(true).await;
     let first = &rig.reports()[0];
-    assert_eq!((first.num_requests_allowed, first.num_requests_denied), (0, 1));
+    assert!(first.num_requests_allowed == 0 && first.num_requests_denied > 0, "{first:?}");
     assert!(first.time_elapsed.is_some_and(|elapsed| elapsed.nanos > 0));
     rig.service.action.send_replace(None);
     rig.until_takes(false).await;
