@@ -211,9 +211,8 @@ impl Plane {
         }
         let names = options.tls_names.into_iter().chain(OWN_NAMES.map(str::to_owned)).collect();
         let quotas = quotas(options.limits, &registry, &mut tasks);
-        let publisher_of_port = Arc::clone(&publisher);
-        let port =
-            Port { ca: Arc::clone(&ca), log, certificates, publisher: publisher_of_port, quotas, names };
+        let (signer, shown) = (Arc::clone(&ca), Arc::clone(&publisher));
+        let port = Port { ca: signer, log, certificates, publisher: shown, quotas, names };
         tasks.spawn(async move {
             registry.filled().await;
             ca.begin().await;
@@ -298,7 +297,9 @@ fn quotas(limits: quota::Table, registry: &Arc<Registry>, tasks: &mut JoinSet<()
     let owner = Arc::new(quota::Owner::new(Arc::clone(registry), Instant::now()));
     let kept = Arc::clone(&owner);
     tasks.spawn(async move { kept.keep().await });
-    quota::Service::new(limits, owner)
+    let service = quota::Service::new(owner);
+    service.set(limits);
+    service
 }
 
 async fn serve_xds(

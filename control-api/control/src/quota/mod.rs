@@ -13,6 +13,9 @@ pub mod service;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+#[cfg(test)]
+mod tests;
+
 pub use owner::Owner;
 pub use service::Service;
 

@@ -2,6 +2,8 @@
 //!
 //! What a holder may be using at a moment is the largest of the shares that it was sent and that are not over yet. The sum of these
 //! over all holders never exceeds the limit.
+//!
+//! It counts in parts of a token: a limit has at least one for every holder, so that fewer tokens than holders are shared, too.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -17,6 +19,8 @@ pub const GRACE: Duration = Duration::from_millis(500);
 /// Holders of one bucket.
 pub const MOST: usize = 10_000;
 
+/// No share has tokens that come more slowly.
+const SLOWEST: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Shares of one holder that are counted one by one.
 const COUNTED: usize = 16;
 /// How often it is decided what everybody should have.
@@ -47,19 +51,23 @@ pub enum Answer {
     Abandon,
 }
 
-/// What a holder may use for [`TTL`].
+/// What a holder may use for [`TTL`]: a token bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
-    /// Tokens in each interval of the limit; with 0 every request is refused.
-    pub tokens: u32,
-    /// The interval.
-    pub per: Duration,
+    /// Tokens that it holds; with 0 every request is refused.
+    pub max: u32,
+    /// So many come…
+    pub per_fill: u32,
+    /// …in so long a time.
+    pub interval: Duration,
 }
 
 /// See the module.
 #[derive(Debug)]
 pub struct Pool {
     limit: Limit,
+    /// Of one token.
+    parts: u64,
     /// Shares of an earlier owner are over then.
     opens: Instant,
     holders: BTreeMap<Id, Holder>,
@@ -68,15 +76,15 @@ pub struct Pool {
     /// The sum of what holders may be using.
     committed: u64,
     planned: Option<Instant>,
-    /// Who is first among those that take turns.
-    turn: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Holder {
-    /// Tokens in an interval that it would use; None before its demand was measured.
+    /// Its last report.
+    reported: Instant,
+    /// Parts in an interval that it would use; None before its demand was measured.
     wanted: Option<u64>,
-    /// What it should have, by the last plan.
+    /// Parts that it should have, by the last plan.
     target: Option<u64>,
     /// Reported, and too short to be measured.
     pending: Demand,
@@ -89,8 +97,20 @@ struct Holder {
 }
 
 impl Holder {
+    const fn new(now: Instant) -> Self {
+        Self {
+            reported: now,
+            wanted: None,
+            target: None,
+            pending: Demand { requests: 0, elapsed: Duration::ZERO },
+            idle: Duration::ZERO,
+            shares: VecDeque::new(),
+            left: false,
+        }
+    }
+
     fn in_use(&self) -> u64 {
-        self.shares.front().map_or(0, |(tokens, _)| *tokens)
+        self.shares.front().map_or(0, |(parts, _)| *parts)
     }
 
     fn first_end(&self) -> Option<Instant> {
@@ -98,20 +118,20 @@ impl Holder {
     }
 
     /// A share that is sent now. Those that are no larger end earlier and count no more.
-    fn add(&mut self, tokens: u64, end: Instant) {
-        while self.shares.back().is_some_and(|(older, _)| *older <= tokens) {
+    fn add(&mut self, parts: u64, end: Instant) {
+        while self.shares.back().is_some_and(|(older, _)| *older <= parts) {
             self.shares.pop_back();
         }
         let full = self.shares.len() >= COUNTED;
         match self.shares.back_mut() {
             // It is counted as more than it is.
             Some(last) if full => last.1 = end,
-            _ => self.shares.push_back((tokens, end)),
+            _ => self.shares.push_back((parts, end)),
         }
     }
 
     /// Rises at once, falls by half of the way.
-    fn measure(&mut self, demand: Demand, limit: Limit) {
+    fn measure(&mut self, demand: Demand, (limit, parts): (Limit, u64)) {
         self.left = false;
         self.idle =
             if demand.requests == 0 { self.idle.saturating_add(demand.elapsed) } else { Duration::ZERO };
@@ -121,28 +141,34 @@ impl Holder {
             return;
         }
         let Demand { requests, elapsed } = std::mem::take(&mut self.pending);
-        let most = u64::from(limit.requests);
-        let rate = u128::from(requests) * limit.per.as_nanos() / elapsed.as_nanos().max(1);
+        let most = u64::from(limit.requests) * parts;
+        let rate =
+            u128::from(requests) * u128::from(parts) * limit.per.as_nanos() / elapsed.as_nanos().max(1);
         let rate = u64::try_from(rate).unwrap_or(most).min(most);
-        let headroom = if requests == 0 { 0 } else { rounded(rate + rate / 4 + 1).min(most) };
+        let headroom = if requests == 0 { 0 } else { rounded(rate + rate / 4 + parts).min(most) };
         let old = self.wanted.unwrap_or(headroom).min(most);
         self.wanted = Some(headroom.max(headroom.midpoint(old)));
     }
+
+    /// All that is counted becomes `scaled`.
+    fn rescale(&mut self, scaled: impl Fn(u64) -> u64) {
+        self.wanted = self.wanted.map(&scaled);
+        self.target = None;
+        self.shares.iter_mut().for_each(|(parts, _)| *parts = scaled(*parts));
+    }
+}
+
+/// Of one token of `limit`.
+fn parts(limit: Limit) -> u64 {
+    (MOST as u64).div_ceil(u64::from(limit.requests.max(1)))
 }
 
 impl Pool {
     /// All of `limit` is there from `opens` on.
     #[must_use]
-    pub const fn new(limit: Limit, opens: Instant) -> Self {
-        Self {
-            limit,
-            opens,
-            holders: BTreeMap::new(),
-            ends: BTreeSet::new(),
-            committed: 0,
-            planned: None,
-            turn: 0,
-        }
+    pub fn new(limit: Limit, opens: Instant) -> Self {
+        let (holders, ends) = (BTreeMap::new(), BTreeSet::new());
+        Self { limit, parts: parts(limit), opens, holders, ends, committed: 0, planned: None }
     }
 
     /// From when on it gives shares.
@@ -153,9 +179,39 @@ impl Pool {
 
     /// Another limit. When it is lower, it holds as soon as what is too much is over.
     pub fn set_limit(&mut self, limit: Limit) {
-        if limit != self.limit {
-            self.limit = limit;
-            self.planned = None;
+        if limit == self.limit {
+            return;
+        }
+        let old = u128::from(self.parts) * self.limit.per.as_nanos().max(1);
+        let new = u128::from(parts(limit)) * limit.per.as_nanos();
+        // The same rate, in parts of the new limit.
+        let scaled = |parts: u64| {
+            let parts = u128::from(parts).saturating_mul(new).div_ceil(old);
+            u64::try_from(parts).unwrap_or(u64::MAX / MOST as u64)
+        };
+        self.holders.values_mut().for_each(|holder| holder.rescale(scaled));
+        self.committed = self.holders.values().map(Holder::in_use).sum();
+        (self.limit, self.parts, self.planned) = (limit, parts(limit), None);
+    }
+
+    fn all(&self) -> u64 {
+        u64::from(self.limit.requests) * self.parts
+    }
+
+    /// The token bucket of so many parts. It holds one token at least: otherwise nobody could ever take one.
+    fn share(&self, parts: u64) -> Share {
+        let whole = parts / self.parts;
+        let per = self.limit.per;
+        let nothing = Share { max: 0, per_fill: 0, interval: per };
+        let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        let interval = per.saturating_mul(narrow(self.parts));
+        match parts {
+            0 => nothing,
+            _ if interval / narrow(parts) > SLOWEST => nothing,
+            _ if whole * self.parts == parts => {
+                Share { max: narrow(whole), per_fill: narrow(whole), interval: per }
+            }
+            _ => Share { max: narrow(whole.max(1)), per_fill: narrow(parts), interval },
         }
     }
 
@@ -166,8 +222,9 @@ impl Pool {
         if !self.holders.contains_key(&id) && self.holders.len() >= MOST {
             return None;
         }
-        let holder = self.holders.entry(id).or_default();
-        holder.measure(demand, self.limit);
+        let holder = self.holders.entry(id).or_insert_with(|| Holder::new(now));
+        holder.reported = now;
+        holder.measure(demand, (self.limit, self.parts));
         if holder.idle >= IDLE {
             self.leave(id, now);
             return Some(Answer::Abandon);
@@ -176,28 +233,27 @@ impl Pool {
         if now < self.opens {
             return None;
         }
-        let (limit, everybody) = (u64::from(self.limit.requests), self.holders.len() as u64);
+        let (all, everybody) = (self.all(), self.holders.len() as u64);
         let holder = self.holders.get_mut(&id)?;
-        let target = holder.target.unwrap_or(limit / everybody.max(1));
+        let target = holder.target.unwrap_or_else(|| all / everybody.max(1));
         let before = holder.in_use();
-        let free = limit.saturating_sub(self.committed - before);
+        let free = all.saturating_sub(self.committed - before);
         // Less than it has may always be said.
-        let tokens = target.min(free.max(before));
-        if tokens == 0 && target > 0 {
+        let parts = target.min(free.max(before));
+        if before == 0 && parts < target.min(self.parts) {
             return None;
         }
         if let Some(end) = holder.first_end() {
             self.ends.remove(&(end, id));
         }
-        if tokens > 0 {
-            holder.add(tokens, now + TTL + GRACE);
+        if parts > 0 {
+            holder.add(parts, now + TTL + GRACE);
         }
         self.committed = self.committed - before + holder.in_use();
         if let Some(end) = holder.first_end() {
             self.ends.insert((end, id));
         }
-        let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
-        Some(Answer::Use(Share { tokens, per: self.limit.per }))
+        Some(Answer::Use(self.share(parts)))
     }
 
     /// A holder is gone. What it was sent counts until it is over.
@@ -238,34 +294,30 @@ impl Pool {
         }
     }
 
-    /// Decides what everybody should have: max-min fair, and when more is there than is wanted, an equal part of half of the rest.
+    /// Decides what everybody should have: max-min fair, and when more is there than is wanted, an equal part of half of the rest. Who
+    /// wants nothing at the moment keeps a tenth of an equal part: whoever asks seldom would never find anything otherwise.
     fn plan(&mut self, now: Instant) {
         if self.planned.is_some_and(|planned| now < planned + PLAN_EVERY) {
             return;
         }
         self.planned = Some(now);
-        let limit = u64::from(self.limit.requests);
+        // One that has other buckets lives on, and may not need this one any more.
+        self.holders.retain(|_, holder| !holder.shares.is_empty() || now < holder.reported + IDLE);
+        let all = self.all();
         let present = || self.holders.values().filter(|holder| !holder.left);
-        let count = present().count() as u64;
-        let equal = limit / count.max(1);
-        let mut wants: Vec<u64> = present().map(|holder| holder.wanted.unwrap_or(equal)).collect();
-        wants.sort_unstable();
-        let (level, rest) = level(&wants, limit);
-        let unmet = wants.iter().filter(|wanted| **wanted > level).count() as u64;
-        let bonus = if unmet == 0 { rest / 2 / count.max(1) } else { 0 };
-        // One token more for as many of those who want it as there are tokens left; in turns when it is the only one.
-        if level == 0 {
-            self.turn = self.turn.wrapping_add(rest.max(1));
-        }
-        let mut position = self.turn;
+        let count = (present().count() as u64).max(1);
+        let equal = all / count;
+        let wants = |holder: &Holder| holder.wanted.unwrap_or(equal).max(equal / 10);
+        let mut sorted: Vec<u64> = present().map(wants).collect();
+        sorted.sort_unstable();
+        let (level, mut rest) = level(&sorted, all);
+        let bonus = if sorted.last().is_some_and(|most| *most > level) { 0 } else { rest / 2 / count };
         for holder in self.holders.values_mut().filter(|holder| !holder.left) {
-            let wanted = holder.wanted.unwrap_or(equal);
-            let mut target = wanted.min(level) + bonus;
-            if wanted > level {
-                target += u64::from(position % unmet < rest);
-                position = position.wrapping_add(1);
-            }
-            holder.target = Some(target);
+            let wanted = wants(holder);
+            // What cannot be divided is one part more for some.
+            let more = u64::from(wanted > level && rest > 0);
+            rest -= more;
+            holder.target = Some(wanted.min(level) + bonus + more);
         }
     }
 }

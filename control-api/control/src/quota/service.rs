@@ -26,12 +26,13 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::pool::{Answer, Demand, Id, Pool, Share, TTL};
 use super::{BucketKey, Owner, Table};
+use crate::ca::service::Shown;
 
 /// Bytes of one report.
 const MAX_REQUEST: usize = 1 << 20;
 /// Streams at one time.
 const STREAMS: usize = 10_000;
-/// Buckets that one stream may ask for.
+/// Buckets that one stream may ask for, and one report may speak of.
 const BUCKETS: usize = 1000;
 
 /// The service. A clone is the same one.
@@ -40,24 +41,33 @@ pub struct Service(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    limits: Table,
-    pools: Mutex<HashMap<(String, BucketKey), Pool>>,
+    state: Mutex<State>,
     streams: Arc<Semaphore>,
     next: AtomicU64,
     owner: Arc<Owner>,
 }
 
+#[derive(Debug, Default)]
+struct State {
+    limits: Table,
+    pools: HashMap<(String, BucketKey), Pool>,
+}
+
 impl Service {
-    /// One that shares these limits, of domains that are `owner`'s.
+    /// One that shares limits of domains that are `owner`'s. It has none yet.
     #[must_use]
-    pub fn new(limits: Table, owner: Arc<Owner>) -> Self {
+    pub fn new(owner: Arc<Owner>) -> Self {
         Self(Arc::new(Inner {
-            limits,
-            pools: Mutex::default(),
+            state: Mutex::default(),
             streams: Arc::new(Semaphore::new(STREAMS)),
             next: AtomicU64::new(0),
             owner,
         }))
+    }
+
+    /// Shares these limits from now on, and no others. What was given of those that are gone ends by itself.
+    pub fn set(&self, limits: Table) {
+        self.0.state().limits = limits;
     }
 
     /// The gRPC service.
@@ -70,14 +80,14 @@ impl Service {
 impl Inner {
     /// Makes sure that `domain` is shared here.
     async fn enter(&self, domain: &str) -> Result<(), Status> {
-        if !self.limits.has(domain) || self.owner.opens(domain, Instant::now()).is_some() {
+        if !self.state().limits.has(domain) || self.owner.opens(domain, Instant::now()).is_some() {
             return Ok(());
         }
         self.owner.take(domain).await.map_err(|why| Status::unavailable(why.to_string()))
     }
 
-    fn pools(&self) -> MutexGuard<'_, HashMap<(String, BucketKey), Pool>> {
-        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -85,12 +95,25 @@ impl Inner {
 struct Client {
     id: Id,
     inner: Arc<Inner>,
+    /// The namespace of its certificate; None on the port without TLS.
+    namespace: Option<String>,
     /// Of its first report; later ones need not say it.
     domain: String,
     buckets: HashSet<BucketKey>,
 }
 
 impl Client {
+    fn new(inner: &Arc<Inner>, shown: Option<&Shown>) -> Self {
+        let identity = shown.and_then(|shown| shown.identity.as_ref()?.service_account());
+        Self {
+            id: inner.next.fetch_add(1, Ordering::Relaxed),
+            inner: Arc::clone(inner),
+            namespace: identity.map(|(namespace, _)| namespace.to_owned()),
+            domain: String::new(),
+            buckets: HashSet::new(),
+        }
+    }
+
     /// Takes a message. The domain is that of the first one.
     async fn take(
         &mut self,
@@ -100,6 +123,18 @@ impl Client {
             self.inner.enter(&reports.domain).await?;
         }
         self.answer(reports, Instant::now())
+    }
+
+    /// A limit is the matter of its namespace: nobody else takes a share of it away.
+    fn may_ask(&self) -> Result<(), Status> {
+        let of = self.domain.split_once('/').map_or("", |(namespace, _)| namespace);
+        match &self.namespace {
+            Some(own) if own != of => {
+                let text = format!("domain {:?} is not of namespace {own:?}", self.domain);
+                Err(Status::permission_denied(text))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What one message is answered with; None when there is nothing to say.
@@ -117,6 +152,10 @@ impl Client {
         if self.domain.is_empty() {
             return Err(Status::invalid_argument("the first report needs a domain"));
         }
+        self.may_ask()?;
+        if bucket_quota_usages.len() > BUCKETS {
+            return Err(Status::invalid_argument(format!("a report has at most {BUCKETS} buckets")));
+        }
         let mut bucket_action = Vec::new();
         for usage in bucket_quota_usages {
             bucket_action.extend(self.usage(usage, now)?);
@@ -130,7 +169,7 @@ impl Client {
             return Err(Status::invalid_argument("a report needs a bucket_id"));
         }
         // A bucket without a limit is one of which the documents do not speak yet, or no more.
-        let Some(limit) = self.inner.limits.get(&self.domain, &bucket) else { return Ok(None) };
+        let Some(limit) = self.inner.state().limits.get(&self.domain, &bucket) else { return Ok(None) };
         let opens = self.inner.owner.opens(&self.domain, now);
         // It goes to the one that does.
         let opens = opens.ok_or_else(|| Status::unavailable("another control plane shares this domain"))?;
@@ -142,8 +181,8 @@ impl Client {
         }
         let requests = usage.num_requests_allowed.saturating_add(usage.num_requests_denied);
         let demand = Demand { requests, elapsed: elapsed(usage.time_elapsed.as_ref()) };
-        let mut pools = self.inner.pools();
-        let pool = pools.entry((self.domain.clone(), bucket.clone()));
+        let mut state = self.inner.state();
+        let pool = state.pools.entry((self.domain.clone(), bucket.clone()));
         let pool = pool.or_insert_with(|| Pool::new(limit, opens));
         if pool.opens() != opens {
             // The domain was another's meanwhile: what is known is out of date, and over before this one opens.
@@ -151,7 +190,7 @@ impl Client {
         }
         pool.set_limit(limit);
         let answer = pool.report(self.id, demand, now);
-        drop(pools);
+        drop(state);
         if answer == Some(Answer::Abandon) {
             self.buckets.remove(&bucket);
         }
@@ -162,14 +201,14 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         let now = Instant::now();
-        let mut pools = self.inner.pools();
+        let mut state = self.inner.state();
         for bucket in self.buckets.drain() {
-            if let Some(pool) = pools.get_mut(&(self.domain.clone(), bucket)) {
+            if let Some(pool) = state.pools.get_mut(&(self.domain.clone(), bucket)) {
                 pool.leave(self.id, now);
             }
         }
-        // Those whose last holder left some time ago. There are no more of them than limits.
-        pools.retain(|_, pool| !pool.is_empty(now));
+        // Those whose last holder left some time ago.
+        state.pools.retain(|_, pool| !pool.is_empty(now));
     }
 }
 
@@ -192,12 +231,12 @@ fn action(bucket: BucketKey, answer: Answer) -> BucketAction {
 }
 
 fn assignment(share: Share) -> QuotaAssignmentAction {
-    let strategy = match share.tokens {
-        0 => Strategy::BlanketRule(BlanketRule::DenyAll.into()),
-        tokens => Strategy::TokenBucket(TokenBucket {
-            max_tokens: tokens,
-            tokens_per_fill: Some(UInt32Value { value: tokens }),
-            fill_interval: Some(duration(share.per)),
+    let strategy = match share {
+        Share { max: 0, .. } => Strategy::BlanketRule(BlanketRule::DenyAll.into()),
+        Share { max, per_fill, interval } => Strategy::TokenBucket(TokenBucket {
+            max_tokens: max,
+            tokens_per_fill: Some(UInt32Value { value: per_fill }),
+            fill_interval: Some(duration(interval)),
         }),
     };
     QuotaAssignmentAction {
@@ -249,12 +288,8 @@ impl RateLimitQuotaService for Service {
         let permit = Arc::clone(&self.0.streams).try_acquire_owned();
         let permit =
             permit.map_err(|_| Status::resource_exhausted(format!("{STREAMS} streams are open already")))?;
-        let client = Client {
-            id: self.0.next.fetch_add(1, Ordering::Relaxed),
-            inner: Arc::clone(&self.0),
-            domain: String::new(),
-            buckets: HashSet::new(),
-        };
+        let shown = request.extensions().get::<Shown>();
+        let client = Client::new(&self.0, shown);
         let (out, responses) = mpsc::channel(1);
         tokio::spawn(async move {
             serve(client, request.into_inner(), out).await;
@@ -271,14 +306,19 @@ mod tests {
     use crate::quota::pool::GRACE;
     use crate::registry::Registry;
     use crate::store;
+    use remora_proxy::tls::identity::SpiffeId;
 
     fn key(name: &str) -> BucketKey {
         [("name".to_owned(), name.to_owned())].into()
     }
 
     fn client(service: &Service) -> Client {
-        let id = service.0.next.fetch_add(1, Ordering::Relaxed);
-        Client { id, inner: Arc::clone(&service.0), domain: String::new(), buckets: HashSet::new() }
+        Client::new(&service.0, None)
+    }
+
+    fn of_namespace(service: &Service, namespace: &str) -> Client {
+        let identity = SpiffeId::parse(&format!("spiffe://mesh.test/ns/{namespace}/sa/web")).ok();
+        Client::new(&service.0, Some(&Shown { identity, serial: String::new(), ends: 0 }))
     }
 
     fn reports(domain: &str, bucket: &str) -> RateLimitQuotaUsageReports {
@@ -297,7 +337,7 @@ mod tests {
         else {
             panic!("one assignment: {response:?}")
         };
-        match action.rate_limit_strategy.as_ref().and_then(|strategy| strategy.strategy.clone()) {
+        match action.rate_limit_strategy.as_ref().and_then(|strategy| strategy.strategy) {
             Some(Strategy::TokenBucket(bucket)) => bucket.max_tokens,
             Some(Strategy::BlanketRule(_)) => 0,
             other => panic!("{other:?}"),
@@ -307,13 +347,16 @@ mod tests {
     #[tokio::test]
     async fn a_client_is_answered_about_the_buckets_of_its_domain() {
         let mut table = Table::default();
-        table.set("shop", key("pay"), Limit { requests: 40, per: Duration::from_secs(1) });
+        for domain in ["shop", "web/shop"] {
+            table.set(domain, key("pay"), Limit { requests: 40, per: Duration::from_secs(1) });
+        }
         let start = Instant::now();
         let folder = tempfile::tempdir().unwrap();
         let store =
             store::open(&format!("redb:{}", folder.path().join("remora.redb").display())).await.unwrap();
         let owner = Owner::new(Arc::new(Registry::new(store)), start);
-        let service = Service::new(table, Arc::new(owner));
+        let service = Service::new(Arc::new(owner));
+        service.set(table);
         let mut one = client(&service);
         assert_eq!(one.answer(reports("shop", "pay"), start).unwrap(), None, "others may have shares");
         let later = start + TTL + GRACE;
@@ -327,5 +370,21 @@ mod tests {
             bucket_quota_usages: vec![BucketQuotaUsage::default()],
         };
         assert!(client(&service).answer(nameless, later).is_err());
+        let mut many = reports("shop", "pay");
+        many.bucket_quota_usages = vec![many.bucket_quota_usages[0].clone(); BUCKETS + 1];
+        assert!(client(&service).answer(many, later).is_err());
+
+        assert!(of_namespace(&service, "web").answer(reports("web/shop", "pay"), later).unwrap().is_some());
+        for (namespace, domain) in [("other", "web/shop"), ("web", "shop"), ("web", "webshop/x")] {
+            let refused = of_namespace(&service, namespace).answer(reports(domain, "pay"), later);
+            assert_eq!(refused.unwrap_err().code(), tonic::Code::PermissionDenied, "{domain}");
+        }
+
+        service.set(Table::default());
+        assert_eq!(
+            one.answer(reports("shop", "pay"), later).unwrap(),
+            None,
+            "there is no such limit any more"
+        );
     }
 }

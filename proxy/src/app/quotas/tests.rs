@@ -14,9 +14,8 @@ use remora_xds::pb::envoy::service::rate_limit_quota::v3::rate_limit_quota_respo
 use remora_xds::pb::envoy::service::rate_limit_quota::v3::rate_limit_quota_service_server::{
     RateLimitQuotaService, RateLimitQuotaServiceServer,
 };
-use remora_xds::pb::envoy::r#type::v3::rate_limit_strategy::Strategy as StrategyPb;
-use remora_xds::pb::envoy::r#type::v3::{RateLimitStrategy, TokenBucket};
-use remora_xds::pb::google::protobuf::UInt32Value;
+use remora_xds::pb::envoy::r#type::v3::RateLimitStrategy;
+use remora_xds::pb::envoy::r#type::v3::rate_limit_strategy::{BlanketRule, Strategy as StrategyPb};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tonic::Request;
@@ -47,7 +46,7 @@ impl RateLimitQuotaService for Service {
             while let Ok(Some(report)) = reports.message().await {
                 let bucket_id = report.bucket_quota_usages[0].bucket_id.clone();
                 service.reports.lock().unwrap().push(report);
-                let Some(action) = service.action.borrow().clone() else { continue };
+                let Some(action) = *service.action.borrow() else { continue };
                 let bucket_action = vec![BucketAction { bucket_id, bucket_action: Some(action) }];
                 if out.send(Ok(RateLimitQuotaResponse { bucket_action })).await.is_err() {
                     return;
@@ -134,15 +133,12 @@ impl Drop for Rig {
     }
 }
 
-fn share(tokens: u32, nanos: i32) -> Option<Action> {
-    let bucket = TokenBucket {
-        max_tokens: tokens,
-        tokens_per_fill: Some(UInt32Value { value: tokens }),
-        fill_interval: Some(DurationPb { seconds: 0, nanos: 100_000_000 }),
-    };
+/// All requests, for so long.
+fn share(nanos: i32) -> Option<Action> {
+    let strategy = Some(StrategyPb::BlanketRule(BlanketRule::AllowAll.into()));
     Some(Action::QuotaAssignmentAction(QuotaAssignmentAction {
         assignment_time_to_live: Some(DurationPb { seconds: 0, nanos }),
-        rate_limit_strategy: Some(RateLimitStrategy { strategy: Some(StrategyPb::TokenBucket(bucket)) }),
+        rate_limit_strategy: Some(RateLimitStrategy { strategy }),
     }))
 }
 
@@ -150,7 +146,7 @@ fn share(tokens: u32, nanos: i32) -> Option<Action> {
 async fn a_share_comes_is_renewed_and_ends_when_the_service_says_nothing_more() {
     let rig = Rig::start().await;
     assert!(!rig.meter.take(Instant::now()));
-    rig.service.action.send_replace(share(1000, 200_000_000));
+    rig.service.action.send_replace(share(200_000_000));
     rig.until_takes(true).await;
     let first = &rig.reports()[0];
     assert!(first.num_requests_allowed == 0 && first.num_requests_denied > 0, "{first:?}");
@@ -158,15 +154,19 @@ async fn a_share_comes_is_renewed_and_ends_when_the_service_says_nothing_more() 
     rig.service.action.send_replace(None);
     rig.until_takes(false).await;
     // A request came since: it is asked for again.
-    rig.service.action.send_replace(share(1000, 200_000_000));
-    rig.until_takes(true).await;
-    assert!(rig.reports().iter().any(|usage| usage.num_requests_allowed > 0));
+    rig.service.action.send_replace(share(200_000_000));
+    let deadline = Instant::now() + PATIENCE;
+    while !rig.reports().iter().any(|usage| usage.num_requests_allowed > 0) {
+        assert!(Instant::now() < deadline, "what went on is never reported: {:?}", rig.reports());
+        rig.until_takes(true).await;
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }
 
 #[tokio::test]
 async fn a_bucket_that_is_abandoned_is_as_if_nobody_had_asked() {
     let rig = Rig::start().await;
-    rig.service.action.send_replace(share(1000, 999_000_000));
+    rig.service.action.send_replace(share(999_000_000));
     rig.until_takes(true).await;
     rig.service.action.send_replace(Some(Action::AbandonAction(AbandonAction {})));
     rig.until_takes(false).await;

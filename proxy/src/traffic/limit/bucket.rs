@@ -64,11 +64,20 @@ impl Bucket {
         Self { full_at: AtomicU64::new(0), per_token, burst, start: now, spec }
     }
 
-    /// A bucket with so many tokens, as far as they fit.
+    /// An empty bucket.
     #[must_use]
-    pub fn holding(spec: BucketSpec, tokens: u64, now: Instant) -> Self {
+    pub fn empty(spec: BucketSpec, now: Instant) -> Self {
         let mut bucket = Self::new(spec, now);
-        let held = bucket.per_token.saturating_mul(tokens.min(u64::from(spec.max)));
+        bucket.full_at = AtomicU64::new(bucket.burst);
+        bucket
+    }
+
+    /// A bucket with what is in `other`, also with a part of a token, as far as it fits: whatever changes often would never fill otherwise.
+    #[must_use]
+    pub fn after(other: &Self, spec: BucketSpec, now: Instant) -> Self {
+        let mut bucket = Self::new(spec, now);
+        let held = u128::from(other.held(now)) * u128::from(bucket.per_token);
+        let held = u64::try_from(held / u128::from(other.per_token.max(1))).unwrap_or(u64::MAX);
         bucket.full_at = AtomicU64::new(bucket.burst.saturating_sub(held));
         bucket
     }
@@ -94,12 +103,16 @@ impl Bucket {
         self.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
     }
 
+    /// What is there, in ticks.
+    fn held(&self, now: Instant) -> u64 {
+        let now = self.ticks(now);
+        now.saturating_sub(self.full_at.load(Ordering::Relaxed).max(now.saturating_sub(self.burst)))
+    }
+
     /// Whole tokens that are there.
     #[must_use]
     pub fn remaining(&self, now: Instant) -> u64 {
-        let now = self.ticks(now);
-        let at = self.full_at.load(Ordering::Relaxed).max(now.saturating_sub(self.burst));
-        now.saturating_sub(at) / self.per_token.max(1)
+        self.held(now) / self.per_token.max(1)
     }
 
     /// How long until a token is there; zero when there is one.
@@ -151,13 +164,36 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_begins_with_what_it_is_given() {
-        let now = Instant::now();
-        for tokens in 0..5 {
-            let bucket = Bucket::holding(spec(3, 1, 1000), tokens, now);
-            assert_eq!(bucket.remaining(now), tokens.min(3));
-            assert_eq!(bucket.remaining(now + Duration::from_secs(1)), (tokens + 1).min(3));
+    fn a_bucket_begins_with_what_was_in_the_one_before() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        assert_eq!(Bucket::empty(spec(3, 1, 1000), start).remaining(start), 0);
+        let old = Bucket::new(spec(4, 1, 1000), start);
+        assert!((0..3).all(|_| old.take(1, start)));
+        for max in 1..6 {
+            let bucket = Bucket::after(&old, spec(max, 5, 1000), start);
+            assert_eq!(bucket.remaining(start), 1);
+            assert_eq!(bucket.remaining(at(200)), 2.min(u64::from(max)));
         }
+        assert_eq!(
+            Bucket::after(&old, spec(2, 1, 1000), at(9000)).remaining(at(9000)),
+            2,
+            "as far as they fit"
+        );
+    }
+
+    #[test]
+    fn parts_of_tokens_survive_any_number_of_changes() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut bucket = Bucket::empty(spec(3, 3, 60_000), start);
+        let mut taken = 0;
+        for second in 1..=120 {
+            let now = at(second * 1000);
+            bucket = Bucket::after(&bucket, spec(3, 3 + u32::from(second % 2 == 0), 60_000), now);
+            taken += u32::from(bucket.take(1, now));
+        }
+        assert!((6..=7).contains(&taken), "{taken} of 3 or 4 a minute, for two minutes");
     }
 
     #[test]

@@ -208,10 +208,8 @@ impl Rule {
             (Strategy::AllowAll, _) => Self::AllowAll,
             (Strategy::DenyAll, _) => Self::DenyAll,
             (Strategy::Tokens(spec), Self::AllowAll) => Self::Tokens(Bucket::new(spec, now)),
-            (Strategy::Tokens(spec), Self::DenyAll) => Self::Tokens(Bucket::holding(spec, 0, now)),
-            (Strategy::Tokens(spec), Self::Tokens(bucket)) => {
-                Self::Tokens(Bucket::holding(spec, bucket.remaining(now), now))
-            }
+            (Strategy::Tokens(spec), Self::DenyAll) => Self::Tokens(Bucket::empty(spec, now)),
+            (Strategy::Tokens(spec), Self::Tokens(bucket)) => Self::Tokens(Bucket::after(bucket, spec, now)),
         }
     }
 }

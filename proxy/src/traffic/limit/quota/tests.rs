@@ -112,6 +112,22 @@ fn the_last_share_may_be_used_on_or_the_bucket_is_abandoned() {
 }
 
 #[test]
+fn a_share_without_somebody_who_ends_it_is_over_when_the_bucket_is_led_again() {
+    let start = Instant::now();
+    let mut first = tracker(Strategy::DenyAll, None, start);
+    passed(&first, 1, start);
+    first.turn(start);
+    first.assign(Strategy::AllowAll, TTL, start);
+    let (meter, lead) = (Arc::clone(first.meter()), Arc::clone(&first.lead));
+    drop(first);
+    assert!(meter.take(start));
+    let mut second = Tracker::new(meter, lead, start);
+    assert_eq!(passed(&second, 1, start), 0);
+    second.turn(start);
+    assert!(second.report(start).is_some(), "it is asked for at once");
+}
+
+#[test]
 fn requests_find_their_buckets() {
     let bucket = |name: &str| {
         let lead = Arc::new(Lead {

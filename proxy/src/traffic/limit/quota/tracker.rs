@@ -36,7 +36,7 @@ enum State {
 #[derive(Debug)]
 pub struct Tracker {
     meter: Arc<Meter>,
-    lead: Arc<Lead>,
+    pub(super) lead: Arc<Lead>,
     state: State,
     reported: Instant,
     /// The next report.
@@ -44,9 +44,10 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    /// Begins to lead `meter`.
+    /// Begins to lead `meter`. A share that it has from one who led it before, and who cannot end it any more, is over.
     #[must_use]
     pub fn new(meter: Arc<Meter>, lead: Arc<Lead>, now: Instant) -> Self {
+        meter.set(lead.unassigned, now);
         Self { meter, lead, state: State::Abandoned, reported: now, due: now }
     }
 
