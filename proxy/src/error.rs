@@ -120,7 +120,7 @@ reasons! {
     /// The request's headers are larger or more than the listener's limit.
     HeadersTooLarge = "request_headers_too_large", 431, ResourceExhausted, "DPE", Downstream;
     /// The request's body is larger than the limit.
-    BodyTooLarge = "request_body_too_large", 413, ResourceExhausted, "DPE", Downstream;
+    BodyTooLarge = "request_body_too_large", 413, ResourceExhausted, "", Downstream;
     /// The request asks to upgrade in a way that this listener refuses.
     UpgradeRefused = "upgrade_refused", 403, PermissionDenied, "DPE", Downstream;
     /// The request's head did not arrive in time.
@@ -156,7 +156,7 @@ reasons! {
     /// The stream reached its maximum duration.
     MaxDuration = "max_stream_duration", 504, DeadlineExceeded, "", Proxy;
     /// The route's configuration answers directly.
-    DirectResponse = "direct_response", 200, Ok, "", Proxy;
+    DirectResponse = "direct_response", 200, Unknown, "", Proxy;
     /// The proxy is shedding load.
     Overloaded = "overloaded", 503, Unavailable, "OM", Proxy;
     /// The proxy is shutting down, or the filter chain of the connection was removed, and the drain time is over.

@@ -171,7 +171,11 @@ fn every_difference_is_explained() {
 #[test]
 fn the_corpus_is_as_large_as_promised() {
     let cases = corpus(&root()).expect("a readable corpus");
-    assert!(cases.len() >= 25, "{} bootstrap files", cases.len());
+    assert!(cases.len() >= 110, "{} bootstrap files", cases.len());
+    let number = |case: &Case| case.name.split('-').next().and_then(|n| n.parse::<u32>().ok());
+    let numbers = cases.iter().filter_map(number);
+    let resilience = numbers.filter(|n| matches!(n, 53..=56 | 70..=74 | 90..=98 | 105..=139)).count();
+    assert!(resilience >= 50, "{resilience} cases of resilience and traffic");
     for case in &cases {
         let expected = case.expected().expect("recorded");
         assert_eq!(expected.outcomes.len(), case.requests.requests.len(), "{}: record again", case.name);

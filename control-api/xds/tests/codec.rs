@@ -88,12 +88,12 @@ fn single_mistakes() {
             "f:2:1: lb_policy: must be a value of LbPolicy, not \"ROUND_ROBBIN\" (did you mean ROUND_ROBIN?)\n",
         ),
         (
-            "name: a\nlb_policy: LOAD_BALANCING_POLICY_CONFIG",
-            "f:2:1: lb_policy: LOAD_BALANCING_POLICY_CONFIG is not supported by Remora (supported: ROUND_ROBIN, LEAST_REQUEST, RING_HASH, RANDOM, MAGLEV, CLUSTER_PROVIDED)\n",
+            "name: a\neds_cluster_config:\n  eds_config:\n    ads: {}\n    resource_api_version: V2",
+            "f:5:5: eds_cluster_config.eds_config.resource_api_version: V2 is not supported by Remora (supported: V3)\n",
         ),
         (
             "name: a\nlb_policy: 17",
-            "f:2:1: lb_policy: must be a value of LbPolicy, not 17 (one of ROUND_ROBIN, LEAST_REQUEST, RING_HASH, RANDOM, MAGLEV, CLUSTER_PROVIDED)\n",
+            "f:2:1: lb_policy: must be a value of LbPolicy, not 17 (one of ROUND_ROBIN, LEAST_REQUEST, RING_HASH, RANDOM, MAGLEV, CLUSTER_PROVIDED, LOAD_BALANCING_POLICY_CONFIG)\n",
         ),
         (
             "name: a\ndns_resolvers: [{}]",

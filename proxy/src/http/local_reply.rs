@@ -77,24 +77,30 @@ fn grpc_reply(reason: Reason, status: StatusCode, message: &[u8]) -> Response {
     );
     let code = match grpc_of(status) {
         _ if !own => reason.grpc(),
-        // To a client of gRPC a refusal is none if it has the status of success.
-        GrpcCode::Ok if reason != Reason::DirectResponse => reason.grpc(),
+        // What a service refuses with a status that says nothing is refused all the same.
+        GrpcCode::Unknown if status == StatusCode::OK && !written(reason) => reason.grpc(),
         code => code,
     };
     let mut head = ResponseHead::new(StatusCode::OK);
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     head.headers.insert("grpc-status", HeaderValue::from(code as u16));
-    if let Ok(message) = HeaderValue::from_str(&percent_encode(message)) {
+    if !message.is_empty()
+        && let Ok(message) = HeaderValue::from_str(&percent_encode(message))
+    {
         head.headers.insert("grpc-message", message);
     }
     head.headers.insert(REASON_HEADER, HeaderValue::from_static(reason.id()));
     Response { head, body: Body::Empty, upgraded: None }
 }
 
+/// Whether the configuration says the answer's status.
+const fn written(reason: Reason) -> bool {
+    matches!(reason, Reason::DirectResponse | Reason::FaultInjected)
+}
+
 /// The gRPC code of an HTTP status (<https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>).
 const fn grpc_of(status: StatusCode) -> GrpcCode {
     match status.as_u16() {
-        200 => GrpcCode::Ok,
         400 => GrpcCode::Internal,
         401 => GrpcCode::Unauthenticated,
         403 => GrpcCode::PermissionDenied,
@@ -134,6 +140,6 @@ mod tests {
         };
         assert_eq!(code(Reason::ExtAuthzDenied, StatusCode::OK), "7");
         assert_eq!(code(Reason::ExtAuthzDenied, StatusCode::UNAUTHORIZED), "16");
-        assert_eq!(code(Reason::DirectResponse, StatusCode::OK), "0");
+        assert_eq!(code(Reason::DirectResponse, StatusCode::OK), "2", "it says nothing in gRPC's terms");
     }
 }

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header;
 use http::{HeaderValue, Method, StatusCode};
 
@@ -49,7 +50,7 @@ fn failure(ctx: &mut RequestCtx, reason: Reason) -> Response {
     if ctx.timeout_alternative
         && matches!(reason, Reason::UpstreamTimeout | Reason::PerTryTimeout | Reason::PerTryIdle)
     {
-        return local_reply::reply_with(reason, StatusCode::NO_CONTENT, bytes::Bytes::new(), false);
+        return local_reply::reply_with(reason, StatusCode::NO_CONTENT, Bytes::new(), false);
     }
     if let Some(reply) = ctx.policy.as_mut().and_then(|policy| policy.reply.take()) {
         return *reply;
@@ -118,7 +119,11 @@ async fn run(ctx: &mut RequestCtx, mut body: Body) -> Result<Response, Reason> {
         .worker
         .with_rng(|rng| headers::prepare_request(&mut ctx.head, &ctx.downstream, &http, rng));
     if ctx.redirect_to_canonical {
-        return redirect(StatusCode::TEMPORARY_REDIRECT, HeaderValue::from_str(ctx.head.path.as_str()).ok());
+        return redirect(
+            ctx,
+            StatusCode::TEMPORARY_REDIRECT,
+            HeaderValue::from_str(ctx.head.path.as_str()).ok(),
+        );
     }
     if ctx.head.authority.is_none() && ctx.head.method == Method::CONNECT {
         return Err(Reason::MissingHost);
@@ -154,7 +159,7 @@ async fn run(ctx: &mut RequestCtx, mut body: Body) -> Result<Response, Reason> {
         Found::Route(_, route) => {
             take(ctx, route, &http, body).await.map_err(|reason| refused(ctx, &found, reason))
         }
-        Found::TlsRequired(_) => redirect(StatusCode::MOVED_PERMANENTLY, tls_location(&ctx.head)),
+        Found::TlsRequired(_) => redirect(ctx, StatusCode::MOVED_PERMANENTLY, tls_location(&ctx.head)),
         Found::NoRoute(_) | Found::NoVirtualHost => Err(refused(ctx, &found, Reason::NoRoute)),
     }
 }
@@ -190,13 +195,17 @@ fn own_redirect(ctx: &RequestCtx, route: &Route, action: &Redirect) -> Result<Re
     let location = action
         .location(&ctx.head, &route.matcher.path, &mut |template, headers| values.render(template, headers))
         .map_err(|_| Reason::BadPath)?;
-    redirect(action.status, Some(location))
+    redirect(ctx, action.status, Some(location))
 }
 
-fn redirect(status: StatusCode, location: Option<HeaderValue>) -> Result<Response, Reason> {
-    let mut head = ResponseHead::new(status);
-    head.headers.insert(header::LOCATION, location.ok_or(Reason::BadPath)?);
-    Ok(Response { head, body: Body::Empty, upgraded: None })
+fn redirect(ctx: &RequestCtx, status: StatusCode, location: Option<HeaderValue>) -> Result<Response, Reason> {
+    let mut response = if ctx.is_grpc() {
+        local_reply::reply_with(Reason::DirectResponse, status, Bytes::new(), true)
+    } else {
+        Response { head: ResponseHead::new(status), body: Body::Empty, upgraded: None }
+    };
+    response.head.headers.insert(header::LOCATION, location.ok_or(Reason::BadPath)?);
+    Ok(response)
 }
 
 fn direct(ctx: &mut RequestCtx, action: &DirectResponse) -> Response {

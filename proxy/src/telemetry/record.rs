@@ -146,7 +146,10 @@ impl AccessRecord<'_> {
             Some(Reason::MaxDuration) => Some("max_duration_timeout"),
             Some(Reason::DownstreamGone) => Some("downstream_remote_disconnect"),
             Some(reason) => Some(reason.id()),
-            None => self.response.map(|_| "via_upstream"),
+            // Nobody was asked, and nothing is wrong: a redirect.
+            None => {
+                self.response.map(|_| if self.attempts == 0 { "direct_response" } else { "via_upstream" })
+            }
         }
     }
 

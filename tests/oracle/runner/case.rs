@@ -79,6 +79,10 @@ pub struct RequestSpec {
     pub distinct: bool,
     /// The answer is written in the file (a direct response): its body is compared even when it is a failure.
     pub exact: bool,
+    /// So many mirrors get it, too, and are waited for: attempts are in the order of their upstreams' names, and the last one is shown.
+    pub copies: usize,
+    /// The answer's body may be gzip; what is in it is compared.
+    pub gunzip: bool,
     /// Only the number of attempts is compared, not which upstream got them.
     pub any_upstream: bool,
     /// Where Remora differs from Envoy, with the id of the row in docs/differences-from-envoy.md.
@@ -115,6 +119,8 @@ impl Default for RequestSpec {
             tolerance: 10.0,
             distinct: false,
             exact: false,
+            copies: 0,
+            gunzip: false,
             any_upstream: false,
             differs: None,
         }

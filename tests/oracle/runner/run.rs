@@ -1,9 +1,13 @@
 //! Runs a case through one proxy.
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use flate2::read::MultiGzDecoder;
 use remora_tests::hole::Hole;
 use socket2::{Domain, Socket, Type};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -70,6 +74,8 @@ impl World {
         for (name, port) in ports.into_iter().chain(hole_port) {
             mask.port(port, name);
             values.insert(format!("{{{{{name}}}}}"), port.to_string());
+            let session = BASE64_STANDARD.encode(format!("127.0.0.1:{port}"));
+            values.insert(format!("{{{{SESSION {name}}}}}"), session);
         }
         values.insert("{{DIR}}".into(), dir.to_string_lossy().into_owned());
         values.insert("{{CERTS}}".into(), certs.to_string_lossy().into_owned());
@@ -107,7 +113,7 @@ pub async fn observe(
     for spec in &case.requests.requests {
         let port =
             *proxy.listeners.get(&spec.listener).with_context(|| format!("no listener {}", spec.listener))?;
-        let spec = resolved(spec, port);
+        let spec = resolved(spec, port, &world);
         let outcome = group(&spec, port, &world, &mut connections, &mut broken)
             .await
             .with_context(|| format!("request {}\n{}", spec.name, proxy.tail()))?;
@@ -123,9 +129,9 @@ pub async fn observe(
     Ok((seen, broken))
 }
 
-/// Fills in `{{LISTENER}}`, the port that the request goes to.
-fn resolved(spec: &RequestSpec, port: u16) -> RequestSpec {
-    let fill = |text: &str| text.replace("{{LISTENER}}", &port.to_string());
+/// Fills in `{{LISTENER}}`, the port that the request goes to, and what the bootstrap file has.
+fn resolved(spec: &RequestSpec, port: u16, world: &World) -> RequestSpec {
+    let fill = |text: &str| world.fill_in(text).replace("{{LISTENER}}", &port.to_string());
     let mut spec = spec.clone();
     spec.host = fill(&spec.host);
     spec.path = fill(&spec.path);
@@ -157,7 +163,7 @@ async fn group(
     {
         broken.push(format!("{}: took {took} ms, not {least} to {most}", spec.name));
     }
-    let seen = world.recorder.of(&spec.name);
+    let seen = if spec.copies > 0 { mirrored(spec, world).await? } else { world.recorder.of(&spec.name) };
     if spec.repeat == 1 {
         return Ok(outcome(spec, answers.remove(0), &seen, &world.mask));
     }
@@ -174,6 +180,21 @@ async fn group(
         outcome.distinct = Some(seen.iter().map(|s| s.upstream).collect::<BTreeSet<_>>().len());
     }
     Ok(outcome)
+}
+
+/// The request and its copies, which come in any order.
+async fn mirrored(spec: &RequestSpec, world: &World) -> anyhow::Result<Vec<Seen>> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let mut tick = tokio::time::interval(Duration::from_millis(5));
+    loop {
+        tick.tick().await;
+        let mut seen = world.recorder.of(&spec.name);
+        if seen.len() > spec.copies && seen.iter().all(|s| s.complete) {
+            seen.sort_by_key(|s| s.upstream);
+            return Ok(seen);
+        }
+        ensure!(Instant::now() < deadline, "{} copies are not there: {seen:?}", spec.copies);
+    }
 }
 
 async fn one(
@@ -247,6 +268,20 @@ fn content(bytes: &[u8], mask: &Mask) -> String {
     format!("{} bytes, FNV-1a {hash:016x}", bytes.len())
 }
 
+/// The body as its sender meant it, where the case asks for that: two libraries compress in two ways.
+fn decoded(spec: &RequestSpec, answer: &Answer) -> Vec<u8> {
+    let bytes = &answer.body.bytes[..];
+    let coded = |(n, v): &(String, String)| n.eq_ignore_ascii_case("content-encoding") && v == "gzip";
+    if !spec.gunzip || !answer.fields.iter().any(coded) {
+        return bytes.to_vec();
+    }
+    let mut plain = Vec::new();
+    match MultiGzDecoder::new(bytes).read_to_end(&mut plain) {
+        Ok(_) => plain,
+        Err(e) => format!("not gzip: {e}").into_bytes(),
+    }
+}
+
 fn outcome(spec: &RequestSpec, answer: Answer, seen: &[Seen], mask: &Mask) -> Outcome {
     let any = |text: String| {
         if !(spec.any_upstream || spec.repeat > 1) {
@@ -257,12 +292,13 @@ fn outcome(spec: &RequestSpec, answer: Answer, seen: &[Seen], mask: &Mask) -> Ou
                 .replace(&format!("upstream {name}\n"), "upstream *\n")
         })
     };
+    let body = any(content(&decoded(spec, &answer), mask));
     Outcome {
         status: answer.status,
         version: answer.version,
         interim: answer.interim,
         headers: lines(&answer.fields, spec, mask).into_iter().map(&any).collect(),
-        body: any(content(&answer.body.bytes, mask)),
+        body,
         trailers: lines(&answer.body.trailers, spec, mask),
         end: answer.end,
         certificate: answer.certificate,
@@ -272,7 +308,7 @@ fn outcome(spec: &RequestSpec, answer: Answer, seen: &[Seen], mask: &Mask) -> Ou
         forwarded: seen.last().map(|s| Forwarded {
             line: s.line.clone(),
             authority: s.authority.as_deref().map(|a| mask.text(a)),
-            headers: less(lines(&s.fields, spec, mask), seen.len()),
+            headers: less(lines(&s.fields, spec, mask), seen.len() - spec.copies),
             body: content(&s.body, mask),
             trailers: lines(&s.trailers, spec, mask),
             truncated: !s.complete,

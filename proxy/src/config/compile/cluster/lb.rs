@@ -80,8 +80,8 @@ fn by_name(pb: &Cluster, lb: &mut LbSpec, at: &At<'_>, scope: &mut Scope<'_>) {
             }
             config = config.filter(|config| !matches!(config, LbConfig::OriginalDstLbConfig(_)));
         }
-        Ok(other @ PbPolicy::LoadBalancingPolicyConfig) => {
-            scope.errors.report(&policy_at, format!("{} is not supported", other.as_str_name()));
+        Ok(PbPolicy::LoadBalancingPolicyConfig) => {
+            scope.errors.report(&policy_at, "LOAD_BALANCING_POLICY_CONFIG needs load_balancing_policy");
             config = None;
         }
         Err(_) => {

@@ -87,6 +87,16 @@ fn extension(config: Any) -> Cluster {
 }
 
 #[test]
+fn lb_policy_may_point_at_the_policies() {
+    let lb_policy = LbPolicy::LoadBalancingPolicyConfig as i32;
+    let random = extension(any(&ext::random::v3::Random::default()));
+    let policy = compile(&Cluster { lb_policy, ..random }).unwrap().lb.policy;
+    assert_eq!(policy, Policy::Random);
+    let nothing = Cluster { lb_policy, ..statics(vec![]) };
+    assert_eq!(errors(&nothing), ["lb_policy: LOAD_BALANCING_POLICY_CONFIG needs load_balancing_policy"]);
+}
+
+#[test]
 fn policies_say_the_same() {
     let config = ext::common::v3::ConsistentHashingLbConfig {
         use_hostname_for_hashing: true,
