@@ -117,13 +117,16 @@ def envoy_pair(variant):
 def envoy_examples():
     """Envoys in the places of all workloads of the examples: every kind of document, and nothing that Envoy refuses."""
     examples = pathlib.Path(__file__).parents[2] / "deploy/examples"
-    stranger = "---\napiVersion: remora.dev/v1alpha1\nkind: Workload\nmetadata: {name: caller}\nspec: {address: 127.0.0.1}\n"
+    stranger = "---\napiVersion: remora.dev/v1alpha1\nkind: Workload\nmetadata: {name: caller}\nspec: {address: 127.0.0.1, egress: [{service: weather}]}\n"
     with world("--ephemeral-ports") as w:
-        for name in ("shop", "external"):
+        for name in ("shop", "external", "callers", "limits", "pages", "resilience"):
             w.apply((examples / f"{name}.yaml").read_text().replace("address: 10.", "address: 127."))
         w.apply(stranger)
         taken = []
-        for place in ("till.shop", "orders-1.shop", "ledger-1.shop", "archive-1.vault", "caller.default"):
+        places = ("till.shop", "orders-1.shop", "ledger-1.shop", "archive-1.vault", "recommendations-1.default", "search-1.default",
+                  "ratelimit-1.platform", "catalog-1.default", "edge-1.default", "shop-1.default", "prices-1.default",
+                  "basket-1.default", "caller.default")
+        for place in places:
             name, _ = w.envoy(f"sidecar~127.0.0.1~{place}~{place.split('.')[1]}.svc", "DELTA_GRPC")
             try:
                 taken.append(w.synced(f"~{place}~")["wanted"])

@@ -12,7 +12,8 @@ use remora_xds::Schema;
 use support::mutilated::mutilated;
 use support::profile::profile;
 
-const EXAMPLES: [&str; 3] = [
+const EXAMPLES: [&str; 4] = [
+    include_str!("../../../deploy/examples/callers.yaml"),
     include_str!("../../../deploy/examples/resilience.yaml"),
     include_str!("../../../deploy/examples/limits.yaml"),
     include_str!("../../../deploy/examples/pages.yaml"),
