@@ -7,6 +7,7 @@ mod health;
 mod identity;
 mod key_sets;
 mod listeners;
+mod overload;
 mod quotas;
 mod upstream_metrics;
 
@@ -192,6 +193,8 @@ pub async fn run(
     shared.registry.add(Arc::new(health::HealthMetrics(Arc::clone(&shared.config))));
     shared.registry.add(Arc::new(upstream_metrics::UpstreamMetrics(Arc::clone(&shared.config))));
     shared.registry.add(Arc::new(concurrency::ConcurrencyMetrics(Arc::clone(&shared.config))));
+    shared.registry.add(Arc::new(overload::OverloadMetrics(Arc::clone(&shared.config))));
+    tokio::spawn(overload::watch(Arc::clone(&shared.config.load().overload)));
     let (ask, requests) = mpsc::channel(16);
     let (updates, dns_updates) = mpsc::channel(64);
     let (driver, dns) = Driver::new(Arc::new(SystemResolver::default()), updates, fastrand::Rng::new());

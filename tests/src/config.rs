@@ -18,6 +18,7 @@ pub struct Bootstrap {
     clusters: Vec<Value>,
     dynamic: Option<Value>,
     node: Option<String>,
+    patch: Option<Value>,
 }
 
 impl Bootstrap {
@@ -49,6 +50,13 @@ impl Bootstrap {
         self
     }
 
+    /// Lays `patch` over the file.
+    #[must_use]
+    pub fn with(mut self, patch: Value) -> Self {
+        self.patch = Some(patch);
+        self
+    }
+
     /// The file.
     #[must_use]
     pub fn to_json(&self) -> Value {
@@ -59,6 +67,9 @@ impl Bootstrap {
         });
         if let Some(dynamic) = &self.dynamic {
             all["dynamic_resources"] = dynamic.clone();
+        }
+        if let Some(patch) = &self.patch {
+            merge(&mut all, patch.clone());
         }
         all
     }

@@ -291,6 +291,13 @@ impl Builder {
         self
     }
 
+    /// Lays `patch` over the bootstrap.
+    #[must_use]
+    pub fn with(mut self, patch: Value) -> Self {
+        self.bootstrap = self.bootstrap.with(patch);
+        self
+    }
+
     /// Adds a command-line argument.
     #[must_use]
     pub fn argument(mut self, argument: &str) -> Self {

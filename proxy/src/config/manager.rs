@@ -35,10 +35,12 @@ use self::ads::Dynamic;
 use self::batch::Batch;
 use self::zones::Zones;
 use super::compile::Scope;
+use super::compile::overload::compile_overload;
 use super::names::{ClusterId, Names};
 use super::snapshot::Snapshot;
 use super::source::ads::{AdsSpec, compile_ads_config};
 use super::spec::{HttpSpec, ListenerSpec, NetworkFilter, RouteSource, TcpSpec};
+use crate::resilience::overload::Overload;
 use crate::route::RouteTable;
 use crate::telemetry::metrics::{Registry, ResourceKind};
 use crate::upstream::cluster::Cluster;
@@ -151,6 +153,9 @@ impl Manager {
         let fallback = Default::default();
         let resources = bootstrap.static_resources.as_ref().unwrap_or(&fallback);
         let mut scope = Scope { errors: &mut errors, names: &mut manager.names };
+        let overload = bootstrap.overload_manager.as_ref();
+        let overload = compile_overload(overload, &root.field("overload_manager"), &mut scope);
+        scope.names.overload = Arc::new(Overload::new(overload));
         // Secrets first: contexts name them. Then clusters: routes of listeners may ask whether they exist.
         let secrets = statics.field("secrets");
         for (i, secret) in resources.secrets.iter().enumerate() {
@@ -323,6 +328,7 @@ impl Manager {
             clusters: Arc::clone(&self.cluster_list),
             cluster_ids,
             circuits: self.names.circuits.clone(),
+            overload: Arc::clone(&self.names.overload),
         }
     }
 

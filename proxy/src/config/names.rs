@@ -11,6 +11,7 @@ use super::secrets::Secrets;
 use crate::resilience::circuit::registry::Circuits;
 use crate::resilience::concurrency::Controller;
 use crate::resilience::concurrency::gradient::ConcurrencySpec;
+use crate::resilience::overload::Overload;
 use crate::traffic::limit::quota::MeterStore;
 use crate::traffic::limit::{Limits, LimitsSpec};
 
@@ -149,6 +150,8 @@ pub struct Names {
     pub controllers: Store<Controller>,
     /// Buckets of rate limits that a quota service leases.
     pub meters: MeterStore,
+    /// What the process gives up for memory and files.
+    pub overload: Arc<Overload>,
     /// `node.cluster`.
     pub node_cluster: Arc<str>,
 }

@@ -7,6 +7,7 @@ use foldhash::HashMap;
 use super::names::{ChainId, ClusterId, RouteTableId};
 use super::spec::{FilterChain, ListenerSpec};
 use crate::resilience::circuit::registry::Circuits;
+use crate::resilience::overload::Overload;
 use crate::route::RouteTable;
 use crate::upstream::cluster::Cluster;
 
@@ -23,6 +24,8 @@ pub struct Snapshot {
     pub(super) cluster_ids: Arc<HashMap<Arc<str>, ClusterId>>,
     /// Circuit breakers.
     pub circuits: Circuits,
+    /// What the process gives up for memory and files: one for its life.
+    pub overload: Arc<Overload>,
 }
 
 impl Snapshot {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header;
 use http::{HeaderValue, Method, StatusCode};
+use tokio::time::Instant;
 
 use super::body::Body;
 use super::context::RequestCtx;
@@ -21,6 +22,7 @@ use crate::config::spec::{HttpSpec, RouteSource};
 use crate::error::Reason;
 use crate::policy::authz::answer::Denial;
 use crate::resilience::circuit::{Fallback, Refusal};
+use crate::resilience::overload::{Action as Sacrifice, Overload};
 use crate::route::action::{DirectResponse, Redirect, tls_location};
 use crate::route::{Action, Found, Query, Route};
 
@@ -118,6 +120,9 @@ async fn run(ctx: &mut RequestCtx, mut body: Body) -> Result<Response, Reason> {
         .downstream
         .worker
         .with_rng(|rng| headers::prepare_request(&mut ctx.head, &ctx.downstream, &http, rng));
+    if !(snapshot.overload.is_calm() && ctx.downstream.worker.lag.is_calm()) {
+        shed(ctx, &snapshot.overload)?;
+    }
     if ctx.redirect_to_canonical {
         return redirect(
             ctx,
@@ -162,6 +167,25 @@ async fn run(ctx: &mut RequestCtx, mut body: Body) -> Result<Response, Reason> {
         Found::TlsRequired(_) => redirect(ctx, StatusCode::MOVED_PERMANENTLY, tls_location(&ctx.head)),
         Found::NoRoute(_) | Found::NoVirtualHost => Err(refused(ctx, &found, Reason::NoRoute)),
     }
+}
+
+/// What the process gives up for memory, or this worker for time: the connection after this request, or the request.
+#[cold]
+fn shed(ctx: &mut RequestCtx, overload: &Overload) -> Result<(), Reason> {
+    let worker = Rc::clone(&ctx.downstream.worker);
+    let random = || worker.with_rng(|rng| rng.u8(..));
+    if overload.takes(Sacrifice::DisableKeepalive, random()) {
+        ctx.downstream.drain.wind_down(Instant::now());
+    }
+    let details = if overload.takes(Sacrifice::RefuseRequests, random()) {
+        "overload"
+    } else if worker.lag.refuses(random()) {
+        "worker_lag"
+    } else {
+        return Ok(());
+    };
+    filters::refusal(ctx).details = Some(details.into());
+    Err(Reason::Overloaded)
 }
 
 /// Remembers where a request had come to when it was refused.

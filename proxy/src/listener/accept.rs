@@ -11,8 +11,13 @@ use tokio::sync::watch;
 use super::connection;
 use super::socket;
 use crate::config::spec::ListenerSpec;
-use crate::telemetry::metrics::{ListenerCount, ListenerSeries};
+use crate::limits::{Room, room};
+use crate::resilience::overload::{Action, Connected};
+use crate::telemetry::metrics::{ListenerCount, ListenerSeries, Refusal};
 use crate::worker::Worker;
+
+/// How long accepting pauses before it looks again whether there is room.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts until `stop` turns true. Each connection is served by the newest version of the listener.
 pub async fn run(worker: Rc<Worker>, listener: TcpListener, name: Arc<str>, mut stop: watch::Receiver<bool>) {
@@ -22,7 +27,10 @@ pub async fn run(worker: Rc<Worker>, listener: TcpListener, name: Arc<str>, mut 
         let accepted = tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => break,
-            accepted = listener.accept() => accepted,
+            accepted = async {
+                wanted(&worker).await;
+                listener.accept().await
+            } => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {
@@ -45,6 +53,13 @@ pub async fn run(worker: Rc<Worker>, listener: TcpListener, name: Arc<str>, mut 
     take_queued(&worker, listener, &name, &series);
 }
 
+/// Waits until the process wants new connections. Until then they wait in the kernel's queue.
+async fn wanted(worker: &Worker) {
+    while worker.snapshot().overload.is_full(Action::StopAccepting) {
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
 /// Serves whom the kernel has let in already: closing the socket would reset them, with requests that are under way.
 fn take_queued(worker: &Rc<Worker>, listener: TcpListener, name: &Arc<str>, series: &ListenerSeries) {
     let (Some(spec), Ok(listener)) = (newest(worker, name), listener.into_std()) else { return };
@@ -53,6 +68,19 @@ fn take_queued(worker: &Rc<Worker>, listener: TcpListener, name: &Arc<str>, seri
             start(worker, series, stream, peer, Arc::clone(&spec));
         }
     }
+}
+
+/// Whether the process has room for one more.
+fn admit(worker: &Worker, stream: &TcpStream) -> Result<Connected, Refusal> {
+    let overload = &worker.snapshot().overload;
+    let room = room(stream);
+    if room != Room::Enough {
+        overload.files_run_out();
+    }
+    if room == Room::Reserve {
+        return Err(Refusal::Overloaded);
+    }
+    overload.try_connect().ok_or(Refusal::ConnectionLimit)
 }
 
 fn newest(worker: &Worker, name: &Arc<str>) -> Option<Arc<ListenerSpec>> {
@@ -70,11 +98,15 @@ fn start(
         // Reset before we looked at it.
         return;
     }
+    let connected = match admit(worker, &stream) {
+        Ok(connected) => connected,
+        Err(refusal) => return connection::refuse_unseen(worker, &spec, &stream, peer, refusal),
+    };
     let open = Open::new(series.clone());
     let connection = connection::serve(Rc::clone(worker), spec, stream, peer, series.clone());
     tokio::task::spawn_local(async move {
         connection.await;
-        drop(open);
+        drop((open, connected));
     });
 }
 

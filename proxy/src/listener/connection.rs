@@ -94,6 +94,19 @@ pub async fn serve(
     }
 }
 
+/// Refuses a connection of which nothing is known yet: the process has no room for it.
+#[cold]
+pub fn refuse_unseen(
+    worker: &Worker,
+    spec: &ListenerSpec,
+    stream: &TcpStream,
+    peer: SocketAddr,
+    refusal: Refusal,
+) {
+    let Ok(local) = stream.local_addr().map(canonical) else { return };
+    refuse(worker, spec, (canonical(peer), local), refusal, known(&Seen::default()));
+}
+
 /// Counts a connection that is refused before it is served, and keeps for the operator why. `between`: its two ends.
 #[cold]
 fn refuse(

@@ -11,6 +11,7 @@ pub mod circuit;
 pub mod concurrency;
 pub mod health;
 pub mod outlier;
+pub mod overload;
 pub mod retry;
 pub mod timeout;
 

@@ -33,7 +33,7 @@ impl Default for ConnectSpec {
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {}: {error}", reason.id(), address)]
 pub struct ConnectError {
-    /// [`Reason::ConnectFailure`] or [`Reason::ConnectTimeout`].
+    /// [`Reason::ConnectFailure`], [`Reason::ConnectTimeout`], or [`Reason::Overloaded`] when there was no file for it.
     pub reason: Reason,
     /// Where to.
     pub address: SocketAddr,
@@ -46,8 +46,11 @@ impl ConnectError {
     /// `error` as it happened on the way to `address`. A kernel's ETIMEDOUT counts as a timeout.
     #[must_use]
     pub fn new(address: SocketAddr, error: io::Error) -> Self {
+        let own = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE].map(rustix::io::Errno::raw_os_error);
         let reason = match error.kind() {
             io::ErrorKind::TimedOut => Reason::ConnectTimeout,
+            // Not the endpoint's fault.
+            _ if error.raw_os_error().is_some_and(|code| own.contains(&code)) => Reason::Overloaded,
             _ => Reason::ConnectFailure,
         };
         Self { reason, address, error }
@@ -139,6 +142,15 @@ mod tests {
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), 4);
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(7)));
         assert_eq!(stream.local_addr().unwrap().ip().to_string(), "127.0.0.6");
+    }
+
+    #[test]
+    fn files_that_ran_out_are_not_the_endpoints_fault() {
+        let of = |errno: rustix::io::Errno| ConnectError::new(local(), errno.into()).reason;
+        assert_eq!(of(rustix::io::Errno::MFILE), Reason::Overloaded);
+        assert_eq!(of(rustix::io::Errno::NFILE), Reason::Overloaded);
+        assert_eq!(of(rustix::io::Errno::TIMEDOUT), Reason::ConnectTimeout);
+        assert_eq!(of(rustix::io::Errno::HOSTUNREACH), Reason::ConnectFailure);
     }
 
     #[tokio::test]

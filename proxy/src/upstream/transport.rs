@@ -9,6 +9,7 @@ use super::endpoint::Endpoint;
 use super::server::Server;
 use crate::error::Reason;
 use crate::io::{Io, ReadAhead};
+use crate::limits::{Room, room};
 use crate::tls::client::{AlpnOffer, Target};
 
 /// Which protocol the connection is for.
@@ -40,13 +41,17 @@ pub struct Connected {
 /// Connects to `endpoint` of `cluster`.
 ///
 /// # Errors
-/// [`Reason::ConnectFailure`], [`Reason::ConnectTimeout`] or [`Reason::UpstreamTls`].
+/// [`Reason::ConnectFailure`], [`Reason::ConnectTimeout`], [`Reason::UpstreamTls`]; [`Reason::Overloaded`] when it would take one of the last
+/// files.
 pub async fn connect(cluster: &Cluster, endpoint: &Endpoint, alpn: Alpn) -> Result<Connected, Reason> {
     let spec = cluster.spec();
     let attempt = async {
         let tcp = connect::connect(endpoint.spec.address, &spec.connect)
             .await
             .map_err(|e| log_connect(&spec.name, &e))?;
+        if room(&tcp) == Room::Reserve {
+            return Err(Reason::Overloaded);
+        }
         let local = tcp.local_addr().ok();
         let Some(tls) = &spec.tls else {
             return Ok(Connected { io: Io::Tcp(tcp), local, is_h2: false, server: None });

@@ -85,7 +85,9 @@ pub(super) const fn of_reason(reason: Reason) -> &'static str {
         R::RateLimitError => {
             "See why the rate limit service does not answer in time: `rule` says what happened. Without failure_mode_deny requests go on."
         }
-        R::Overloaded => "Find what the proxy is short of, and give it more or send it less.",
+        R::Overloaded => {
+            "Give the proxy more of what it is short of, or send it less: details `overload` is memory (remora_overload_pressure), `worker_lag` CPU (remora_worker_lag_seconds), none files."
+        }
         R::Draining => "Nothing is wrong: let the client try again, on a new connection.",
         R::RbacDenied
         | R::JwtMissing

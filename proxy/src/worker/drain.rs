@@ -42,6 +42,7 @@ impl LocalDrain {
         Registration {
             state: Rc::clone(&self.state),
             retired: Cell::new(None),
+            leaving: Cell::new(None),
             id,
             registered: Cell::new(false),
             _open: self.counts.connection(),
@@ -73,6 +74,7 @@ impl LocalDrain {
 pub struct Registration {
     state: Rc<State>,
     retired: Cell<Option<Instant>>,
+    leaving: Cell<Option<Instant>>,
     id: u64,
     registered: Cell<bool>,
     _open: OpenGuard,
@@ -82,6 +84,11 @@ impl Registration {
     /// This connection alone begins to drain; without effect when it has begun. To be called in its task, which then looks.
     pub fn retire(&self, now: Instant) {
         self.retired.set(self.retired.get().or(Some(now)));
+    }
+
+    /// This connection alone ends after what it does, however long that takes. To be called in its task.
+    pub fn wind_down(&self, now: Instant) {
+        self.leaving.set(self.leaving.get().or(Some(now)));
     }
 
     /// Whether this connection was told to.
@@ -97,7 +104,7 @@ impl Registration {
     }
 
     fn since(&self) -> Option<Instant> {
-        self.retired.get().or_else(|| self.state.since.get())
+        self.retired.get().or_else(|| self.leaving.get()).or_else(|| self.state.since.get())
     }
 
     /// Since when we drain. None: not yet; the task is woken when it starts. A connection stays in one task, so its

@@ -25,6 +25,7 @@ use crate::balance::WorkerCursor;
 use crate::balance::context::{LbContext, Tick};
 use crate::config::snapshot::Snapshot;
 use crate::policy::jwt::signatures::Signatures;
+use crate::resilience::overload::Lag;
 use crate::telemetry::access_log::{AccessLog, WorkerLogs};
 use crate::telemetry::format::{Absent, Format};
 use crate::telemetry::record::AccessRecord;
@@ -46,6 +47,8 @@ pub struct Worker {
     pub pools: Pools,
     /// Draining.
     pub drain: LocalDrain,
+    /// How late it is.
+    pub lag: Arc<Lag>,
     /// Changes of rules.
     pub changes: Changes,
     /// Tokens that were verified.
@@ -95,6 +98,7 @@ impl Worker {
             id,
             pools: Pools::default(),
             drain,
+            lag: first.overload.worker(),
             changes: Changes::default(),
             signatures: RefCell::default(),
             metrics,

@@ -36,7 +36,8 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
     let mut listeners: HashMap<Arc<str>, Vec<watch::Sender<bool>>> = HashMap::new();
     let logs = worker.logs().clone();
     tokio::task::spawn_local(async move { logs.run_flusher().await });
-    tokio::task::spawn_local(Ticker::install().run());
+    let lag = Arc::clone(&worker.lag);
+    tokio::task::spawn_local(Ticker::install().run(move |late| lag.note(late)));
     while let Some(command) = commands.recv().await {
         match command {
             Command::Listen(name, socket) => match tokio::net::TcpListener::from_std(socket) {

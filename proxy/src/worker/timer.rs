@@ -79,8 +79,8 @@ impl Ticker {
         Self(())
     }
 
-    /// Runs for ever.
-    pub async fn run(self) {
+    /// Runs for ever, and tells `late` after each look how late it was: like all that the thread had to do.
+    pub async fn run(self, late: impl Fn(Duration)) {
         loop {
             poll_fn(|cx| {
                 FAR.with_borrow_mut(|far| {
@@ -93,8 +93,11 @@ impl Ticker {
                 })
             })
             .await;
-            tokio::time::sleep(TICK).await;
-            FAR.with_borrow_mut(|far| far.tick(Instant::now()));
+            let due = Instant::now() + TICK;
+            tokio::time::sleep_until(due).await;
+            let busy = FAR.with_borrow_mut(|far| far.tick(Instant::now()));
+            // Nobody is there for whom it would be late, and whoever comes next is not to be told of the past.
+            late(if busy { due.elapsed() } else { Duration::ZERO });
         }
     }
 }
@@ -247,7 +250,7 @@ mod tests {
                 exact(wait(&mut Timer::after(limit)).await, limit);
             }
         };
-        tokio::select! { () = Ticker::install().run() => {}, () = checks => {} }
+        tokio::select! { () = Ticker::install().run(|_| {}) => {}, () = checks => {} }
         assert_eq!(waiting(), 0);
     }
 
@@ -263,7 +266,7 @@ mod tests {
                 exact(wait(&mut timer).await, seconds(second));
             }
         };
-        tokio::select! { () = Ticker::install().run() => {}, () = checks => {} }
+        tokio::select! { () = Ticker::install().run(|_| {}) => {}, () = checks => {} }
         assert_eq!(waiting(), 0);
     }
 
@@ -279,12 +282,36 @@ mod tests {
             tokio::time::sleep(TICK * 2).await;
             assert!(FAR.with_borrow(|far| matches!(far.ticker, TickerState::Resting(_))));
         };
-        tokio::select! { () = Ticker::install().run() => {}, () = checks => {} }
+        tokio::select! { () = Ticker::install().run(|_| {}) => {}, () = checks => {} }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tick_says_how_late_the_thread_is() {
+        let seen = RefCell::new(Vec::new());
+        let checks = async {
+            let mut timer = Timer::after(Duration::from_secs(60));
+            let mut wait =
+                async |time| tokio::time::timeout(time, poll_fn(|cx| timer.poll(cx))).await.is_err();
+            assert!(wait(Duration::from_millis(1_100)).await);
+            exact(seen.take().into_iter().sum(), Duration::ZERO);
+            // The thread does something else for three seconds, or is not let run.
+            tokio::time::advance(Duration::from_secs(3)).await;
+            assert!(wait(TICK / 2).await);
+            let late = seen.take();
+            assert_eq!(late.len(), 1, "{late:?}");
+            assert!((Duration::from_millis(2_400)..Duration::from_secs(3)).contains(&late[0]), "{late:?}");
+            drop(timer);
+            tokio::time::advance(Duration::from_secs(3)).await;
+            tokio::time::sleep(TICK).await;
+            assert_eq!(seen.take(), [Duration::ZERO], "nobody is there to wait");
+        };
+        let note = |late| seen.borrow_mut().push(late);
+        tokio::select! { () = Ticker::install().run(note) => {}, () = checks => {} }
     }
 
     #[tokio::test(start_paused = true)]
     async fn limits_outlive_their_ticker() {
-        let mut ticker = Box::pin(Ticker::install().run());
+        let mut ticker = Box::pin(Ticker::install().run(|_| {}));
         let mut timer = Timer::after(Duration::from_secs(60));
         tokio::select! {
             () = &mut ticker => {}

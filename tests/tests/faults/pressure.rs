@@ -120,7 +120,8 @@ async fn d7_idle_connections_are_cheap() {
     }
 }
 
-/// No file is left: nothing spins, who is there is served, and it is over as soon as there are files again.
+/// No file is left for clients: nothing spins, who is there is served, the admin page has files of its own, and it is over as soon as there
+/// are files again.
 #[tokio::test]
 async fn d8_without_files_nothing_spins_and_who_is_there_is_served() {
     let well = origin(ms(0)).await;
@@ -137,14 +138,18 @@ async fn d8_without_files_nothing_spins_and_who_is_there_is_served() {
     for _ in 0..400 {
         held.push(within("connect", TcpStream::connect(address)).await.unwrap());
     }
+    eventually("the files for clients are taken", || proxy.open_files() >= 140).await;
     let (before, start) = (proxy.cpu_ticks(), Instant::now());
     while start.elapsed() < ms(1000) {
         for client in &mut good {
             assert_eq!(client.get("/").await.unwrap().status, 200, "who was there first is served");
         }
+        let page = within("the admin page", proxy.admin("GET", "/ready")).await.unwrap();
+        assert_eq!(page.status, 200);
         tokio::time::sleep(ms(50)).await;
     }
-    let used = proxy.cpu_ticks() - before;
+    let (used, files) = (proxy.cpu_ticks() - before, proxy.open_files());
+    assert!(files < 150, "{files} of 160 files are taken");
     assert!(used < 20, "{used} ticks of CPU in 100: it spins");
     drop(held);
     let recovery = reached("service", ms(3000), async || match Http1Client::try_connect(address).await {

@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod common;
 pub(crate) mod fields;
 pub mod listener;
+pub mod overload;
 pub mod policy;
 pub mod route;
 pub mod tls;
