@@ -185,13 +185,13 @@ fn bootstrap(options: &Options<'_>) -> Value {
         "dynamic_resources": {
             "ads_config": {
                 "api_type": "DELTA_GRPC", "transport_api_version": "V3",
-                "grpc_services": [{"envoy_grpc": {"cluster_name": "remora-control"}}],
+                "grpc_services": [{"envoy_grpc": {"cluster_name": names::CONTROL_PLANE}}],
             },
             "lds_config": {"ads": {}, "resource_api_version": "V3"},
             "cds_config": {"ads": {}, "resource_api_version": "V3"},
         },
         "static_resources": {"clusters": [{
-            "name": "remora-control", "type": "STATIC", "connect_timeout": "2s",
+            "name": names::CONTROL_PLANE, "type": "STATIC", "connect_timeout": "2s",
             "transport_socket": mutual_tls(),
             "typed_extension_protocol_options": {
                 "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
@@ -199,7 +199,7 @@ fn bootstrap(options: &Options<'_>) -> Value {
                 },
             },
             "load_assignment": {
-                "cluster_name": "remora-control",
+                "cluster_name": names::CONTROL_PLANE,
                 "endpoints": [{"lb_endpoints": [{"endpoint": {"address": socket(*control)}}]}],
             },
         }]},

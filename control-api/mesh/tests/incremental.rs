@@ -192,6 +192,7 @@ fn policy() -> impl Strategy<Value = String> {
         ("AuthenticationPolicy", 'a', "mtls: {mode: Disabled}"),
         ("AuthenticationPolicy", 'a', "mtls: {mode: Strict}"),
         ("RateLimitPolicy", 'm', "limits: [{requests: 1, per: 1s, by: [{client: true}]}]"),
+        ("RateLimitPolicy", 'm', "limits: [{scope: Mesh, requests: 9, per: 1s}]"),
         (
             "RateLimitPolicy",
             'm',
@@ -211,9 +212,12 @@ fn policy() -> impl Strategy<Value = String> {
         ),
     ]);
     (namespace(), 0..2_u8, 0..3_u8, what).prop_map(|(namespace, number, target, (kind, letter, what))| {
+        // What Services keep together.
+        let shared = if what.contains("Mesh") && target != 0 { ", {name: s0}" } else { "" };
+        let targets = format!("{{name: s{target}}}{shared}");
         format!(
             "apiVersion: remora.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: {letter}{number}, namespace: {namespace}}}\n\
-             spec: {{targetRefs: [{{name: s{target}}}], {what}}}\n"
+             spec: {{targetRefs: [{targets}], {what}}}\n"
         )
     })
 }

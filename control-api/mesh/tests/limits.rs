@@ -6,7 +6,7 @@ mod support {
     pub(crate) mod profile;
 }
 
-use remora_mesh::{Change, Key, Kind, Name, NodeKind, NodeRequest, NodeResources};
+use remora_mesh::{Change, Compiler, Documents, Key, Kind, Name, NodeKind, NodeRequest, NodeResources};
 use remora_xds::Schema;
 use support::compiled::{compiler, found, shown, sidecar};
 
@@ -83,6 +83,7 @@ spec: {targetRefs: [{name: search}], rules: [{}]}
         "envoy.filters.http.jwt_authn",
         "envoy.filters.http.rbac",
         "default/search",
+        "default/search:mesh:together",
         "default/search:global",
         "default/search:faults[0]",
         "default/search:faults[1]",
@@ -95,7 +96,40 @@ spec: {targetRefs: [{name: search}], rules: [{}]}
 fn a_dry_run_counts_and_refuses_nothing() {
     let text = with("  maxBuckets: 5000\n", "  maxBuckets: 5000\n  dryRun: true\n");
     let all = filters(&sidecar(&compiler(&text), "default", "search-1"));
-    assert_eq!(all.matches("numerator: 1000000").count(), 2 + 1, "enabled twice, and a delay: {all}");
+    assert_eq!(all.matches("numerator: 1000000").count(), 3 + 1, "three are enabled, and a delay: {all}");
+}
+
+#[test]
+fn what_sidecars_do_by_themselves_is_divided_by_how_many_they_are() {
+    let mut compiler = compiler(EXAMPLE);
+    let request = NodeRequest::new(NodeKind::Sidecar, "default").with_workload("search-1".into());
+    let first = Name::new("default", "search-1");
+    let alone = |compiler: &Compiler| {
+        let all = filters(&compiler.node(&request).unwrap());
+        let (_, after) = all.split_once("fallback_rate_limit:").unwrap();
+        let number = |field: &str| after.split_once(field).unwrap().1.lines().next().unwrap().to_owned();
+        (number("max_tokens: "), number("tokens_per_fill: "), number("fill_interval: "))
+    };
+    let share = |max: &str, per: &str| (max.to_owned(), "2000".to_owned(), per.to_owned());
+    assert_eq!(alone(&compiler), share("2000", "1s"));
+    let mut come = |number: u8| {
+        let text = format!(
+            "apiVersion: remora.dev/v1alpha1\nkind: Workload\nmetadata: {{name: more-{number}, labels: {{app: search}}}}\n\
+             spec: {{address: 10.0.1.{number}, ports: [{{port: 8080}}], egress: []}}\n"
+        );
+        let document = Documents::read_alone([("more.yaml", text.as_str())]).unwrap().iter().next().unwrap();
+        let touched = compiler.apply([Change::Put(document)]);
+        (touched.workloads.contains(&first), alone(&compiler))
+    };
+    assert_eq!(come(1), (true, share("1000", "2s")));
+    assert_eq!(come(2), (true, share("500", "4s")));
+    assert_eq!(come(3), (false, share("500", "4s")), "which seldom changes");
+    let leases: Vec<_> = remora_mesh::leases(compiler.mesh()).collect();
+    let [lease] = &leases[..] else { panic!("{leases:?}") };
+    assert_eq!(
+        (lease.domain.as_str(), lease.bucket.1.as_str(), lease.requests),
+        ("default/search", "together", 2000)
+    );
 }
 
 #[test]
@@ -131,6 +165,7 @@ fn limits_that_make_no_sense_are_refused_with_their_place_and_a_fix() {
   - {name: 'A b', requests: 0, per: 10ms, burst: 0}
   - {name: twice, requests: 1, per: 99999h, burst: 1000, by: [{}, {client: true, header: x}]}
   - {name: twice, requests: 1, per: 1s, match: {path: {value: x}}, by: [{header: 'a b'}, {header: 'a b'}, {queryParameter: ''}]}
+  - {scope: Mesh, requests: 1, per: 2h, burst: 1, match: {method: GET}, by: [{client: true}]}
   maxBuckets: 0
   global:
     backendRef: {name: search, port: 8080}

@@ -291,6 +291,8 @@ const RATE_LIMIT_POLICY: Kind = Kind {
     least: r#"{"targetRefs": [{"name": "shop"}], "limits": [{"requests": 1, "per": "1s"}]}"#,
     fields: &[
         ("limits", r#"[{"requests": $number, "per": $time, "burst": $number}]"#),
+        ("limits", r#"[{"scope": "Mesh", "requests": $number, "per": $time}]"#),
+        ("limits.1", r#"{"scope": "Mesh", "requests": $number, "per": $time}"#),
         ("limits", r#"[{"requests": $number, "per": $time, "by": [{"client": true}, {"header": $text}]}]"#),
         (
             "limits",

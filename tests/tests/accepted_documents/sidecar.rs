@@ -67,8 +67,8 @@ fn manager() -> Manager {
         let ads = json!({ "resource_api_version": "V3", "ads": {} });
         message(&json!({
             "node": { "id": "sidecar~10.0.0.1~shop-1.default~default.svc" },
-            "static_resources": { "clusters": [{ "name": "control", "type": "STATIC", "load_assignment": {
-                "cluster_name": "control", "endpoints": [{ "lb_endpoints": [{ "endpoint": { "address": {
+            "static_resources": { "clusters": [{ "name": "remora-control", "type": "STATIC", "load_assignment": {
+                "cluster_name": "remora-control", "endpoints": [{ "lb_endpoints": [{ "endpoint": { "address": {
                     "socket_address": { "address": "127.0.0.1", "port_value": 1 },
                 } } }] }],
             } }] },
@@ -76,7 +76,7 @@ fn manager() -> Manager {
                 "ads_config": {
                     "api_type": "DELTA_GRPC",
                     "transport_api_version": "V3",
-                    "grpc_services": [{ "envoy_grpc": { "cluster_name": "control" } }],
+                    "grpc_services": [{ "envoy_grpc": { "cluster_name": "remora-control" } }],
                 },
                 "cds_config": ads,
                 "lds_config": ads,

@@ -18,7 +18,6 @@ use tracing_subscriber::EnvFilter;
 
 use crate::ca::root::Files;
 use crate::ca::{BundleFile, Overlap, review};
-use crate::quota;
 use crate::run::time;
 
 pub(crate) use votes::KIND as CONTROL_PLANE;
@@ -182,7 +181,6 @@ pub(crate) fn run(args: ControlArgs) -> ExitCode {
             authority: args.authority.options(),
             listening: if args.ephemeral_ports { Listening::Ephemeral } else { Listening::AsWritten },
             ecdh_curves: args.ecdh_curves,
-            limits: quota::Table::default(),
         };
         let plane = match Plane::start(options).await {
             Ok(plane) => plane,

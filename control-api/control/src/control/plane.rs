@@ -61,8 +61,6 @@ pub struct Options {
     pub tls_names: Vec<String>,
     /// The certificate authority.
     pub authority: AuthorityOptions,
-    /// Rate limits that sidecars keep together.
-    pub limits: quota::Table,
 }
 
 impl Options {
@@ -83,7 +81,6 @@ impl Options {
             listen_tls: free,
             tls_names: Vec::new(),
             authority: AuthorityOptions::default(),
-            limits: quota::Table::default(),
         }
     }
 }
@@ -210,7 +207,8 @@ impl Plane {
             tasks.spawn(folder::follow(path, Arc::clone(&registry), Arc::clone(&board), audit));
         }
         let names = options.tls_names.into_iter().chain(OWN_NAMES.map(str::to_owned)).collect();
-        let quotas = quotas(options.limits, &registry, &mut tasks);
+        let quotas = quotas(&registry, &mut tasks);
+        publisher.tell(quotas.clone());
         let (signer, shown) = (Arc::clone(&ca), Arc::clone(&publisher));
         let port = Port { ca: signer, log, certificates, publisher: shown, quotas, names };
         tasks.spawn(async move {
@@ -293,13 +291,11 @@ async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartE
     bound.await.map_err(|error| StartError::Listen(address, error))
 }
 
-fn quotas(limits: quota::Table, registry: &Arc<Registry>, tasks: &mut JoinSet<()>) -> quota::Service {
+fn quotas(registry: &Arc<Registry>, tasks: &mut JoinSet<()>) -> quota::Service {
     let owner = Arc::new(quota::Owner::new(Arc::clone(registry), Instant::now()));
     let kept = Arc::clone(&owner);
     tasks.spawn(async move { kept.keep().await });
-    let service = quota::Service::new(owner);
-    service.set(limits);
-    service
+    quota::Service::new(owner)
 }
 
 async fn serve_xds(

@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use crate::board::{Board, Proxy, Refusal};
 use crate::ca::service::Shown;
 use crate::clock::rfc3339;
+use crate::quota;
 
 pub use follow::follow;
 
@@ -49,6 +50,8 @@ struct State {
     streams: HashMap<u64, NodeKey>,
     /// The secret that says whom to trust; every node has it.
     trust: Option<Arc<Resource>>,
+    /// Who shares the limits that sidecars keep together.
+    quotas: Option<quota::Service>,
 }
 
 /// Id of a node, what it says of itself, and the certificate that it showed.
@@ -64,6 +67,7 @@ impl Publisher {
             nodes: HashMap::new(),
             streams: HashMap::new(),
             trust: None,
+            quotas: None,
         };
         Self { state: Mutex::new(state), board }
     }
@@ -72,12 +76,21 @@ impl Publisher {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Tells `quotas` from now on which limits there are.
+    pub fn tell(&self, quotas: quota::Service) {
+        self.state().quotas = Some(quotas);
+    }
+
     /// Makes changes, and gives new snapshots to the nodes that they touch.
     pub fn apply(&self, changes: Vec<remora_mesh::Change>) {
         let began = Instant::now();
         let mut state = self.state();
         let state = &mut *state;
+        let limits = changes.iter().any(is_limit);
         let touched = state.compiler.apply(changes);
+        if limits && let Some(quotas) = &state.quotas {
+            quotas.set(remora_mesh::leases(state.compiler.mesh()).collect());
+        }
         for ((id, ..), node) in &mut state.nodes {
             if node.follow(&touched, &state.compiler, &mut state.shared) {
                 self.board.set_problems(id, node.problems());
@@ -92,6 +105,15 @@ impl Publisher {
         state.shared.forget_unused();
         self.board.compiled(began.elapsed());
     }
+}
+
+fn is_limit(change: &remora_mesh::Change) -> bool {
+    let key = match change {
+        remora_mesh::Change::Put(document) => document.key(),
+        remora_mesh::Change::Remove(key) => key.clone(),
+        _ => return false,
+    };
+    key.kind == remora_mesh::Kind::RateLimitPolicy
 }
 
 impl Publisher {

@@ -13,6 +13,8 @@ pub mod service;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use remora_mesh::Lease;
+
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +36,16 @@ pub type BucketKey = BTreeMap<String, String>;
 /// Limits by domain and bucket.
 #[derive(Debug, Clone, Default)]
 pub struct Table(BTreeMap<(String, BucketKey), Limit>);
+
+impl FromIterator<Lease> for Table {
+    fn from_iter<T: IntoIterator<Item = Lease>>(leases: T) -> Self {
+        let mut table = Self::default();
+        for Lease { domain, bucket, requests, per } in leases {
+            table.set(&domain, [bucket].into(), Limit { requests, per });
+        }
+        table
+    }
+}
 
 impl Table {
     /// Sets the limit of a bucket.

@@ -11,7 +11,7 @@ use super::policy::{need_http, services, targets};
 use super::report::Report;
 use super::route::reference;
 use crate::document::{
-    AppProtocol, Descriptor, Document, Entry, GlobalLimits, Limit, LimitBy, RateLimitPolicySpec,
+    AppProtocol, Descriptor, Document, Entry, GlobalLimits, Limit, LimitBy, LimitScope, RateLimitPolicySpec,
 };
 use crate::kinds::AnyDocument;
 use crate::mesh::Mesh;
@@ -25,6 +25,8 @@ const MOST_BY: usize = 2;
 const MOST_BUCKETS: u32 = 100_000;
 /// Shortest time of a limit.
 const SHORTEST: Duration = Duration::from_millis(50);
+/// Longest time of a limit that sidecars keep together.
+const LONGEST_SHARED: Duration = Duration::from_secs(3600);
 /// Longest time in which a burst comes free again.
 const LONGEST: Duration = Duration::from_secs(5 * 365 * 24 * 3600);
 
@@ -65,6 +67,9 @@ fn limits(list: &[Limit], at: &At<'_>, report: &mut Report) {
             }
         }
         numbers(limit, &at, report);
+        if limit.scope == LimitScope::Mesh {
+            shared(limit, &at, report);
+        }
         if let Some(matched) = &limit.matched {
             http_match(matched, &at.field("match"), report);
         }
@@ -76,6 +81,20 @@ fn limits(list: &[Limit], at: &At<'_>, report: &mut Report) {
                 report.report(&list.index(i), "occurs twice");
             }
         }
+    }
+}
+
+/// What sidecars keep together is one number of requests.
+fn shared(limit: &Limit, at: &At<'_>, report: &mut Report) {
+    let set =
+        [("burst", limit.burst.is_some()), ("match", limit.matched.is_some()), ("by", !limit.by.is_empty())];
+    for (name, _) in set.into_iter().filter(|(_, set)| *set) {
+        let text = "is for limits that each sidecar counts by itself; with scope: Mesh all requests count";
+        report.report(&at.field(name), text).fix("remove it, or a second limit with scope: Sidecar");
+    }
+    if limit.per.0 > LONGEST_SHARED {
+        let text = "must be at most 1h with scope: Mesh: shares of it are for seconds";
+        report.report(&at.field("per"), text).fix("fewer requests in a shorter time");
     }
 }
 

@@ -27,10 +27,10 @@ use remora_xds::pb::envoy::r#type::v3::TokenBucket;
 
 use super::http::http_filter;
 use super::route::conditions;
-use super::{names, parts};
+use super::{lease, names, parts};
 use crate::document::{
-    AppProtocol, Descriptor, Document, Entry, GlobalLimits, HttpMatch, Limit, LimitBy, RateLimitPolicySpec,
-    ServiceSpec,
+    AppProtocol, Descriptor, Document, Entry, GlobalLimits, HttpMatch, Limit, LimitBy, LimitScope,
+    RateLimitPolicySpec, ServiceSpec,
 };
 use crate::kinds::Kind;
 use crate::mesh::Mesh;
@@ -57,9 +57,10 @@ fn policies<'m>(
 /// The filters of a port that `services` lead to.
 pub(super) fn filters(mesh: &Mesh, services: &[&Document<ServiceSpec>]) -> Vec<HttpFilter> {
     let each = policies(mesh, services).into_iter().flat_map(|(name, policy)| {
-        let local = (!policy.spec.limits.is_empty()).then(|| local(&name, &policy.spec));
+        let own = policy.spec.limits.iter().any(|limit| limit.scope == LimitScope::Sidecar);
+        let local = own.then(|| local(&name, &policy.spec));
         let global = policy.spec.global.as_ref().and_then(|said| asking(mesh, policy, said));
-        local.into_iter().chain(global)
+        local.into_iter().chain(lease::filters(mesh, policy)).chain(global)
     });
     each.collect()
 }
@@ -83,16 +84,16 @@ fn counter(mesh: &Mesh, policy: &Document<RateLimitPolicySpec>, said: &GlobalLim
 }
 
 /// Of a request, all of them or none.
-fn share(yes: bool) -> Option<RuntimeFractionalPercent> {
+pub(super) fn share(yes: bool) -> Option<RuntimeFractionalPercent> {
     let default_value = Some(parts::percent(u32::from(yes) * 1_000_000));
     Some(RuntimeFractionalPercent { default_value, ..RuntimeFractionalPercent::default() })
 }
 
 fn local(name: &Name, spec: &RateLimitPolicySpec) -> HttpFilter {
     let (mut rules, mut descriptors) = (Vec::new(), Vec::new());
-    for (i, limit) in spec.limits.iter().enumerate() {
-        let label = limit.name.clone().unwrap_or_else(|| format!("limits[{i}]"));
-        let found = when("limit", &label, limit.matched.as_ref());
+    let limits = spec.limits.iter().enumerate();
+    for (i, limit) in limits.filter(|(_, limit)| limit.scope == LimitScope::Sidecar) {
+        let found = when("limit", &label(i, limit), limit.matched.as_ref());
         let mut entries: Vec<_> = found.iter().filter_map(made).collect();
         entries.extend(limit.by.iter().map(|by| entry(by.key(), "")));
         descriptors.push(LocalRateLimitDescriptor {
@@ -114,6 +115,11 @@ fn local(name: &Name, spec: &RateLimitPolicySpec) -> HttpFilter {
         ..LocalRateLimit::default()
     };
     http_filter(&name.to_string(), parts::pack(&config))
+}
+
+/// What the limit in this place of the list is called.
+pub(super) fn label(i: usize, limit: &Limit) -> String {
+    limit.name.clone().unwrap_or_else(|| format!("limits[{i}]"))
 }
 
 fn bucket(limit: &Limit) -> TokenBucket {

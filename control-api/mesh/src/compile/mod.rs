@@ -12,6 +12,7 @@ mod health;
 mod http;
 mod inbound;
 mod jwt;
+mod lease;
 mod limit;
 pub mod names;
 mod node;
@@ -35,6 +36,7 @@ pub(crate) use inbound::permissive_ports;
 pub(crate) use outlier::{BASE as BASE_EJECTION, LONGEST as LONGEST_EJECTION};
 
 pub use compiler::Compiler;
+pub use lease::{Lease, leases};
 pub use node::{BadNode, NodeKind, NodeRequest, NodeResources, Problem, UnknownWorkload, node_resources};
 pub use service::{Callers, PortResources, ServiceResources, service_resources};
 

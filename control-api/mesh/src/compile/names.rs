@@ -46,6 +46,9 @@ pub fn keys(host: &str, port: u16, rule: &str) -> String {
 /// The cluster without endpoints, as Istio calls it.
 pub const BLACK_HOLE: &str = "BlackHoleCluster";
 
+/// The cluster of the control plane in the bootstrap of a sidecar.
+pub const CONTROL_PLANE: &str = "remora-control";
+
 /// The one inbound listener.
 pub const INBOUND: &str = "inbound";
 

@@ -11,7 +11,7 @@ use crate::span::Span;
 pub struct RateLimitPolicySpec {
     /// The Services (GEP-713). A Service has at most one RateLimitPolicy.
     pub target_refs: Vec<TargetRef>,
-    /// Limits that each sidecar counts by itself.
+    /// Limits that each sidecar counts by itself, or all of them together.
     #[serde(default)]
     pub limits: Vec<Limit>,
     /// Most values of `by` that a sidecar remembers, of all limits together; 10,000 when it is left out.
@@ -32,6 +32,9 @@ pub struct Limit {
     /// Name: a limit with a name keeps its state wherever it stands in the list.
     #[serde(default)]
     pub name: Option<String>,
+    /// Who counts.
+    #[serde(default)]
+    pub scope: LimitScope,
     /// So many requests
     pub requests: u32,
     /// in this time; one comes free after the other.
@@ -45,6 +48,16 @@ pub struct Limit {
     /// Requests that have all of this in common are counted together; all of them are when it is left out.
     #[serde(default)]
     pub by: Vec<LimitBy>,
+}
+
+/// Who counts the requests of a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+pub enum LimitScope {
+    /// Each sidecar by itself.
+    #[default]
+    Sidecar,
+    /// All sidecars of `targetRefs` together: the control plane leases each a share of the limit.
+    Mesh,
 }
 
 /// What requests have in common: one of the fields. Those that do not have it have that in common.

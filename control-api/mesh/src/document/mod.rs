@@ -55,7 +55,7 @@ pub use http_filter::{
     UrlRewrite,
 };
 pub use jwt::{ClaimToHeader, JwtHeader, JwtRule, KeyServer};
-pub use limit::{Descriptor, Entry, GlobalLimits, Limit, LimitBy, RateLimitPolicySpec};
+pub use limit::{Descriptor, Entry, GlobalLimits, Limit, LimitBy, LimitScope, RateLimitPolicySpec};
 pub use outlier::{FailurePercentage, OutlierDetection, SuccessRate};
 pub use percent::{Percent, Statuses};
 pub use policy::{AuthenticationPolicySpec, Mtls, MtlsMode, PortMtls, TargetRef};

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Change, Instance, Mesh, Touched};
-use crate::document::TargetRef;
+use crate::document::{Document, LimitScope, RateLimitPolicySpec, ServiceSpec, TargetRef};
 use crate::kinds::{AnyDocument, Kind};
 use crate::name::{Key, Name};
 
@@ -73,6 +73,9 @@ impl Mesh {
                     self.referrer(referrer, touched);
                 }
                 touched.workloads.extend(self.behind(service).into_iter().map(|i| i.workload.name()));
+                for policy in self.together(service) {
+                    self.behind_targets(&policy.name(), &policy.spec.target_refs, touched);
+                }
                 touched.namespaces.insert(Arc::clone(&name.namespace));
                 touched.services.insert(name);
             }
@@ -103,6 +106,10 @@ impl Mesh {
             AnyDocument::EndpointSlice(slice) => {
                 let named = slice.spec.endpoints.iter().filter_map(|e| e.target_ref.as_ref());
                 touched.workloads.extend(named.map(|target| Name::new(&name.namespace, &target.name)));
+                let service = service_of_slice(document).and_then(|name| self.tables.services.of(&name));
+                for policy in service.into_iter().flat_map(|service| self.together(service)) {
+                    self.behind_targets(&policy.name(), &policy.spec.target_refs, touched);
+                }
             }
             // `replace_instance` has them.
             AnyDocument::Workload(_) => {}
@@ -116,6 +123,23 @@ impl Mesh {
             let behind = service.into_iter().flat_map(|service| self.behind(service));
             touched.workloads.extend(behind.map(|instance| instance.workload.name()));
         }
+    }
+
+    /// The policies with limits that the sidecars of a Service keep together with others.
+    fn together(
+        &self,
+        service: &Document<ServiceSpec>,
+    ) -> impl Iterator<Item = &Arc<Document<RateLimitPolicySpec>>> {
+        let keys = self.policies(service).filter(|key| key.kind == Kind::RateLimitPolicy);
+        let policies = keys.filter_map(|key| self.tables.rate_limits.of(&key.name));
+        policies.filter(|policy| policy.spec.limits.iter().any(|limit| limit.scope == LimitScope::Mesh))
+    }
+
+    /// Of the policies of [`Self::together`], how many sidecars each has.
+    fn sidecars_of(&self, services: &BTreeSet<Name>) -> BTreeMap<Name, u32> {
+        let found = services.iter().filter_map(|name| self.tables.services.of(name));
+        let policies = found.flat_map(|service| self.together(service));
+        policies.map(|policy| (policy.name(), self.sidecars(policy))).collect()
     }
 
     /// The Services that a route or policy is attached to, or the workloads that a policy asks for.
@@ -155,6 +179,7 @@ impl Mesh {
         // What is in clusters of an instance is its account. Most changes leave all of that alone.
         let alike = matches!(&both[..], [a, b] if a.answers_like(b));
         let before = if alike { BTreeMap::new() } else { self.accounts_of(&services) };
+        let sidecars = self.sidecars_of(&services);
 
         let table = if documented { &mut self.workloads } else { &mut self.registered };
         match instance {
@@ -172,6 +197,13 @@ impl Mesh {
         let spec = |instance: &Option<Arc<Instance>>| instance.as_ref().map(|i| i.workload.spec.clone());
         if !alike || spec(&old) != spec(&new) {
             touched.workloads.insert(name.clone());
+        }
+        for (policy, now) in self.sidecars_of(&services) {
+            if let Some(document) = self.tables.rate_limits.of(&policy)
+                && sidecars.get(&policy) != Some(&now)
+            {
+                self.behind_targets(&policy, &document.spec.target_refs, &mut touched);
+            }
         }
         for service in services {
             touched.endpoints_or_all(service, &before, &after);

@@ -155,6 +155,15 @@ impl Mesh {
         self.oldest(service, Kind::RateLimitPolicy, &self.tables.rate_limits)
     }
 
+    /// How many sidecars keep the limits of a policy together, as a power of two: what is made of it changes seldom.
+    pub(crate) fn sidecars(&self, policy: &Document<RateLimitPolicySpec>) -> u32 {
+        let services = policy.spec.target_refs.iter();
+        let services = services.filter_map(|to| self.service(&policy.metadata.namespace, &to.name));
+        let behind = services.flat_map(|service| self.behind(service));
+        let each: BTreeSet<Name> = behind.map(|instance| instance.workload.name()).collect();
+        u32::try_from(each.len().next_power_of_two()).unwrap_or(u32::MAX)
+    }
+
     /// The FaultPolicy of a Service.
     pub(crate) fn faults(&self, service: &Document<ServiceSpec>) -> Option<&Arc<Document<FaultPolicySpec>>> {
         self.oldest(service, Kind::FaultPolicy, &self.tables.faults)
