@@ -10,6 +10,7 @@ use http_body::{Frame, SizeHint};
 
 use super::ahead::AheadBody;
 use super::compress::CompressedBody;
+use super::early::EarlyBody;
 use super::guard::GuardedBody;
 use super::h1::conn::SharedConn;
 use super::h1::decode::{Decoded, Decoder};
@@ -35,6 +36,8 @@ pub enum Body {
     Replay(Box<ReplayBody>),
     /// A request body that was read ahead.
     Ahead(Box<AheadBody>),
+    /// An answer that overtook its request.
+    Early(Box<EarlyBody>),
     /// An answer under the time limits of its request.
     Guarded(Box<GuardedBody>),
     /// An answer that comes slowly.
@@ -61,6 +64,7 @@ impl Body {
             Self::H2(body) => body.poll_next(cx),
             Self::Replay(body) => body.poll_next(cx),
             Self::Ahead(body) => body.poll_next(cx),
+            Self::Early(body) => body.inner_mut().poll_next(cx),
             Self::Guarded(body) => body.poll_next(cx),
             Self::Throttled(body) => body.poll_next(cx),
             Self::Compressed(body) => body.poll_next(cx),
@@ -79,6 +83,7 @@ impl Body {
             Self::H2(body) => body.stream.is_end_stream(),
             Self::Replay(body) => body.is_end(),
             Self::Ahead(body) => body.is_end(),
+            Self::Early(body) => body.inner().is_end(),
             Self::Guarded(body) => body.inner().is_end(),
             Self::Throttled(body) => body.is_end(),
             Self::Compressed(body) => body.is_end(),
@@ -97,6 +102,7 @@ impl Body {
             Self::H2(body) => body.length,
             Self::Replay(body) => body.exact_len(),
             Self::Ahead(body) => body.exact_len(),
+            Self::Early(body) => body.inner().exact_len(),
             Self::Guarded(body) => body.inner().exact_len(),
             Self::Throttled(body) => body.exact_len(),
             Self::Compressed(_) => None,

@@ -103,7 +103,8 @@ pub async fn forward(
         })
         .await
     };
-    if matches!(answer, Err(Reason::UpstreamTimeout | Reason::MaxDuration)) && ctx.retried == Retried::Yes {
+    // Whatever ended it: time, a limit, nobody left to ask.
+    if answer.is_err() && ctx.retried == Retried::Yes {
         ctx.retried = Retried::InVain;
     }
     let mut response = answer?;

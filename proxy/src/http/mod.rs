@@ -9,6 +9,7 @@ pub mod body;
 pub mod compress;
 pub mod context;
 pub mod downstream;
+pub mod early;
 pub mod filters;
 pub mod forward;
 pub mod forwarded;

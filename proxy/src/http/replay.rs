@@ -68,11 +68,12 @@ impl Replay {
         Body::Replay(Box::new(ReplayBody { recording: Rc::clone(&self.0), at: 0, trailers_sent: false }))
     }
 
-    /// Whether another attempt would get the whole body.
+    /// Whether another attempt would get the whole body. An earlier one must not read any more: its upload ends with its answer.
     #[must_use]
     pub fn can_replay(&self) -> bool {
         let recording = self.0.borrow();
-        !recording.overflowed && recording.failed.is_none()
+        // Of a body that is too long nothing may have been read yet.
+        recording.failed.is_none() && (!recording.overflowed || recording.bytes == 0)
     }
 }
 
@@ -211,7 +212,8 @@ mod tests {
     #[tokio::test]
     async fn over_the_limit_it_streams_once() {
         let replay = Replay::new(Body::Full(Bytes::from_static(b"hello")), 4);
-        assert!(!replay.can_replay());
+        assert!(replay.can_replay(), "nothing of it was read");
         assert_eq!(read(replay.body()).await, b"hello");
+        assert!(!replay.can_replay());
     }
 }

@@ -106,6 +106,7 @@ impl Tries<'_> {
             }
             let trailers = match &mut outcome {
                 Ok(response) if response.upgraded.is_some() => {
+                    ctx.permits[1] = None;
                     return outcome.map_err(|failed| failed.reason);
                 }
                 Ok(response) if replayable && self.waits_for_status(ctx, response) => {
@@ -119,6 +120,8 @@ impl Tries<'_> {
                 unsettled.trailers(trailers);
             }
             let Some((kind, delay)) = self.again(ctx, &outcome, trailers.as_ref(), replayable) else {
+                // The retry, if it was one, is over: what follows of the answer may take hours.
+                ctx.permits[1] = None;
                 return outcome.map_err(|failed| failed.reason);
             };
             if action.is_timeout_retry_header {
@@ -131,6 +134,10 @@ impl Tries<'_> {
             }
             fresh = kind == RetryKind::Transparent;
             self.state.count(kind);
+            if let Ok(Response { body: Body::Early(early), .. }) = &outcome {
+                // Two uploads would each get a part of what comes.
+                early.give_up();
+            }
             // What it holds is free while nothing happens.
             drop(outcome);
             if !delay.is_zero() {
@@ -150,6 +157,9 @@ impl Tries<'_> {
         let Some(other) = other.cloned() else { return false };
         ctx.cluster = Some(Arc::clone(&other));
         ctx.cluster_id = Some(id);
+        // Nothing was sent, and the limits are the other one's.
+        ctx.permits = [None, None];
+        ctx.attempts -= 1;
         self.cluster = other;
         self.stand_in = true;
         true

@@ -142,6 +142,33 @@ async fn both_directions_stream_without_buffering() {
     assert_eq!(upstream.request(0).await.text(), "abcdef");
 }
 
+/// Each piece of the request is answered before the next one is sent.
+#[tokio::test]
+async fn a_conversation_over_one_exchange_goes_on() {
+    let permits: Vec<_> = (0..3).map(|_| Arc::new(Notify::new())).collect();
+    let mut answer = Answer::raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n").early();
+    for (permit, piece) in permits.iter().zip(["b", "c", "d"]) {
+        answer = answer.until(permit).send(format!("1\r\n{piece}\r\n"));
+    }
+    let (upstream, proxy) = behind(answer.send("0\r\n\r\n").read_body()).await;
+    let mut client = proxy.http1().await;
+    client.send("POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n0\r\n").await;
+    let (_, mut reader) = client.head("POST").await.unwrap();
+    for (n, permit) in permits.iter().enumerate() {
+        while reader.body.len() <= n {
+            assert!(!client.body_more(&mut reader).await.unwrap());
+        }
+        client.send(format!("1\r\n{}\r\n", n + 1)).await;
+        if n == 2 {
+            client.send("0\r\n\r\n").await;
+        }
+        permit.notify_one();
+    }
+    while !client.body_more(&mut reader).await.unwrap() {}
+    assert_eq!(reader.body, b"abcd");
+    assert_eq!(upstream.request(0).await.text(), "0123");
+}
+
 #[tokio::test]
 async fn a_slow_upstream_stops_the_client() {
     let (upstream, proxy) = behind(Answer::ok("done")).await;

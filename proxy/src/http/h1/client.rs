@@ -12,9 +12,10 @@ use super::framing::Framing;
 use super::parse::{self, ParsedResponse};
 use crate::error::Reason;
 use crate::http::body::{Body, H1Body, Owner};
+use crate::http::early::EarlyBody;
 use crate::http::head::RequestHead;
 use crate::http::interim::{InterimSink, MAX_INTERIM};
-use crate::http::pump::{H1Pump, PumpError};
+use crate::http::pump::{H1Pump, Pump, PumpError};
 use crate::http::response::{Held, Response, Upgraded};
 use crate::http::tunnel::Tunnel;
 use crate::upstream::lease::H1Lease;
@@ -136,10 +137,15 @@ pub async fn send(
             };
             return Ok(Response { head: parsed.head, body: Body::Empty, upgraded: Some(Box::new(upgraded)) });
         }
-        if let Some(mut pump) = exchange.pump.take() {
-            // The answer overtook the request's body, which goes on by itself; the connection is not used again.
-            tokio::task::spawn_local(async move { poll_fn(|cx| pump.poll(cx)).await });
-        } else if parsed.keep_alive && !exchange.broken {
+        if let Some(upload) = exchange.pump.take() {
+            // The connection is not used again.
+            let response = finish(lease, exchange.conn, parsed);
+            return Ok(Response {
+                body: Body::Early(Box::new(EarlyBody::new(response.body, Pump::H1(upload)))),
+                ..response
+            });
+        }
+        if parsed.keep_alive && !exchange.broken {
             lease.allow_reuse();
         }
         return Ok(finish(lease, exchange.conn, parsed));

@@ -353,7 +353,8 @@ impl Session {
             if let Poll::Ready(done) = pump.poll(cx) {
                 return Poll::Ready(done);
             }
-            if poll_broken(conn, cx).is_ready() {
+            // What the client still uploads is read by somebody else, whose wake-up this would take.
+            if ctx.progress.done.get() && poll_broken(conn, cx).is_ready() {
                 return Poll::Ready(Err(PumpError::Sink));
             }
             if let Poll::Ready(reason) = poll_refused(ctx, cx) {

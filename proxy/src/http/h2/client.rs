@@ -13,6 +13,7 @@ use super::tunnel::H2Tunnel;
 use crate::config::spec::{Http2Keepalive, Http2Spec};
 use crate::error::Reason;
 use crate::http::body::{Body, H2Body};
+use crate::http::early::EarlyBody;
 use crate::http::h1::client::{Failed, SendOptions, Sent};
 use crate::http::head::{HeaderCase, RequestHead, ResponseHead};
 use crate::http::interim::MAX_INTERIM;
@@ -104,11 +105,14 @@ pub async fn send(
         match poll_fn(|cx| poll_answer(cx, &mut pump, &mut answer)).await {
             Ok(Event::Interim(head)) => options.interim.send(head).await,
             Ok(Event::Head(response)) => {
-                if let Some(mut pump) = pump {
-                    // The answer overtook the request's body, which goes on by itself until one side ends.
-                    tokio::task::spawn_local(async move { poll_fn(|cx| pump.poll(cx)).await });
-                }
-                return Ok(finish(response, slot));
+                let response = finish(response, slot);
+                return Ok(match pump {
+                    Some(upload) => {
+                        let body = Body::Early(Box::new(EarlyBody::new(response.body, upload)));
+                        Response { body, ..response }
+                    }
+                    None => response,
+                });
             }
             Err(failed) => {
                 if failed.reason == Reason::UpstreamRefused {
