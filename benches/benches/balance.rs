@@ -91,7 +91,7 @@ fn measure(lb: &LbSpec, size: u32, rounds: u32) -> f64 {
     let set = EndpointSet::update(&EndpointSet::empty(lb), &Assignment::from(endpoints), lb);
     let now = Tick::at(Instant::now()).after(Duration::from_secs(30));
     for endpoint in set.endpoints() {
-        PeakEwma::default().observe(endpoint.state.latency(), Duration::from_millis(5), false, now);
+        PeakEwma::default().observe(endpoint.state.latency(), Duration::from_millis(5), now);
     }
     let wanted = LbMetadata::new([("shard", "3".into())]);
     let (mut cursor, mut rng) = (WorkerCursor::default(), fastrand::Rng::with_seed(1));

@@ -22,18 +22,6 @@ def ask(port):
         return answer.read().decode()
 
 
-def answering(port, wanted):
-    """Waits until all of these have answered. Not each in every few requests: one after the other, they go to whoever is quicker,
-    and an instance whose first attempt failed counts as a second slow for about a minute."""
-    seen = set()
-
-    def all_have():
-        seen.update(ask(port) for _ in range(20))
-        return wanted <= seen
-
-    wait_for(f"answers of {sorted(wanted)}", all_have, 150)
-
-
 def programs():
     """Two instances and a caller, each under `remora run`: one instance leaves in order, one is killed."""
     with world(issued=True) as w:
@@ -47,7 +35,7 @@ def programs():
         two = run("two", "--service", "shop", "--port", w.application("two"))
         run("caller", "--egress", f"shop={local}")
         try:
-            answering(local, {"one", "two"})
+            wait_for("both instances", lambda: {ask(local) for _ in range(20)} == {"one", "two"})
 
             began = time.monotonic()
             w.end(one)
@@ -56,7 +44,7 @@ def programs():
             assert answers == {"two": 100}, answers
 
             one = run("one", "--service", "shop", "--port", w.application("one"))
-            answering(local, {"one", "two"})
+            wait_for("the instance again", lambda: {ask(local) for _ in range(20)} == {"one", "two"})
             w.kill(two)
             began = time.monotonic()
             wait_for("the other alone", lambda: {ask(local) for _ in range(20)} == {"one"}, 10)

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::consistent::{ConsistentHash, Entry, HashIndex};
 use super::context::{LbContext, Tick};
 use super::ewma::PeakEwma;
@@ -79,8 +81,9 @@ impl Bucket {
             }
         };
         let slow = lb.slow_start.map(|slow| {
-            let latest = all().map(|e| e.state.since()).reduce(|a, b| if b.since(a) > 0 { b } else { a });
-            (slow, latest.unwrap_or_default().after(slow.window))
+            let now = Tick::at(Instant::now());
+            let latest = all().map(|e| e.state.since()).min_by_key(|since| now.since(*since));
+            (slow, latest.unwrap_or_default())
         });
         Self { slow, ..Self::with(picker, endpoints, members, slot) }
     }
@@ -116,7 +119,7 @@ impl Bucket {
         filter: Filter<'_>,
     ) -> Option<&'e Arc<Endpoint>> {
         let now = filter.context.now;
-        let slow = self.slow.filter(|(_, end)| end.since(now) > 0).map(|(slow, _)| slow);
+        let slow = self.slow.filter(|(slow, latest)| slow.share(*latest, now) < 1.0).map(|(slow, _)| slow);
         let set = Members { bucket: self, endpoints, filter, slow };
         let picked = self.choose(&set, cursor, rng);
         if picked.is_none() && slow.is_some() {
@@ -219,8 +222,9 @@ fn quicker<'e>(
         (Some(left), Some(right)) => (f64::from(left), f64::from(right)),
         _ => (1.0, 1.0),
     };
+    // They were drawn by weight: what is idle keeps that order.
     let cost = |latency: f64, e: &Endpoint| {
-        latency * (f64::from(e.state.active()) + 1.0) / f64::from(e.spec.weight.max(1))
+        latency * (f64::from(e.state.active()) / f64::from(e.spec.weight.max(1)) + 1.0)
     };
     if cost(right, other) < cost(left, one) { other } else { one }
 }

@@ -23,12 +23,13 @@ impl Tick {
         Self(since as u32)
     }
 
-    /// The time since `earlier`, in milliseconds. Zero when `earlier` is the later one: two workers read the clock in one
-    /// order and write in the other.
+    /// The time since `earlier`, in milliseconds. Zero when `earlier` is the later one, by up to a minute: two workers read the clock in
+    /// one order and write in the other.
     #[must_use]
     pub const fn since(self, earlier: Self) -> u32 {
+        const RACE: u32 = 60_000;
         let passed = self.0.wrapping_sub(earlier.0);
-        if passed > u32::MAX / 2 { 0 } else { passed }
+        if passed > u32::MAX - RACE { 0 } else { passed }
     }
 
     /// The tick that much later.
@@ -70,5 +71,22 @@ impl<'a> LbContext<'a> {
     #[must_use]
     pub fn avoiding(exclude: &'a [EndpointKey]) -> Self {
         Self { exclude, ..Self::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weeks_are_no_race() {
+        const DAY: u32 = 86_400_000;
+        let known = Tick(u32::MAX - 5);
+        let later = |ms: u32| Tick(known.0.wrapping_add(ms));
+        assert_eq!(
+            [0, 7, DAY, 30 * DAY, 49 * DAY].map(|ms| later(ms).since(known)),
+            [0, 7, DAY, 30 * DAY, 49 * DAY]
+        );
+        assert_eq!(known.since(later(20)), 0, "read before, asked after");
     }
 }

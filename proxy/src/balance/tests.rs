@@ -82,7 +82,8 @@ fn round_robin_goes_round_and_workers_start_at_different_places() {
 
 #[test]
 fn weights_are_kept_by_every_policy() {
-    for policy in [LbPolicy::RoundRobin, LEAST, FULL, LbPolicy::Random] {
+    let ewma = LbPolicy::PeakEwma(PeakEwma::default());
+    for policy in [LbPolicy::RoundRobin, LEAST, FULL, LbPolicy::Random, ewma] {
         let set = set(&lb(policy), &[(1, 0, UP), (2, 0, UP), (7, 0, UP)]);
         let seen = Worker::new(7).count(&set, 20_000);
         for (port, share) in [(1, 0.1), (2, 0.2), (3, 0.7)] {

@@ -86,7 +86,7 @@ pub async fn run(ctx: &mut RequestCtx, attempt: &Attempt<'_>, body: Body) -> Res
         limited(ctx, attempt, send).await
     };
     if let Some(watch) = watch {
-        ctx.unsettled = settle(watch, ctx.is_grpc(), &answer);
+        ctx.unsettled = settle(watch.waited(attempt.time.waited()), ctx.is_grpc(), &answer);
     }
     answer
 }
@@ -213,8 +213,9 @@ fn pick(ctx: &RequestCtx, attempt: &Attempt<'_>) -> Result<Arc<Endpoint>, Failed
         return Ok(ctx.downstream.worker.original_endpoint(attempt.cluster, address));
     }
     let Wanted { hash, subset } = attempt.wanted;
-    // A retry goes elsewhere: the session's endpoint has just failed.
-    let host = ctx.policy.as_ref().and_then(|policy| policy.host).filter(|_| ctx.attempts <= 1);
+    // A retry goes elsewhere, because the session's endpoint has just failed; a stale connection says nothing about it.
+    let first = ctx.attempts <= 1 || attempt.fresh;
+    let host = ctx.policy.as_ref().and_then(|policy| policy.host).filter(|_| first);
     let context = LbContext { exclude: attempt.tried, hash, subset, host, ..LbContext::default() };
     ctx.downstream.worker.pick(attempt.cluster, context).ok_or_else(|| nothing(Reason::NoHealthyUpstream))
 }
@@ -305,15 +306,16 @@ impl Exchange<'_> {
     /// It waits for a connection.
     fn queue(&self) -> Option<Instant> {
         let (time, _) = self.time?;
-        time.set_queued(true);
-        Some(Instant::now())
+        let now = Instant::now();
+        time.queued(now);
+        Some(now)
     }
 
     /// There is a connection. Another head when it was waited for: what it says about the time that is left must be true now.
     fn leave_queue(&self, head: &RequestHead, began: Option<Instant>) -> Option<Box<RequestHead>> {
         let ((time, suppress), began) = (self.time?, began?);
-        time.set_queued(false);
         let now = Instant::now();
+        time.connected(now);
         if now.saturating_duration_since(began) < Duration::from_millis(1) {
             return None;
         }

@@ -23,6 +23,8 @@ pub struct Outcome {
     pub ended: Ended,
     /// From the beginning of the attempt to the head of the answer, to the connection (TCP) or to the failure.
     pub took: Duration,
+    /// How much of it was spent on a connection, for HTTP: that is no property of the endpoint's answers, and the next one has it already.
+    pub waited: Duration,
 }
 
 /// What came of an attempt.
@@ -58,6 +60,12 @@ pub enum Verdict {
 }
 
 impl Outcome {
+    /// One that waited for no connection.
+    #[must_use]
+    pub const fn new(ended: Ended, took: Duration) -> Self {
+        Self { ended, took, waited: Duration::ZERO }
+    }
+
     /// See [`Verdict`]. A gRPC status counts as the HTTP status that means the same.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
@@ -132,8 +140,8 @@ pub fn record(cluster: &Cluster, endpoint: &Endpoint, outcome: &Outcome, now: In
 
 fn note_latency(ewma: &PeakEwma, latency: &Latency, outcome: &Outcome, now: Tick) {
     match outcome.verdict() {
-        Verdict::Good => ewma.observe(latency, outcome.took, false, now),
-        Verdict::ServerError(_) | Verdict::LocalOrigin(_) => ewma.observe(latency, outcome.took, true, now),
+        Verdict::Good => ewma.observe(latency, outcome.took.saturating_sub(outcome.waited), now),
+        Verdict::ServerError(_) | Verdict::LocalOrigin(_) => ewma.observe_failure(latency, outcome.took, now),
         // The client did not wait: the answer would have taken longer than this.
         Verdict::Neither if outcome.ended == Ended::Abandoned => {
             ewma.observe_more(latency, outcome.took, now)
@@ -160,6 +168,7 @@ pub struct Watch<'a> {
     /// The time limit that ended the request, when one did.
     over: &'a Cell<Option<Reason>>,
     began: Instant,
+    waited: Duration,
     told: bool,
     passes: Passes,
 }
@@ -175,7 +184,13 @@ impl<'a> Watch<'a> {
     ) -> Option<Self> {
         let watched = cluster.is_watched() || passes.iter().any(Option::is_some);
         let began = watched.then(Instant::now)?;
-        Some(Self { cluster, endpoint, over, began, told: false, passes })
+        Some(Self { cluster, endpoint, over, began, waited: Duration::ZERO, told: false, passes })
+    }
+
+    /// It waited this long for its connection.
+    pub const fn waited(mut self, time: Duration) -> Self {
+        self.waited = time;
+        self
     }
 
     /// It ended.
@@ -192,6 +207,7 @@ impl<'a> Watch<'a> {
             endpoint,
             ended: Ended::Answered { status, grpc: None },
             took: self.began.elapsed(),
+            waited: self.waited,
             passes: std::mem::take(&mut self.passes),
         }
     }
@@ -199,7 +215,7 @@ impl<'a> Watch<'a> {
     fn tell(&mut self, ended: Ended) {
         self.told = true;
         let now = Instant::now();
-        let outcome = Outcome { ended, took: now - self.began };
+        let outcome = Outcome { ended, took: now - self.began, waited: self.waited };
         record(self.cluster, self.endpoint, &outcome, now);
         settle(&mut self.passes, &outcome, now);
     }
@@ -220,15 +236,26 @@ pub struct Unsettled {
     endpoint: Arc<Endpoint>,
     ended: Ended,
     took: Duration,
+    waited: Duration,
     passes: Passes,
 }
 
 impl Unsettled {
+    const fn outcome(&self) -> Outcome {
+        Outcome { ended: self.ended, took: self.took, waited: self.waited }
+    }
+
     /// The trailers came.
     pub fn trailers(&mut self, trailers: &HeaderMap) {
         if let Ended::Answered { grpc, .. } = &mut self.ended {
             *grpc = grpc_status(trailers);
         }
+    }
+
+    /// A message of the answer came. Circuit breakers wait no longer: a stream may last for hours, and holds no place of theirs.
+    pub fn goes_on(&mut self) {
+        let outcome = self.outcome();
+        settle(&mut self.passes, &outcome, Instant::now());
     }
 
     /// The answer broke off.
@@ -239,7 +266,7 @@ impl Unsettled {
 
 impl Drop for Unsettled {
     fn drop(&mut self) {
-        let outcome = Outcome { ended: self.ended, took: self.took };
+        let outcome = self.outcome();
         let now = Instant::now();
         record(&self.cluster, &self.endpoint, &outcome, now);
         settle(&mut self.passes, &outcome, now);
@@ -251,7 +278,7 @@ mod tests {
     use super::*;
 
     fn verdict(ended: Ended) -> Verdict {
-        Outcome { ended, took: Duration::ZERO }.verdict()
+        Outcome::new(ended, Duration::ZERO).verdict()
     }
 
     #[test]
@@ -275,7 +302,7 @@ mod tests {
         let known = |ended, took_ms| {
             let latency = Latency::default();
             let took = Duration::from_millis(took_ms);
-            note_latency(&ewma, &latency, &Outcome { ended, took }, Tick(1));
+            note_latency(&ewma, &latency, &Outcome::new(ended, took), Tick(1));
             ewma.estimate(&latency, Tick(1)).map(|micros| micros / 1000.0)
         };
         let answered = |status| Ended::Answered { status, grpc: None };
@@ -285,12 +312,22 @@ mod tests {
         assert_eq!(known(Ended::Failed(Reason::UpstreamOverflow), 5), None);
         assert_eq!(known(Ended::Abandoned, 5), None, "it might have been quick");
         let latency = Latency::default();
-        ewma.observe(&latency, Duration::from_millis(10), false, Tick(1));
+        ewma.observe(&latency, Duration::from_millis(10), Tick(1));
         for (took, want) in [(5, 10.0), (50, 50.0)] {
-            let abandoned = Outcome { ended: Ended::Abandoned, took: Duration::from_millis(took) };
+            let took = Duration::from_millis(took);
+            let abandoned = Outcome::new(Ended::Abandoned, took);
             note_latency(&ewma, &latency, &abandoned, Tick(1));
             assert_eq!(ewma.estimate(&latency, Tick(1)), Some(want * 1000.0));
         }
+    }
+
+    #[test]
+    fn a_connection_is_no_part_of_the_latency() {
+        let (ewma, latency) = (PeakEwma::default(), Latency::default());
+        let ended = Ended::Answered { status: StatusCode::OK, grpc: None };
+        let [took, waited] = [50, 45].map(Duration::from_millis);
+        note_latency(&ewma, &latency, &Outcome { ended, took, waited }, Tick(1));
+        assert_eq!(ewma.estimate(&latency, Tick(1)), Some(5000.0));
     }
 
     #[test]

@@ -48,7 +48,7 @@ fn run_of(endpoints: usize, policy: LbPolicy, slowdown: u64, seed: u64) -> Resul
             let done = active[id].take().unwrap();
             if let LbPolicy::PeakEwma(ewma) = policy {
                 let took = Duration::from_micros(end - start);
-                ewma.observe(done.endpoint().state.latency(), took, false, tick(end));
+                ewma.observe(done.endpoint().state.latency(), took, tick(end));
             }
             result.latencies.push(end - start);
         }
@@ -130,7 +130,11 @@ fn an_endpoint_that_refuses_at_once_gets_little() {
         let bad = endpoint.spec.address.port() == 4;
         refused += usize::from(bad);
         let took = if bad { Duration::from_micros(50) } else { Duration::from_millis(5) };
-        policy.observe(endpoint.state.latency(), took, bad, now);
+        if bad {
+            policy.observe_failure(endpoint.state.latency(), took, now);
+        } else {
+            policy.observe(endpoint.state.latency(), took, now);
+        }
     }
     assert!((1..20).contains(&refused), "{refused}");
 }

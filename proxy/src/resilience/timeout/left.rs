@@ -18,14 +18,27 @@ pub struct TimeLeft {
     began: Instant,
     stream: Option<Instant>,
     received: Cell<Option<Instant>>,
-    queued: Cell<bool>,
+    queue: Cell<Queue>,
+}
+
+/// Where a try waits for a connection.
+#[derive(Debug, Clone, Copy)]
+enum Queue {
+    Since(Instant),
+    Left(Duration),
 }
 
 impl TimeLeft {
     /// The time of a request whose head came at `began`, and whose stream ends at `stream` at the latest.
     #[must_use]
     pub const fn new(limits: Limits, began: Instant, stream: Option<Instant>) -> Self {
-        Self { limits, began, stream, received: Cell::new(None), queued: Cell::new(false) }
+        Self {
+            limits,
+            began,
+            stream,
+            received: Cell::new(None),
+            queue: Cell::new(Queue::Left(Duration::ZERO)),
+        }
     }
 
     /// The limits.
@@ -65,15 +78,31 @@ impl TimeLeft {
         }
     }
 
-    /// A try begins to wait for a connection, or has one.
-    pub fn set_queued(&self, queued: bool) {
-        self.queued.set(queued);
+    /// A try begins to wait for a connection.
+    pub fn queued(&self, now: Instant) {
+        self.queue.set(Queue::Since(now));
+    }
+
+    /// It has one.
+    pub fn connected(&self, now: Instant) {
+        if let Queue::Since(began) = self.queue.get() {
+            self.queue.set(Queue::Left(now.saturating_duration_since(began)));
+        }
+    }
+
+    /// How long the last try waited for its connection. Zero when it has none.
+    #[must_use]
+    pub const fn waited(&self) -> Duration {
+        match self.queue.get() {
+            Queue::Since(_) => Duration::ZERO,
+            Queue::Left(waited) => waited,
+        }
     }
 
     /// How long a try may wait for a connection while nobody reads the request, so that its time does not run.
     #[must_use]
     pub fn queue_limit(&self) -> Option<Duration> {
-        self.limits.request.filter(|_| self.queued.get() && !self.runs())
+        self.limits.request.filter(|_| matches!(self.queue.get(), Queue::Since(_)) && !self.runs())
     }
 
     /// Tells an upstream what is left `now`; see [`Limits::announce`]. What is left of a client's `grpc-timeout` is told, too.
@@ -122,10 +151,14 @@ mod tests {
         let now = Instant::now();
         let time = TimeLeft::new(limits(100), now, None);
         assert_eq!(time.queue_limit(), None);
-        time.set_queued(true);
+        time.queued(now);
         assert_eq!(time.queue_limit(), Some(ms(100)));
         time.start(now);
         assert_eq!(time.queue_limit(), None, "then the deadline holds");
+        assert_eq!(time.waited(), Duration::ZERO);
+        time.connected(now + ms(7));
+        time.connected(now + ms(9));
+        assert_eq!(time.waited(), ms(7));
     }
 
     #[test]
