@@ -42,6 +42,12 @@ impl Trailers {
         }
     }
 
+    fn goes_on(&mut self) {
+        if let Some(unsettled) = &mut self.unsettled {
+            unsettled.goes_on();
+        }
+    }
+
     fn failed(&mut self, reason: Reason) {
         if let Some(mut unsettled) = self.unsettled.take() {
             unsettled.failed(reason);
@@ -74,8 +80,11 @@ impl GuardedBody {
                 if let Some((idle, _)) = &mut self.idle {
                     idle.moved();
                 }
-                if let (Some(wanted), Some(trailers)) = (&mut self.trailers, frame.trailers_ref()) {
-                    wanted.came(trailers);
+                if let Some(wanted) = &mut self.trailers {
+                    match frame.trailers_ref() {
+                        Some(trailers) => wanted.came(trailers),
+                        None => wanted.goes_on(),
+                    }
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -92,10 +101,14 @@ impl GuardedBody {
                     }
                     return Poll::Ready(Some(Err(reason)));
                 }
-                match &mut self.idle {
-                    Some((idle, reason)) => idle.poll(cx).map(|()| Some(Err(*reason))),
-                    None => Poll::Pending,
-                }
+                let Some((idle, reason)) = &mut self.idle else { return Poll::Pending };
+                let reason = *reason;
+                idle.poll(cx).map(|()| {
+                    if let Some(wanted) = &mut self.trailers {
+                        wanted.failed(reason);
+                    }
+                    Some(Err(reason))
+                })
             }
         }
     }

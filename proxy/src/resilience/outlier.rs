@@ -238,6 +238,7 @@ impl Monitor {
     /// Nothing is in a row any more: after an ejection ended, so that one failure does not eject it again.
     pub fn forget_rows(&self) {
         [&self.errors, &self.gateway, &self.local].into_iter().for_each(interrupt);
+        let _before = self.take_rates();
     }
 
     /// The interval is over: the rates of it.

@@ -531,6 +531,12 @@ impl EndpointSet {
         self.balancer.in_panic()
     }
 
+    /// `ClusterLoadAssignment.policy`.
+    #[must_use]
+    pub const fn policy(&self) -> AssignmentPolicy {
+        self.policy
+    }
+
     /// What the set was made of.
     #[must_use]
     pub fn assignment(&self) -> Assignment {

@@ -164,18 +164,23 @@ impl Report {
         let endpoint = cluster.endpoints().endpoints().iter().find(|endpoint| endpoint.key == self.key)?;
         cluster.spec().health_check.as_ref()?;
         let (name, address) = (&*self.cluster, endpoint.spec.address);
-        if self.healthy {
-            tracing::info!(cluster = name, endpoint = %address, "health checks pass");
-        } else {
-            tracing::warn!(cluster = name, endpoint = %address, "health checks fail");
-        }
         let changed =
             cluster.state().census().set(endpoint.state.standing(), Out::HealthCheck, !self.healthy);
-        if changed && self.healthy {
-            endpoint.state.starts(Tick::at(Instant::now()));
+        match (changed, self.healthy) {
+            (true, true) => {
+                tracing::info!(cluster = name, endpoint = %address, "health checks pass");
+                endpoint.state.starts(Tick::at(Instant::now()));
+            }
+            (true, false) => tracing::warn!(cluster = name, endpoint = %address, "health checks fail"),
+            (false, _) => {}
         }
         Some((Arc::clone(cluster), Arc::clone(endpoint), self.healthy))
     }
+}
+
+/// Whether a check that passes ends an ejection by outlier detection.
+fn ends_ejection(cluster: &Cluster) -> bool {
+    cluster.spec().outlier.as_ref().is_some_and(|spec| spec.uneject_on_health_check)
 }
 
 /// Checks one endpoint until it is aborted.
@@ -205,8 +210,12 @@ impl Watcher {
             cluster.state().check_counts[usize::from(finding != Finding::Passed)]
                 .fetch_add(1, Ordering::Relaxed);
             self.log(&endpoint, finding, &why);
-            if checked.ended(schedule, finding)
-                || (checked.is_healthy() == endpoint.state.standing().has_failed_health_check())
+            let changed = checked.ended(schedule, finding);
+            let standing = endpoint.state.standing();
+            let restores = finding == Finding::Passed && checked.is_healthy() && ends_ejection(&cluster);
+            if changed
+                || (restores && standing.is_ejected())
+                || checked.is_healthy() == standing.has_failed_health_check()
             {
                 let report = Report {
                     cluster: Arc::clone(&self.cluster),

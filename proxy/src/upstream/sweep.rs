@@ -47,7 +47,11 @@ impl Sweep {
                     self.clusters.entry(Arc::clone(name)).or_default().turn(cluster, spec, now, rng)
                 }
                 // Outlier detection was taken out of the configuration: nobody stays ejected.
-                None => self.clusters.remove(name).is_some_and(|_| restore_all(cluster)),
+                None => {
+                    // Also by a request that began before that, and failed afterwards.
+                    let known = self.clusters.remove(name).is_some();
+                    (known || cluster.state().census().ejected() > 0) && restore_all(cluster)
+                }
             };
             if has_changed {
                 changed.push(Arc::clone(name));

@@ -46,7 +46,7 @@ impl World {
         let cluster = self.cluster();
         let ended = Ended::Answered { status: StatusCode::from_u16(status).unwrap(), grpc: None };
         for _ in 0..times {
-            let outcome = Outcome { ended, took: Duration::from_millis(1) };
+            let outcome = Outcome::new(ended, Duration::from_millis(1));
             record(&cluster, &cluster.endpoints().endpoints()[endpoint], &outcome, self.now);
         }
     }

@@ -153,6 +153,7 @@ pub(super) fn tls_is_ready(spec: &ClusterSpec) -> bool {
 }
 
 fn same_endpoints(a: &Cluster, b: &Cluster) -> bool {
-    let (a, b) = (a.endpoints().endpoints(), b.endpoints().endpoints());
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
+    let (a, b) = (a.endpoints(), b.endpoints());
+    let shared = || a.endpoints().iter().zip(b.endpoints()).all(|(a, b)| Arc::ptr_eq(a, b));
+    a.policy() == b.policy() && a.len() == b.len() && shared()
 }

@@ -194,6 +194,15 @@ impl Cell {
             return self.swap(word, open).then_some((Err(refused), Some(change)));
         }
         let mut half = word.half_open();
+        if half.ended >= limits.permitted.into() {
+            // An edit permits no more than have ended already.
+            let (next, change) = decided(word, half, limits, now);
+            let asked = match next.phase() {
+                Phase::Open => Err(Refused { retry_after: Some(limits.wait_open) }),
+                _ => Ok(Permission(next.generation())),
+            };
+            return self.swap(word, next).then_some((asked, Some(change)));
+        }
         if half.taken >= limits.permitted.into() {
             return Some((Err(Refused { retry_after: None }), None));
         }
@@ -292,12 +301,18 @@ fn after(word: Word, call: Call, limits: &Limits, now: u64) -> (Word, Option<Tra
     if half.ended < limits.permitted.into() {
         return (word.with(half), None);
     }
+    let (next, change) = decided(word, half, limits, now);
+    (next, Some(change))
+}
+
+/// What follows when enough have ended: the circuit closes or opens again.
+fn decided(word: Word, half: HalfOpen, limits: &Limits, now: u64) -> (Word, Transition) {
     #[expect(clippy::cast_possible_truncation, reason = "10 bits")]
     let totals = Totals { calls: half.ended as u32, failed: half.failed as u32, slow: half.slow as u32 };
     let from = Phase::HalfOpen;
     if limits.is_exceeded(totals) {
-        (word.next(Phase::Open, now), Some(Transition { from, to: Phase::Open }))
+        (word.next(Phase::Open, now), Transition { from, to: Phase::Open })
     } else {
-        (word.next(Phase::Closed, 0), Some(Transition { from, to: Phase::Closed }))
+        (word.next(Phase::Closed, 0), Transition { from, to: Phase::Closed })
     }
 }

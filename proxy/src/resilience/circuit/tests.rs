@@ -27,7 +27,7 @@ fn circuit(spec: CircuitSpec) -> Arc<Circuit> {
 
 fn answer(status: u16, took: u64) -> Outcome {
     let status = StatusCode::from_u16(status).unwrap();
-    Outcome { ended: Ended::Answered { status, grpc: None }, took: Duration::from_millis(took) }
+    Outcome::new(Ended::Answered { status, grpc: None }, Duration::from_millis(took))
 }
 
 const OK: u16 = 200;
@@ -81,6 +81,26 @@ fn half_open_it_opens_again_when_those_who_passed_fail() {
     assert!(call(&circuit, OK, after(later, 1000)));
 }
 
+/// Two of two have ended when an edit permits one only: it decides by those, and does not wait for a call that nobody may make.
+#[test]
+fn an_edit_that_permits_fewer_calls_decides_by_those_that_ended() {
+    let (now, cell, window) = (0, Cell::default(), Window::new(Length::Calls(10)));
+    let many = Limits { permitted: 5, ..spec().limits };
+    let good = Call { failed: false, slow: false };
+    let bad = Call { failed: true, ..good };
+    for _ in 0..4 {
+        let (pass, _) = cell.try_acquire(&many, now);
+        cell.record(pass.unwrap(), bad, (&many, &window), now);
+    }
+    for _ in 0..2 {
+        let (pass, _) = cell.try_acquire(&many, 1000);
+        cell.record(pass.unwrap(), good, (&many, &window), 1000);
+    }
+    assert_eq!(cell.phase().0, Phase::HalfOpen);
+    let (pass, change) = cell.try_acquire(&Limits { permitted: 2, ..many }, 1001);
+    assert!(pass.is_ok() && change.is_some_and(|change| change.to == Phase::Closed));
+}
+
 #[test]
 fn slow_calls_open_it_too() {
     let mut spec = spec();
@@ -100,7 +120,7 @@ fn a_call_that_says_nothing_gives_its_place_back() {
     let first = circuit.try_acquire(later).unwrap();
     let second = circuit.try_acquire(later).unwrap();
     drop(first);
-    let abandoned = Outcome { ended: Ended::Abandoned, took: Duration::ZERO };
+    let abandoned = Outcome::new(Ended::Abandoned, Duration::ZERO);
     second.settle(&abandoned, later);
     assert_eq!(circuit.view(later).calls, [0, 4, 0]);
     assert!(call(&circuit, OK, later) && call(&circuit, OK, later));
@@ -161,7 +181,7 @@ fn an_operator_may_decide() {
 #[test]
 fn what_counts_as_a_failure() {
     let spec = CircuitSpec { failures: Box::new([429..=429, 500..=503]), ..spec() };
-    let judge = |ended| spec.judge(&Outcome { ended, took: Duration::ZERO }).map(|call| call.failed);
+    let judge = |ended| spec.judge(&Outcome::new(ended, Duration::ZERO)).map(|call| call.failed);
     let answered =
         |status: u16, grpc| Ended::Answered { status: StatusCode::from_u16(status).unwrap(), grpc };
     assert_eq!(judge(answered(429, None)), Some(true));

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -353,7 +353,7 @@ async fn grpc_answer(answer: Response<Incoming>) -> Result<(), Error> {
     if head.status != StatusCode::OK {
         return Err(Error::refused(format!("the status is {}", head.status)));
     }
-    let body = body.collect().await.map_err(Error::failed)?;
+    let body = Limited::new(body, MAX_BODY).collect().await.map_err(Error::failed)?;
     let status = body.trailers().and_then(|trailers| trailers.get("grpc-status"));
     let status = status.or_else(|| head.headers.get("grpc-status")).map(HeaderValue::as_bytes);
     if status != Some(b"0") {
