@@ -73,6 +73,16 @@ impl Body {
         }
     }
 
+    /// Ready when the time of an answer is up, whoever it is that takes so long.
+    pub fn poll_limits(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
+        match self {
+            Self::Guarded(body) => body.poll_limits(cx),
+            Self::Throttled(body) => body.inner_mut().poll_limits(cx),
+            Self::Compressed(body) => body.inner_mut().poll_limits(cx),
+            _ => Poll::Pending,
+        }
+    }
+
     /// Whether nothing more will come, as far as that is known without waiting.
     #[must_use]
     pub fn is_end(&self) -> bool {

@@ -96,6 +96,10 @@ enum State {
 }
 
 impl CompressedBody {
+    pub(super) const fn inner_mut(&mut self) -> &mut Body {
+        &mut self.body
+    }
+
     /// Whether nothing more will come.
     #[must_use]
     pub const fn is_end(&self) -> bool {

@@ -454,9 +454,10 @@ impl Deadline {
         }
     }
 
-    /// Takes a limit away, such as a route timeout after an upgrade.
-    pub fn lift(&mut self) {
-        *self = Self::default();
+    /// That of a stream which ends at `at`.
+    #[must_use]
+    pub fn of_stream(at: Option<Instant>) -> Self {
+        Self { limit: at.map(|at| (at, Reason::MaxDuration)), timer: None }
     }
 
     /// Ready when the limit is over.

@@ -4,13 +4,15 @@
 //! The upload ends with whoever gives the answer up (a retry, a client that has gone), and a moment after an answer that was passed on whole:
 //! a program that answers first and reads afterwards gets what is on its way, and nothing is held for a client that stalls.
 
-use std::future::poll_fn;
+use std::future::{Future as _, poll_fn};
+use std::pin::Pin;
+use std::task::Context;
 use std::time::Duration;
 
-use tokio::task::{AbortHandle, spawn_local};
+use tokio::task::{JoinHandle, spawn_local};
 
 use super::body::Body;
-use super::pump::Pump;
+use super::pump::{Pump, PumpError};
 
 /// How long an upload goes on behind its answer.
 const LINGER: Duration = Duration::from_secs(1);
@@ -19,7 +21,7 @@ const LINGER: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct EarlyBody {
     body: Body,
-    upload: AbortHandle,
+    upload: JoinHandle<Result<(), PumpError>>,
 }
 
 impl EarlyBody {
@@ -27,7 +29,7 @@ impl EarlyBody {
     #[must_use]
     pub fn new(body: Body, mut upload: Pump) -> Self {
         let upload = spawn_local(async move { poll_fn(|cx| upload.poll(cx)).await });
-        Self { body, upload: upload.abort_handle() }
+        Self { body, upload }
     }
 
     /// The answer's own body.
@@ -38,6 +40,14 @@ impl EarlyBody {
 
     pub(super) const fn inner_mut(&mut self) -> &mut Body {
         &mut self.body
+    }
+
+    /// Has the task of `cx` woken when the upload ends.
+    pub fn watch_upload(&mut self, cx: &mut Context<'_>) {
+        if !self.upload.is_finished() {
+            // How it ended is seen in the request's progress.
+            let _ended = Pin::new(&mut self.upload).poll(cx);
+        }
     }
 
     /// Nobody will have the answer.
@@ -54,7 +64,7 @@ impl Drop for EarlyBody {
         if !self.body.is_end() {
             return self.upload.abort();
         }
-        let upload = self.upload.clone();
+        let upload = self.upload.abort_handle();
         spawn_local(async move {
             tokio::time::sleep(LINGER).await;
             upload.abort();

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::attempt::Wanted;
 use super::body::Body;
 use super::context::{Deadline, RequestCtx, Retried};
-use super::guard::{GuardedBody, Idle, Trailers};
+use super::guard::{GuardedBody, Idle, TimeLimits, Trailers};
 use super::headers;
 use super::local_reply;
 use super::mirror;
@@ -73,7 +73,6 @@ pub async fn forward(
     let progress = std::rc::Rc::clone(&ctx.progress);
     let time = TimeLeft::new(limits, ctx.start, deadline.at());
     let mut pause = pause(ctx, action).map(Idle::new);
-    let idle = idle_after_head(action).filter(|_| ctx.upgrade.is_none());
     // The whole of a tunnel has no time limit.
     let tunnel = ctx.upgrade.is_some();
     let mut read = progress.bytes.get();
@@ -108,8 +107,13 @@ pub async fn forward(
         ctx.retried = Retried::InVain;
     }
     let mut response = answer?;
-    if response.upgraded.is_none() {
-        guard(ctx, &mut response, deadline, idle);
+    if response.upgraded.is_some() {
+        ctx.deadline = Deadline::of_stream(time.stream());
+    } else {
+        let from_request =
+            limits.request.filter(|_| !time.runs()).map(|limit| (std::rc::Rc::clone(&progress), limit));
+        let idle = idle_after_head(action).map(|(limit, reason)| (Idle::new(limit), reason));
+        guard(ctx, &mut response, TimeLimits { deadline, idle, from_request });
     }
     finish(ctx, &mut response, http);
     for cookie in cookies {
@@ -153,20 +157,14 @@ fn idle_after_head(action: &RouteAction) -> Option<(Duration, Reason)> {
 }
 
 /// Time limits go on while the body comes; the status of a gRPC answer is behind it.
-fn guard(
-    ctx: &mut RequestCtx,
-    response: &mut Response,
-    deadline: Deadline,
-    idle: Option<(Duration, Reason)>,
-) {
-    let limited = idle.is_some() || deadline.left(ctx.start).is_some();
+fn guard(ctx: &mut RequestCtx, response: &mut Response, limits: TimeLimits) {
     let trailers = ctx.is_grpc().then(|| std::rc::Rc::clone(&ctx.trailers));
-    if response.body.is_end() || !(limited || trailers.is_some()) {
+    if response.body.is_end() || !(limits.is_some() || trailers.is_some()) {
         return;
     }
     let body = std::mem::take(&mut response.body);
     let unsettled = ctx.unsettled.take();
-    let guarded = GuardedBody::new(body, deadline, idle, trailers.map(|cell| Trailers { cell, unsettled }));
+    let guarded = GuardedBody::new(body, limits, trailers.map(|cell| Trailers { cell, unsettled }));
     response.body = Body::Guarded(Box::new(guarded));
 }
 
@@ -211,10 +209,13 @@ fn find_cluster(ctx: &mut RequestCtx, target: &Target<'_>) -> Option<Arc<Cluster
     cluster.cloned()
 }
 
-/// How long the stream of a request may last on `route`, from its first byte on.
-pub(super) fn stream_limit(ctx: &RequestCtx, route: &Route) -> Option<Duration> {
+/// When the stream of a request that goes to `route` ends at the latest, as far as its listener and route say so.
+pub(super) fn stream_end(ctx: &RequestCtx, route: &Route) -> Option<Instant> {
     let crate::route::Action::Forward(action) = &route.action else { return None };
-    time_limits(ctx, action, &ctx.http).stream
+    if !action.timeouts.limits_stream(ctx.http.max_stream_duration) {
+        return None;
+    }
+    ctx.start.checked_add(time_limits(ctx, action, &ctx.http).stream?)
 }
 
 fn time_limits(ctx: &RequestCtx, action: &RouteAction, http: &HttpSpec) -> Limits {

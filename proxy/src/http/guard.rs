@@ -10,7 +10,7 @@ use http::HeaderMap;
 use http_body::Frame;
 use tokio::time::Instant;
 
-use super::body::Body;
+use super::body::{Body, BodyProgress};
 use super::context::Deadline;
 use crate::error::Reason;
 use crate::upstream::outcome::Unsettled;
@@ -20,9 +20,27 @@ use crate::worker::timer::Timer;
 #[derive(Debug)]
 pub struct GuardedBody {
     body: Body,
-    deadline: Deadline,
-    idle: Option<(Idle, Reason)>,
+    limits: TimeLimits,
     trailers: Option<Trailers>,
+}
+
+/// What ends an answer before its end.
+#[derive(Debug, Default)]
+pub struct TimeLimits {
+    /// The time is up.
+    pub deadline: Deadline,
+    /// Nothing came for too long, and what that is called.
+    pub idle: Option<(Idle, Reason)>,
+    /// The answer overtook its request, whose end the route's timeout counts from.
+    pub from_request: Option<(Rc<BodyProgress>, Duration)>,
+}
+
+impl TimeLimits {
+    /// Whether there is any.
+    #[must_use]
+    pub fn is_some(&self) -> bool {
+        self.idle.is_some() || self.deadline.at().is_some() || self.from_request.is_some()
+    }
 }
 
 /// Who wants the trailers of an answer.
@@ -56,15 +74,10 @@ impl Trailers {
 }
 
 impl GuardedBody {
-    /// `body` until `deadline`, with no pause longer than `idle`, and what that is called. Its trailers are told to `trailers`.
+    /// `body` within `limits`. Its trailers are told to `trailers`.
     #[must_use]
-    pub fn new(
-        body: Body,
-        deadline: Deadline,
-        idle: Option<(Duration, Reason)>,
-        trailers: Option<Trailers>,
-    ) -> Self {
-        Self { body, deadline, idle: idle.map(|(limit, reason)| (Idle::new(limit), reason)), trailers }
+    pub const fn new(body: Body, limits: TimeLimits, trailers: Option<Trailers>) -> Self {
+        Self { body, limits, trailers }
     }
 
     /// The body inside.
@@ -77,7 +90,7 @@ impl GuardedBody {
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Reason>>> {
         match self.body.poll_next(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                if let Some((idle, _)) = &mut self.idle {
+                if let Some((idle, _)) = &mut self.limits.idle {
                     idle.moved();
                 }
                 if let Some(wanted) = &mut self.trailers {
@@ -89,28 +102,44 @@ impl GuardedBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(end) => {
-                if let (Some(wanted), Some(Err(reason))) = (&mut self.trailers, &end) {
-                    wanted.failed(*reason);
+                if let Some(Err(reason)) = &end {
+                    self.failed(*reason);
                 }
                 Poll::Ready(end)
             }
             Poll::Pending => {
-                if let Poll::Ready(reason) = self.deadline.poll(cx) {
-                    if let Some(wanted) = &mut self.trailers {
-                        wanted.failed(reason);
-                    }
+                if let Poll::Ready(reason) = self.poll_limits(cx) {
                     return Poll::Ready(Some(Err(reason)));
                 }
-                let Some((idle, reason)) = &mut self.idle else { return Poll::Pending };
+                let Some((idle, reason)) = &mut self.limits.idle else { return Poll::Pending };
                 let reason = *reason;
-                idle.poll(cx).map(|()| {
-                    if let Some(wanted) = &mut self.trailers {
-                        wanted.failed(reason);
-                    }
-                    Some(Err(reason))
-                })
+                idle.poll(cx).map(|()| Some(Err(self.failed(reason))))
             }
         }
+    }
+
+    /// See [`Body::poll_limits`]. A pause of the endpoint is none of them: while the client is slow nobody asks whether there is one.
+    pub fn poll_limits(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
+        let TimeLimits { deadline, from_request, .. } = &mut self.limits;
+        if let Some((progress, limit)) = from_request {
+            if let Body::Early(early) = &mut self.body {
+                early.watch_upload(cx);
+            }
+            if progress.done.get() {
+                if let Some(at) = Instant::now().checked_add(*limit) {
+                    deadline.limit(at, Reason::UpstreamTimeout);
+                }
+                *from_request = None;
+            }
+        }
+        deadline.poll(cx).map(|reason| self.failed(reason))
+    }
+
+    fn failed(&mut self, reason: Reason) -> Reason {
+        if let Some(wanted) = &mut self.trailers {
+            wanted.failed(reason);
+        }
+        reason
     }
 }
 
@@ -162,7 +191,8 @@ mod tests {
     async fn what_is_there_is_delivered_whatever_the_time() {
         let mut deadline = Deadline::default();
         deadline.limit(Instant::now(), Reason::UpstreamTimeout);
-        let mut body = GuardedBody::new(Body::Full(Bytes::from_static(b"x")), deadline, None, None);
+        let limits = TimeLimits { deadline, ..TimeLimits::default() };
+        let mut body = GuardedBody::new(Body::Full(Bytes::from_static(b"x")), limits, None);
         let frame = poll_fn(|cx| body.poll_next(cx)).await;
         assert!(frame.is_some_and(|f| f.is_ok()));
         assert!(poll_fn(|cx| body.poll_next(cx)).await.is_none());

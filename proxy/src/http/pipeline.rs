@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header;
 use http::{HeaderValue, Method, StatusCode};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::body::Body;
 use super::context::RequestCtx;
@@ -145,7 +145,18 @@ async fn run(ctx: &mut RequestCtx, mut body: Body) -> Result<Response, Reason> {
     let found = loop {
         let query = Query { head: &ctx.head, internal: ctx.origin.internal, random: ctx.random };
         let found = table.map_or(Found::NoVirtualHost, |table| table.find(&query));
-        match filters::run(ctx, &mut body, left, &found).await {
+        let end = match &found {
+            Found::Route(_, route) if !left.is_empty() => forward::stream_end(ctx, route),
+            _ => None,
+        };
+        let filtered = match end {
+            None => filters::run(ctx, &mut body, left, &found).await,
+            // They may wait for the rest of the request, for a service, or on purpose.
+            Some(end) => Box::pin(timeout_at(end, filters::run(ctx, &mut body, left, &found)))
+                .await
+                .unwrap_or(Err(Reason::MaxDuration)),
+        };
+        match filtered {
             Ok(Some(rest)) => {
                 left = rest;
                 ctx.note_rerouted();

@@ -76,6 +76,11 @@ impl H1Pump {
         self.sent
     }
 
+    /// See [`Body::poll_limits`].
+    pub fn poll_limits(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
+        self.body.poll_limits(cx)
+    }
+
     /// See [`Pump::poll`].
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PumpError>> {
         loop {
@@ -176,6 +181,11 @@ impl H2Pump {
         trailers.insert("grpc-status", HeaderValue::from(reason.grpc() as u16));
         trailers.insert("grpc-message", HeaderValue::from_static(reason.id()));
         self.stream.send_trailers(trailers).is_ok()
+    }
+
+    /// See [`Body::poll_limits`].
+    pub fn poll_limits(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
+        self.body.poll_limits(cx)
     }
 
     /// See [`Pump::poll`].

@@ -113,11 +113,17 @@ fn still_known(
 ///
 /// # Errors
 /// Why it may not any more.
-pub async fn while_allowed<F: Future>(ctx: &RequestCtx, work: F) -> Result<F::Output, Reason> {
+pub async fn while_allowed<F: Future>(ctx: &mut RequestCtx, work: F) -> Result<F::Output, Reason> {
     let mut work = pin!(work);
-    poll_fn(|cx| match work.as_mut().poll(cx) {
-        Poll::Ready(output) => Poll::Ready(Ok(output)),
-        Poll::Pending => poll_refused(ctx, cx).map(Err),
+    let mut deadline = std::mem::take(&mut ctx.deadline);
+    poll_fn(|cx| {
+        if let Poll::Ready(output) = work.as_mut().poll(cx) {
+            return Poll::Ready(Ok(output));
+        }
+        match poll_refused(ctx, cx) {
+            Poll::Ready(reason) => Poll::Ready(Err(reason)),
+            Poll::Pending => deadline.poll(cx).map(Err),
+        }
     })
     .await
 }

@@ -34,6 +34,10 @@ impl ThrottledBody {
         Self { body, slice, waiting: Bytes::new(), left: slice, next: now + pause(), timer: None }
     }
 
+    pub(super) const fn inner_mut(&mut self) -> &mut Body {
+        &mut self.body
+    }
+
     /// Whether nothing more will come.
     #[must_use]
     pub fn is_end(&self) -> bool {

@@ -1,9 +1,7 @@
 //! What the filters of [`crate::traffic`] do with one request: faults, limits, cross-origin rules, bodies read ahead.
 
-use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
@@ -13,7 +11,6 @@ use super::ahead::AheadBody;
 use super::body::Body;
 use super::context::RequestCtx;
 use super::filters::{self, Answering, findings};
-use super::forward::stream_limit;
 use super::head::ResponseHead;
 use super::local_reply;
 use super::response::Response;
@@ -34,7 +31,6 @@ use crate::traffic::fault::{Aborted, FaultFilter};
 use crate::traffic::limit::descriptor::{Asker, Descriptor, Rule};
 use crate::traffic::limit::{HostRules, LocalLimit, Refusal, Shown};
 use crate::upstream::outcome::{Ended, Outcome, grpc_status};
-use crate::worker::timer::Timer;
 
 const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
@@ -96,7 +92,7 @@ pub async fn fault(
         active = active.or_else(|| filter.begin());
         if active.is_some() {
             ctx.flags = ctx.flags.with(ResponseFlags::DELAY_INJECTED);
-            wait(ctx, delay, found).await?;
+            tokio::time::sleep(delay).await;
         }
     }
     if let Some(aborted) = filter.abort(&ctx.head.headers, draw(ctx)) {
@@ -110,22 +106,6 @@ pub async fn fault(
         findings(ctx).fault = active;
     }
     Ok(())
-}
-
-/// Waits, but not for longer than the stream may last.
-async fn wait(ctx: &RequestCtx, delay: std::time::Duration, found: &Found<'_>) -> Result<(), Reason> {
-    let mut pause = Timer::after(delay);
-    let limit = match found {
-        Found::Route(_, route) => stream_limit(ctx, route),
-        _ => None,
-    };
-    let mut end = limit.map(|limit| Timer::at(ctx.start + limit));
-    poll_fn(|cx| match (pause.poll(cx), &mut end) {
-        (Poll::Ready(()), _) => Poll::Ready(Ok(())),
-        (Poll::Pending, Some(end)) => end.poll(cx).map(|()| Err(Reason::MaxDuration)),
-        (Poll::Pending, None) => Poll::Pending,
-    })
-    .await
 }
 
 fn abort(ctx: &mut RequestCtx, aborted: Aborted) -> Reason {
@@ -362,7 +342,7 @@ fn tells_of_load(ctx: &RequestCtx, head: &ResponseHead) -> bool {
     match (ctx.reason, ctx.answered) {
         (None, Some(took)) => {
             let grpc = if ctx.is_grpc() { grpc_status(&head.headers) } else { None };
-            let outcome = Outcome { ended: Ended::Answered { status: head.status, grpc }, took };
+            let outcome = Outcome::new(Ended::Answered { status: head.status, grpc }, took);
             outcome.is_good() && head.status != StatusCode::TOO_MANY_REQUESTS
         }
         // It would have taken longer.

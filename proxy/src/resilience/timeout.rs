@@ -147,6 +147,12 @@ impl TimeoutPolicy {
         }
     }
 
+    /// Whether the stream of a request may have a limit, of this route or of its listener.
+    #[must_use]
+    pub fn limits_stream(&self, listener: Option<Duration>) -> bool {
+        self.grpc_stream.is_some() || self.stream.or(listener).is_some()
+    }
+
     fn stream_limit(&self, grpc: Option<Duration>, listener: Option<Duration>) -> Option<Duration> {
         let (Some(rule), Some(asked)) = (self.grpc_stream, grpc) else {
             return self.stream.or(listener);

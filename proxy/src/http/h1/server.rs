@@ -357,6 +357,9 @@ impl Session {
             if ctx.progress.done.get() && poll_broken(conn, cx).is_ready() {
                 return Poll::Ready(Err(PumpError::Sink));
             }
+            if let Poll::Ready(reason) = pump.poll_limits(cx) {
+                return Poll::Ready(Err(PumpError::Source(reason)));
+            }
             if let Poll::Ready(reason) = poll_refused(ctx, cx) {
                 return Poll::Ready(Err(PumpError::Source(reason)));
             }
@@ -397,7 +400,7 @@ impl Session {
         Next::Tunnel(upgraded, Box::new(ctx))
     }
 
-    async fn tunnel(&mut self, upgraded: Upgraded, ctx: RequestCtx) {
+    async fn tunnel(&mut self, upgraded: Upgraded, mut ctx: RequestCtx) {
         let mut down = Tunnel::H1(Rc::clone(&self.conn));
         let Upgraded { io: mut up, held: _held, .. } = upgraded;
         let traffic = crate::tcp::Traffic::default();
@@ -407,7 +410,7 @@ impl Session {
             ctx.tunnel_idle(),
             &traffic,
         );
-        let refused = while_allowed(&ctx, copy).await.err();
+        let refused = while_allowed(&mut ctx, copy).await.err();
         self.progress.bytes.set(traffic.received.get());
         ctx.finish(traffic.sent.get(), refused);
     }

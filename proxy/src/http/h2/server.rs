@@ -347,6 +347,9 @@ impl Stream {
             if let Poll::Ready(done) = pump.poll(cx) {
                 return Poll::Ready(done);
             }
+            if let Poll::Ready(reason) = pump.poll_limits(cx) {
+                return Poll::Ready(Err(PumpError::Source(reason)));
+            }
             if let Poll::Ready(reason) = poll_refused(ctx, cx) {
                 return Poll::Ready(Err(PumpError::Source(reason)));
             }
@@ -370,7 +373,7 @@ impl Stream {
 
 /// An accepted upgrade: bytes both ways from here on.
 async fn forward_tunnel(
-    ctx: RequestCtx,
+    mut ctx: RequestCtx,
     response: Response,
     upgraded: Upgraded,
     respond: &RefCell<SendResponse<Bytes>>,
@@ -383,7 +386,7 @@ async fn forward_tunnel(
     let traffic = crate::tcp::Traffic::default();
     let empty = bytes::BytesMut::new;
     let copy = crate::tcp::forward((&mut down, empty()), (&mut up, empty()), ctx.tunnel_idle(), &traffic);
-    let refused = while_allowed(&ctx, copy).await.err();
+    let refused = while_allowed(&mut ctx, copy).await.err();
     ctx.progress.bytes.set(traffic.received.get());
     ctx.finish(traffic.sent.get(), refused);
 }

@@ -41,6 +41,12 @@ impl TimeLeft {
         }
     }
 
+    /// When the stream ends at the latest.
+    #[must_use]
+    pub const fn stream(&self) -> Option<Instant> {
+        self.stream
+    }
+
     /// The limits.
     #[must_use]
     pub const fn limits(&self) -> &Limits {
@@ -69,9 +75,13 @@ impl TimeLeft {
         }
     }
 
-    /// Whether something that takes `wait` from `now` would end in time.
+    /// Whether something that takes `wait` from `now` would end in time. While the request's time does not run, because nobody reads the
+    /// rest of it meanwhile, that is at least not to take as long as the whole.
     #[must_use]
     pub fn allows(&self, wait: Duration, now: Instant) -> bool {
+        if !self.runs() && self.limits.request.is_some_and(|whole| wait >= whole) {
+            return false;
+        }
         match (self.until(), now.checked_add(wait)) {
             (Some(until), Some(end)) => end < until,
             (until, _) => until.is_none(),
