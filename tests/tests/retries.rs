@@ -149,13 +149,17 @@ async fn endpoints_that_were_tried_are_left_out() {
         "retry_on": "5xx",
         "retry_host_predicate": [{ "name": "envoy.retry_host_predicates.previous_hosts" }],
     });
-    let proxy = Proxy::builder()
-        .listener(Listener::http("ingress").route(retrying(policy)))
-        .cluster(cluster("origin", &endpoints))
-        .start()
-        .await;
-    for _ in 0..6 {
-        assert_eq!(proxy.http1().await.get("/").await.unwrap().text(), "here");
+    // By its hash a request would go to the same endpoint each time.
+    let mut route = retrying(policy);
+    merge(&mut route, json!({ "route": { "hash_policy": [{ "header": { "header_name": "x-user" } }] } }));
+    let mut origin = cluster("origin", &endpoints);
+    merge(&mut origin, json!({ "lb_policy": "RING_HASH" }));
+    let proxy =
+        Proxy::builder().listener(Listener::http("ingress").route(route)).cluster(origin).start().await;
+    for user in 0..20 {
+        let mut client = proxy.http1().await;
+        client.send(format!("GET / HTTP/1.1\r\nHost: a.example\r\nX-User: {user}\r\n\r\n")).await;
+        assert_eq!(client.response().await.unwrap().text(), "here");
     }
 }
 

@@ -20,8 +20,22 @@ pub(super) struct Bucket {
     len: u32,
     slot: u32,
     picker: Picker,
-    /// How endpoints start, and when the last of them has its whole weight.
-    slow: Option<(SlowStart, Tick)>,
+    slow: Option<Starts>,
+}
+
+/// How endpoints start, and when the first and the last of them did.
+#[derive(Debug, Clone, Copy)]
+struct Starts {
+    slow: SlowStart,
+    first: Tick,
+    last: Tick,
+}
+
+impl Starts {
+    /// The greatest share of any endpoint: where all start at once none of them waits for another. None: all have their whole weight.
+    fn best(&self, now: Tick) -> Option<f64> {
+        (self.slow.share(self.last, now) < 1.0).then(|| self.slow.share(self.first, now))
+    }
 }
 
 /// One variant a policy.
@@ -82,8 +96,12 @@ impl Bucket {
         };
         let slow = lb.slow_start.map(|slow| {
             let now = Tick::at(Instant::now());
-            let latest = all().map(|e| e.state.since()).min_by_key(|since| now.since(*since));
-            (slow, latest.unwrap_or_default())
+            let age = |since: &Tick| now.since(*since);
+            let (first, last) = (
+                all().map(|e| e.state.since()).max_by_key(age),
+                all().map(|e| e.state.since()).min_by_key(age),
+            );
+            Starts { slow, first: first.unwrap_or_default(), last: last.unwrap_or_default() }
         });
         Self { slow, ..Self::with(picker, endpoints, members, slot) }
     }
@@ -119,7 +137,7 @@ impl Bucket {
         filter: Filter<'_>,
     ) -> Option<&'e Arc<Endpoint>> {
         let now = filter.context.now;
-        let slow = self.slow.filter(|(slow, latest)| slow.share(*latest, now) < 1.0).map(|(slow, _)| slow);
+        let slow = self.slow.and_then(|starts| Some((starts.slow, starts.best(now)?)));
         let set = Members { bucket: self, endpoints, filter, slow };
         let picked = self.choose(&set, cursor, rng);
         if picked.is_none() && slow.is_some() {
@@ -147,7 +165,9 @@ impl Bucket {
             }
             Picker::LeastRequest { choices: Choices::All, bias, sample } => {
                 let first = set.draw(sample, rng);
-                let all = (0..self.len).filter_map(|i| set.admitted(i, rng));
+                // From anywhere, so that of equals not always the same one is the first.
+                let start = rng.u32(0..self.len);
+                let all = (0..self.len).filter_map(|i| set.admitted((start + i) % self.len, rng));
                 all.fold(first, |best, other| Some(lighter(best, other, sample, *bias)))
             }
             Picker::Random(sample) => (0..TRIES)
@@ -234,8 +254,8 @@ struct Members<'b, 'e> {
     bucket: &'b Bucket,
     endpoints: &'e [Arc<Endpoint>],
     filter: Filter<'b>,
-    /// Some of them may start slowly.
-    slow: Option<SlowStart>,
+    /// Some of them start slowly; the share of the one that is furthest.
+    slow: Option<(SlowStart, f64)>,
 }
 
 impl<'e> Members<'_, 'e> {
@@ -248,12 +268,12 @@ impl<'e> Members<'_, 'e> {
         self.filter.allows(endpoint).then_some(endpoint)
     }
 
-    /// A member that is allowed and, while it starts, whose turn it is as often as its share of the moment says.
+    /// A member that is allowed and, while it starts, whose turn it is as often as its share of the moment says, beside the greatest one.
     fn admitted(&self, entry: u32, rng: &mut fastrand::Rng) -> Option<&'e Arc<Endpoint>> {
         let endpoint = self.allowed(entry)?;
-        let Some(slow) = &self.slow else { return Some(endpoint) };
+        let Some((slow, best)) = &self.slow else { return Some(endpoint) };
         let share = slow.share(endpoint.state.since(), self.filter.context.now);
-        (share >= 1.0 || rng.f64() < share).then_some(endpoint)
+        (share >= *best || rng.f64() * best < share).then_some(endpoint)
     }
 
     /// A random member, if it is admitted.

@@ -87,11 +87,17 @@ impl AheadBody {
         self.exact_len().filter(|_| self.rest.is_end() && self.trailers.is_none())
     }
 
+    /// Whether the body is longer than `limit`.
+    #[must_use]
+    pub fn is_over(&self, limit: usize) -> bool {
+        self.pieces.iter().map(Bytes::len).sum::<usize>() > limit || !self.rest.is_end()
+    }
+
     /// The first `limit` bytes of what was read, and whether the body has more.
     #[must_use]
     pub fn first(&self, limit: usize) -> (Bytes, bool) {
         let length: usize = self.pieces.iter().map(Bytes::len).sum();
-        let more = length > limit || !self.rest.is_end();
+        let more = self.is_over(limit);
         if let [only] = self.pieces.as_slices().0 {
             return (only.slice(..only.len().min(limit)), more);
         }

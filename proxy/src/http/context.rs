@@ -26,7 +26,7 @@ use crate::telemetry::record::{self, AccessRecord, Timings};
 use crate::tls::TlsSession;
 use crate::upstream::cluster::{Cluster, ClusterPermit};
 use crate::upstream::endpoint::ActiveRequest;
-use crate::upstream::outcome::Unsettled;
+use crate::upstream::outcome::{self, Ended, Outcome, Unsettled};
 use crate::why::Place;
 use crate::worker::Pinned;
 use crate::worker::changes::Follower;
@@ -338,6 +338,19 @@ impl RequestCtx {
         self.finished = true;
         self.reason = self.reason.or_else(|| Some(self.downstream.evicted.get()?.reason)).or(failed);
         let total = self.start.elapsed();
+        if let (Some(reason @ Reason::UpstreamBodyReset), Some(active), Some(cluster)) =
+            (failed, &self.active, &self.cluster)
+        {
+            // Its head was taken for the whole answer. A gRPC answer was told of by its guard.
+            if !self.is_grpc() {
+                outcome::record(
+                    cluster,
+                    active.endpoint(),
+                    &Outcome::new(Ended::Failed(reason), total),
+                    Instant::now(),
+                );
+            }
+        }
         let worker = Rc::clone(&self.downstream.worker);
         let record = self.record(sent, total);
         worker.metrics.request(self, &record);

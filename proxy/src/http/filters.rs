@@ -48,8 +48,8 @@ pub struct Findings {
     pub shadow: Option<String>,
     /// The refusal as a filter wrote it, whole.
     pub reply: Option<Box<Response>>,
-    /// The request counts as one with a fault.
-    pub fault: Option<ActiveFault>,
+    /// The filters by which the request counts as one with a fault.
+    pub faults: SmallVec<[ActiveFault; 1]>,
     /// The refusal in the words of an external service.
     pub denial: Option<Box<Denial>>,
     /// `WWW-Authenticate` of the refusal.

@@ -32,6 +32,8 @@ use crate::worker::Worker;
 
 /// A copy may be behind by so many bytes (Envoy's limit of a connection's buffer).
 const MAX_BEHIND: usize = 1024 * 1024;
+/// What a piece takes besides its bytes, so that many small ones count too.
+const PIECE: usize = 128;
 /// How long a copy may take where the route has no timeout.
 const LONGEST: Duration = Duration::from_secs(60);
 
@@ -146,15 +148,22 @@ enum Piece {
     Trailers(HeaderMap),
 }
 
+impl Piece {
+    fn size(&self) -> usize {
+        match self {
+            Self::Data(data) => data.len() + PIECE,
+            Self::Trailers(_) => PIECE,
+        }
+    }
+}
+
 impl Queue {
     fn push(&self, piece: Piece) {
         let mut state = self.0.borrow_mut();
         if state.gone || state.end.is_some() {
             return;
         }
-        if let Piece::Data(data) = &piece {
-            state.bytes += data.len();
-        }
+        state.bytes += piece.size();
         if state.bytes > MAX_BEHIND {
             state.frames.clear();
             state.end = Some(Err(()));
@@ -205,7 +214,7 @@ impl CopyBody {
         let mut state = self.queue.0.borrow_mut();
         match state.frames.pop_front() {
             Some(Piece::Data(data)) => {
-                state.bytes -= data.len();
+                state.bytes -= data.len() + PIECE;
                 self.length = self.length.map(|left| left.saturating_sub(data.len() as u64));
                 Poll::Ready(Some(Ok(Frame::data(data))))
             }

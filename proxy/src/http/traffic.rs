@@ -98,12 +98,12 @@ pub async fn fault(
     if let Some(aborted) = filter.abort(&ctx.head.headers, draw(ctx)) {
         active = active.or_else(|| filter.begin());
         if active.is_some() {
-            findings(ctx).fault = active;
+            findings(ctx).faults.extend(active);
             return Err(abort(ctx, aborted));
         }
     }
     if active.is_some() {
-        findings(ctx).fault = active;
+        findings(ctx).faults.extend(active);
     }
     Ok(())
 }
@@ -170,8 +170,7 @@ pub async fn buffer(
     }
     tell_to_go_on(ctx, name).await;
     let ahead = AheadBody::read(std::mem::take(body), limit).await?;
-    let (_, partial) = ahead.first(limit);
-    if partial {
+    if ahead.is_over(limit) {
         return Err(Reason::BodyTooLarge);
     }
     if let Some(length) = ahead.plain_len()

@@ -93,7 +93,7 @@ impl Checked {
             self.healthy = passed;
         }
         self.first = false;
-        self.last = (passed, changed);
+        self.last = (passed, passed != self.healthy);
         changed
     }
 
@@ -102,11 +102,12 @@ impl Checked {
         up_to(schedule.initial_jitter, rng)
     }
 
-    /// How long to wait for the next check. `used`: the cluster has had traffic.
+    /// How long to wait for the next check: by the edge intervals while it takes more of its kind to change the health. `used`: the cluster
+    /// has had traffic.
     pub fn wait(&self, schedule: &Schedule, used: bool, rng: &mut fastrand::Rng) -> Duration {
         let base = match (used, self.last) {
-            (false, (true, _)) => schedule.no_traffic_healthy_interval,
-            (false, (false, _)) => schedule.no_traffic_interval,
+            (false, (true, false)) => schedule.no_traffic_healthy_interval,
+            (false, _) => schedule.no_traffic_interval,
             (true, (true, true)) => schedule.healthy_edge_interval,
             (true, (true, false)) => schedule.interval,
             (true, (false, true)) => schedule.unhealthy_edge_interval,
@@ -180,12 +181,15 @@ mod tests {
             checked.ended(&schedule, finding);
             checked.wait(&schedule, used, &mut rng).as_secs()
         };
+        assert_eq!(wait(Passed, true), 10);
+        assert_eq!(wait(Failed, true), 2);
+        assert_eq!(wait(Failed, true), 2);
+        assert_eq!(wait(Failed, true), 5);
         assert_eq!(wait(Passed, true), 3);
         assert_eq!(wait(Passed, true), 10);
-        assert_eq!(wait(Failed, true), 5);
-        assert_eq!(wait(Refused, true), 2);
-        assert_eq!(wait(Failed, true), 5);
+        assert_eq!(wait(Refused, true), 5);
         assert_eq!(wait(Failed, false), 60);
+        assert_eq!(wait(Passed, false), 60);
         assert_eq!(wait(Passed, false), 70);
     }
 

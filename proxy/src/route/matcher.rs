@@ -1,9 +1,11 @@
 //! What a route asks of a request (`envoy.config.route.v3.RouteMatch`), and header matchers, which other policies use too.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use http::header::{COOKIE, HeaderName};
 use http::{HeaderMap, Method};
+use percent_encoding::percent_decode_str;
 use smallvec::SmallVec;
 
 use super::re2::Pattern;
@@ -350,10 +352,19 @@ impl QueryMatch {
     /// Whether the query (without `?`) matches.
     #[must_use]
     pub fn is_match(&self, query: Option<&str>) -> bool {
-        let value = query.and_then(|q| parameter(q, &self.name));
+        self.is_match_of(query.and_then(|q| parameter(q, &self.name)).map(str::as_bytes))
+    }
+
+    /// The same of a query whose escapes are read first: for decisions that nobody must get around by another spelling.
+    #[must_use]
+    pub fn is_match_decoded(&self, query: Option<&str>) -> bool {
+        self.is_match_of(query.and_then(|q| decoded_parameter(q, &self.name)).as_deref())
+    }
+
+    fn is_match_of(&self, value: Option<&[u8]>) -> bool {
         match &self.rule {
             QueryRule::Present(wanted) => value.is_some() == *wanted,
-            QueryRule::Text(text) => value.is_some_and(|v| text.is_match(v.as_bytes())),
+            QueryRule::Text(text) => value.is_some_and(|v| text.is_match(v)),
         }
     }
 }
@@ -364,6 +375,15 @@ pub fn parameter<'q>(query: &'q str, name: &str) -> Option<&'q str> {
     query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         (key == name).then_some(value)
+    })
+}
+
+/// The value of the first parameter of `query` that is `name` when the escapes of both are read.
+#[must_use]
+pub fn decoded_parameter<'q>(query: &'q str, name: &str) -> Option<Cow<'q, [u8]>> {
+    query.split('&').find_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        percent_decode_str(key).eq(name.bytes()).then(|| percent_decode_str(value).into())
     })
 }
 

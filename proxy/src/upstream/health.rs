@@ -162,7 +162,7 @@ impl Report {
     pub fn apply(&self, snapshot: &Snapshot) -> Option<(Arc<Cluster>, Arc<Endpoint>, bool)> {
         let cluster = snapshot.cluster_by_name(&self.cluster)?;
         let endpoint = cluster.endpoints().endpoints().iter().find(|endpoint| endpoint.key == self.key)?;
-        cluster.spec().health_check.as_ref()?;
+        cluster.spec().health_check.as_ref().filter(|_| !endpoint.spec.is_unchecked())?;
         let (name, address) = (&*self.cluster, endpoint.spec.address);
         let changed =
             cluster.state().census().set(endpoint.state.standing(), Out::HealthCheck, !self.healthy);
@@ -226,7 +226,7 @@ impl Watcher {
                     return;
                 }
             }
-            let used = cluster.endpoints().endpoints().iter().any(|endpoint| endpoint.state.requests() > 0);
+            let used = cluster.state().connects().established() > 0;
             wait = checked.wait(schedule, used, &mut rng);
         }
     }

@@ -160,8 +160,7 @@ async fn u14_when_every_endpoint_is_down_the_answer_is_fast_and_no_storm() {
     ledger.sound("U14");
     let (sent, again) = (ledger.entries.len() as u64, proxy.count(retries).await - earlier);
     println!("U14: {again} retries of {sent} requests");
-    // A fifth of what is in flight; a retry is longer in flight than a request that fails at once, or shorter.
-    assert!(again * 3 <= sent, "{again} retries of {sent} requests");
+    assert!(again * 5 <= sent, "{again} retries of {sent} requests");
     assert!(ledger.entries.iter().all(|e| matches!(e.outcome, Outcome::Refused(503, _))));
     assert!(ledger.quantile(0.5) < ms(5000), "{:?}", ledger.quantile(0.5));
 }

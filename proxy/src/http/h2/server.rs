@@ -10,7 +10,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::{Connection, SendResponse};
-use http::Request;
+use http::{Request, StatusCode};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 
@@ -335,7 +335,8 @@ impl Stream {
         watchdog: &mut Watchdog,
     ) -> (u64, Option<Reason>) {
         let Response { head, body, .. } = response;
-        let end = is_head || body.is_end();
+        let bodiless = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let end = is_head || bodiless || body.is_end();
         let sent = respond.borrow_mut().send_response(convert::response(head), end);
         let stream = match sent {
             Ok(stream) if !end => stream,

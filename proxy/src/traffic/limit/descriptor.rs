@@ -3,13 +3,11 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::HeaderName;
-use http::header::HeaderValue;
 use ipnet::IpNet;
 use smallvec::SmallVec;
 
 use crate::http::head::RequestHead;
-use crate::route::matcher::{HeaderMatch, QueryMatch, parameter};
+use crate::route::matcher::{HeaderKey, HeaderMatch, HeaderView as _, QueryMatch, decoded_parameter};
 
 /// One of `rate_limits`: one descriptor, or none when an action finds nothing.
 #[derive(Debug, Clone)]
@@ -41,7 +39,7 @@ pub enum Action {
     /// `request_headers`: its first value.
     Header {
         /// `header_name`.
-        name: HeaderName,
+        name: HeaderKey,
         /// `descriptor_key`.
         key: Arc<str>,
         /// `skip_if_absent`.
@@ -146,17 +144,18 @@ impl Action {
                 network.map_or(Part::Missing, |net| Part::Entry("masked_remote_address".into(), net.into()))
             }
             Self::Header { name, key, optional } => {
-                let value = asker.head.headers.get(name).map(HeaderValue::as_bytes);
-                found(key, value.map(String::from_utf8_lossy).as_deref(), *optional)
+                let values = asker.head.values(name);
+                found(key, values.first().map(|value| String::from_utf8_lossy(value)).as_deref(), *optional)
             }
             Self::Query { name, key, optional } => {
-                found(key, query().and_then(|query| parameter(query, name)), *optional)
+                let value = query().and_then(|query| decoded_parameter(query, name));
+                found(key, value.as_deref().map(String::from_utf8_lossy).as_deref(), *optional)
             }
             Self::HeaderMatch { entry, headers, expect } => {
                 when(headers.iter().all(|header| header.is_match(asker.head)) == *expect, entry)
             }
             Self::QueryMatch { entry, query: wanted, expect } => {
-                when(wanted.iter().all(|one| one.is_match(query())) == *expect, entry)
+                when(wanted.iter().all(|one| one.is_match_decoded(query())) == *expect, entry)
             }
         }
     }
@@ -176,10 +175,22 @@ pub fn key<'e>(entries: impl IntoIterator<Item = (&'e str, &'e str)>) -> String 
     out
 }
 
+/// What stands for a key that is too long to be kept: 256 bits, so that nobody finds two of the same.
+#[must_use]
+pub fn digest(key: &str) -> String {
+    use std::fmt::Write as _;
+    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key.as_bytes());
+    hash.as_ref().iter().fold(String::with_capacity(64), |mut text, byte| {
+        let _infallible = write!(text, "{byte:02x}");
+        text
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::http::head::HeaderCase;
+    use http::HeaderName;
     use http::uri::Scheme;
     use http::{HeaderMap, Method, Version};
 
@@ -220,18 +231,35 @@ mod tests {
             describe(network, &head, "2001:db8:1::1").unwrap(),
             ["masked_remote_address=2001:db8::/32"]
         );
-        let header = |name, optional| Action::Header { name, key: "user".into(), optional };
-        assert_eq!(one(header(HeaderName::from_static("x-user"), false)).as_deref(), Some("user=bob"));
-        assert_eq!(one(header(HeaderName::from_static("x-none"), false)), None);
-        assert_eq!(one(header(HeaderName::from_static("x-none"), true)), None, "nothing is left of it");
+        let header = |name, optional| {
+            one(Action::Header { name: HeaderKey::parse(name).unwrap(), key: "user".into(), optional })
+        };
+        assert_eq!(header("x-user", false).as_deref(), Some("user=bob"));
+        assert_eq!(header(":method", false).as_deref(), Some("user=GET"));
+        assert_eq!(header("x-none", false), None);
+        assert_eq!(header("x-none", true), None, "nothing is left of it");
         let query = |name: &str| Action::Query { name: name.into(), key: "q".into(), optional: false };
         assert_eq!(one(query("user")).as_deref(), Some("q=ann"));
         assert_eq!(one(query("x")).as_deref(), Some("q="));
         assert_eq!(one(query("none")), None);
     }
 
+    /// Whoever writes an escape asks for the same.
+    #[test]
+    fn another_spelling_of_a_query_is_no_way_around() {
+        let ask = |path: &str| {
+            let action = Action::Query { name: "op".into(), key: "op".into(), optional: false };
+            describe(action, &head(path, &[]), "10.1.2.3").map(|entries| entries.join(","))
+        };
+        for path in ["/?op=search", "/?op=sea%72ch", "/?o%70=search", "/?a=b&%6fp=%73earch&op=x"] {
+            assert_eq!(ask(path).as_deref(), Some("op=search"), "{path}");
+        }
+        assert_eq!(ask("/?op%3dsearch"), None);
+    }
+
     #[test]
     fn keys_are_told_apart() {
+        assert_eq!(digest("").len(), 64);
         let texts = [
             key([("a", "b")]),
             key([("ab", "")]),

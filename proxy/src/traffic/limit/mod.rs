@@ -13,11 +13,14 @@ use http::StatusCode;
 use tokio::time::Instant;
 
 use self::bucket::{Bucket, BucketSpec};
-use self::descriptor::{Descriptor, Entry, Rule, key};
+use self::descriptor::{Descriptor, Entry, Rule, digest, key};
 use self::recent::Recent;
 use crate::config::names::PolicyId;
 use crate::route::header::HeaderMutations;
 use crate::route::matcher::Fraction;
+
+/// The longest key of a descriptor that is kept as it is, bytes.
+const LONG_KEY: usize = 256;
 
 /// A compiled `LocalRateLimit`.
 #[derive(Debug)]
@@ -198,6 +201,8 @@ impl Limits {
             return Some(Found::Fixed(bucket));
         }
         let dynamic = self.dynamic.iter().find(|dynamic| dynamic.fits(descriptor))?;
+        // What clients send may be as long as a header; what is kept of it is not.
+        let text = if text.len() > LONG_KEY { digest(&text) } else { text };
         let mut recent = dynamic.recent.lock().unwrap_or_else(PoisonError::into_inner);
         Some(Found::Dynamic(recent.get(&text, || Bucket::new(dynamic.spec, now))))
     }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
@@ -14,7 +15,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::HealthCheckSpec;
 use crate::route::text::StringMatch;
-use crate::tls::client::{AlpnOffer, Target};
+use crate::tls::client::{AlpnOffer, ClientTls, Target};
 use crate::upstream::cluster::Cluster;
 use crate::upstream::connect;
 use crate::upstream::endpoint::Endpoint;
@@ -103,7 +104,7 @@ impl Error {
 
 /// The connection of the checks of one endpoint.
 #[derive(Debug, Default)]
-pub struct Prober(Option<Sender>);
+pub struct Prober(Option<(Sender, SocketAddr, Option<Arc<ClientTls>>)>);
 
 #[derive(Debug)]
 enum Sender {
@@ -151,16 +152,21 @@ impl Prober {
         request: Request<Full<Bytes>>,
         h2: bool,
     ) -> Result<Response<Incoming>, Error> {
+        // Where the endpoint was before says nothing about where it is.
+        let (address, tls) = (at.address(), at.cluster.spec().tls.as_ref());
+        self.0.take_if(|(_, before, by)| {
+            *before != address || by.as_ref().map(Arc::as_ptr) != tls.map(Arc::as_ptr)
+        });
         let is_open = match &mut self.0 {
-            Some(Sender::Http1(sender)) => sender.ready().await.is_ok(),
-            Some(Sender::Http2(sender)) => sender.ready().await.is_ok(),
+            Some((Sender::Http1(sender), ..)) => sender.ready().await.is_ok(),
+            Some((Sender::Http2(sender), ..)) => sender.ready().await.is_ok(),
             None => false,
         };
         if !is_open {
             let io = TokioIo::new(
                 at.open(if h2 { AlpnOffer::Http2 } else { AlpnOffer::Http1 }).await.map_err(Error::failed)?,
             );
-            self.0 = Some(if h2 {
+            let sender = if h2 {
                 let (sender, connection) =
                     http2::handshake(TokioExecutor::new(), io).await.map_err(Error::failed)?;
                 tokio::spawn(connection);
@@ -169,11 +175,12 @@ impl Prober {
                 let (sender, connection) = http1::handshake(io).await.map_err(Error::failed)?;
                 tokio::spawn(connection);
                 Sender::Http1(sender)
-            });
+            };
+            self.0 = Some((sender, address, tls.cloned()));
         }
         match &mut self.0 {
-            Some(Sender::Http1(sender)) => sender.send_request(request).await.map_err(Error::failed),
-            Some(Sender::Http2(sender)) => sender.send_request(request).await.map_err(Error::failed),
+            Some((Sender::Http1(sender), ..)) => sender.send_request(request).await.map_err(Error::failed),
+            Some((Sender::Http2(sender), ..)) => sender.send_request(request).await.map_err(Error::failed),
             None => Err(Error::failed("there is no connection")),
         }
     }

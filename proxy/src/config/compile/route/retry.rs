@@ -39,20 +39,6 @@ pub fn compile_retry_policy(pb: &pb::RetryPolicy, at: &At<'_>, scope: &mut Scope
     unsupported(!retry_options_predicates.is_empty(), &at.field("retry_options_predicates"), scope);
     unsupported(*refresh_cluster_on_retry, &at.field("refresh_cluster_on_retry"), scope);
     let on = conditions(retry_on, &at.field("retry_on"), scope);
-    needs(
-        on,
-        RetryOn::STATUS_CODES,
-        !retriable_status_codes.is_empty(),
-        ("retriable_status_codes", "retriable-status-codes"),
-        (at, scope),
-    );
-    needs(
-        on,
-        RetryOn::HEADERS,
-        !retriable_headers.is_empty(),
-        ("retriable_headers", "retriable-headers"),
-        (at, scope),
-    );
     let attempts_at = at.field("host_selection_retry_max_attempts");
     let attempts = u32::try_from(*host_selection_retry_max_attempts);
     if attempts.is_err() {
@@ -86,20 +72,6 @@ pub fn compile_retry_policy(pb: &pb::RetryPolicy, at: &At<'_>, scope: &mut Scope
             scope,
         ),
         host_selection_attempts: attempts.unwrap_or(0).max(1),
-    }
-}
-
-/// A list that only one condition looks at would be ignored without it.
-fn needs(
-    on: RetryOn,
-    condition: RetryOn,
-    set: bool,
-    (field, name): (&str, &str),
-    (at, scope): (&At<'_>, &mut Scope<'_>),
-) {
-    if set && !on.any(condition) {
-        let fix = format!("add {name} to retry_on");
-        scope.errors.report(&at.field(field), format!("has no effect without {name} in retry_on")).fix(fix);
     }
 }
 

@@ -19,7 +19,7 @@ use remora_xds::pb::envoy::r#type::v3::TokenBucket;
 use super::refusal_status;
 use crate::config::compile::Scope;
 use crate::config::compile::common::{
-    enumeration, header_matches, header_name, positive_duration, runtime_fraction, unsupported,
+    enumeration, header_key, header_matches, positive_duration, runtime_fraction, unsupported,
 };
 use crate::config::compile::fields::{boolean, number, refuse};
 use crate::config::compile::route::{additions, query_match};
@@ -255,7 +255,7 @@ fn action(pb: &ActionPb, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Action> {
         Some(ActionSpecifier::RequestHeaders(pb)) => {
             let at = at.field("request_headers");
             let pb::RequestHeaders { header_name: name, descriptor_key, skip_if_absent } = pb;
-            let name = header_name(name, &at.field("header_name"), scope)?;
+            let name = header_key(name, &at.field("header_name"), scope)?;
             let key = required(descriptor_key, &at.field("descriptor_key"), scope)?;
             Some(Action::Header { name, key, optional: *skip_if_absent })
         }
