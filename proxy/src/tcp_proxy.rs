@@ -69,8 +69,11 @@ pub async fn serve(mut io: Io, read: BytesMut, downstream: Rc<Downstream>, spec:
                 &traffic,
             );
             let copy = while_good(&downstream, server, copy);
-            let copy = admission::while_admitted(&downstream, changes, limited(spec.max_duration, copy));
-            reason = match copy.await {
+            let ended = {
+                let copy = pin!(limited(spec.max_duration, copy));
+                admission::while_admitted(&downstream, changes, copy).await
+            };
+            reason = match ended {
                 Ok(Some(Some(Ended::Closed))) => None,
                 Ok(Some(Some(Ended::Downstream))) => Some(Reason::DownstreamGone),
                 Ok(Some(Some(Ended::Upstream))) => Some(Reason::UpstreamBodyReset),

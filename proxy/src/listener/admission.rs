@@ -1,7 +1,7 @@
 //! `envoy.filters.network.rbac` and revocation: whether a connection may be, when it begins and whenever the configuration changes.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::Pin;
 use std::task::{Poll, ready};
 
 use tokio::time::Instant;
@@ -70,7 +70,8 @@ fn judge(downstream: &Downstream, filter: &RbacFilter, view: &View<'_>, first: b
     Err(Refused { reason: Reason::RbacDenied, details, rule })
 }
 
-/// Does `work` as long as the connection may be. `changes` are followed from before it was admitted: one that came since is not missed.
+/// Does `work` as long as the connection may be. The caller pins it: as an argument it would be in this future twice, which every connection
+/// pays for. `changes` are followed from before it was admitted: one that came since is not missed.
 ///
 /// One whose filter chain serves it no more drains, as all do when the process ends.
 ///
@@ -79,9 +80,8 @@ fn judge(downstream: &Downstream, filter: &RbacFilter, view: &View<'_>, first: b
 pub async fn while_admitted<F: Future>(
     downstream: &Downstream,
     changes: Follower,
-    work: F,
+    mut work: Pin<&mut F>,
 ) -> Result<F::Output, Refused> {
-    let mut work = pin!(work);
     let mut deadline = None;
     // Its chain may have gone while it shook hands.
     retire_unserved(downstream);

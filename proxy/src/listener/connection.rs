@@ -1,6 +1,7 @@
 //! One downstream connection from accept to its filter chain: original destination, first bytes, chain, TLS, codec.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,7 +77,7 @@ pub async fn serve(
     });
     match &chain.filter {
         NetworkFilter::Http(http) => {
-            let served = serve_http(io, read, Rc::clone(&downstream), Arc::clone(http));
+            let served = pin!(serve_http(io, read, Rc::clone(&downstream), Arc::clone(http)));
             let changes = downstream.worker.changes.follow();
             let admitted = match admission::admit(&downstream) {
                 Ok(()) => admission::while_admitted(&downstream, changes, served).await,
