@@ -176,6 +176,8 @@ async fn connect(
         }
         match connected {
             Ok(connected) => return Ok(Upstream { connected, active, _permit: permit }),
+            // Another endpoint would need a file, too.
+            Err(Reason::Overloaded) => return Err(Reason::Overloaded),
             Err(reason) => last = reason,
         }
     }

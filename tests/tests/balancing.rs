@@ -23,6 +23,23 @@ fn peak_ewma() -> Value {
     } }] } })
 }
 
+/// Sessions by a cookie.
+fn sessions(strict: bool) -> Value {
+    json!({ "http_filters": [
+        { "name": "session", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.stateful_session.v3.StatefulSession",
+            "strict": strict,
+            "session_state": { "name": "cookie", "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.http.stateful_session.cookie.v3.CookieBasedSessionState",
+                "cookie": { "name": "sticky", "path": "/", "ttl": "60s" },
+            } },
+        } },
+        { "name": "router", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
+        } },
+    ] })
+}
+
 async fn proxy(endpoints: &[SocketAddr], patch: Value, listener: Listener) -> Proxy {
     let mut app = cluster("app", endpoints);
     merge(&mut app, patch);
@@ -61,20 +78,8 @@ async fn peak_ewma_leaves_an_endpoint_alone_that_fails_at_once() {
 async fn a_session_stays_with_its_endpoint_until_that_is_gone() {
     let first = Http1Upstream::answering(Answer::ok("first")).await;
     let second = Http1Upstream::answering(Answer::ok("second")).await;
-    let session = json!({ "http_filters": [
-        { "name": "session", "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.filters.http.stateful_session.v3.StatefulSession",
-            "session_state": { "name": "cookie", "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.http.stateful_session.cookie.v3.CookieBasedSessionState",
-                "cookie": { "name": "sticky", "path": "/", "ttl": "60s" },
-            } },
-        } },
-        { "name": "router", "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
-        } },
-    ] });
     let endpoints = [first.address(), second.address()];
-    let proxy = proxy(&endpoints, json!({}), Listener::http("ingress").manager(session)).await;
+    let proxy = proxy(&endpoints, json!({}), Listener::http("ingress").manager(sessions(false))).await;
     let mut client = proxy.http1().await;
     for _ in 0..4 {
         let met = client.get("/").await.unwrap();
@@ -87,4 +92,31 @@ async fn a_session_stays_with_its_endpoint_until_that_is_gone() {
         }
     }
     assert!(first.requests().len() >= 7 && second.requests().len() >= 7, "round robin meets both");
+}
+
+/// The endpoint closes a kept-alive connection when the next request of the session comes: that says nothing about the endpoint, and there is
+/// no other one for a strict session.
+#[tokio::test]
+async fn a_session_outlives_a_connection_that_has_gone_stale() {
+    let script = |name: &'static str| {
+        Http1Upstream::scripted(move |_, n| if n == 1 { Answer::nothing().close() } else { Answer::ok(name) })
+    };
+    for retry_on in ["connect-failure", "reset"] {
+        let (first, second) = (script("first").await, script("second").await);
+        let endpoints = [first.address(), second.address()];
+        let mut route = to_cluster("/", "app");
+        let policy = json!({
+            "retry_on": retry_on,
+            "retry_host_predicate": [{ "name": "envoy.retry_host_predicates.previous_hosts" }],
+        });
+        merge(&mut route, json!({ "route": { "retry_policy": policy } }));
+        let listener = Listener::http("ingress").manager(sessions(true)).route(route);
+        let proxy = Proxy::builder().listener(listener).cluster(cluster("app", &endpoints)).start().await;
+        let mut client = proxy.http1().await;
+        let met = client.get("/").await.unwrap();
+        let cookie = met.fields.get("set-cookie").unwrap().split(';').next().unwrap().to_owned();
+        client.send(format!("GET / HTTP/1.1\r\nHost: a.example\r\nCookie: {cookie}\r\n\r\n")).await;
+        let again = client.response().await.unwrap();
+        assert_eq!((again.status, again.text()), (200, met.text()), "{retry_on}");
+    }
 }

@@ -11,6 +11,7 @@ use crate::config::snapshot::Snapshot;
 use crate::limits::{Room, room};
 use crate::resilience::overload::{Action, Effects, Memory, Monitor, Overload, Readings};
 use crate::telemetry::metrics::{Collect, MetricFamily, gauges};
+use crate::upstream::connect;
 
 /// While files run out they are looked at as often.
 const CROWDED: Duration = Duration::from_millis(100);
@@ -55,7 +56,11 @@ fn read() -> Readings {
         own,
         nearest,
         // Without one more there are none.
-        crowded: File::open("/dev/null").map_or(true, |file| room(&file) != Room::Enough),
+        crowded: match File::open("/dev/null") {
+            Ok(file) => room(&file) != Room::Enough,
+            // Where it cannot be opened for another reason, that says nothing.
+            Err(error) => connect::lacks_files(&error),
+        },
     }
 }
 
@@ -74,33 +79,35 @@ fn below(path: &Path) -> &Path {
     path.strip_prefix("/").unwrap_or(path)
 }
 
-/// Limit, use, and what of the use is files that can be given back, in `memory.stat`.
-type Files = [&'static str; 3];
+/// Limit, use, and what of the use the kernel takes back when it needs it, in `memory.stat`: files, whether they were read once or more
+/// often, and its own caches.
+type Files = (&'static str, &'static str, &'static [&'static str]);
 
 /// Where the memory of the process is counted: version 1 when it has it, or else version 2.
 fn controller(line: &str) -> Option<(&'static Path, PathBuf, Files)> {
     let mut parts = line.splitn(3, ':');
     let (_, controllers, own) = (parts.next()?, parts.next()?, parts.next()?);
-    let (root, files) = match controllers {
-        "" if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() => {
-            ("/sys/fs/cgroup", ["memory.max", "memory.current", "inactive_file"])
-        }
+    let (root, files): (_, Files) = match controllers {
+        "" if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() => (
+            "/sys/fs/cgroup",
+            ("memory.max", "memory.current", &["inactive_file", "active_file", "slab_reclaimable"]),
+        ),
         "memory" => (
             "/sys/fs/cgroup/memory",
-            ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"],
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", &["total_inactive_file", "total_active_file"]),
         ),
         _ => return None,
     };
     Some((Path::new(root), own.into(), files))
 }
 
-fn memory(level: &Path, [limit, used, inactive]: Files) -> Option<Memory> {
+fn memory(level: &Path, (limit, used, spare): Files) -> Option<Memory> {
     let number = |name: &str| read_to_string(level.join(name)).ok()?.trim().parse::<u64>().ok();
     // `max` is no number; version 1 says "no limit" by one that no machine has.
     let limit = number(limit).filter(|limit| *limit < 1 << 60);
     let stat = read_to_string(level.join("memory.stat")).unwrap_or_default();
-    let inactive = number_after(&stat, &format!("{inactive} ")).unwrap_or(0);
-    Some(Memory { used: number(used)?.saturating_sub(inactive), limit })
+    let spare: u64 = spare.iter().filter_map(|name| number_after(&stat, &format!("{name} "))).sum();
+    Some(Memory { used: number(used)?.saturating_sub(spare), limit })
 }
 
 /// The number after `name` at the start of a line.
@@ -153,7 +160,7 @@ mod tests {
     #[test]
     fn a_cgroup_says_what_it_uses_and_may_use() {
         let folder = tempfile::tempdir().unwrap();
-        let files = ["memory.max", "memory.current", "inactive_file"];
+        let files: Files = ("memory.max", "memory.current", &["inactive_file", "active_file"]);
         let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
         let memory = || memory(folder.path(), files);
         assert_eq!(memory(), None);
@@ -162,7 +169,7 @@ mod tests {
         assert_eq!(memory(), Some(Memory { used: 1000, limit: None }));
         write("memory.max", "4000\n");
         assert_eq!(memory(), Some(Memory { used: 1000, limit: Some(4000) }));
-        write("memory.stat", "anon 1\ninactive_file 300\n");
-        assert_eq!(memory(), Some(Memory { used: 700, limit: Some(4000) }));
+        write("memory.stat", "anon 1\ninactive_file 300\nactive_file 100\n");
+        assert_eq!(memory(), Some(Memory { used: 600, limit: Some(4000) }));
     }
 }

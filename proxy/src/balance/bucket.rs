@@ -293,10 +293,8 @@ impl<'e> Members<'_, 'e> {
         let second = match (self.bucket.len, sample) {
             (0 | 1, _) => return (self.allowed(first), None),
             (n, Sample::Equal(_)) => other(rng.u32(1..n)),
-            (_, Sample::Weighted(_)) => {
-                let drawn = (0..TRIES).map(|_| sample.draw(rng)).find(|second| *second != first);
-                drawn.unwrap_or_else(|| other(1))
-            }
+            // It may be the same: with weights, whom everybody is compared with would be the quickest whatever its weight.
+            (_, Sample::Weighted(_)) => sample.draw(rng),
         };
         (self.allowed(first), self.allowed(second))
     }

@@ -2,7 +2,7 @@
 //!
 //! The latency of an endpoint is an exponentially weighted moving average that a slower answer than it moves at once and faster ones only
 //! with time (Finagle's `Balancers.p2cPeakEwma`, Linkerd's only policy). While nobody asks an endpoint its average sinks towards zero, so
-//! that one that was slow is tried again after a while. What is compared is average times requests in flight.
+//! that one that was slow is tried again after a while. What is compared is average times (others in flight for the weight, and this one).
 //!
 //! An attempt that failed says nothing about latency, but must not look fast. It counts as a few times what was expected, so that an
 //! endpoint that is back is asked again as soon as the others' latencies warrant it, whatever their scale.

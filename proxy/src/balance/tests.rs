@@ -93,6 +93,18 @@ fn weights_are_kept_by_every_policy() {
     }
 }
 
+/// A canary: requests that come one by one do not all go to it because it is a little quicker.
+#[test]
+fn a_quicker_endpoint_of_little_weight_stays_one() {
+    let set = set(&lb(EWMA), &[(99, 0, UP), (1, 0, UP)]);
+    for (endpoint, micros) in set.endpoints().iter().zip([1000, 990]) {
+        let took = std::time::Duration::from_micros(micros);
+        PeakEwma::default().observe(endpoint.state.latency(), took, context::Tick(0));
+    }
+    let seen = Worker::new(7).count(&set, 20_000);
+    assert!(seen[&2] < 20_000 * 3 / 100, "{seen:?}");
+}
+
 /// Round robin of a set that grows goes on and does not favour the first endpoints.
 #[test]
 fn a_cursor_outlives_its_set() {

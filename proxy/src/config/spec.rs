@@ -291,6 +291,15 @@ impl HttpFilter {
         }
     }
 
+    /// Whether it may wait for something: a service, the rest of a body, a time.
+    #[must_use]
+    pub const fn may_wait(&self) -> bool {
+        matches!(
+            self,
+            Self::Jwt(..) | Self::Authz(..) | Self::Fault(..) | Self::Buffer(..) | Self::GlobalLimit(..)
+        )
+    }
+
     /// The name that routes know it by.
     #[must_use]
     pub const fn name(&self) -> Option<&Arc<str>> {

@@ -48,6 +48,8 @@ pub struct Attempt<'a> {
     pub time: &'a TimeLeft,
     /// Only a new connection will do: the last one had gone stale.
     pub fresh: bool,
+    /// An endpoint has failed: the request goes elsewhere, whatever its session says.
+    pub moved: bool,
     /// The cluster stands in for another: the circuit breaker of the route has refused already.
     pub stand_in: bool,
     /// Endpoints to avoid.
@@ -213,9 +215,7 @@ fn pick(ctx: &RequestCtx, attempt: &Attempt<'_>) -> Result<Arc<Endpoint>, Failed
         return Ok(ctx.downstream.worker.original_endpoint(attempt.cluster, address));
     }
     let Wanted { hash, subset } = attempt.wanted;
-    // A retry goes elsewhere, because the session's endpoint has just failed; a stale connection says nothing about it.
-    let first = ctx.attempts <= 1 || attempt.fresh;
-    let host = ctx.policy.as_ref().and_then(|policy| policy.host).filter(|_| first);
+    let host = ctx.policy.as_ref().and_then(|policy| policy.host).filter(|_| !attempt.moved);
     let context = LbContext { exclude: attempt.tried, hash, subset, host, ..LbContext::default() };
     ctx.downstream.worker.pick(attempt.cluster, context).ok_or_else(|| nothing(Reason::NoHealthyUpstream))
 }

@@ -343,12 +343,9 @@ impl RequestCtx {
         {
             // Its head was taken for the whole answer. A gRPC answer was told of by its guard.
             if !self.is_grpc() {
-                outcome::record(
-                    cluster,
-                    active.endpoint(),
-                    &Outcome::new(Ended::Failed(reason), total),
-                    Instant::now(),
-                );
+                // How long it went on is no latency.
+                let broken = Outcome::new(Ended::Failed(reason), Duration::ZERO);
+                outcome::record(cluster, active.endpoint(), &broken, Instant::now());
             }
         }
         let worker = Rc::clone(&self.downstream.worker);

@@ -15,7 +15,7 @@ use super::body::Body;
 use super::pump::{Pump, PumpError};
 
 /// How long an upload goes on behind its answer.
-const LINGER: Duration = Duration::from_secs(1);
+pub const LINGER: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Debug)]

@@ -113,7 +113,8 @@ pub async fn forward(
         let from_request =
             limits.request.filter(|_| !time.runs()).map(|limit| (std::rc::Rc::clone(&progress), limit));
         let idle = idle_after_head(action).map(|(limit, reason)| (Idle::new(limit), reason));
-        guard(ctx, &mut response, TimeLimits { deadline, idle, from_request });
+        let request = (!progress.done.get()).then(|| (std::rc::Rc::clone(&progress), progress.bytes.get()));
+        guard(ctx, &mut response, TimeLimits { deadline, idle, from_request, request });
     }
     finish(ctx, &mut response, http);
     for cookie in cookies {

@@ -33,6 +33,8 @@ pub struct TimeLimits {
     pub idle: Option<(Idle, Reason)>,
     /// The answer overtook its request, whose end the route's timeout counts from.
     pub from_request: Option<(Rc<BodyProgress>, Duration)>,
+    /// The request, which may still move while the answer rests, and what of it had come when it was last looked at.
+    pub request: Option<(Rc<BodyProgress>, u64)>,
 }
 
 impl TimeLimits {
@@ -96,7 +98,9 @@ impl GuardedBody {
                 if let Some(wanted) = &mut self.trailers {
                     match frame.trailers_ref() {
                         Some(trailers) => wanted.came(trailers),
-                        None => wanted.goes_on(),
+                        // Some servers send their status behind a frame that says nothing.
+                        None if frame.data_ref().is_some_and(|data| !data.is_empty()) => wanted.goes_on(),
+                        None => {}
                     }
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -109,9 +113,15 @@ impl GuardedBody {
             }
             Poll::Pending => {
                 if let Poll::Ready(reason) = self.poll_limits(cx) {
-                    return Poll::Ready(Some(Err(reason)));
+                    return Poll::Ready(Some(Err(self.failed(reason))));
                 }
-                let Some((idle, reason)) = &mut self.limits.idle else { return Poll::Pending };
+                let TimeLimits { idle, request, .. } = &mut self.limits;
+                let Some((idle, reason)) = idle else { return Poll::Pending };
+                if let Some((progress, seen)) = request
+                    && std::mem::replace(seen, progress.bytes.get()) != progress.bytes.get()
+                {
+                    idle.moved();
+                }
                 let reason = *reason;
                 idle.poll(cx).map(|()| Some(Err(self.failed(reason))))
             }
@@ -132,7 +142,12 @@ impl GuardedBody {
                 *from_request = None;
             }
         }
-        deadline.poll(cx).map(|reason| self.failed(reason))
+        // Who is asked by the server learns nothing about the endpoint: it is the client that takes so long, or we ourselves.
+        match deadline.poll(cx) {
+            // What only the client still has to take has no route timeout, as in Envoy.
+            Poll::Ready(Reason::UpstreamTimeout) if self.body.is_end() => Poll::Pending,
+            other => other,
+        }
     }
 
     fn failed(&mut self, reason: Reason) -> Reason {

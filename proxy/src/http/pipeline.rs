@@ -18,7 +18,7 @@ use super::local_reply;
 use super::response::Response;
 use super::tries;
 use super::values::Values;
-use crate::config::spec::{HttpSpec, RouteSource};
+use crate::config::spec::{HttpFilter, HttpSpec, RouteSource};
 use crate::error::Reason;
 use crate::policy::authz::answer::Denial;
 use crate::resilience::circuit::{Fallback, Refusal};
@@ -146,7 +146,9 @@ async fn run(ctx: &mut RequestCtx, mut body: Body) -> Result<Response, Reason> {
         let query = Query { head: &ctx.head, internal: ctx.origin.internal, random: ctx.random };
         let found = table.map_or(Found::NoVirtualHost, |table| table.find(&query));
         let end = match &found {
-            Found::Route(_, route) if !left.is_empty() => forward::stream_end(ctx, route),
+            Found::Route(_, route) if left.iter().any(HttpFilter::may_wait) => {
+                forward::stream_end(ctx, route)
+            }
             _ => None,
         };
         let filtered = match end {

@@ -87,7 +87,7 @@ impl Tries<'_> {
     pub(super) async fn run(&mut self, ctx: &mut RequestCtx, body: Body) -> Result<Response, Reason> {
         let mut source = Source::new(body, &self.state, self.action.buffer_limit);
         let mut tried: SmallVec<[EndpointKey; 4]> = SmallVec::new();
-        let mut fresh = false;
+        let (mut fresh, mut moved) = (false, false);
         loop {
             ctx.attempts += 1;
             if self.action.attempt_count_in_request {
@@ -95,7 +95,7 @@ impl Tries<'_> {
             }
             self.time.announce(&mut ctx.head.headers, Instant::now(), ctx.http.suppress_envoy_headers);
             let Self { action, ref cluster, time, wanted, stand_in, .. } = *self;
-            let attempt = Attempt { cluster, action, time, fresh, stand_in, tried: &tried, wanted };
+            let attempt = Attempt { cluster, action, time, fresh, moved, stand_in, tried: &tried, wanted };
             let mut outcome = attempt::run(ctx, &attempt, source.take()).await;
             let replayable = source.is_replayable();
             if let Err(Failed { reason: Reason::CircuitOpen, .. }) = outcome
@@ -129,10 +129,14 @@ impl Tries<'_> {
                 let value = HeaderValue::from_static(if timeout { "true" } else { "false" });
                 ctx.head.headers.insert(IS_TIMEOUT_RETRY.clone(), value);
             }
-            if self.policy().is_some_and(|p| p.avoid_previous_hosts) {
+            // A connection that had gone stale says nothing about its endpoint.
+            let stale = kind == RetryKind::Transparent
+                || outcome.as_ref().is_err_and(|failed| failed.reason == Reason::ReusedConnectionClosed);
+            moved |= !stale;
+            if !stale && self.policy().is_some_and(|p| p.avoid_previous_hosts) {
                 tried.extend(ctx.active.as_ref().map(|a| a.endpoint().key));
             }
-            fresh = kind == RetryKind::Transparent;
+            fresh = stale;
             self.state.count(kind);
             if let Ok(Response { body: Body::Early(early), .. }) = &outcome {
                 // Two uploads would each get a part of what comes.
@@ -140,6 +144,7 @@ impl Tries<'_> {
             }
             // What it holds is free while nothing happens.
             drop(outcome);
+            ctx.unsettled = None;
             if !delay.is_zero() {
                 tokio::time::sleep(delay).await;
             }
@@ -240,6 +245,7 @@ impl Tries<'_> {
             && ctx.is_grpc()
             && ctx.progress.done.get()
             && !response.body.is_end()
+            && !matches!(response.body, Body::Early(_))
             && !response.head.headers.contains_key("grpc-status")
     }
 }

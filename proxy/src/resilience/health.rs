@@ -11,9 +11,9 @@ pub struct Schedule {
     pub interval: Duration,
     /// `unhealthy_interval`, default `interval`: while checks fail.
     pub unhealthy_interval: Duration,
-    /// `unhealthy_edge_interval`, default `unhealthy_interval`: after the check that took the endpoint out.
+    /// `unhealthy_edge_interval`, default `unhealthy_interval`: while it takes more failures to take the endpoint out.
     pub unhealthy_edge_interval: Duration,
-    /// `healthy_edge_interval`, default `interval`: after the check that took it in.
+    /// `healthy_edge_interval`, default `interval`: while it takes more successes to take it in.
     pub healthy_edge_interval: Duration,
     /// `no_traffic_interval`, default 60 s: while nobody uses the cluster and checks fail.
     pub no_traffic_interval: Duration,

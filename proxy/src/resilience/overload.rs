@@ -27,7 +27,13 @@ pub struct OverloadSpec {
 pub struct CgroupSpec {
     /// `max_memory_bytes`: for the process's own cgroup, beside the limits that the kernel knows.
     pub max: Option<u64>,
+    /// Whoever uses the memory, in its cgroup and those above it. Otherwise only its own cgroup counts, and only while a relevant part of
+    /// it is the process's own: what others have taken is not given back by refusing requests.
+    pub whole: bool,
 }
+
+/// The part of its cgroup's limit that a process has to have before it gives anything up by itself.
+const RELEVANT: u64 = 4;
 
 /// What is given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -116,7 +122,7 @@ impl Default for OverloadSpec {
         Self {
             interval: Duration::from_secs(1),
             heap: None,
-            cgroup: Some(CgroupSpec { max: None }),
+            cgroup: Some(CgroupSpec { max: None, whole: false }),
             connections: None,
             actions: vec![(Action::DisableKeepalive, at(0.92)), (Action::RefuseRequests, at(0.95))],
         }
@@ -167,6 +173,11 @@ impl OverloadSpec {
     pub fn pressure(&self, monitor: Monitor, readings: &Readings) -> Option<f64> {
         match monitor {
             Monitor::Heap => Some(share_of(readings.heap?, self.heap?)),
+            Monitor::Cgroup if !self.cgroup?.whole => {
+                let own = readings.own?;
+                let is_part = readings.heap? >= own.limit? / RELEVANT;
+                Some(if is_part { own.share() } else { 0.0 })
+            }
             Monitor::Cgroup => {
                 let max = self.cgroup?.max;
                 let own = readings.own.zip(max).map(|(own, max)| share_of(own.used, max));
@@ -362,7 +373,8 @@ mod tests {
 
     fn memory(used: u64, limit: Option<u64>) -> Readings {
         let memory = Some(Memory { used: used * MIB, limit: limit.map(|limit| limit * MIB) });
-        Readings { own: memory, nearest: memory, ..Readings::default() }
+        // All of it is its own.
+        Readings { heap: Some(used * MIB), own: memory, nearest: memory, ..Readings::default() }
     }
 
     #[test]
@@ -375,9 +387,27 @@ mod tests {
         assert_eq!(of(Readings::default()), [0.0; 3], "nobody says");
     }
 
+    /// A program in the same cgroup, or one above, may use all of its memory for as long as it wants.
+    #[test]
+    fn what_others_use_is_no_reason_by_itself() {
+        let full = memory(990, Some(1000));
+        let beside = Readings { heap: Some(30 * MIB), ..full };
+        let own = Some(Memory { used: 300 * MIB, limit: Some(1000 * MIB) });
+        let above = Readings { own, heap: Some(290 * MIB), ..full };
+        for readings in [beside, above] {
+            assert_eq!(OverloadSpec::default().effects(&readings), [0.0; 3]);
+            let asked = OverloadSpec {
+                cgroup: Some(CgroupSpec { max: None, whole: true }),
+                ..OverloadSpec::default()
+            };
+            assert_eq!(asked.effects(&readings), [1.0, 1.0, 0.0], "who configures it wants to know");
+        }
+    }
+
     #[test]
     fn the_lower_limit_counts() {
-        let spec = |max| OverloadSpec { cgroup: Some(CgroupSpec { max }), ..OverloadSpec::default() };
+        let spec =
+            |max| OverloadSpec { cgroup: Some(CgroupSpec { max, whole: true }), ..OverloadSpec::default() };
         let pressure = |max, readings| spec(max).pressure(Monitor::Cgroup, &readings);
         assert_eq!(pressure(Some(500 * MIB), memory(250, Some(1000))), Some(0.5));
         assert_eq!(pressure(Some(2000 * MIB), memory(250, Some(1000))), Some(0.25));

@@ -46,11 +46,10 @@ impl ConnectError {
     /// `error` as it happened on the way to `address`. A kernel's ETIMEDOUT counts as a timeout.
     #[must_use]
     pub fn new(address: SocketAddr, error: io::Error) -> Self {
-        let own = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE].map(rustix::io::Errno::raw_os_error);
         let reason = match error.kind() {
             io::ErrorKind::TimedOut => Reason::ConnectTimeout,
             // Not the endpoint's fault.
-            _ if error.raw_os_error().is_some_and(|code| own.contains(&code)) => Reason::Overloaded,
+            _ if lacks_files(&error) => Reason::Overloaded,
             _ => Reason::ConnectFailure,
         };
         Self { reason, address, error }
@@ -61,6 +60,13 @@ impl ConnectError {
     pub fn kind(&self) -> io::ErrorKind {
         self.error.kind()
     }
+}
+
+/// Whether `error` says that the process, or the machine, may open no more files.
+#[must_use]
+pub fn lacks_files(error: &io::Error) -> bool {
+    let own = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE].map(rustix::io::Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|code| own.contains(&code))
 }
 
 /// Connects to `address` with TCP_NODELAY set, within `spec.timeout`.

@@ -20,6 +20,8 @@ impl Connects {
             None => &self.established,
             Some(Reason::ConnectTimeout) => &self.failed[1],
             Some(Reason::UpstreamTls) => &self.failed[2],
+            // It was never tried.
+            Some(Reason::Overloaded) => return,
             Some(_) => &self.failed[0],
         };
         count.fetch_add(1, Ordering::Relaxed);

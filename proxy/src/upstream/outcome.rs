@@ -139,9 +139,10 @@ pub fn record(cluster: &Cluster, endpoint: &Endpoint, outcome: &Outcome, now: In
 }
 
 fn note_latency(ewma: &PeakEwma, latency: &Latency, outcome: &Outcome, now: Tick) {
+    let took = outcome.took.saturating_sub(outcome.waited);
     match outcome.verdict() {
-        Verdict::Good => ewma.observe(latency, outcome.took.saturating_sub(outcome.waited), now),
-        Verdict::ServerError(_) | Verdict::LocalOrigin(_) => ewma.observe_failure(latency, outcome.took, now),
+        Verdict::Good => ewma.observe(latency, took, now),
+        Verdict::ServerError(_) | Verdict::LocalOrigin(_) => ewma.observe_failure(latency, took, now),
         // The client did not wait: the answer would have taken longer than this.
         Verdict::Neither if outcome.ended == Ended::Abandoned => {
             ewma.observe_more(latency, outcome.took, now)
@@ -254,6 +255,9 @@ impl Unsettled {
 
     /// A message of the answer came. Circuit breakers wait no longer: a stream may last for hours, and holds no place of theirs.
     pub fn goes_on(&mut self) {
+        if self.passes.iter().all(Option::is_none) {
+            return;
+        }
         let outcome = self.outcome();
         settle(&mut self.passes, &outcome, Instant::now());
     }

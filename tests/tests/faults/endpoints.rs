@@ -144,7 +144,13 @@ async fn u14_when_every_endpoint_is_down_the_answer_is_fast_and_no_storm() {
     let folder = tempfile::tempdir().unwrap();
     let mut origins = three(&folder).await;
     let mut endpoints = cluster("origin", &origins.iter().map(|o| o.address).collect::<Vec<_>>());
-    merge(&mut endpoints, budget(20, 0));
+    let mut limits = budget(20, 0);
+    // As TrafficPolicy has it: of the requests of a while, not of what is in flight, which ends at once here.
+    merge(
+        &mut limits["circuit_breakers"]["thresholds"][0]["retry_budget"],
+        json!({ "budget_interval": "10s" }),
+    );
+    merge(&mut endpoints, limits);
     let proxy = Proxy::builder().listener(careful_listener(&json!({}))).cluster(endpoints).start().await;
     let load = Offer::both(proxy.address("ingress"), 300).start();
     load.sends(100).await;
@@ -160,7 +166,9 @@ async fn u14_when_every_endpoint_is_down_the_answer_is_fast_and_no_storm() {
     ledger.sound("U14");
     let (sent, again) = (ledger.entries.len() as u64, proxy.count(retries).await - earlier);
     println!("U14: {again} retries of {sent} requests");
-    assert!(again * 5 <= sent, "{again} retries of {sent} requests");
+    // The requests of the interval before count, too.
+    let all = sent + before.entries.len() as u64;
+    assert!(again * 5 <= all, "{again} retries of {all} requests");
     assert!(ledger.entries.iter().all(|e| matches!(e.outcome, Outcome::Refused(503, _))));
     assert!(ledger.quantile(0.5) < ms(5000), "{:?}", ledger.quantile(0.5));
 }

@@ -125,13 +125,19 @@ impl Owner {
         }
     }
 
+    /// Does not wait for those who ask for domains: behind many of them the lease would end.
     async fn renew(&self) {
-        let _asking = self.asking.lock().await;
         let now = Instant::now();
         let Some((lease, _)) = self.held().lease else { return };
-        match self.registry.store().keep_alive(lease).await {
-            Ok(()) => self.held().lease = Some((lease, now)),
-            Err(StoreError::NoLease(_)) => *self.held() = Held::default(),
+        let kept = self.registry.store().keep_alive(lease).await;
+        let mut held = self.held();
+        if held.lease.is_none_or(|(own, _)| own != lease) {
+            // Meanwhile another one was granted, of which this says nothing.
+            return;
+        }
+        match kept {
+            Ok(()) => held.lease = Some((lease, now)),
+            Err(StoreError::NoLease(_)) => *held = Held::default(),
             Err(error) => tracing::warn!(%error, "the domains of rate limits are not confirmed; tried again"),
         }
     }

@@ -71,7 +71,7 @@ fn monitor(spec: &mut OverloadSpec, pb: &ResourceMonitor, at: &At<'_>, scope: &m
     } else if holds::<CgroupMemoryConfig>(any) {
         let Some(CgroupMemoryConfig { max_memory_bytes }) = unpack(any, &at_any, scope) else { return };
         let max = Some(max_memory_bytes).filter(|max| *max > 0);
-        spec.cgroup.replace(CgroupSpec { max }).is_some()
+        spec.cgroup.replace(CgroupSpec { max, whole: true }).is_some()
     } else if holds::<DownstreamConnectionsConfig>(any) {
         let Some(pb) = unpack::<DownstreamConnectionsConfig>(any, &at_any, scope) else { return };
         let most = u64::try_from(pb.max_active_downstream_connections).unwrap_or(0);

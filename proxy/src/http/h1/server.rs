@@ -22,6 +22,7 @@ use crate::error::Reason;
 use crate::http::body::{Body, BodyProgress, H1Body, Owner};
 use crate::http::context::RequestCtx;
 use crate::http::downstream::Downstream;
+use crate::http::early::LINGER;
 use crate::http::interim::InterimSink;
 use crate::http::local_reply;
 use crate::http::path::PathRules;
@@ -38,6 +39,8 @@ use crate::worker::timer::Timer;
 const READ_AHEAD: usize = 16 * 1024;
 /// How much of an unread request body is swallowed, so that the client reads our answer instead of a reset.
 const LINGER_BYTES: usize = 256 * 1024;
+/// How often a closing connection looks whether an upload still uses it.
+const UPLOAD_LOOK: Duration = Duration::from_millis(10);
 
 /// Serves `io` until it closes. `read` holds what was already read from it.
 pub async fn serve(io: Io, read: BytesMut, downstream: Rc<Downstream>, http: Arc<HttpSpec>) {
@@ -363,7 +366,9 @@ impl Session {
             if let Poll::Ready(reason) = poll_refused(ctx, cx) {
                 return Poll::Ready(Err(PumpError::Source(reason)));
             }
-            watchdog.poll(cx, || pump.sent()).map(|()| Err(PumpError::Source(Reason::StreamIdle)))
+            // What moves in either direction counts.
+            let moved = || pump.sent().wrapping_add(ctx.progress.bytes.get());
+            watchdog.poll(cx, moved).map(|()| Err(PumpError::Source(Reason::StreamIdle)))
         })
         .await;
         match ended {
@@ -423,9 +428,16 @@ impl Session {
     /// Closes our side and swallows what the client still sends, for a bounded time and size: a reset would destroy
     /// the answer before the client has read it (RFC 9112 §9.6).
     async fn linger(&mut self) {
+        let _ = tokio::time::timeout(self.http.delayed_close, conn::shutdown(&self.conn)).await;
+        // An upload that goes on behind its answer reads from the same connection: what it needs is not swallowed.
+        let upload = async {
+            while Rc::strong_count(&self.conn) > 1 {
+                tokio::time::sleep(UPLOAD_LOOK).await;
+            }
+        };
+        let _ = tokio::time::timeout(LINGER * 2, upload).await;
         let mut swallowed = 0;
         let swallow = async {
-            conn::shutdown(&self.conn).await;
             while swallowed < LINGER_BYTES {
                 self.conn.borrow_mut().read.clear();
                 match conn::fill(&self.conn).await {

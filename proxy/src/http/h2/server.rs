@@ -354,7 +354,9 @@ impl Stream {
             if let Poll::Ready(reason) = poll_refused(ctx, cx) {
                 return Poll::Ready(Err(PumpError::Source(reason)));
             }
-            watchdog.poll(cx, || pump.sent()).map(|()| Err(PumpError::Source(Reason::StreamIdle)))
+            // What moves in either direction counts.
+            let moved = || pump.sent().wrapping_add(ctx.progress.bytes.get());
+            watchdog.poll(cx, moved).map(|()| Err(PumpError::Source(Reason::StreamIdle)))
         })
         .await;
         match ended {
