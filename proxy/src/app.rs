@@ -3,6 +3,7 @@
 mod concurrency;
 mod control_plane;
 mod dns;
+mod ending;
 mod health;
 mod identity;
 mod key_sets;
@@ -10,6 +11,7 @@ mod listeners;
 mod overload;
 mod quotas;
 mod upstream_metrics;
+mod workers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -37,18 +39,14 @@ use crate::config::manager::{Changes, Dump, Manager};
 use crate::config::snapshot::Snapshot;
 use crate::config::source::disk::LastGood;
 use crate::config::source::file::FileWatcher;
-use crate::config::spec::{Direction, ListenerSpec};
-use crate::drain::{Drain, Outcome, Phase, Plan};
+use crate::drain::{Drain, Phase};
 use crate::readiness::Readiness;
 use crate::signal::Signals;
-use crate::telemetry::access_log::{LogControl, LogWriter};
+use crate::telemetry::access_log::LogWriter;
 use crate::telemetry::metrics::{Options as MetricsOptions, Registry, ResourceKind};
 use crate::upstream::dns::{DnsHandle, DnsUpdate, Driver, SystemResolver};
 use crate::why::Stories;
-use crate::worker::Worker;
-use crate::worker::drain::LocalDrain;
-use crate::worker::run::{self as worker_run, Command};
-use crate::worker::telemetry::WorkerTelemetry;
+use crate::worker::run::Command;
 
 /// Why a proxy did not start.
 #[derive(Debug, thiserror::Error)]
@@ -203,7 +201,7 @@ pub async fn run(
     let signals = Signals::install().map_err(|e| StartError::Resource("signals".into(), e.to_string()))?;
     tokio::spawn(signals.run(drain.clone(), logs.control()));
     let (readiness, starting) = Readiness::new();
-    let (workers, threads) = start_workers(&options, &shared, &logs, &drain)?.into_iter().unzip();
+    let (workers, threads) = workers::start(&options, &shared, &logs, &drain)?.into_iter().unzip();
     let admin = Admin {
         source: Arc::new(AdminView::new(Arc::clone(&shared), ask)),
         registry: Arc::clone(&shared.registry),
@@ -286,51 +284,6 @@ fn read_files(manager: &mut Manager, registry: &Registry, fatal: bool) -> Result
                 tracing::error!("configuration refused, the last good one serves on:\n{error}");
             }
         }
-    }
-}
-
-type Started = (mpsc::Sender<Command>, std::thread::JoinHandle<()>);
-
-fn start_workers(
-    options: &Options,
-    shared: &Arc<Shared>,
-    logs: &LogWriter,
-    drain: &Drain,
-) -> Result<Vec<Started>, StartError> {
-    // The cgroup's quota counts, not the host's CPUs.
-    let granted = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let count = options.concurrency.unwrap_or(granted).max(1);
-    let failed = |e: std::io::Error| StartError::Resource("worker thread".into(), e.to_string());
-    (0..count)
-        .map(|id| {
-            let (send, commands) = mpsc::channel(64);
-            let (shared, control, drain) = (Arc::clone(shared), logs.control(), drain.clone());
-            let thread = std::thread::Builder::new()
-                .name(format!("worker-{id}"))
-                .spawn(move || worker_thread(id, &shared, &control, &drain, commands))
-                .map_err(failed)?;
-            Ok((send, thread))
-        })
-        .collect()
-}
-
-fn worker_thread(
-    id: usize,
-    shared: &Arc<Shared>,
-    logs: &LogControl,
-    drain: &Drain,
-    commands: mpsc::Receiver<Command>,
-) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default());
-    match runtime {
-        Ok(runtime) => runtime.block_on(async {
-            let metrics = WorkerTelemetry::new(shared.registry.worker(), &shared.settings.workload);
-            let (logs, stories) = (logs.worker(fastrand::Rng::new()), shared.stories.worker());
-            let drain = LocalDrain::new(drain.counts(), shared.options.drain_time);
-            let worker = Worker::new(id, Arc::clone(&shared.config), metrics, logs, stories, drain);
-            worker_run::run(worker, commands).await;
-        }),
-        Err(error) => tracing::error!(worker = id, %error, "no runtime"),
     }
 }
 
@@ -454,59 +407,5 @@ impl App {
             Happening::Health(report) => self.health_changed(report).await,
             Happening::DrainListeners(request) => self.drain_listeners(request).await,
         }
-    }
-
-    /// Readiness off, clients told to leave, end at zero connections or at the deadline. Until then what changes is followed: requests
-    /// that are under way may need endpoints that come now.
-    async fn end(mut self) {
-        self.readiness.drain();
-        self.listening = false;
-        self.tell(|| Command::Drain).await;
-        let plan = Plan { deadline: self.shared.options.drain_time, ..Plan::default() };
-        let (drain, mut closed, mut told) = (self.drain.clone(), self.drain.watch(), false);
-        let mut ended = std::pin::pin!(drain.run(plan));
-        let outcome = loop {
-            tokio::select! {
-                outcome = &mut ended => break outcome,
-                () = closed.reached(Phase::Closed), if !told => {
-                    told = true;
-                    self.tell(|| Command::CloseAll).await;
-                }
-                what = self.next() => self.take(what).await,
-            }
-        };
-        if let Outcome::Forced { connections, .. } = outcome {
-            tracing::warn!(connections, "drain time is over; closing what is left");
-        }
-        if let Some(control_plane) = &mut self.control_plane {
-            control_plane.save_all(&self.manager).await;
-        }
-        self.exit().await;
-    }
-
-    async fn drain_listeners(&self, request: DrainListeners) {
-        if request.graceful && !request.inbound_only {
-            self.tell(|| Command::Drain).await;
-            return;
-        }
-        let snapshot = self.shared.config.load_full();
-        let meant = |l: &&Arc<ListenerSpec>| !request.inbound_only || l.direction == Direction::Inbound;
-        for listener in snapshot.listeners.iter().filter(meant) {
-            self.tell(|| Command::Close(Arc::clone(&listener.name))).await;
-        }
-    }
-
-    async fn exit(self) {
-        if let Some(answers) = &self.answers {
-            answers.written(Duration::from_millis(500)).await;
-        }
-        self.tell(|| Command::Exit).await;
-        drop(self.workers);
-        for thread in self.threads {
-            if thread.join().is_err() {
-                tracing::error!("a worker ended badly");
-            }
-        }
-        self.logs.shutdown(Duration::from_secs(1));
     }
 }

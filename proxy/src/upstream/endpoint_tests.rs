@@ -1,5 +1,10 @@
-use super::*;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
 use proptest::prelude::*;
+
+use super::*;
+use crate::balance::LbSpec;
 
 fn spec(n: u8) -> EndpointSpec {
     EndpointSpec::new(SocketAddr::from(([10, 0, 0, n], 80)))
