@@ -121,6 +121,25 @@ async fn one_layer_retries_and_clients_outside_do_not_learn_it() {
     assert_eq!(upstream.requests().len(), 6);
 }
 
+/// What the budget of one layer denies, the layer above would retry: three shares of a fifth are three quarters.
+#[tokio::test]
+async fn what_a_budget_denies_is_not_retried_above() {
+    let upstream = Http1Upstream::answering(unavailable()).await;
+    let mut origin = cluster("origin", &[upstream.address()]);
+    merge(&mut origin, remora_tests::config::budget(20, 0));
+    let route = || retrying(json!({ "retry_on": "5xx" }));
+    let inner =
+        Proxy::builder().listener(Listener::http("ingress").route(route())).cluster(origin).start().await;
+    let outer = Proxy::builder()
+        .listener(Listener::http("ingress").route(route()))
+        .cluster(cluster("origin", &[inner.address("ingress")]))
+        .start()
+        .await;
+    let answer = outer.http1().await.get("/").await.unwrap();
+    assert_eq!((answer.status, answer.fields.get("x-remora-retries-exhausted")), (503, Some("1")));
+    assert_eq!(upstream.requests().len(), 1, "one request in flight has a share of nothing");
+}
+
 #[tokio::test]
 async fn nothing_is_retried_for_a_client_that_has_gone() {
     let upstream = Http1Upstream::answering(Answer::raw(
@@ -287,10 +306,14 @@ async fn a_gigabyte_is_not_kept_for_retries() {
     assert!(grown < 32 << 20, "{} MiB of a gigabyte were kept", grown >> 20);
 }
 
-/// A fifth of the requests, whatever fails how fast.
+/// A fifth of the requests that go well, whatever fails how fast.
 #[tokio::test]
 async fn a_budget_with_an_interval_bounds_retries_of_an_outage() {
-    let upstream = Http1Upstream::answering(unavailable()).await;
+    let upstream = Http1Upstream::scripted(|request, _| match request.target() {
+        "/well" => Answer::ok("well"),
+        _ => unavailable(),
+    })
+    .await;
     let mut origin = cluster("origin", &[upstream.address()]);
     let budget =
         json!({ "budget_percent": { "value": 20 }, "min_retry_concurrency": 5, "budget_interval": "60s" });
@@ -301,7 +324,12 @@ async fn a_budget_with_an_interval_bounds_retries_of_an_outage() {
     for _ in 0..100 {
         assert_eq!(client.get("/").await.unwrap().status, 503);
     }
-    assert_eq!(upstream.requests().len(), 120);
+    assert_eq!(upstream.requests().len(), 105, "five, and no share of nothing");
+    for _ in 0..100 {
+        assert_eq!(client.get("/well").await.unwrap().status, 200);
+        assert_eq!(client.get("/").await.unwrap().status, 503);
+    }
+    assert_eq!(upstream.requests().len(), 305 + 15, "twenty of the hundred that went well");
     let denied = proxy.count("remora_upstream_retries_denied_total{cluster=\"origin\"}").await;
     assert!(denied >= 80, "{denied}");
 }

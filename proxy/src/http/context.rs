@@ -114,7 +114,7 @@ pub enum Retried {
     No,
     /// There were some.
     Yes,
-    /// There were some, and the answer is one that would be tried again still.
+    /// There were some, or the budget denied the first, and the answer is one that would be tried again still.
     InVain,
 }
 

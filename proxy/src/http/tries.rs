@@ -223,11 +223,13 @@ impl Tries<'_> {
         }
         // The permit of the try before is free again: it ended.
         ctx.permits[1] = None;
-        ctx.permits[1] = self.cluster.try_retry(self.action.priority, now);
+        ctx.permits[1] = self.cluster.try_retry(self.action.priority, n, now);
         if ctx.permits[1].is_none() {
             ctx.flags = ctx.flags.with(ResponseFlags::OVERFLOW);
             let metrics = &ctx.downstream.worker.metrics;
             metrics.cluster(ctx.cluster_id, &self.cluster, ClusterCount::RetriesDenied);
+            // What this budget denies, no budget above may allow: shares of several hops would multiply.
+            ctx.retried = Retried::InVain;
             return None;
         }
         self.count(ctx, RetryKind::Policy);

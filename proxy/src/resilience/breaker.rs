@@ -99,6 +99,8 @@ pub struct Breaker {
     gauges: [Gauge; 4],
     /// Requests of late, when the retry budget has an interval.
     pub(super) recent: super::budget::Recent,
+    /// Those of them that asked for a retry.
+    pub(super) failing: super::budget::Recent,
     /// Retries of late, likewise.
     pub(super) retried: super::budget::Recent,
 }

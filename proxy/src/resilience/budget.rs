@@ -1,4 +1,7 @@
 //! Retry budgets: retries in flight as a share of the requests in flight, so that retries never multiply an outage.
+//!
+//! With an interval they are a share of the requests of that time which needed no retry, as successes earn the tokens of gRPC's retry
+//! throttling (proposal A6): what fails earns nothing, so the share shrinks with the health of the destination.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -15,8 +18,8 @@ pub struct BudgetSpec {
     pub percent: f64,
     /// `min_retry_concurrency`, default 3: so many retries are always allowed.
     pub min_concurrency: u32,
-    /// `budget_interval`: count the requests begun in this time, not only those in flight, and the retries begun in it, too: a share
-    /// of what was asked, not of what is there at a moment. Zero (the default) is off.
+    /// `budget_interval`: count the requests begun in this time that asked for no retry, not only those in flight, and the retries
+    /// begun in it, too: a share of what goes well, not of what is there at a moment. Zero (the default) is off.
     pub interval: Duration,
 }
 
@@ -26,12 +29,15 @@ impl Default for BudgetSpec {
     }
 }
 
-/// Takes a permit for one retry, or hedge: by the budget when `thresholds` has one, else by `max_retries`. Hold it until the retry has
-/// ended. None is counted as an overflow.
-pub fn try_retry<H: Holder>(holder: H, thresholds: &Thresholds, now: Instant) -> Option<Permit<H>> {
+/// Takes a permit for one retry, or hedge, the `nth` of its request (from 1): by the budget when `thresholds` has one, else by
+/// `max_retries`. Hold it until the retry has ended. None is counted as an overflow.
+pub fn try_retry<H: Holder>(holder: H, thresholds: &Thresholds, nth: u32, now: Instant) -> Option<Permit<H>> {
     let breaker = holder.breaker();
-    let limit = retry_limit(breaker, thresholds, now);
     let interval = thresholds.retry_budget.as_ref().map_or(Duration::ZERO, |budget| budget.interval);
+    if nth == 1 {
+        breaker.failing.add(interval, now);
+    }
+    let limit = retry_limit(breaker, thresholds, now);
     if breaker.retried.count(interval, now) >= u64::from(limit) {
         // None is free: counted as such.
         return Breaker::try_acquire(holder, Resource::Retries, 0);
@@ -47,7 +53,8 @@ pub fn retry_limit(breaker: &Breaker, thresholds: &Thresholds, now: Instant) -> 
     let Some(budget) = &thresholds.retry_budget else { return thresholds.max_retries };
     let in_flight =
         u64::from(breaker.active(Resource::Requests)) + u64::from(breaker.active(Resource::Pending));
-    let base = in_flight.max(breaker.recent.count(budget.interval, now));
+    let asked = breaker.recent.count(budget.interval, now);
+    let base = in_flight.max(asked.saturating_sub(breaker.failing.count(budget.interval, now)));
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -130,11 +137,11 @@ mod tests {
     fn without_a_budget_max_retries_holds() {
         let (breaker, now) = (Breaker::default(), Instant::now());
         let thresholds = Thresholds::default();
-        let held: Vec<_> = (0..3).map(|_| try_retry(&breaker, &thresholds, now).unwrap()).collect();
-        assert!(try_retry(&breaker, &thresholds, now).is_none());
+        let held: Vec<_> = (0..3).map(|_| try_retry(&breaker, &thresholds, 1, now).unwrap()).collect();
+        assert!(try_retry(&breaker, &thresholds, 1, now).is_none());
         assert_eq!(breaker.overflow(Resource::Retries), 1);
         drop(held);
-        assert!(try_retry(&breaker, &thresholds, now).is_some());
+        assert!(try_retry(&breaker, &thresholds, 1, now).is_some());
     }
 
     #[test]
@@ -168,7 +175,7 @@ mod tests {
     fn with_an_interval_retries_count_until_it_is_over() {
         let (breaker, start) = (Breaker::default(), Instant::now());
         let thresholds = budget(20.0, 10, Duration::from_secs(10));
-        let burst = |now| (0..100).filter(|_| try_retry(&breaker, &thresholds, now).is_some()).count();
+        let burst = |now| (0..100).filter(|_| try_retry(&breaker, &thresholds, 2, now).is_some()).count();
         assert_eq!(burst(start), 10);
         for _ in 0..100 {
             record_request(&breaker, &thresholds, start);
@@ -183,20 +190,30 @@ mod tests {
         assert_eq!(breaker.active(Resource::Retries), 0);
     }
 
-    /// A destination that is down: whatever the number of requests, retries add a fifth to them.
-    #[test]
-    fn retries_of_an_outage_are_a_share_of_its_requests() {
+    /// Retries of a minute for each of its 60,000 requests, of which every `nth` fails, as do their retries.
+    fn share_of_retries(nth: u64) -> f64 {
         let (breaker, start) = (Breaker::default(), Instant::now());
         let thresholds = budget(20.0, 100, Duration::from_secs(10));
-        let (mut requests, mut retries) = (0_u32, 0_u32);
+        let mut retries = 0_u32;
         for ms in 0..60_000 {
             let now = start + Duration::from_millis(ms);
             record_request(&breaker, &thresholds, now);
-            requests += 1;
-            retries += u32::from(try_retry(&breaker, &thresholds, now).is_some());
+            if ms % nth == 0 {
+                let more = (1..=2).take_while(|n| try_retry(&breaker, &thresholds, *n, now).is_some());
+                retries += u32::try_from(more.count()).unwrap();
+            }
         }
-        let share = f64::from(retries) / f64::from(requests);
-        assert!(share > 0.15 && share < 0.24, "{share}");
+        f64::from(retries) / 60_000.0
+    }
+
+    #[test]
+    fn retries_of_an_outage_are_a_share_of_what_still_works() {
+        let whole = share_of_retries(1);
+        assert!(whole > 0.005 && whole < 0.015, "only the ten a second: {whole}");
+        let half = share_of_retries(2);
+        assert!(half > 0.08 && half < 0.12, "a fifth of one half: {half}");
+        let little = share_of_retries(20);
+        assert!((little - 0.1).abs() < 0.002, "each one that was wanted: {little}");
     }
 
     proptest! {
