@@ -73,6 +73,30 @@ fn read(text: &str) -> Result<Documents, String> {
     Documents::read([("mesh.yaml", text)]).map_err(lines)
 }
 
+/// Every sidecar would refuse it, with every later change of that listener.
+#[test]
+fn a_new_path_is_written_as_a_path() {
+    let of = |path: &str| {
+        let rule = format!(
+            "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: r}}
+spec:
+  parentRefs: [{{kind: Service, name: b}}]
+  rules: [{{filters: [{{type: RequestRedirect, requestRedirect: {{path: {{type: ReplaceFullPath, replaceFullPath: {path:?}}}}}}}]}}]
+"
+        );
+        read(&format!("{SERVICES}---\n{rule}"))
+    };
+    for path in ["", "/", "/a/b;c?d=%20"] {
+        assert!(of(path).is_ok(), "{path}");
+    }
+    for path in ["/a b", "/a#b", "/\u{e4}", "/a\"b", "/\\"] {
+        let error = of(path).unwrap_err();
+        assert!(error.contains("replaceFullPath: has characters that no path may have"), "{path}: {error}");
+    }
+}
+
 #[test]
 fn a_workload_that_is_called_and_calls() {
     insta::assert_snapshot!(compiled(DEMO, "shop-1"));

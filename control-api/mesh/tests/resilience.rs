@@ -125,6 +125,8 @@ fn what_makes_no_sense_is_refused_with_its_place_and_a_fix() {
 ";
     insta::assert_snapshot!("mistakes", policy(wrong));
     for (said, what) in [
+        ("  healthChecks: [{http: {path: /, host: 'a:b'}}]\n", "http.host: is no host name"),
+        ("  healthChecks: [{http: {path: /\u{e4}}}]\n", "http.path: is no path"),
         ("  circuitBreaker: {failureStatuses: [5xx]}\n", "\"5xx\" is no status"),
         ("  circuitBreaker: {failureRateThreshold: 101}\n", "101 is no percentage"),
         ("  circuitBreaker: {slidingWindowType: CountBased}\n", "did you mean COUNT_BASED?"),

@@ -67,6 +67,11 @@ fn accepted(documents: &[(&Kind, Vec<Drawn>)]) -> String {
     })
 }
 
+/// As many as fit into a run of all tests, or as PROPTEST_CASES says.
+fn cases() -> u32 {
+    if std::env::var_os("PROPTEST_CASES").is_some() { ProptestConfig::default().cases } else { 100 }
+}
+
 #[test]
 fn every_kind_is_right_by_itself() {
     for kind in KINDS {
@@ -75,7 +80,7 @@ fn every_kind_is_right_by_itself() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn what_the_check_accepts_no_sidecar_refuses(documents in drawn()) {

@@ -2,7 +2,7 @@
 
 use remora_xds::diag::At;
 
-use super::names::check_text;
+use super::names::{check_text, is_written_path};
 use super::report::Report;
 use crate::document::{Document, HealthCheck, HttpCheck, ServicePort, ServiceSpec};
 
@@ -54,14 +54,19 @@ fn numbers(check: &HealthCheck, at: &At<'_>, report: &mut Report) {
 
 fn request(said: &HttpCheck, at: &At<'_>, report: &mut Report) {
     let path = at.field("path");
-    check_text(&said.path, &path, report);
-    if !said.path.starts_with('/') || said.path.contains(['#', ' ']) {
+    if !is_written_path(&said.path) {
         report.report(&path, "is no path").fix("/health");
     }
-    let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b':');
-    if said.host.as_ref().is_some_and(|host| host.is_empty() || !host.bytes().all(inner)) {
-        report.report(&at.field("host"), "is no host name");
+    if said.host.as_ref().is_some_and(|host| !is_host(host)) {
+        report.report(&at.field("host"), "is no host name").fix("shop.test, or shop.test:8080");
     }
+}
+
+/// A name, perhaps with a port.
+fn is_host(text: &str) -> bool {
+    let (name, port) = text.split_once(':').unwrap_or((text, "80"));
+    let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.');
+    !name.is_empty() && name.bytes().all(inner) && port.parse::<u16>().is_ok()
 }
 
 /// Every check is for some port, and every port has one check.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use remora_xds::diag::At;
 
 use super::filter;
-use super::names::{check_header_name, check_path, check_regex, check_text};
+use super::names::{check_header_name, check_path, check_regex, check_text, is_written_path};
 use super::report::Report;
 use super::route::{backends, no_hostnames, parents};
 use crate::document::{
@@ -282,7 +282,11 @@ fn check_new_path(prefixes: bool, path: &PathModifier, at: &At<'_>, report: &mut
         Some(value) if !value.is_empty() && !value.starts_with('/') => {
             report.report(&at.field(needed), "must begin with /");
         }
-        Some(value) => check_text(value, &at.field(needed), report),
+        Some(value) if !value.is_empty() && !is_written_path(value) => {
+            let text = "has characters that no path may have";
+            report.report(&at.field(needed), text).fix("percent-encode them: %20 for a space");
+        }
+        Some(_) => {}
     }
     if other {
         report.report(at, format!("only {needed} belongs to this type"));

@@ -107,6 +107,13 @@ pub(super) fn check_path(path: &str, at: &At<'_>, report: &mut Report) {
     }
 }
 
+/// Whether it is a path, perhaps with a query, as it stands in a request line and in `Location` (RFC 3986 section 3.3): what is not
+/// allowed there has to be written with percent signs.
+pub(super) fn is_written_path(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/?%".contains(&b);
+    text.starts_with('/') && text.bytes().all(allowed)
+}
+
 pub(super) fn check_regex(text: &str, at: &At<'_>, report: &mut Report) {
     if text.is_empty() {
         report.report(at, "is empty");
