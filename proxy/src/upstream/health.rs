@@ -207,6 +207,11 @@ impl Watcher {
                 continue;
             };
             let (finding, why) = self.check(&mut prober, &cluster, &endpoint).await;
+            let Some(finding) = finding else {
+                tracing::warn!(cluster = &*self.cluster, why, "health check not made");
+                wait = schedule.interval;
+                continue;
+            };
             cluster.state().check_counts[usize::from(finding != Finding::Passed)]
                 .fetch_add(1, Ordering::Relaxed);
             self.log(&endpoint, finding, &why);
@@ -238,17 +243,21 @@ impl Watcher {
         Some((Arc::clone(cluster), Arc::clone(endpoint)))
     }
 
-    async fn check(&self, prober: &mut Prober, cluster: &Cluster, endpoint: &Endpoint) -> (Finding, String) {
+    /// What is found of the endpoint, if anything, and why it did not pass.
+    async fn check(
+        &self,
+        prober: &mut Prober,
+        cluster: &Cluster,
+        endpoint: &Endpoint,
+    ) -> (Option<Finding>, String) {
         let probe = prober.check(&self.spec, cluster, endpoint);
         let outcome = tokio::time::timeout(self.spec.schedule.timeout, probe).await;
         let (finding, why) = match outcome {
-            Ok(Ok(())) => (Finding::Passed, String::new()),
-            Ok(Err(probe::Error { refused, why })) => {
-                (if refused { Finding::Refused } else { Finding::Failed }, why)
-            }
-            Err(_) => (Finding::Failed, "no answer in time".to_owned()),
+            Ok(Ok(())) => (Some(Finding::Passed), String::new()),
+            Ok(Err(probe::Error { finding, why })) => (finding, why),
+            Err(_) => (Some(Finding::Failed), "no answer in time".to_owned()),
         };
-        if finding != Finding::Passed || !self.spec.reuse {
+        if finding != Some(Finding::Passed) || !self.spec.reuse {
             prober.close();
         }
         (finding, why)

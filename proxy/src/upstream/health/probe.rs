@@ -1,6 +1,5 @@
 //! One check of one endpoint: HTTP, gRPC (`grpc.health.v1`) or TCP, over TLS where the cluster has it.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -14,10 +13,12 @@ use remora_xds::client::Duplex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::HealthCheckSpec;
+use crate::error::Reason;
+use crate::resilience::health::Finding;
 use crate::route::text::StringMatch;
 use crate::tls::client::{AlpnOffer, ClientTls, Target};
 use crate::upstream::cluster::Cluster;
-use crate::upstream::connect;
+use crate::upstream::connect::{self, ConnectError};
 use crate::upstream::endpoint::Endpoint;
 
 /// What is asked of an endpoint.
@@ -86,19 +87,25 @@ pub const MAX_BODY: usize = 1 << 20;
 /// Why a check did not pass.
 #[derive(Debug)]
 pub struct Error {
-    /// The endpoint itself says that it is not healthy.
-    pub refused: bool,
+    /// What it says of the endpoint; None: nothing.
+    pub finding: Option<Finding>,
     /// Words for the log.
     pub why: String,
 }
 
 impl Error {
     fn refused(why: impl Into<String>) -> Self {
-        Self { refused: true, why: why.into() }
+        Self { finding: Some(Finding::Refused), why: why.into() }
     }
 
     fn failed(why: impl ToString) -> Self {
-        Self { refused: false, why: why.to_string() }
+        Self { finding: Some(Finding::Failed), why: why.to_string() }
+    }
+
+    /// A connection that was not opened. That there is no file for it says nothing of the endpoint.
+    fn not_connected(error: &ConnectError) -> Self {
+        let ours = error.reason == Reason::Overloaded;
+        Self { finding: (!ours).then_some(Finding::Failed), why: error.to_string() }
     }
 }
 
@@ -130,9 +137,7 @@ impl Prober {
     ) -> Result<(), Error> {
         let at = Place { spec, cluster, endpoint };
         match &spec.probe {
-            ProbeSpec::Tcp(probe) => {
-                tcp(probe, at.open(AlpnOffer::Nothing).await.map_err(Error::failed)?).await
-            }
+            ProbeSpec::Tcp(probe) => tcp(probe, at.open(AlpnOffer::Nothing).await?).await,
             ProbeSpec::Http(probe) => {
                 let request = http_request(probe, cluster, endpoint).map_err(Error::failed)?;
                 let answer = self.send(&at, request, probe.http2).await?;
@@ -163,9 +168,7 @@ impl Prober {
             None => false,
         };
         if !is_open {
-            let io = TokioIo::new(
-                at.open(if h2 { AlpnOffer::Http2 } else { AlpnOffer::Http1 }).await.map_err(Error::failed)?,
-            );
+            let io = TokioIo::new(at.open(if h2 { AlpnOffer::Http2 } else { AlpnOffer::Http1 }).await?);
             let sender = if h2 {
                 let (sender, connection) =
                     http2::handshake(TokioExecutor::new(), io).await.map_err(Error::failed)?;
@@ -202,12 +205,13 @@ impl Place<'_> {
         SocketAddr::new(address, port.unwrap_or_else(|| self.endpoint.spec.address.port()))
     }
 
-    async fn open(&self, offer: AlpnOffer) -> io::Result<Box<dyn Duplex>> {
+    async fn open(&self, offer: AlpnOffer) -> Result<Box<dyn Duplex>, Error> {
         let (spec, address) = (self.cluster.spec(), self.address());
-        let tcp = connect::connect(address, &spec.connect).await.map_err(io::Error::other)?;
+        let tcp =
+            connect::connect(address, &spec.connect).await.map_err(|error| Error::not_connected(&error))?;
         let Some(tls) = &spec.tls else { return Ok(Box::new(tcp)) };
         let target = Target { host: self.endpoint.spec.hostname.as_deref(), ..Target::new(address, offer) };
-        let (stream, _) = tls.connect(tcp, target).await.map_err(io::Error::other)?;
+        let (stream, _) = tls.connect(tcp, target).await.map_err(Error::failed)?;
         Ok(Box::new(stream))
     }
 }
@@ -274,7 +278,7 @@ async fn http_answer(probe: &HttpProbe, answer: Response<Incoming>) -> Result<()
     let body = read(body, if probe.buffer == 0 { MAX_BODY } else { probe.buffer }).await?;
     if !expected {
         return Err(Error {
-            refused: !is_in(&probe.retriable),
+            finding: Some(if is_in(&probe.retriable) { Finding::Failed } else { Finding::Refused }),
             why: format!("the status is {}", head.status),
         });
     }
@@ -399,6 +403,17 @@ async fn tcp(probe: &TcpProbe, mut io: Box<dyn Duplex>) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn that_there_is_no_file_for_a_connection_says_nothing_of_the_endpoint() {
+        let of = |errno: rustix::io::Errno| {
+            let error = std::io::Error::from_raw_os_error(errno.raw_os_error());
+            Error::not_connected(&ConnectError::new(([127, 0, 0, 1], 1).into(), error)).finding
+        };
+        assert_eq!(of(rustix::io::Errno::MFILE), None);
+        assert_eq!(of(rustix::io::Errno::NFILE), None);
+        assert_eq!(of(rustix::io::Errno::CONNREFUSED), Some(Finding::Failed));
+    }
 
     #[test]
     fn parts_are_found_in_their_order() {
