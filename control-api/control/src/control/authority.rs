@@ -11,8 +11,10 @@ use tracing::warn;
 use super::votes::Votes;
 use crate::board::Board;
 use crate::ca::authority::{Authority, Barred};
+use crate::ca::service::Shown;
 use crate::ca::{Ca, Log, Refused, Tokens};
 use crate::publish::Publisher;
+use crate::quota;
 
 /// Between looks at what is due.
 const LOOK: Duration = Duration::from_millis(500);
@@ -28,7 +30,7 @@ pub(super) struct Parts {
 }
 
 /// Keeps it going for ever.
-pub(super) async fn keep(mut parts: Parts, publisher: Arc<Publisher>) {
+pub(super) async fn keep(mut parts: Parts, publisher: Arc<Publisher>, quotas: quota::Service) {
     let ca = Arc::clone(&parts.ca);
     let mut changes = ca.changes();
     let mut looks = tokio::time::interval(LOOK);
@@ -59,10 +61,12 @@ pub(super) async fn keep(mut parts: Parts, publisher: Arc<Publisher>) {
         });
         let (serials, identities) = out.unwrap_or_default();
         if !serials.is_empty() || !identities.is_empty() {
-            publisher.expel(|shown| {
+            let is_out = |shown: &Shown| {
                 let barred = |id: &SpiffeId| identities.contains(id.as_str());
                 serials.contains(&shown.serial) || shown.identity.as_ref().is_some_and(barred)
-            });
+            };
+            publisher.expel(is_out);
+            quotas.expel(is_out);
         }
     }
 }

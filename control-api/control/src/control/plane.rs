@@ -222,7 +222,7 @@ impl Plane {
             let votes = Votes::new(Arc::clone(&registry));
             let parts =
                 authority::Parts { ca: Arc::clone(&ca), tokens, log: Arc::clone(&port.log), board, votes };
-            let trust = authority::keep(parts, Arc::clone(&publisher));
+            let trust = authority::keep(parts, Arc::clone(&publisher), port.quotas.clone());
             let serve = async {
                 if all_taken.await.is_ok() {
                     tokio::join!(

@@ -51,6 +51,8 @@ struct Inner {
 struct State {
     limits: Table,
     pools: HashMap<(String, BucketKey), Pool>,
+    /// Clients that showed a certificate, for as long as they may have shares.
+    shown: HashMap<Id, Shown>,
 }
 
 impl Service {
@@ -68,6 +70,11 @@ impl Service {
     /// Shares these limits from now on, and no others. What was given of those that are gone ends by itself.
     pub fn set(&self, limits: Table) {
         self.0.state().limits = limits;
+    }
+
+    /// Ends the streams of clients that showed a certificate which may not have shares any more, when they report next.
+    pub fn expel(&self, is_out: impl Fn(&Shown) -> bool) {
+        self.0.state().shown.retain(|_, shown| !is_out(shown));
     }
 
     /// The gRPC service.
@@ -97,6 +104,7 @@ struct Client {
     inner: Arc<Inner>,
     /// The namespace of its certificate; None on the port without TLS.
     namespace: Option<String>,
+    has_shown: bool,
     /// Of its first report; later ones need not say it.
     domain: String,
     buckets: HashSet<BucketKey>,
@@ -105,9 +113,12 @@ struct Client {
 impl Client {
     fn new(inner: &Arc<Inner>, shown: Option<&Shown>) -> Self {
         let identity = shown.and_then(|shown| shown.identity.as_ref()?.service_account());
+        let id = inner.next.fetch_add(1, Ordering::Relaxed);
+        inner.state().shown.extend(shown.map(|shown| (id, shown.clone())));
         Self {
-            id: inner.next.fetch_add(1, Ordering::Relaxed),
+            id,
             inner: Arc::clone(inner),
+            has_shown: shown.is_some(),
             namespace: identity.map(|(namespace, _)| namespace.to_owned()),
             domain: String::new(),
             buckets: HashSet::new(),
@@ -151,6 +162,9 @@ impl Client {
         }
         if self.domain.is_empty() {
             return Err(Status::invalid_argument("the first report needs a domain"));
+        }
+        if self.has_shown && !self.inner.state().shown.contains_key(&self.id) {
+            return Err(Status::unauthenticated("the certificate was revoked"));
         }
         self.may_ask()?;
         if bucket_quota_usages.len() > BUCKETS {
@@ -202,6 +216,7 @@ impl Drop for Client {
     fn drop(&mut self) {
         let now = Instant::now();
         let mut state = self.inner.state();
+        state.shown.remove(&self.id);
         for bucket in self.buckets.drain() {
             if let Some(pool) = state.pools.get_mut(&(self.domain.clone(), bucket)) {
                 pool.leave(self.id, now);
@@ -379,6 +394,19 @@ mod tests {
             let refused = of_namespace(&service, namespace).answer(reports(domain, "pay"), later);
             assert_eq!(refused.unwrap_err().code(), tonic::Code::PermissionDenied, "{domain}");
         }
+
+        let mut revoked = of_namespace(&service, "web");
+        let mut other = of_namespace(&service, "web");
+        service.expel(|shown| shown.serial == "none");
+        assert!(revoked.answer(reports("web/shop", "pay"), later).is_ok());
+        let first = revoked.id;
+        service.0.state().shown.get_mut(&first).unwrap().serial = "1f".into();
+        service.expel(|shown| shown.serial == "1f");
+        let refused = revoked.answer(reports("web/shop", "pay"), later).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::Unauthenticated);
+        assert!(other.answer(reports("web/shop", "pay"), later).is_ok());
+        drop((revoked, other));
+        assert!(service.0.state().shown.is_empty());
 
         service.set(Table::default());
         assert_eq!(
