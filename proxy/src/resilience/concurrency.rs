@@ -242,4 +242,6 @@ impl Drop for Place {
 }
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;

@@ -30,8 +30,8 @@ pub struct ConcurrencySpec {
 const FIRST: f64 = 10.0;
 /// How much of the way to its target the limit goes in a window.
 const SMOOTHING: f64 = 0.2;
-/// The limit loses at most half of itself for a latency, whatever that is.
-const STEEPEST: f64 = 0.5;
+/// The limit loses at most so much of itself for a latency, whatever that is. With a half, four would be the least that it comes to.
+const STEEPEST: f64 = 0.3;
 /// How much of the way to the latest latency the unloaded one goes in a window.
 const FOLLOW: f64 = 0.1;
 /// Growth in a window in which requests were refused though nothing waited.
@@ -77,9 +77,18 @@ enum Phase {
     /// The limit follows the latency.
     Steady(u32),
     /// A dip: requests from before are still there.
-    Draining(f64),
+    Draining(Dip),
     /// A dip: what is measured is what the limit makes of it.
-    Measuring(f64),
+    Measuring(Dip),
+}
+
+/// A dip, and what was before it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Dip {
+    limit: f64,
+    before: u32,
+    /// Answers a second before it.
+    rate: f64,
 }
 
 impl Gradient {
@@ -100,7 +109,7 @@ impl Gradient {
     pub fn limit(&self, spec: &ConcurrencySpec) -> u32 {
         let limit = match self.phase {
             Phase::Settling(_) | Phase::Steady(_) => self.limit,
-            Phase::Draining(dip) | Phase::Measuring(dip) => dip.ceil(),
+            Phase::Draining(dip) | Phase::Measuring(dip) => dip.limit.ceil(),
         };
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 32 bits")]
         let limit = limit.clamp(f64::from(spec.min), f64::from(spec.max)) as u32;
@@ -126,16 +135,34 @@ impl Gradient {
             Phase::Settling(windows) => self.phase = Phase::Steady(windows),
             Phase::Steady(windows) => self.step(spec, window, windows.saturating_add(1)),
             Phase::Draining(dip) => self.phase = Phase::Measuring(dip),
-            Phase::Measuring(_) => self.surface(window.latency),
+            Phase::Measuring(dip) => self.surface(spec, dip, window),
         }
     }
 
     /// The dip is over.
-    fn surface(&mut self, latency: f64) {
-        let lower = latency < self.unloaded() * LOWER;
-        self.unloaded = Some(latency);
+    fn surface(&mut self, spec: &ConcurrencySpec, dip: Dip, window: &Window) {
+        let (latency, unloaded) = (window.latency, self.unloaded());
+        let lower = latency < unloaded * LOWER;
+        let slower = latency > unloaded * (1.0 + spec.buffer);
+        // The depth of a first one is a guess, and a lowest limit may be more than the upstream can do at a time.
+        let shallow = !self.learned || dip.limit.ceil() < f64::from(spec.min);
+        self.unloaded = Some(if slower && shallow { self.doubted(spec, dip, window) } else { latency });
         self.learned |= !lower;
         self.phase = Phase::Settling(if self.learned { 0 } else { BETWEEN_DIPS - BETWEEN_FIRST_DIPS });
+    }
+
+    /// The unloaded latency after a dip that found more than what was known: that is the upstream's own latency now, unless there still was
+    /// a queue.
+    fn doubted(&self, spec: &ConcurrencySpec, dip: Dip, window: &Window) -> f64 {
+        let (latency, unloaded) = (window.latency, self.unloaded());
+        let share = dip.limit.ceil().max(f64::from(spec.min)) / f64::from(dip.before);
+        if share >= 1.0 {
+            // Nothing was changed, so nothing is known. What is wrong must not hold the limit down for good.
+            return (latency - unloaded).mul_add(FOLLOW, unloaded);
+        }
+        // Without a queue there are as many answers less as there are requests less at a time; with one, as many as before.
+        let queue = window.busy / latency > dip.rate * share.sqrt();
+        if queue { unloaded } else { latency }
     }
 
     fn step(&mut self, spec: &ConcurrencySpec, window: &Window, windows: u32) {
@@ -153,7 +180,8 @@ impl Gradient {
         let gradient = (unloaded * (1.0 + spec.buffer) / latency).clamp(STEEPEST, 1.0);
         if gradient < 1.0 && windows > BETWEEN_DIPS && spec.fixed.is_none() {
             let depth = if self.learned { DEPTH } else { FIRST_DEPTH };
-            self.phase = Phase::Draining(self.limit * unloaded / latency * depth);
+            let dip = self.limit * unloaded / latency * depth;
+            self.phase = Phase::Draining(Dip { limit: dip, before: self.limit(spec), rate: busy / latency });
         }
         // At 1 nothing waits.
         self.limit = if refused && gradient >= 1.0 {
