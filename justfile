@@ -31,7 +31,7 @@ models:
 faults *ARGS:
     cargo test --workspace --test faults -- --nocapture {{ARGS}}
 
-# Retry storm, rolling restarts, a slow endpoint: minutes each; curves go to docs/experiments
+# Retry storm, rolling restarts, a slow endpoint, overload: minutes each; curves go to docs/experiments
 experiments:
     .ci/run experiments
 

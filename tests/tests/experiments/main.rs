@@ -2,6 +2,7 @@
 //! is asked for; what is counted is a test of a size for CI. With `REMORA_LONG=1` each runs as long as docs/experiments says, and writes its curves there (`just experiments`).
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod overload;
 mod plot;
 mod rollout;
 mod service;

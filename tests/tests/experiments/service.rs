@@ -1,4 +1,4 @@
-//! Services of an experiment, in the test's own process: one that works and has a capacity, and one that asks another.
+//! Services of an experiment, in the test's own process: two that work and have a capacity, and one that asks another.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -87,6 +87,56 @@ impl Work {
     }
 }
 
+/// A service of workers with a queue, whose capacity is exact: a worker is free again when its work was to be done by plan, however late the
+/// machine was to say so. Like [`Service`] it works on what nobody waits for any more.
+#[derive(Debug)]
+pub(crate) struct Planned {
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Plan {
+    /// When each worker is free.
+    free: Vec<Instant>,
+    time: Duration,
+    longest_wait: Duration,
+    taken: u32,
+}
+
+impl Planned {
+    /// `workers` that need `time` for a request, give or take a fifth of it; whoever would wait longer than `longest_wait` for one is answered 503.
+    pub(crate) async fn start(workers: usize, time: Duration, longest_wait: Duration) -> Self {
+        let plan = Plan { free: vec![Instant::now(); workers], time, longest_wait, taken: 0 };
+        let (address, task) = listen(Answer::Planned(Mutex::new(plan))).await;
+        Self { address, task }
+    }
+}
+
+impl Drop for Planned {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Plan {
+    /// When a request that comes now is done; None when the queue is full.
+    fn take(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        let worker = self.free.iter_mut().min()?;
+        let begin = now.max(*worker);
+        if begin - now > self.longest_wait {
+            return None;
+        }
+        self.taken += 1;
+        // Multiples of the golden ratio, less the integers: as even as can be, and in no order.
+        let share = (f64::from(self.taken) * 0.618_033_988_749_895).fract();
+        *worker = begin + self.time.mul_f64(0.4f64.mul_add(share, 0.8));
+        Some(*worker)
+    }
+}
+
 /// A service that asks the one behind `next`, and answers what that one answers: with the mark that retries below were in vain, or
 /// without, as programs do that know nothing of it.
 #[derive(Debug)]
@@ -137,6 +187,7 @@ fn text(status: u16, fields: &str, body: &str) -> String {
 /// How a service answers.
 enum Answer {
     Work(Arc<Work>),
+    Planned(Mutex<Plan>),
     Ask { next: SocketAddr, marks: bool, idle: Mutex<Vec<Http1Client>> },
 }
 
@@ -168,6 +219,16 @@ async fn serve(mut stream: TcpStream, answer: Arc<Answer>) {
         };
         let text = match &*answer {
             Answer::Work(work) => work.serve(&head).await,
+            Answer::Planned(plan) => {
+                let done = plan.lock().unwrap().take();
+                match done {
+                    None => text(503, "", "full"),
+                    Some(done) => {
+                        tokio::time::sleep_until(done).await;
+                        text(200, "", &receipt(head.word(0), head.word(1)))
+                    }
+                }
+            }
             Answer::Ask { next, marks, idle } => ask((*next, *marks), &head, idle).await,
         };
         if stream.write_all(text.as_bytes()).await.is_err() {
