@@ -80,9 +80,7 @@ fn what_answers_instead_may_come_and_go() {
     let touched = compiler.apply([Change::Remove(gone)]);
     assert!(touched.services.contains(&Name::new("default", "recommendations")), "{touched:?}");
     let without = compiler.node(&request).unwrap();
-    assert!(
-        !part(&without, 8080, "metadata").contains("fallback") && !without.clusters.contains_key(FALLBACK)
-    );
+    assert!(!part(&without, 8080, "metadata").contains(FALLBACK) && !without.clusters.contains_key(FALLBACK));
     compiler.apply([Change::Put(service)]);
     assert!(compiler.node(&request).unwrap().clusters.contains_key(FALLBACK));
 }
@@ -130,8 +128,14 @@ fn what_makes_no_sense_is_refused_with_its_place_and_a_fix() {
         ("  circuitBreaker: {failureStatuses: [5xx]}\n", "\"5xx\" is no status"),
         ("  circuitBreaker: {failureRateThreshold: 101}\n", "101 is no percentage"),
         ("  circuitBreaker: {slidingWindowType: CountBased}\n", "did you mean COUNT_BASED?"),
-        ("  circuitBreaker: {fallback: {}}\n", "needs one of answer and backendRef"),
+        ("  circuitBreaker: {fallback: {}}\n", "needs lastGood, one of answer and backendRef, or both"),
         ("  circuitBreaker: {fallback: {backendRef: {name: none, port: 1}}}\n", "[reference]"),
+        (
+            "  circuitBreaker: {fallback: {lastGood: {maxBytes: 1000}}}\n",
+            "maxBytes: is less than maxBodyBytes",
+        ),
+        ("  circuitBreaker: {fallback: {lastGood: {maxBodyBytes: 0}}}\n", "must be from 1 to"),
+        ("  circuitBreaker: {fallback: {lastGood: {maxAge: 0s}}}\n", "maxAge: must be more than 0s"),
         ("  circuitBreaker: {slidingWindowsize: 1}\n", "did you mean slidingWindowSize?"),
     ] {
         let said = policy(said);

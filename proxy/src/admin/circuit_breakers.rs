@@ -42,6 +42,7 @@ fn json_of(circuit: &CircuitStatus) -> Value {
         "failed_calls": view.totals.failed,
         "slow_calls": view.totals.slow,
         "not_permitted_calls": view.refused,
+        "last_good_answers": view.last_good,
         "calls": {"successful": succeeded, "failed": failed, "slow": slow},
     })
 }

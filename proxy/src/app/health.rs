@@ -154,6 +154,9 @@ fn circuit_metrics(snapshot: &Snapshot, now: Instant, out: &mut Vec<MetricFamily
         [("CLOSED", closed), ("OPEN", open), ("HALF_OPEN", half_open)]
             .map(|(state, count)| (vec![("name", &**name), ("state", state)], count))
     });
+    let last_good = views.iter().map(|(name, view)| (vec![("name", &**name)], view.last_good));
+    let help = "Refused calls that were given the last good answer.";
+    out.push(counters("remora_circuit_breaker_last_good_answers_total", help, last_good));
     let help = "How often the circuit breaker entered a state.";
     out.push(counters("remora_circuit_breaker_transitions_total", help, transitions));
     let rates = |of: fn((f64, f64)) -> f64| {

@@ -14,6 +14,7 @@ use super::early::EarlyBody;
 use super::guard::GuardedBody;
 use super::h1::conn::SharedConn;
 use super::h1::decode::{Decoded, Decoder};
+use super::last_good::RememberedBody;
 use super::mirror::{CopiedBody, CopyBody};
 use super::replay::ReplayBody;
 use super::throttle::ThrottledBody;
@@ -44,6 +45,8 @@ pub enum Body {
     Throttled(Box<ThrottledBody>),
     /// An answer that is compressed on its way.
     Compressed(Box<CompressedBody>),
+    /// An answer of which a copy is kept for worse times.
+    Remembered(Box<RememberedBody>),
     /// A request body of which mirrors have copies.
     Copied(Box<CopiedBody>),
     /// Such a copy.
@@ -68,6 +71,7 @@ impl Body {
             Self::Guarded(body) => body.poll_next(cx),
             Self::Throttled(body) => body.poll_next(cx),
             Self::Compressed(body) => body.poll_next(cx),
+            Self::Remembered(body) => body.poll_next(cx),
             Self::Copied(body) => body.poll_next(cx),
             Self::Copy(body) => body.poll_next(cx),
         }
@@ -97,6 +101,7 @@ impl Body {
             Self::Guarded(body) => body.inner().is_end(),
             Self::Throttled(body) => body.is_end(),
             Self::Compressed(body) => body.is_end(),
+            Self::Remembered(body) => body.inner().is_end(),
             Self::Copied(body) => body.inner().is_end(),
             Self::Copy(body) => body.is_end(),
         }
@@ -116,6 +121,7 @@ impl Body {
             Self::Guarded(body) => body.inner().exact_len(),
             Self::Throttled(body) => body.exact_len(),
             Self::Compressed(_) => None,
+            Self::Remembered(body) => body.inner().exact_len(),
             Self::Copied(body) => body.inner().exact_len(),
             Self::Copy(body) => body.exact_len(),
         }

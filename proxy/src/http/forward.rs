@@ -116,7 +116,10 @@ pub async fn forward(
         let request = (!progress.done.get()).then(|| (std::rc::Rc::clone(&progress), progress.bytes.get()));
         guard(ctx, &mut response, TimeLimits { deadline, idle, from_request, request });
     }
-    finish(ctx, &mut response, http);
+    // The last good answer is not one of now.
+    if ctx.reason.is_none() {
+        finish(ctx, &mut response, http);
+    }
     for cookie in cookies {
         response.head.headers.append(header::SET_COOKIE, cookie);
     }

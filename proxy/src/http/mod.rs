@@ -20,6 +20,7 @@ pub mod h2;
 pub mod head;
 pub mod headers;
 pub mod interim;
+pub mod last_good;
 pub mod local_reply;
 pub mod mirror;
 pub mod path;

@@ -13,6 +13,7 @@ use super::attempt::{self, Attempt, Wanted};
 use super::body::Body;
 use super::context::{RequestCtx, Retried};
 use super::h1::client::{Failed, Sent};
+use super::last_good::LastGood;
 use super::replay::Replay;
 use super::response::Response;
 use crate::error::Reason;
@@ -85,6 +86,8 @@ impl Tries<'_> {
     /// # Errors
     /// Why the last try had none.
     pub(super) async fn run(&mut self, ctx: &mut RequestCtx, body: Body) -> Result<Response, Reason> {
+        let bodiless = body.is_end();
+        let mut last_good = LastGood::of(ctx, self.action.circuit.as_ref(), &self.cluster, bodiless);
         let mut source = Source::new(body, &self.state, self.action.buffer_limit);
         let mut tried: SmallVec<[EndpointKey; 4]> = SmallVec::new();
         let (mut fresh, mut moved) = (false, false);
@@ -98,11 +101,15 @@ impl Tries<'_> {
             let attempt = Attempt { cluster, action, time, fresh, moved, stand_in, tried: &tried, wanted };
             let mut outcome = attempt::run(ctx, &attempt, source.take()).await;
             let replayable = source.is_replayable();
-            if let Err(Failed { reason: Reason::CircuitOpen, .. }) = outcome
-                && replayable
-                && self.go_elsewhere(ctx)
-            {
-                continue;
+            if let Err(Failed { reason: Reason::CircuitOpen, .. }) = outcome {
+                if let Some(answer) = last_good.as_ref().and_then(|last| last.answer(ctx)) {
+                    ctx.permits[1] = None;
+                    return Ok(answer);
+                }
+                if replayable && self.go_elsewhere(ctx) {
+                    last_good = LastGood::of(ctx, None, &self.cluster, bodiless);
+                    continue;
+                }
             }
             let trailers = match &mut outcome {
                 Ok(response) if response.upgraded.is_some() => {
@@ -122,6 +129,9 @@ impl Tries<'_> {
             let Some((kind, delay)) = self.again(ctx, &outcome, trailers.as_ref(), replayable) else {
                 // The retry, if it was one, is over: what follows of the answer may take hours.
                 ctx.permits[1] = None;
+                if let (Some(last), Ok(response)) = (last_good, &mut outcome) {
+                    last.see(ctx, response);
+                }
                 return outcome.map_err(|failed| failed.reason);
             };
             if action.is_timeout_retry_header {

@@ -4,6 +4,7 @@
 //! they decide by comes from the snapshot with every call.
 
 pub mod cell;
+pub mod last_good;
 pub mod registry;
 pub mod window;
 
@@ -17,6 +18,7 @@ use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 
 use self::cell::{Cell, Limits, Permission, Phase, Transition};
+use self::last_good::LastGoodSpec;
 use self::window::{Call, Length, Totals, Window};
 use crate::config::names::ClusterId;
 use crate::upstream::outcome::{Ended, Outcome, Verdict, http_status_of_grpc};
@@ -34,8 +36,10 @@ pub struct CircuitSpec {
     pub automatic: bool,
     /// `failure_statuses`: what counts as failure besides what never came. A gRPC status counts as the HTTP status that means the same.
     pub failures: Box<[std::ops::RangeInclusive<u16>]>,
-    /// `fallback`.
+    /// `fallback`, when there is no last good answer.
     pub fallback: Option<Fallback>,
+    /// `fallback.last_good`.
+    pub last_good: Option<LastGoodSpec>,
 }
 
 impl CircuitSpec {
@@ -57,7 +61,7 @@ impl CircuitSpec {
     }
 }
 
-/// What a request gets in the place of a refusal.
+/// What a request gets in the place of a refusal, besides the last good answer.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fallback {
     /// A fixed answer.
@@ -101,6 +105,7 @@ struct Shared {
     window: Window,
     operator: AtomicU8,
     refused: AtomicU64,
+    last_good: AtomicU64,
     calls: [AtomicU64; 3],
     transitions: [AtomicU64; 3],
 }
@@ -112,6 +117,7 @@ impl Shared {
             window: Window::new(length),
             operator: AtomicU8::new(operator as u8),
             refused: AtomicU64::new(0),
+            last_good: AtomicU64::new(0),
             calls: Default::default(),
             transitions: Default::default(),
         }
@@ -130,6 +136,8 @@ pub struct Circuit {
     pub name: Arc<str>,
     /// What the configuration says.
     pub spec: CircuitSpec,
+    /// [`CircuitSpec::last_good`], the same as long as it does not change: workers keep answers for this one.
+    pub last_good: Option<Arc<LastGoodSpec>>,
     shared: Arc<Shared>,
 }
 
@@ -153,6 +161,8 @@ pub struct View {
     pub rates: Option<(f64, f64)>,
     /// Calls that were refused.
     pub refused: u64,
+    /// Refused calls that the last good answer was given to.
+    pub last_good: u64,
     /// Calls that succeeded, failed, were slow.
     pub calls: [u64; 3],
     /// How often it closed, opened, became half open.
@@ -168,7 +178,12 @@ impl Circuit {
             Some(old) => Arc::new(Shared::new(old.shared.cell.copy(), spec.length, old.shared.operator())),
             None => Arc::new(Shared::new(Cell::default(), spec.length, Override::None)),
         };
-        Arc::new(Self { name, spec, shared })
+        let known = old.and_then(|old| old.last_good.as_ref());
+        let last_good = spec.last_good.map(|new| match known {
+            Some(known) if **known == new => Arc::clone(known),
+            _ => Arc::new(new),
+        });
+        Arc::new(Self { name, spec, last_good, shared })
     }
 
     /// May a call pass?
@@ -191,6 +206,11 @@ impl Circuit {
             }
         };
         Ok(Pass { circuit: Arc::clone(self), permission })
+    }
+
+    /// A refused call is given the last good answer.
+    pub fn count_last_good(&self) {
+        self.shared.last_good.fetch_add(1, Ordering::Relaxed);
     }
 
     fn refuse(self: &Arc<Self>, retry_after: Option<Duration>) -> Refusal {
@@ -265,6 +285,7 @@ impl Circuit {
             totals,
             rates: enough.then(|| (percent(totals.failed), percent(totals.slow))),
             refused: self.shared.refused.load(Ordering::Relaxed),
+            last_good: self.shared.last_good.load(Ordering::Relaxed),
             calls: load(&self.shared.calls),
             transitions: load(&self.shared.transitions),
         }

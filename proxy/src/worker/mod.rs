@@ -25,6 +25,7 @@ use crate::balance::WorkerCursor;
 use crate::balance::context::{LbContext, Tick};
 use crate::config::snapshot::Snapshot;
 use crate::policy::jwt::signatures::Signatures;
+use crate::resilience::circuit::last_good::shelves::Shelves;
 use crate::resilience::overload::Lag;
 use crate::telemetry::access_log::{AccessLog, WorkerLogs};
 use crate::telemetry::format::{Absent, Format};
@@ -51,6 +52,8 @@ pub struct Worker {
     pub lag: Arc<Lag>,
     /// Changes of rules.
     pub changes: Changes,
+    /// The last good answers of destinations whose circuit breakers want them.
+    pub last_good: Shelves,
     /// Tokens that were verified.
     pub signatures: RefCell<Signatures>,
     /// This worker's shard of the metrics.
@@ -100,6 +103,7 @@ impl Worker {
             drain,
             lag: first.overload.worker(),
             changes: Changes::default(),
+            last_good: Shelves::default(),
             signatures: RefCell::default(),
             metrics,
             stories,
@@ -217,5 +221,9 @@ impl Worker {
         let snapshot = self.snapshot();
         self.pools.prune();
         self.cursors.borrow_mut().retain(|name, _| snapshot.cluster_by_name(name).is_some());
+        self.last_good.prune(|name| {
+            let cluster = snapshot.cluster_by_name(name.strip_prefix("cluster/")?);
+            Some(cluster.and_then(|cluster| cluster.spec().circuit.as_ref()?.last_good.as_ref()))
+        });
     }
 }

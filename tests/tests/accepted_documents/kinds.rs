@@ -191,6 +191,12 @@ pub(crate) const TRAFFIC_POLICY: Kind = Kind {
             r#"{"answer": {"status": $status, "headers": {"x-a": $text}, "body": $text}}"#,
         ),
         ("circuitBreaker.fallback", r#"{"backendRef": {"name": "stock", "port": 8081}}"#),
+        (
+            "circuitBreaker.fallback",
+            r#"{"lastGood": {"maxAge": $time, "maxBodyBytes": $number, "maxBytes": $number}}"#,
+        ),
+        ("circuitBreaker.fallback.lastGood", r#"{"maxBodyBytes": $number}"#),
+        ("circuitBreaker.fallback.lastGood", r#"{"maxBytes": $number}"#),
     ],
 };
 

@@ -20,13 +20,13 @@ fn settings(more: Value) -> Value {
     json!({ "metadata": { "filter_metadata": { "remora.circuit_breaker": settings } } })
 }
 
-fn guarded(origin: &Moody, more: Value) -> Value {
+pub(crate) fn guarded(origin: &Moody, more: Value) -> Value {
     let mut cluster = cluster("origin", &[origin.upstream.address()]);
     merge(&mut cluster, settings(more));
     cluster
 }
 
-fn proxy(clusters: Vec<Value>) -> Builder {
+pub(crate) fn proxy(clusters: Vec<Value>) -> Builder {
     let listener = Listener::http("ingress").route(to_cluster("/", "origin"));
     clusters.into_iter().fold(Proxy::builder().listener(listener), Builder::cluster)
 }
@@ -122,7 +122,7 @@ async fn an_operator_opens_and_closes_it() {
 }
 
 /// Replaces a file the way careful tools do.
-fn replace(path: &Path, clusters: &[Value]) {
+pub(crate) fn replace(path: &Path, clusters: &[Value]) {
     let resources: Vec<Value> = clusters
         .iter()
         .map(|cluster| {

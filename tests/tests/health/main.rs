@@ -3,6 +3,7 @@
 
 mod breakers;
 mod checks;
+mod last_good;
 mod outliers;
 
 use std::sync::Arc;

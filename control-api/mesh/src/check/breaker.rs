@@ -9,10 +9,11 @@ use super::names::{check_header_name, check_text};
 use super::report::Report;
 use super::route::reference;
 use crate::document::{
-    AppProtocol, CircuitBreaker, Document, Fallback, FixedAnswer, ServiceSpec, WindowType,
+    AppProtocol, CircuitBreaker, Document, Fallback, FixedAnswer, LastGood, ServiceSpec, WindowType,
 };
 use crate::mesh::Mesh;
 use crate::name::Key;
+use crate::span::Span;
 
 /// Most calls that a window holds.
 const MOST_CALLS: u32 = 100_000;
@@ -22,6 +23,8 @@ const DAY: u32 = 86_400;
 const MOST_PERMITTED: u32 = 1023;
 /// Of a fixed answer, bytes.
 const MOST_BODY: usize = 64 * 1024;
+/// Of last good answers in a worker, bytes.
+const MOST_KEPT: u32 = 1 << 30;
 /// What frames a message.
 const FRAMING: [&str; 3] = ["content-length", "transfer-encoding", "connection"];
 
@@ -85,13 +88,17 @@ fn thresholds(said: &CircuitBreaker, at: &At<'_>, report: &mut Report) {
         ("waitDurationInOpenState", said.wait_duration_in_open_state, false),
         ("maxWaitDurationInHalfOpenState", said.max_wait_duration_in_half_open_state, true),
     ];
-    for (field, time, zero) in times {
-        if time.is_some_and(|time| time.0.is_zero() && !zero) {
-            report.report(&at.field(field), "must be more than 0s");
-        }
-        if time.is_some_and(|time| time.0 > Duration::from_secs(DAY.into())) {
-            report.report(&at.field(field), "is more than a day").fix("24h at most");
-        }
+    for (field, said, zero) in times {
+        time(said, zero, &at.field(field), report);
+    }
+}
+
+fn time(time: Option<Span>, zero: bool, at: &At<'_>, report: &mut Report) {
+    if time.is_some_and(|time| time.0.is_zero() && !zero) {
+        report.report(at, "must be more than 0s");
+    }
+    if time.is_some_and(|time| time.0 > Duration::from_secs(DAY.into())) {
+        report.report(at, "is more than a day").fix("24h at most");
     }
 }
 
@@ -102,18 +109,30 @@ fn check_fallback(
     at: &At<'_>,
     report: &mut Report,
 ) {
-    if fallback.answer.is_some() == fallback.backend_ref.is_some() {
-        report.report(at, "needs one of answer and backendRef").fix("answer: {status: 200, body: …}");
+    let others = usize::from(fallback.answer.is_some()) + usize::from(fallback.backend_ref.is_some());
+    if others > 1 || (others == 0 && fallback.last_good.is_none()) {
+        report
+            .report(at, "needs lastGood, one of answer and backendRef, or both")
+            .fix("answer: {status: 200, body: …}");
     }
     let protocols = || services.iter().flat_map(|service| &service.spec.ports).map(|port| port.speaks());
+    let http = |speaks| matches!(speaks, AppProtocol::Http | AppProtocol::Http2);
+    let no_http = !services.is_empty() && !protocols().any(http);
+    let is_for_http = |at: &At<'_>, report: &mut Report| {
+        if no_http {
+            let text = "is for HTTP, and no port of the targets speaks it without gRPC";
+            report.report(at, text).fix("backendRef, or remove it");
+        }
+    };
     if let Some(answer) = &fallback.answer {
         let at = at.field("answer");
         check_answer(answer, &at, report);
-        let http = |speaks| matches!(speaks, AppProtocol::Http | AppProtocol::Http2);
-        if !services.is_empty() && !protocols().any(http) {
-            let text = "is for HTTP, and no port of the targets speaks it without gRPC";
-            report.report(&at, text).fix("backendRef, or remove it");
-        }
+        is_for_http(&at, report);
+    }
+    if let Some(last_good) = &fallback.last_good {
+        let at = at.field("lastGood");
+        check_last_good(last_good, &at, report);
+        is_for_http(&at, report);
     }
     let Some(to) = &fallback.backend_ref else { return };
     let at = at.field("backendRef");
@@ -131,6 +150,18 @@ fn check_fallback(
         let text = format!("port {} of Service {:?} {other}, and the targets {own}", to.port, to.name);
         report.report(&at.field("port"), text).fix("a port that speaks the same");
     }
+}
+
+fn check_last_good(said: &LastGood, at: &At<'_>, report: &mut Report) {
+    for (field, bytes) in [("maxBodyBytes", said.max_body_bytes), ("maxBytes", said.max_bytes)] {
+        in_range(bytes, 1..=MOST_KEPT, &at.field(field), report);
+    }
+    let (body, all) = (said.max_body_bytes(), said.max_bytes());
+    if body > all {
+        let text = format!("is less than maxBodyBytes, {body}: nothing so long could be kept");
+        report.report(&at.field("maxBytes"), text).fix("raise it, or lower maxBodyBytes");
+    }
+    time(said.max_age, false, &at.field("maxAge"), report);
 }
 
 fn check_answer(answer: &FixedAnswer, at: &At<'_>, report: &mut Report) {

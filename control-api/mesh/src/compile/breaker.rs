@@ -7,8 +7,8 @@ use remora_xds::pb::google::protobuf::{ListValue, Struct, Value};
 
 use super::{names, parts};
 use crate::document::{
-    AppProtocol, CircuitBreaker, Document, FixedAnswer, Percent, ServicePort, ServiceSpec, Statuses,
-    WindowType,
+    AppProtocol, CircuitBreaker, Document, FixedAnswer, LastGood, Percent, ServicePort, ServiceSpec,
+    Statuses, WindowType,
 };
 use crate::kinds::Kind;
 use crate::mesh::Mesh;
@@ -79,7 +79,10 @@ pub(super) fn settings(said: &CircuitBreaker, http: bool, fallback: Option<&(Nam
         ),
         ("failure_statuses", list(statuses)),
     ];
-    let fallback = instead.map(|one| ("fallback", Json::StructValue(parts::object([one]))));
+    let last_good = said.fallback.as_ref().and_then(|fallback| fallback.last_good.as_ref()).filter(|_| http);
+    let instead: Vec<_> =
+        instead.into_iter().chain(last_good.map(|said| ("last_good", kept(said)))).collect();
+    let fallback = (!instead.is_empty()).then(|| ("fallback", Json::StructValue(parts::object(instead))));
     parts::object(fields.into_iter().chain(fallback))
 }
 
@@ -99,6 +102,14 @@ fn fixed(answer: &FixedAnswer) -> Json {
         ("status", Json::NumberValue(answer.status.into())),
         ("headers", Json::StructValue(parts::object(headers))),
         ("body", text(answer.body.clone())),
+    ]))
+}
+
+fn kept(said: &LastGood) -> Json {
+    Json::StructValue(parts::object([
+        ("max_age", text(seconds(said.max_age()))),
+        ("max_body_bytes", Json::NumberValue(said.max_body_bytes().into())),
+        ("max_bytes", Json::NumberValue(said.max_bytes().into())),
     ]))
 }
 

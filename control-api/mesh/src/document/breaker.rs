@@ -1,6 +1,7 @@
 //! When a Service is not called for a while because of how it answers.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -73,7 +74,7 @@ impl WindowType {
     }
 }
 
-/// What callers get instead of a Service: one of the fields.
+/// What callers get instead of a Service: `lastGood`, or one of the others, or both.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Fallback {
@@ -83,6 +84,45 @@ pub struct Fallback {
     /// The answer of another Service.
     #[serde(default)]
     pub backend_ref: Option<BackendObjectReference>,
+    /// The last good answer of the Service to the same GET or HEAD, where there is one and it may be given again (RFC 9111); otherwise what else is
+    /// said here. HTTP only, and not to gRPC.
+    #[serde(default)]
+    pub last_good: Option<LastGood>,
+}
+
+/// Which answers are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LastGood {
+    /// None that is older is given; 5 minutes when it is left out.
+    #[serde(default)]
+    pub max_age: Option<Span>,
+    /// None with a longer body is kept; 65536 when it is left out.
+    #[serde(default)]
+    pub max_body_bytes: Option<u32>,
+    /// Of all of them, in each worker of a sidecar; 8388608 when it is left out.
+    #[serde(default)]
+    pub max_bytes: Option<u32>,
+}
+
+impl LastGood {
+    /// See [`Self::max_age`].
+    #[must_use]
+    pub fn max_age(&self) -> Duration {
+        self.max_age.map_or(Duration::from_secs(300), |span| span.0)
+    }
+
+    /// See [`Self::max_body_bytes`].
+    #[must_use]
+    pub fn max_body_bytes(&self) -> u32 {
+        self.max_body_bytes.unwrap_or(64 * 1024)
+    }
+
+    /// See [`Self::max_bytes`].
+    #[must_use]
+    pub fn max_bytes(&self) -> u32 {
+        self.max_bytes.unwrap_or(8 * 1024 * 1024)
+    }
 }
 
 /// An answer that is always the same.

@@ -40,7 +40,7 @@ pub use authorization::{
 pub(crate) use backend::PortRef;
 pub use backend::{BackendObjectReference, BackendRef, ParentRef};
 pub use balancing::{LbPolicy, LoadBalancing, SlowStart};
-pub use breaker::{CircuitBreaker, Fallback, FixedAnswer, WindowType};
+pub use breaker::{CircuitBreaker, Fallback, FixedAnswer, LastGood, WindowType};
 pub use cors::{Cors, Fraction, RequestMirror};
 pub use fault::{Abort, Delay, Fault, FaultPolicySpec};
 pub use grant::{GrantFrom, GrantTo, ReferenceGrantSpec};

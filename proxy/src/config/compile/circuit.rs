@@ -11,6 +11,7 @@ use remora_xds::pb::google::protobuf::{Struct, Value};
 
 use super::Scope;
 use crate::resilience::circuit::cell::{Limits, MAX_PERMITTED};
+use crate::resilience::circuit::last_good::LastGoodSpec;
 use crate::resilience::circuit::window::{Length, MAX_CALLS};
 use crate::resilience::circuit::{CircuitSpec, Fallback, FixedAnswer};
 
@@ -19,6 +20,8 @@ pub const NAME: &str = "remora.circuit_breaker";
 
 /// The longest body of a fixed answer, bytes.
 const MAX_BODY: usize = 64 * 1024;
+/// The most that a worker keeps of last good answers, bytes.
+const MAX_KEPT: u32 = 1 << 30;
 /// A day: the longest time that makes sense here, and far from the ends of the arithmetic.
 const MAX_TIME: Duration = Duration::from_secs(86_400);
 
@@ -43,6 +46,7 @@ struct Reader {
     automatic: bool,
     failures: Vec<std::ops::RangeInclusive<u16>>,
     fallback: Option<Fallback>,
+    last_good: Option<LastGoodSpec>,
 }
 
 impl Reader {
@@ -82,6 +86,7 @@ impl Reader {
             automatic: self.automatic,
             failures: self.failures.into(),
             fallback: self.fallback,
+            last_good: self.last_good,
         }
     }
 
@@ -107,8 +112,34 @@ impl Reader {
                 _ => drop(scope.errors.report(at, "must be true or false")),
             },
             "failure_statuses" => self.failures = statuses(value, at, scope),
-            "fallback" => self.fallback = fallback(value, at, scope),
+            "fallback" => self.fallback(value, at, scope),
             _ => drop(scope.errors.report(at, "is not a field of remora.circuit_breaker")),
+        }
+    }
+
+    fn fallback(&mut self, value: &Value, at: &At<'_>, scope: &mut Scope<'_>) {
+        let fields = match &value.kind {
+            Some(Kind::StructValue(fields)) => sorted(fields),
+            _ => Vec::new(),
+        };
+        let mut others = 0;
+        for (name, value) in &fields {
+            let at = at.field(name);
+            match *name {
+                "last_good" => self.last_good = last_good(value, &at, scope),
+                "answer" => self.fallback = answer_of(value, &at, scope),
+                "cluster" => match text(value).filter(|name| !name.is_empty()) {
+                    Some(name) => {
+                        self.fallback = Some(Fallback::Cluster(scope.names.clusters.intern(name)));
+                    }
+                    None => drop(scope.errors.report(&at, "must be the name of a cluster")),
+                },
+                _ => drop(scope.errors.report(&at, "is not a field: answer, cluster and last_good are")),
+            }
+            others += u8::from(*name != "last_good");
+        }
+        if fields.is_empty() || others > 1 {
+            scope.errors.report(at, "must have last_good, one of answer and cluster, or both");
         }
     }
 }
@@ -187,26 +218,28 @@ fn statuses(value: &Value, at: &At<'_>, scope: &mut Scope<'_>) -> Vec<std::ops::
     ranges
 }
 
-fn fallback(value: &Value, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Fallback> {
-    let fields = match &value.kind {
-        Some(Kind::StructValue(fields)) => sorted(fields),
-        _ => Vec::new(),
+fn last_good(value: &Value, at: &At<'_>, scope: &mut Scope<'_>) -> Option<LastGoodSpec> {
+    let Some(Kind::StructValue(fields)) = &value.kind else {
+        scope.errors.report(at, "must be an object: max_age, max_body_bytes and max_bytes, or nothing");
+        return None;
     };
-    match fields.as_slice() {
-        [("answer", answer)] => answer_of(answer, &at.field("answer"), scope),
-        [("cluster", name)] => {
-            let at = at.field("cluster");
-            let name = text(name).filter(|name| !name.is_empty());
-            if name.is_none() {
-                scope.errors.report(&at, "must be the name of a cluster");
-            }
-            name.map(|name| Fallback::Cluster(scope.names.clusters.intern(name)))
-        }
-        _ => {
-            scope.errors.report(at, "must have either answer or cluster");
-            None
+    let mut spec = LastGoodSpec::default();
+    for (name, value) in sorted(fields) {
+        let at = at.field(name);
+        let bytes = |scope: &mut Scope<'_>| number(value, 1, MAX_KEPT, &at, scope).map_or(0, |n| n as usize);
+        match name {
+            "max_age" => spec.max_age = time(value, false, &at, scope).unwrap_or_default(),
+            "max_body_bytes" => spec.max_body_bytes = bytes(scope),
+            "max_bytes" => spec.max_bytes = bytes(scope),
+            _ => drop(scope.errors.report(&at, "is not a field: max_age, max_body_bytes and max_bytes are")),
         }
     }
+    if spec.max_body_bytes > spec.max_bytes {
+        let text =
+            format!("is less than max_body_bytes, {}: nothing so long could be kept", spec.max_body_bytes);
+        scope.errors.report(&at.field("max_bytes"), text).fix("raise it, or lower max_body_bytes");
+    }
+    Some(spec)
 }
 
 fn answer_of(value: &Value, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Fallback> {

@@ -18,6 +18,7 @@ pub(super) fn spec() -> CircuitSpec {
         automatic: false,
         failures: Box::new([500..=599]),
         fallback: None,
+        last_good: None,
     }
 }
 
