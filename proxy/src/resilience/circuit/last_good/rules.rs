@@ -33,7 +33,10 @@ pub struct Wish {
 
 /// What a request for which an answer was kept had in the headers that the answer depends on; a header that it did not have is None.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Vary(Box<[(HeaderName, Option<Box<[u8]>>)]>);
+pub struct Vary(Box<[(HeaderName, Had)]>);
+
+/// The values of a header; None: it was not there.
+type Had = Option<Box<[u8]>>;
 
 impl Vary {
     /// Reads `Vary` of an answer to a request with `asked`. None: no other request is like it, or it names too much.
@@ -65,8 +68,8 @@ impl Vary {
     /// Bytes that it takes.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let of = |(name, value): &(HeaderName, Option<Box<[u8]>>)| {
-            size_of::<(HeaderName, Option<Box<[u8]>>)>()
+        let of = |(name, value): &(HeaderName, Had)| {
+            size_of::<(HeaderName, Had)>()
                 + name.as_str().len()
                 + value.as_ref().map_or(0, |value| value.len())
         };
@@ -79,7 +82,7 @@ impl Vary {
 }
 
 /// All values of a header as one.
-fn joined(headers: &HeaderMap, name: &HeaderName) -> Option<Box<[u8]>> {
+fn joined(headers: &HeaderMap, name: &HeaderName) -> Had {
     let mut values = headers.get_all(name).iter().map(|value| value.as_bytes().trim_ascii());
     let mut all = values.next()?.to_vec();
     for value in values {
