@@ -134,10 +134,12 @@ impl Drop for Rig {
 }
 
 /// All requests, for so long.
-fn share(nanos: i32) -> Option<Action> {
+fn share(time: Duration) -> Option<Action> {
     let strategy = Some(StrategyPb::BlanketRule(BlanketRule::AllowAll.into()));
+    let seconds = i64::try_from(time.as_secs()).unwrap();
+    let nanos = i32::try_from(time.subsec_nanos()).unwrap();
     Some(Action::QuotaAssignmentAction(QuotaAssignmentAction {
-        assignment_time_to_live: Some(DurationPb { seconds: 0, nanos }),
+        assignment_time_to_live: Some(DurationPb { seconds, nanos }),
         rate_limit_strategy: Some(RateLimitStrategy { strategy }),
     }))
 }
@@ -146,7 +148,7 @@ fn share(nanos: i32) -> Option<Action> {
 async fn a_share_comes_is_renewed_and_ends_when_the_service_says_nothing_more() {
     let rig = Rig::start().await;
     assert!(!rig.meter.take(Instant::now()));
-    rig.service.action.send_replace(share(200_000_000));
+    rig.service.action.send_replace(share(Duration::from_millis(200)));
     rig.until_takes(true).await;
     let first = &rig.reports()[0];
     assert!(first.num_requests_allowed == 0 && first.num_requests_denied > 0, "{first:?}");
@@ -154,7 +156,7 @@ async fn a_share_comes_is_renewed_and_ends_when_the_service_says_nothing_more() 
     rig.service.action.send_replace(None);
     rig.until_takes(false).await;
     // A request came since: it is asked for again.
-    rig.service.action.send_replace(share(200_000_000));
+    rig.service.action.send_replace(share(Duration::from_millis(200)));
     let deadline = Instant::now() + PATIENCE;
     while !rig.reports().iter().any(|usage| usage.num_requests_allowed > 0) {
         assert!(Instant::now() < deadline, "what went on is never reported: {:?}", rig.reports());
@@ -166,7 +168,8 @@ async fn a_share_comes_is_renewed_and_ends_when_the_service_says_nothing_more() 
 #[tokio::test]
 async fn a_bucket_that_is_abandoned_is_as_if_nobody_had_asked() {
     let rig = Rig::start().await;
-    rig.service.action.send_replace(share(999_000_000));
+    // It does not end by itself as long as the test waits.
+    rig.service.action.send_replace(share(10 * PATIENCE));
     rig.until_takes(true).await;
     rig.service.action.send_replace(Some(Action::AbandonAction(AbandonAction {})));
     rig.until_takes(false).await;
