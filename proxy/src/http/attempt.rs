@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::{HeaderValue, Version};
 use tokio::time::Instant;
 
-use super::body::Body;
+use super::body::{Body, BodyProgress};
 use super::context::RequestCtx;
 use super::forward::set_host;
 use super::guard::Idle;
@@ -72,15 +72,7 @@ pub struct Wanted<'a> {
 /// # Errors
 /// Why there is no answer, and how far the request got.
 pub async fn run(ctx: &mut RequestCtx, attempt: &Attempt<'_>, body: Body) -> Result<Response, Failed> {
-    let passes = pass(ctx, attempt)?;
-    take_request_permit(ctx, attempt)?;
-    let endpoint = pick(ctx, attempt)?;
-    if attempt.action.host_rewrite.needs_endpoint()
-        && let Some(host) = endpoint.spec.hostname.as_deref().and_then(parse_authority)
-    {
-        set_host(ctx, attempt.action, host);
-    }
-    ctx.active = Some(endpoint.begin());
+    let (endpoint, passes) = begin(ctx, attempt)?;
     let progress = Rc::clone(&ctx.progress);
     let watch = Watch::begin(attempt.cluster, &endpoint, &progress.over, passes);
     let answer = {
@@ -93,8 +85,26 @@ pub async fn run(ctx: &mut RequestCtx, attempt: &Attempt<'_>, body: Body) -> Res
     answer
 }
 
+/// What comes before the sending: breakers, and the choice of the endpoint.
+pub(super) fn begin(ctx: &mut RequestCtx, attempt: &Attempt<'_>) -> Result<(Arc<Endpoint>, Passes), Failed> {
+    let passes = pass(ctx, attempt)?;
+    take_request_permit(ctx, attempt)?;
+    let endpoint = pick(ctx, attempt)?;
+    if attempt.action.host_rewrite.needs_endpoint()
+        && let Some(host) = endpoint.spec.hostname.as_deref().and_then(parse_authority)
+    {
+        set_host(ctx, attempt.action, host);
+    }
+    ctx.active = Some(endpoint.begin());
+    Ok((endpoint, passes))
+}
+
 /// Tells how the attempt ended. An answer to a gRPC request whose status is in the trailers is told of later.
-fn settle(watch: Watch<'_>, is_grpc: bool, answer: &Result<Response, Failed>) -> Option<Box<Unsettled>> {
+pub(super) fn settle(
+    watch: Watch<'_>,
+    is_grpc: bool,
+    answer: &Result<Response, Failed>,
+) -> Option<Box<Unsettled>> {
     match answer {
         Err(failed) => watch.ended(Ended::Failed(failed.reason)),
         Ok(response) => {
@@ -115,14 +125,14 @@ async fn limited(
     attempt: &Attempt<'_>,
     mut send: Pin<&mut impl Future<Output = Result<Response, Failed>>>,
 ) -> Result<Response, Failed> {
-    let mut limits = TryLimits::new(ctx, attempt);
+    let mut limits = TryLimits::new(attempt.time, idle_limit(attempt.action), ctx.progress.bytes.get());
     poll_fn(|cx| {
         if let Poll::Ready(outcome) = send.as_mut().poll(cx) {
             return Poll::Ready(outcome);
         }
         match poll_refused(ctx, cx) {
             Poll::Ready(reason) => Poll::Ready(Err(Failed::new(reason, Sent::All))),
-            Poll::Pending => limits.poll(ctx, cx).map(Err),
+            Poll::Pending => limits.poll(&ctx.progress, cx).map(Err),
         }
     })
     .await
@@ -146,8 +156,13 @@ fn pass(ctx: &mut RequestCtx, attempt: &Attempt<'_>) -> Result<Passes, Failed> {
     Ok(passes)
 }
 
+/// How long nothing may move in a try.
+pub(super) fn idle_limit(action: &RouteAction) -> Option<Duration> {
+    action.retry.as_ref().and_then(|policy| policy.per_try_idle_timeout)
+}
+
 /// The time limits of one try.
-struct TryLimits<'a> {
+pub(super) struct TryLimits<'a> {
     time: &'a TimeLeft,
     try_ends: Option<Timer>,
     /// With the bytes that were read when it last moved. Boxed, as what few requests have is.
@@ -156,25 +171,24 @@ struct TryLimits<'a> {
 }
 
 impl<'a> TryLimits<'a> {
-    fn new(ctx: &RequestCtx, attempt: &Attempt<'a>) -> Self {
-        let policy = attempt.action.retry.as_ref();
-        let idle = policy.and_then(|policy| policy.per_try_idle_timeout);
+    /// Those of a try that begins now. `idle`: see [`idle_limit`]. `read`: bytes of the request that were read.
+    pub(super) fn new(time: &'a TimeLeft, idle: Option<Duration>, read: u64) -> Self {
         Self {
-            time: attempt.time,
-            try_ends: attempt.time.limits().per_try.map(Timer::after),
-            idle: idle.map(|limit| Box::new((Idle::new(limit), ctx.progress.bytes.get()))),
+            time,
+            try_ends: time.limits().try_limit().map(Timer::after),
+            idle: idle.map(|limit| Box::new((Idle::new(limit), read))),
             queue_ends: None,
         }
     }
 
-    fn poll(&mut self, ctx: &RequestCtx, cx: &mut Context<'_>) -> Poll<Failed> {
+    pub(super) fn poll(&mut self, progress: &BodyProgress, cx: &mut Context<'_>) -> Poll<Failed> {
         if let Some(limit) = &mut self.try_ends
             && limit.poll(cx).is_ready()
         {
             return Poll::Ready(Failed::new(Reason::PerTryTimeout, Sent::All));
         }
         if let Some((idle, moved)) = self.idle.as_deref_mut() {
-            let read = ctx.progress.bytes.get();
+            let read = progress.bytes.get();
             if std::mem::replace(moved, read) != read {
                 idle.moved();
             }

@@ -78,7 +78,16 @@ pub async fn forward(
     let mut read = progress.bytes.get();
     let answer = {
         let cluster = Arc::clone(&cluster);
-        let mut tries = Tries { action, cluster, state, time: &time, wanted, stand_in: false };
+        let mut tries = Tries {
+            action,
+            cluster,
+            state,
+            time: &time,
+            wanted,
+            stand_in: false,
+            bodiless: true,
+            last_good: None,
+        };
         let mut work = pin!(tries.run(ctx, body));
         poll_fn(|cx| {
             start(&time, !tunnel && progress.done.get(), &mut deadline);
@@ -228,6 +237,7 @@ fn time_limits(ctx: &RequestCtx, action: &RouteAction, http: &HttpSpec) -> Limit
         internal: ctx.origin.internal,
         respect_expected: http.respect_expected_timeout,
         per_try: action.retry.as_ref().and_then(|r| r.per_try_timeout),
+        hedge: action.hedge,
         listener_stream: http.max_stream_duration,
         waits: ctx.origin.waits,
     };

@@ -19,6 +19,7 @@ pub mod h1;
 pub mod h2;
 pub mod head;
 pub mod headers;
+mod hedged;
 pub mod interim;
 pub mod last_good;
 pub mod local_reply;

@@ -75,6 +75,13 @@ impl Replay {
         // Of a body that is too long nothing may have been read yet.
         recording.failed.is_none() && (!recording.overflowed || recording.bytes == 0)
     }
+
+    /// Whether all of it was read and is kept: several attempts may send it at the same time.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        let recording = self.0.borrow();
+        recording.failed.is_none() && !recording.overflowed && (recording.ended || recording.rest.is_end())
+    }
 }
 
 /// One attempt's view of the body.
@@ -207,6 +214,20 @@ mod tests {
         drop(first);
         assert_eq!(read(replay.body()).await, text);
         assert_eq!(replay.0.borrow().pieces.len(), 3);
+    }
+
+    #[tokio::test]
+    async fn it_is_complete_when_all_of_it_is_kept() {
+        let replay = Replay::new(Body::Full(Bytes::from_static(b"hello")), 10);
+        assert!(!replay.is_complete());
+        let mut first = replay.body();
+        poll_fn(|cx| first.poll_next(cx)).await.unwrap().unwrap();
+        assert!(replay.is_complete());
+        assert_eq!(read(replay.body()).await, b"hello", "beside the first one");
+        assert!(poll_fn(|cx| first.poll_next(cx)).await.is_none());
+        let long = Replay::new(Body::Full(Bytes::from_static(b"hello")), 4);
+        read(long.body()).await;
+        assert!(!long.is_complete());
     }
 
     #[tokio::test]

@@ -13,6 +13,7 @@ use super::attempt::{self, Attempt, Wanted};
 use super::body::Body;
 use super::context::{RequestCtx, Retried};
 use super::h1::client::{Failed, Sent};
+use super::hedged;
 use super::last_good::LastGood;
 use super::replay::Replay;
 use super::response::Response;
@@ -47,16 +48,28 @@ pub(super) struct Tries<'a> {
     pub(super) wanted: Wanted<'a>,
     /// The cluster stands in for the one whose circuit breaker refused.
     pub(super) stand_in: bool,
+    /// The request had no body.
+    pub(super) bodiless: bool,
+    /// Where the answer may be kept, or come from.
+    pub(super) last_good: Option<Box<LastGood>>,
+}
+
+/// What stands in for a destination whose circuit breaker refused.
+pub(super) enum StandIn {
+    /// Its last good answer.
+    Answer(Box<Response>),
+    /// Another cluster, which is the one of the request now.
+    Cluster,
 }
 
 /// The request's body, for one attempt or for several.
-enum Source {
+pub(super) enum Source {
     Once { body: Body, replayable: bool },
     Replay(Replay),
 }
 
 impl Source {
-    fn new(body: Body, state: &RetryState, limit: Option<u64>) -> Self {
+    pub(super) fn new(body: Body, state: &RetryState, limit: Option<u64>) -> Self {
         if body.is_end() || !state.may_retry() {
             // Only an empty body may be taken twice without a recording.
             return Self::Once { replayable: body.is_end(), body };
@@ -65,17 +78,25 @@ impl Source {
         Self::Replay(Replay::new(body, limit))
     }
 
-    fn take(&mut self) -> Body {
+    pub(super) fn take(&mut self) -> Body {
         match self {
             Self::Once { body, .. } => std::mem::take(body),
             Self::Replay(replay) => replay.body(),
         }
     }
 
-    fn is_replayable(&self) -> bool {
+    pub(super) fn is_replayable(&self) -> bool {
         match self {
             Self::Once { replayable, .. } => *replayable,
             Self::Replay(replay) => replay.can_replay(),
+        }
+    }
+
+    /// Whether two tries may send it at the same time.
+    pub(super) fn is_complete(&self) -> bool {
+        match self {
+            Self::Once { replayable, .. } => *replayable,
+            Self::Replay(replay) => replay.is_complete(),
         }
     }
 }
@@ -86,29 +107,30 @@ impl Tries<'_> {
     /// # Errors
     /// Why the last try had none.
     pub(super) async fn run(&mut self, ctx: &mut RequestCtx, body: Body) -> Result<Response, Reason> {
-        let bodiless = body.is_end();
-        let mut last_good = LastGood::of(ctx, self.action.circuit.as_ref(), &self.cluster, bodiless);
+        self.bodiless = body.is_end();
+        self.last_good = LastGood::of(ctx, self.action.circuit.as_ref(), &self.cluster, self.bodiless);
+        if let Some(after) = self.time.limits().hedge_after()
+            && ctx.upgrade.is_none()
+        {
+            return Box::pin(hedged::run(self, ctx, body, after)).await;
+        }
         let mut source = Source::new(body, &self.state, self.action.buffer_limit);
         let mut tried: SmallVec<[EndpointKey; 4]> = SmallVec::new();
         let (mut fresh, mut moved) = (false, false);
         loop {
-            ctx.attempts += 1;
-            if self.action.attempt_count_in_request {
-                ctx.head.headers.insert(ATTEMPT_COUNT.clone(), HeaderValue::from(ctx.attempts));
-            }
-            self.time.announce(&mut ctx.head.headers, Instant::now(), ctx.http.suppress_envoy_headers);
+            self.announce(ctx);
             let Self { action, ref cluster, time, wanted, stand_in, .. } = *self;
             let attempt = Attempt { cluster, action, time, fresh, moved, stand_in, tried: &tried, wanted };
             let mut outcome = attempt::run(ctx, &attempt, source.take()).await;
             let replayable = source.is_replayable();
             if let Err(Failed { reason: Reason::CircuitOpen, .. }) = outcome {
-                if let Some(answer) = last_good.as_ref().and_then(|last| last.answer(ctx)) {
-                    ctx.permits[1] = None;
-                    return Ok(answer);
-                }
-                if replayable && self.go_elsewhere(ctx) {
-                    last_good = LastGood::of(ctx, None, &self.cluster, bodiless);
-                    continue;
+                match self.stand_in(ctx, replayable) {
+                    Some(StandIn::Answer(answer)) => {
+                        ctx.permits[1] = None;
+                        return Ok(*answer);
+                    }
+                    Some(StandIn::Cluster) => continue,
+                    None => {}
                 }
             }
             let trailers = match &mut outcome {
@@ -129,21 +151,13 @@ impl Tries<'_> {
             let Some((kind, delay)) = self.again(ctx, &outcome, trailers.as_ref(), replayable) else {
                 // The retry, if it was one, is over: what follows of the answer may take hours.
                 ctx.permits[1] = None;
-                if let (Some(last), Ok(response)) = (last_good, &mut outcome) {
-                    last.see(ctx, response);
-                }
+                self.remember(ctx, &mut outcome);
                 return outcome.map_err(|failed| failed.reason);
             };
-            if action.is_timeout_retry_header {
-                let timeout = outcome.as_ref().is_err_and(|failed| is_timeout(failed.reason));
-                let value = HeaderValue::from_static(if timeout { "true" } else { "false" });
-                ctx.head.headers.insert(IS_TIMEOUT_RETRY.clone(), value);
-            }
-            // A connection that had gone stale says nothing about its endpoint.
-            let stale = kind == RetryKind::Transparent
-                || outcome.as_ref().is_err_and(|failed| failed.reason == Reason::ReusedConnectionClosed);
+            self.announce_retry(ctx, outcome.as_ref().is_err_and(|failed| is_timeout(failed.reason)));
+            let stale = is_stale(kind, &outcome);
             moved |= !stale;
-            if !stale && self.policy().is_some_and(|p| p.avoid_previous_hosts) {
+            if !stale && self.avoids_previous_hosts() {
                 tried.extend(ctx.active.as_ref().map(|a| a.endpoint().key));
             }
             fresh = stale;
@@ -158,6 +172,44 @@ impl Tries<'_> {
             if !delay.is_zero() {
                 tokio::time::sleep(delay).await;
             }
+        }
+    }
+
+    /// Another try begins: says so in the request.
+    pub(super) fn announce(&self, ctx: &mut RequestCtx) {
+        ctx.attempts += 1;
+        if self.action.attempt_count_in_request {
+            ctx.head.headers.insert(ATTEMPT_COUNT.clone(), HeaderValue::from(ctx.attempts));
+        }
+        self.time.announce(&mut ctx.head.headers, Instant::now(), ctx.http.suppress_envoy_headers);
+    }
+
+    /// Says in the request whether the next try is made because of a timeout, where the route wants that.
+    pub(super) fn announce_retry(&self, ctx: &mut RequestCtx, timeout: bool) {
+        if self.action.is_timeout_retry_header {
+            let value = HeaderValue::from_static(if timeout { "true" } else { "false" });
+            ctx.head.headers.insert(IS_TIMEOUT_RETRY.clone(), value);
+        }
+    }
+
+    /// Whether a retry goes to an endpoint that was not tried.
+    pub(super) fn avoids_previous_hosts(&self) -> bool {
+        self.policy().is_some_and(|p| p.avoid_previous_hosts)
+    }
+
+    /// What a request gets that a circuit breaker refuses, if there is anything.
+    #[cold]
+    pub(super) fn stand_in(&mut self, ctx: &mut RequestCtx, replayable: bool) -> Option<StandIn> {
+        if let Some(answer) = self.last_good.as_ref().and_then(|last| last.answer(ctx)) {
+            return Some(StandIn::Answer(Box::new(answer)));
+        }
+        (replayable && self.go_elsewhere(ctx)).then_some(StandIn::Cluster)
+    }
+
+    /// Looks at the answer of the request, which may be one for worse times.
+    pub(super) fn remember(&self, ctx: &RequestCtx, outcome: &mut Result<Response, Failed>) {
+        if let (Some(last), Ok(response)) = (&self.last_good, outcome) {
+            last.see(ctx, response);
         }
     }
 
@@ -177,27 +229,23 @@ impl Tries<'_> {
         ctx.attempts -= 1;
         self.cluster = other;
         self.stand_in = true;
+        self.last_good = LastGood::of(ctx, None, &self.cluster, self.bodiless);
         true
     }
 
-    fn policy(&self) -> Option<&RetryPolicy> {
+    pub(super) fn policy(&self) -> Option<&RetryPolicy> {
         self.action.retry.as_deref()
     }
 
     /// Whether the next try is made, why, and after which pause.
-    fn again(
+    pub(super) fn again(
         &self,
         ctx: &mut RequestCtx,
         outcome: &Result<Response, Failed>,
         trailers: Option<&HeaderMap>,
         replayable: bool,
     ) -> Option<(RetryKind, Duration)> {
-        let (ended, sent) = match outcome {
-            Ok(response) => (Outcome::Answer(&response.head, trailers), true),
-            Err(failed) => (Outcome::Failed(failed.reason), failed.sent != Sent::Nothing),
-        };
-        let progress = Progress { sent, replayable };
-        let again = match self.state.decide(self.policy(), ended, progress) {
+        let again = match self.decide(outcome, trailers, replayable) {
             Decision::Stop(Stop::NotRetriable) => return None,
             Decision::Retry(RetryKind::Transparent) => {
                 self.count(ctx, RetryKind::Transparent);
@@ -218,8 +266,22 @@ impl Tries<'_> {
         again.map(|delay| (RetryKind::Policy, delay))
     }
 
+    /// What the policy says about a try that ended.
+    pub(super) fn decide(
+        &self,
+        outcome: &Result<Response, Failed>,
+        trailers: Option<&HeaderMap>,
+        replayable: bool,
+    ) -> Decision {
+        let (ended, sent) = match outcome {
+            Ok(response) => (Outcome::Answer(&response.head, trailers), true),
+            Err(failed) => (Outcome::Failed(failed.reason), failed.sent != Sent::Nothing),
+        };
+        self.state.decide(self.policy(), ended, Progress { sent, replayable })
+    }
+
     /// The pause before a retry by policy, when time and budget allow one.
-    fn permitted(&self, ctx: &mut RequestCtx, answer: Option<&Response>) -> Option<Duration> {
+    pub(super) fn permitted(&self, ctx: &mut RequestCtx, answer: Option<&Response>) -> Option<Duration> {
         let now = Instant::now();
         let head = answer.map(|response| &response.head);
         let n = self.state.retries() + 1;
@@ -256,14 +318,25 @@ impl Tries<'_> {
         self.state.wants_grpc_status()
             && ctx.is_grpc()
             && ctx.progress.done.get()
-            && !response.body.is_end()
-            && !matches!(response.body, Body::Early(_))
-            && !response.head.headers.contains_key("grpc-status")
+            && status_is_to_come(response)
     }
 }
 
+/// Whether the gRPC status of an answer is behind its head.
+pub(super) fn status_is_to_come(response: &Response) -> bool {
+    !response.body.is_end()
+        && !matches!(response.body, Body::Early(_))
+        && !response.head.headers.contains_key("grpc-status")
+}
+
+/// A connection that had gone stale says nothing about its endpoint.
+pub(super) fn is_stale(kind: RetryKind, outcome: &Result<Response, Failed>) -> bool {
+    kind == RetryKind::Transparent
+        || outcome.as_ref().is_err_and(|failed| failed.reason == Reason::ReusedConnectionClosed)
+}
+
 /// The trailers of an answer that has no body. As soon as there is a body, or nothing for a while, the answer goes on.
-async fn status_of(response: &mut Response) -> Option<HeaderMap> {
+pub(super) async fn status_of(response: &mut Response) -> Option<HeaderMap> {
     let body = &mut response.body;
     let first = async {
         loop {
@@ -282,7 +355,7 @@ async fn status_of(response: &mut Response) -> Option<HeaderMap> {
     trailers
 }
 
-const fn is_timeout(reason: Reason) -> bool {
+pub(super) const fn is_timeout(reason: Reason) -> bool {
     matches!(reason, Reason::PerTryTimeout | Reason::PerTryIdle)
 }
 

@@ -10,6 +10,7 @@ pub mod budget;
 pub mod circuit;
 pub mod concurrency;
 pub mod health;
+pub mod hedge;
 pub mod outlier;
 pub mod overload;
 pub mod retry;
@@ -38,6 +39,8 @@ control_headers! {
     REQUEST_TIMEOUT = "x-envoy-upstream-rq-timeout-ms";
     /// Timeout of one try, milliseconds (internal requests).
     PER_TRY_TIMEOUT = "x-envoy-upstream-rq-per-try-timeout-ms";
+    /// Whether another try begins beside one that is late: `true` or `false` (internal requests).
+    HEDGE_ON_PER_TRY_TIMEOUT = "x-envoy-hedge-on-per-try-timeout";
 }
 
 /// How long the upstream has for the answer, milliseconds: told to the upstream, and respected when it comes from a proxy

@@ -214,6 +214,21 @@ impl RetryState {
         }
     }
 
+    /// Whether a try that is late gets another one beside it, as far as the policy says so: any condition will do, as in Envoy, but what
+    /// may have been processed must be allowed to be repeated. `complete`: all of the request is there to be sent again.
+    #[must_use]
+    pub fn hedge(&self, complete: bool) -> Decision {
+        if self.on.is_empty() || self.unprocessed_only {
+            Decision::Stop(Stop::NotRetriable)
+        } else if !complete {
+            Decision::Stop(Stop::NotReplayable)
+        } else if self.remaining == 0 {
+            Decision::Stop(Stop::LimitReached)
+        } else {
+            Decision::Retry(RetryKind::Policy)
+        }
+    }
+
     /// Counts a retry that is about to be made.
     pub fn count(&mut self, kind: RetryKind) {
         self.done = self.done.saturating_add(1);

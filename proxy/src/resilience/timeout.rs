@@ -9,7 +9,7 @@ use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
 use tokio::time::Instant;
 
-use super::{EXPECTED_TIMEOUT, PER_TRY_TIMEOUT, REQUEST_TIMEOUT};
+use super::{EXPECTED_TIMEOUT, HEDGE_ON_PER_TRY_TIMEOUT, PER_TRY_TIMEOUT, REQUEST_TIMEOUT};
 
 pub use left::TimeLeft;
 
@@ -92,6 +92,8 @@ pub struct Circumstances {
     pub respect_expected: bool,
     /// `per_try_timeout` of the retry policy.
     pub per_try: Option<Duration>,
+    /// `hedge_policy.hedge_on_per_try_timeout`.
+    pub hedge: bool,
     /// The listener's `max_stream_duration`.
     pub listener_stream: Option<Duration>,
     /// How long a proxy of the mesh in front of us waits; it can only shorten the route's timeout.
@@ -105,6 +107,8 @@ pub struct Limits {
     pub request: Option<Duration>,
     /// One try; shorter than the above.
     pub per_try: Option<Duration>,
+    /// A try that takes longer than `per_try` is not given up: another one begins beside it.
+    pub hedge: bool,
     /// From the first byte of the request to the last of the answer. Zero: at once.
     pub stream: Option<Duration>,
     /// `grpc-timeout` is to be set to the time that is left whatever the client said (`max_grpc_timeout` is configured).
@@ -122,7 +126,7 @@ impl TimeoutPolicy {
             Some(rule) => legacy_grpc(rule, grpc_timeout),
             None => self.request,
         };
-        let mut per_try = with.per_try;
+        let (mut per_try, mut hedge) = (with.per_try, with.hedge);
         if with.internal {
             let expected = headers.get(&EXPECTED_TIMEOUT).filter(|_| with.respect_expected);
             let said = expected.or_else(|| headers.get(&REQUEST_TIMEOUT));
@@ -132,6 +136,7 @@ impl TimeoutPolicy {
             if let Some(said) = headers.get(&PER_TRY_TIMEOUT).and_then(millis) {
                 per_try = non_zero(said);
             }
+            hedge = headers.get(&HEDGE_ON_PER_TRY_TIMEOUT).and_then(flag).unwrap_or(hedge);
         }
         if let Some(waits) = with.waits {
             request = Some(request.map_or(waits, |r| r.min(waits)));
@@ -141,6 +146,7 @@ impl TimeoutPolicy {
         Limits {
             request,
             per_try,
+            hedge: hedge && per_try.is_some(),
             stream: self.stream_limit(grpc_timeout, with.listener_stream),
             rewrite_grpc: with.grpc && self.grpc_request.is_some(),
             asked_grpc: grpc_timeout.filter(|_| with.grpc),
@@ -175,6 +181,10 @@ fn non_zero(d: Duration) -> Option<Duration> {
     (!d.is_zero()).then_some(d)
 }
 
+fn flag(value: &HeaderValue) -> Option<bool> {
+    value.to_str().ok()?.parse().ok()
+}
+
 /// A header that is a number of milliseconds.
 #[must_use]
 pub fn millis(value: &HeaderValue) -> Option<Duration> {
@@ -194,10 +204,22 @@ impl Limits {
         began.checked_add(self.stream?)
     }
 
+    /// After how long a try is given up. None: only with the request.
+    #[must_use]
+    pub fn try_limit(&self) -> Option<Duration> {
+        self.per_try.filter(|_| !self.hedge)
+    }
+
+    /// After how long another try begins beside one that has no answer. None: never.
+    #[must_use]
+    pub fn hedge_after(&self) -> Option<Duration> {
+        self.per_try.filter(|_| self.hedge)
+    }
+
     /// When a try that begins `now` is given up, for a request received at `received`.
     #[must_use]
     pub fn try_deadline(&self, received: Instant, now: Instant) -> Option<Instant> {
-        let per_try = self.per_try.and_then(|t| now.checked_add(t));
+        let per_try = self.try_limit().and_then(|t| now.checked_add(t));
         match (per_try, self.request_deadline(received)) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -209,7 +231,7 @@ impl Limits {
     #[must_use]
     pub fn expected(&self, elapsed: Duration) -> Option<Duration> {
         let left = self.request.map(|r| r.saturating_sub(elapsed));
-        let expected = match (self.per_try, left) {
+        let expected = match (self.try_limit(), left) {
             (Some(per_try), Some(left)) => per_try.min(left),
             (per_try, left) => per_try.or(left)?,
         };

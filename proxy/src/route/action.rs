@@ -60,6 +60,8 @@ pub struct RouteAction {
     pub timeouts: TimeoutPolicy,
     /// `retry_policy` of the route, or else of its virtual host.
     pub retry: Option<Arc<RetryPolicy>>,
+    /// `hedge_policy.hedge_on_per_try_timeout` of the route, or else of its virtual host.
+    pub hedge: bool,
     /// `prefix_rewrite`, `regex_rewrite` or `path_rewrite`.
     pub path_rewrite: Option<PathRewrite>,
     /// `host_rewrite_specifier`.

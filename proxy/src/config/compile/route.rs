@@ -40,7 +40,7 @@ pub(super) use hash::cookie_text;
 pub(super) use headers::additions;
 pub(super) use matches::query_match;
 pub use matches::route_match as compile_route_match;
-pub use retry::compile_retry_policy;
+pub use retry::{compile_hedge_policy, compile_retry_policy};
 
 /// Envoy's limit of a direct response's body, bytes.
 const DIRECT_BODY: u32 = 4096;
@@ -143,6 +143,7 @@ struct HostContext {
     limits: Arc<[Rule]>,
     mirrors: Arc<[MirrorPolicy]>,
     retry: Option<Arc<RetryPolicy>>,
+    hedge: bool,
     buffer_limit: Option<u64>,
     attempt_count_in_request: bool,
     attempt_count_in_response: bool,
@@ -181,7 +182,6 @@ impl TableContext {
         unsupported(matcher.is_some(), &at.field("matcher"), scope);
         unsupported(!virtual_clusters.is_empty(), &at.field("virtual_clusters"), scope);
         unsupported(retry_policy_typed_config.is_some(), &at.field("retry_policy_typed_config"), scope);
-        unsupported(hedge_policy.is_some(), &at.field("hedge_policy"), scope);
         unsupported(!route_specifiers.is_empty(), &at.field("route_specifiers"), scope);
         let overrides = overrides(typed_per_filter_config, &self.overrides, at, scope);
         let overrides = with_cors(cors.as_ref(), overrides, at, scope);
@@ -203,6 +203,9 @@ impl TableContext {
             retry: retry_policy
                 .as_ref()
                 .map(|p| Arc::new(compile_retry_policy(p, &at.field("retry_policy"), scope))),
+            hedge: hedge_policy
+                .as_ref()
+                .is_some_and(|p| compile_hedge_policy(p, &at.field("hedge_policy"), scope)),
             buffer_limit: buffer_limit(
                 *per_request_buffer_limit_bytes,
                 *request_body_buffer_limit,

@@ -218,6 +218,17 @@ fn max_retries_alone_asks_for_nothing() {
 }
 
 #[test]
+fn a_hedge_needs_a_policy_a_complete_request_and_a_retry_that_is_left() {
+    let state = |p: &RetryPolicy| RetryState::new(Some(p), &request(Method::POST, &[]), false);
+    assert_eq!(state(&policy("connect-failure")).hedge(true), RETRY, "any condition will do, as in Envoy");
+    assert_eq!(state(&policy("")).hedge(true), NO);
+    assert_eq!(state(&policy("5xx")).hedge(false), Decision::Stop(Stop::NotReplayable));
+    let mut used = state(&policy("5xx"));
+    used.count(RetryKind::Policy);
+    assert_eq!(used.hedge(true), Decision::Stop(Stop::LimitReached));
+}
+
+#[test]
 fn retriable_request_headers_limit_the_policy() {
     let mut p = policy("5xx");
     p.request_headers = Box::new([HeaderMatch {
@@ -239,6 +250,8 @@ fn retriable_request_headers_limit_the_policy() {
     };
     assert_eq!(decide(Method::GET), RETRY);
     assert_eq!(decide(Method::POST), NO);
+    let hedge = |method| RetryState::new(Some(&p), &request(method, &[]), false).hedge(true);
+    assert_eq!((hedge(Method::GET), hedge(Method::POST)), (RETRY, NO), "a late try may have been processed");
 }
 
 #[test]

@@ -11,8 +11,8 @@ use super::{GRPC_TIMEOUT, Limits, grpc_timeout, non_zero};
 /// Less than this is not worth a changed header.
 const GRAIN: Duration = Duration::from_millis(1);
 
-/// The time of one request, shared by what watches it and what spends it.
-#[derive(Debug)]
+/// The time of one request, shared by what watches it and what spends it. A clone has its own queue: it is for a try beside others.
+#[derive(Debug, Clone)]
 pub struct TimeLeft {
     limits: Limits,
     began: Instant,

@@ -14,6 +14,7 @@ const INTERNAL: Circumstances = Circumstances {
     internal: true,
     respect_expected: false,
     per_try: None,
+    hedge: false,
     listener_stream: None,
     waits: None,
 };
@@ -74,6 +75,30 @@ fn the_route_timeout_and_who_may_change_it() {
     assert_eq!(zero.request, None);
     let junk = policy.limits(&headers(&[(&REQUEST_TIMEOUT, "soon"), (&PER_TRY_TIMEOUT, "-1")]), &INTERNAL);
     assert_eq!((junk.request, junk.per_try), (Some(Duration::from_secs(15)), None));
+}
+
+#[test]
+fn a_hedged_try_has_the_time_of_the_whole_request() {
+    let policy = TimeoutPolicy { request: Some(ms(100)), ..TimeoutPolicy::default() };
+    let with = Circumstances { per_try: Some(ms(30)), ..INTERNAL };
+    let limits = |said: &[_], with: Circumstances| policy.limits(&headers(said), &with);
+    let plain = limits(&[], with);
+    assert_eq!(
+        (plain.try_limit(), plain.hedge_after(), plain.expected(ms(0))),
+        (Some(ms(30)), None, Some(ms(30)))
+    );
+    let hedged = limits(&[], Circumstances { hedge: true, ..with });
+    assert_eq!(
+        (hedged.try_limit(), hedged.hedge_after(), hedged.expected(ms(0))),
+        (None, Some(ms(30)), Some(ms(100)))
+    );
+    let said =
+        |value, hedge| limits(&[(&HEDGE_ON_PER_TRY_TIMEOUT, value)], Circumstances { hedge, ..with }).hedge;
+    assert!(said("true", false) && !said("false", true) && said("perhaps", true) && !said("TRUE", false));
+    let external = Circumstances { internal: false, ..with };
+    assert!(!limits(&[(&HEDGE_ON_PER_TRY_TIMEOUT, "true")], external).hedge);
+    let unlimited = Circumstances { per_try: None, hedge: true, ..with };
+    assert!(!limits(&[], unlimited).hedge, "there is nothing to wait for");
 }
 
 #[test]

@@ -66,12 +66,14 @@ pub enum ClusterCount {
     Retries,
     /// Retries that the retry budget did not allow.
     RetriesDenied,
+    /// Retries that began beside a try that was late.
+    Hedges,
     /// Kept-alive connections that turned out to be closed when they were used again.
     ReuseRaces,
 }
 
 impl ClusterCount {
-    pub(super) const ALL: [Self; 3] = [Self::Retries, Self::RetriesDenied, Self::ReuseRaces];
+    pub(super) const ALL: [Self; 4] = [Self::Retries, Self::RetriesDenied, Self::Hedges, Self::ReuseRaces];
 
     /// Name and help of the metric.
     pub(super) const fn metric(self) -> (&'static str, &'static str) {
@@ -79,6 +81,9 @@ impl ClusterCount {
             Self::Retries => ("remora_upstream_retries_total", "Attempts beyond the first of a request."),
             Self::RetriesDenied => {
                 ("remora_upstream_retries_denied_total", "Retries that the retry budget did not allow.")
+            }
+            Self::Hedges => {
+                ("remora_upstream_hedges_total", "Retries that began beside a try that was late.")
             }
             Self::ReuseRaces => (
                 "remora_upstream_reuse_races_total",

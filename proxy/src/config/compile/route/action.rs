@@ -18,7 +18,7 @@ use remora_xds::pb::envoy::config::route::v3::weighted_cluster::{
 use remora_xds::pb::google::protobuf;
 
 use super::headers::Levels;
-use super::retry::compile_retry_policy;
+use super::retry::{compile_hedge_policy, compile_retry_policy};
 use super::{HostContext, TableContext, non_empty};
 use crate::balance::subset::LbMetadata;
 use crate::config::compile::Scope;
@@ -69,6 +69,10 @@ impl TableContext {
                 ClusterNotFoundResponseCode::InternalServerError => StatusCode::INTERNAL_SERVER_ERROR,
             },
             retry: retry(pb.retry_policy.as_ref(), &timeouts, parents.host, at, scope),
+            hedge: match &pb.hedge_policy {
+                Some(policy) => compile_hedge_policy(policy, &at.field("hedge_policy"), scope),
+                None => parents.host.hedge,
+            },
             timeouts,
             path_rewrite: path_rewrite(pb, at, scope),
             host_rewrite: host_rewrite(pb.host_rewrite_specifier.as_ref(), at, scope),
@@ -263,7 +267,7 @@ fn refuse_unsupported(pb: &pb::RouteAction, at: &At<'_>, scope: &mut Scope<'_>) 
         internal_redirect_policy,
         internal_redirect_action,
         max_internal_redirects,
-        hedge_policy,
+        hedge_policy: _,
         max_stream_duration: _,
         cluster_specifier: _,
         host_rewrite_specifier: _,
@@ -276,7 +280,6 @@ fn refuse_unsupported(pb: &pb::RouteAction, at: &At<'_>, scope: &mut Scope<'_>) 
         ("internal_redirect_policy", internal_redirect_policy.is_some()),
         ("internal_redirect_action", *internal_redirect_action != 0),
         ("max_internal_redirects", max_internal_redirects.is_some()),
-        ("hedge_policy", hedge_policy.is_some()),
     ];
     for (field, set) in set {
         unsupported(set, &at.field(field), scope);

@@ -17,6 +17,17 @@ use crate::config::compile::common::{
 use crate::resilience::backoff::Backoff;
 use crate::resilience::retry::{RateLimitedBackoff, ResetFormat, RetryOn, RetryPolicy};
 
+/// Compiles a `HedgePolicy`: whether another try begins beside one that is late. Envoy has no more of it either, and says nothing.
+pub fn compile_hedge_policy(pb: &pb::HedgePolicy, at: &At<'_>, scope: &mut Scope<'_>) -> bool {
+    let pb::HedgePolicy { initial_requests, additional_request_chance, hedge_on_per_try_timeout } = pb;
+    if initial_requests.as_ref().is_some_and(|n| n.value != 1) {
+        let message = "a request begins with one try (Envoy ignores other numbers)";
+        scope.errors.report(&at.field("initial_requests"), message).fix("remove it, or set 1");
+    }
+    unsupported(additional_request_chance.is_some(), &at.field("additional_request_chance"), scope);
+    *hedge_on_per_try_timeout
+}
+
 /// Compiles a `RetryPolicy`.
 pub fn compile_retry_policy(pb: &pb::RetryPolicy, at: &At<'_>, scope: &mut Scope<'_>) -> RetryPolicy {
     let pb::RetryPolicy {

@@ -219,6 +219,31 @@ fn everything_a_forwarding_route_can_say() {
 }
 
 #[test]
+fn the_hedge_policy_of_a_route_or_else_of_its_virtual_host() {
+    let hedge = |on| Some(pb::HedgePolicy { hedge_on_per_try_timeout: on, ..Default::default() });
+    let with = |policy| pb::RouteAction { hedge_policy: policy, ..to("a") };
+    let mut pb = table(vec![
+        route(prefix("/off"), with(hedge(false))),
+        route(
+            prefix("/one"),
+            with(Some(pb::HedgePolicy {
+                initial_requests: Some(UInt32Value { value: 1 }),
+                ..hedge(true).unwrap()
+            })),
+        ),
+        route(prefix("/"), to("a")),
+    ]);
+    let hedges = |pb: &_| -> Vec<bool> {
+        let table = good(pb);
+        let actions = table.hosts[0].routes.iter().map(|r| &r.action);
+        actions.map(|action| matches!(action, Action::Forward(forward) if forward.hedge)).collect()
+    };
+    assert_eq!(hedges(&pb), [false, true, false]);
+    pb.virtual_hosts[0].hedge_policy = hedge(true);
+    assert_eq!(hedges(&pb), [false, true, true]);
+}
+
+#[test]
 fn redirects_and_direct_answers() {
     let redirect = pb::RedirectAction {
         host_redirect: "b.example".into(),
@@ -376,6 +401,13 @@ fn mistakes_of_actions() {
             }]
         }),
         retry(&|p| p.retry_on = "5xx,sometimes".into()),
+        change(&|a| {
+            a.hedge_policy = Some(pb::HedgePolicy {
+                initial_requests: Some(UInt32Value { value: 2 }),
+                additional_request_chance: Some(Default::default()),
+                ..Default::default()
+            });
+        }),
         retry(&|p| p.per_try_timeout = seconds(16)),
         retry(&|p| p.retriable_status_codes = vec![503, 7]),
         retry(&|p| p.host_selection_retry_max_attempts = -1),
