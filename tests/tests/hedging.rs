@@ -69,7 +69,7 @@ async fn another_endpoint_answers_for_one_that_is_late() {
         assert!(start.elapsed() < 5 * SECOND, "{:?}", start.elapsed());
     }
     let late = slow.requests().len();
-    assert!((1..4).contains(&late), "{late} of 4 went to the slow one first");
+    assert!(late >= 1, "none went to the slow one first");
     for connection in 0..late {
         slow.ended(connection).await;
     }
@@ -165,10 +165,9 @@ async fn what_may_have_been_processed_is_hedged_only_where_the_policy_lets_it_be
 #[tokio::test]
 async fn a_body_that_was_not_kept_is_not_hedged() {
     let upstream = Http1Upstream::scripted(|_, _| Answer::nothing().pause(SECOND / 2).send(ok("own"))).await;
-    let mut route = hedging(json!({}));
-    merge(&mut route, json!({ "per_request_buffer_limit_bytes": 4 }));
-    let proxy = proxy(route, origin(&upstream)).await;
-    assert_eq!(post(&proxy, "hello", "").await.text(), "own");
+    let proxy = proxy(hedging(json!({})), origin(&upstream)).await;
+    let long = "x".repeat(70 << 10);
+    assert_eq!(post(&proxy, &long, "").await.text(), "own");
     assert_eq!((upstream.requests().len(), proxy.count(HEDGES).await), (1, 0));
 }
 
@@ -218,7 +217,10 @@ async fn an_internal_request_may_switch_it_on_and_off() {
     })
     .await;
     let off = json!({ "hedge_policy": { "hedge_on_per_try_timeout": false }, "retry_policy": { "num_retries": 0 } });
-    let proxy = proxy(hedging(off), origin(&upstream)).await;
+    let inside = json!({ "cidr_ranges": [{ "address_prefix": "10.0.0.0", "prefix_len": 8 }] });
+    let listener =
+        Listener::http("ingress").manager(json!({ "internal_address_config": inside })).route(hedging(off));
+    let proxy = Proxy::builder().listener(listener).cluster(origin(&upstream)).start().await;
     let mut client = proxy.http1().await;
     let ask = |hedge: &str| {
         format!(

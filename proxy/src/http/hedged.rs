@@ -64,7 +64,7 @@ pub(super) async fn run(
             Event::Due(coming) => race.begin(ctx, coming.permit, coming.fresh),
             Event::Late => race.hedge(ctx),
             Event::Ended(at, landed) => {
-                if let Some(answer) = race.ended(ctx, at, landed) {
+                if let Some(answer) = race.ended(ctx, at, *landed) {
                     return answer;
                 }
             }
@@ -75,9 +75,11 @@ pub(super) async fn run(
 /// How a try ended: its answer, what is still to be told of it, and the trailers of an answer without a body.
 type Landed = (Result<Response, Failed>, Option<Box<Unsettled>>, Option<HeaderMap>);
 
+type Work<'a> = Pin<Box<dyn Future<Output = Landed> + 'a>>;
+
 /// A try that has no answer yet.
 struct Flight<'a> {
-    work: Pin<Box<dyn Future<Output = Landed> + 'a>>,
+    work: Work<'a>,
     /// It has taken longer than the others wait.
     late: Rc<Cell<bool>>,
     /// The policy was asked for another one beside it.
@@ -102,7 +104,7 @@ enum Event {
     Refused(Reason),
     Due(Coming),
     Late,
-    Ended(usize, Landed),
+    Ended(usize, Box<Landed>),
 }
 
 /// The tries under way, oldest first. All but the newest have a successor.
@@ -120,7 +122,7 @@ impl<'a> Race<'_, 'a> {
     fn poll(&mut self, ctx: &RequestCtx, cx: &mut Context<'_>) -> Poll<Event> {
         for (at, flight) in self.flights.iter_mut().enumerate() {
             if let Poll::Ready(landed) = flight.work.as_mut().poll(cx) {
-                return Poll::Ready(Event::Ended(at, landed));
+                return Poll::Ready(Event::Ended(at, Box::new(landed)));
             }
         }
         if let Some(newest) = self.flights.last_mut()
@@ -145,35 +147,34 @@ impl<'a> Race<'_, 'a> {
         let Tries { action, ref cluster, time, wanted, stand_in, .. } = *self.tries;
         let attempt =
             Attempt { cluster, action, time, fresh, moved: self.moved, stand_in, tried: &self.tried, wanted };
-        let (work, endpoint): (Pin<Box<dyn Future<Output = Landed> + 'a>>, _) =
-            match attempt::begin(ctx, &attempt) {
-                Err(failed) => (Box::pin(ready((Err(failed), None, None))), None),
-                Ok((endpoint, passes)) => {
-                    let key = endpoint.key;
-                    let grpc = ctx.is_grpc();
-                    let parts = Parts {
-                        downstream: Rc::clone(&ctx.downstream),
-                        cluster: Arc::clone(cluster),
-                        endpoint,
-                        passes,
-                        head: ctx.head.clone(),
-                        body: self.source.take(),
-                        interim: ctx.interim.clone(),
-                        progress: Rc::clone(&ctx.progress),
-                        time,
-                        own_time: (!self.flights.is_empty()).then(|| time.clone()),
-                        suppress: ctx.http.suppress_envoy_headers,
-                        priority: action.priority,
-                        fresh,
-                        idle: attempt::idle_limit(action),
-                        patience: Patience::new(self.after),
-                        late: Rc::clone(&late),
-                        grpc,
-                        holds: grpc && self.tries.state.wants_grpc_status(),
-                    };
-                    (Box::pin(parts.fly()), Some(key))
-                }
-            };
+        let (work, endpoint): (Work<'a>, _) = match attempt::begin(ctx, &attempt) {
+            Err(failed) => (Box::pin(ready((Err(failed), None, None))), None),
+            Ok((endpoint, passes)) => {
+                let key = endpoint.key;
+                let grpc = ctx.is_grpc();
+                let parts = Parts {
+                    downstream: Rc::clone(&ctx.downstream),
+                    cluster: Arc::clone(cluster),
+                    endpoint,
+                    passes,
+                    head: ctx.head.clone(),
+                    body: self.source.take(),
+                    interim: ctx.interim.clone(),
+                    progress: Rc::clone(&ctx.progress),
+                    time,
+                    own_time: (!self.flights.is_empty()).then(|| time.clone()),
+                    suppress: ctx.http.suppress_envoy_headers,
+                    priority: action.priority,
+                    fresh,
+                    idle: attempt::idle_limit(action),
+                    patience: Patience::new(self.after),
+                    late: Rc::clone(&late),
+                    grpc,
+                    holds: grpc && self.tries.state.wants_grpc_status(),
+                };
+                (Box::pin(parts.fly()), Some(key))
+            }
+        };
         self.flights.push(Flight { work, late, asked: false, permit, active: None, endpoint });
     }
 

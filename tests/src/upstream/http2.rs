@@ -1,5 +1,6 @@
 //! An HTTP/2 upstream (prior knowledge): records every request, answers by script.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -357,6 +358,12 @@ async fn answer_one(
         }
     } else {
         receive(&mut body, &record, index, None).await;
+        if matches!(&answer, Answer { status: 0, steps, .. } if matches!(steps[..], [Step::Hang])) {
+            // Who gets no answer may give up.
+            let code = poll_fn(|cx| respond.poll_reset(cx)).await.map_or(0, u32::from);
+            record.lock().unwrap().requests[index].reset = Some(code);
+            return;
+        }
         let _send = play(&answer, &mut respond).await;
     }
 }
