@@ -78,16 +78,7 @@ pub async fn forward(
     let mut read = progress.bytes.get();
     let answer = {
         let cluster = Arc::clone(&cluster);
-        let mut tries = Tries {
-            action,
-            cluster,
-            state,
-            time: &time,
-            wanted,
-            stand_in: false,
-            bodiless: true,
-            last_good: None,
-        };
+        let mut tries = Tries::new(action, cluster, state, &time, wanted);
         let mut work = pin!(tries.run(ctx, body));
         poll_fn(|cx| {
             start(&time, !tunnel && progress.done.get(), &mut deadline);

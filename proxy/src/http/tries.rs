@@ -101,6 +101,18 @@ impl Source {
     }
 }
 
+impl<'a> Tries<'a> {
+    pub(super) const fn new(
+        action: &'a RouteAction,
+        cluster: Arc<Cluster>,
+        state: RetryState,
+        time: &'a TimeLeft,
+        wanted: Wanted<'a>,
+    ) -> Self {
+        Self { action, cluster, state, time, wanted, stand_in: false, bodiless: true, last_good: None }
+    }
+}
+
 impl Tries<'_> {
     /// Tries until there is an answer to pass on.
     ///
