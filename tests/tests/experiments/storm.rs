@@ -206,12 +206,9 @@ async fn budgets_stop_a_retry_storm() {
         without.amplification()
     );
     assert!(with.amplification() <= 1.2, "{:.2}", with.amplification());
-    assert!(
-        with.answered() > 2.0 * without.answered(),
-        "{:.2} and {:.2}",
-        with.answered(),
-        without.answered()
-    );
+    // Five of ten workers, of which seven would do.
+    let possible = f64::from(WORKERS / 2) / WORK.as_secs_f64() / f64::from(RATE);
+    assert!(with.answered() > 0.95 * possible, "{:.2} of {possible:.2}", with.answered());
     let recovery = with.recovery().expect("it recovers");
     assert!(recovery < Duration::from_secs(5), "{recovery:?}");
 }
