@@ -106,8 +106,18 @@ async fn the_late_try_may_still_win() {
     go.notify_one();
     assert_eq!(client.response().await.unwrap().text(), "first");
     upstream.ended(1).await;
-    // Nothing of it is left: the budget and the connection are free.
-    assert_eq!(proxy.count(DENIED).await, 0);
+}
+
+/// The hop above would retry it, from a budget of its own.
+#[tokio::test]
+async fn what_the_budget_denied_says_so_when_the_time_is_up() {
+    let upstream = Http1Upstream::scripted(|_, _| Answer::nothing().hang()).await;
+    let mut origin = origin(&upstream);
+    merge(&mut origin, json!({ "circuit_breakers": { "thresholds": [{ "max_retries": 0 }] } }));
+    let proxy = proxy(hedging(json!({ "timeout": "0.5s" })), origin).await;
+    let answer = proxy.http1().await.get("/").await.unwrap();
+    assert_eq!((answer.status, answer.fields.get("x-remora-retries-exhausted")), (504, Some("1")));
+    assert_eq!((upstream.requests().len(), proxy.count(DENIED).await), (1, 1));
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use super::ahead::AheadBody;
 use super::ask::{self, Unread};
 use super::body::Body;
 use super::context::RequestCtx;
-use super::filters::{self, Answering};
+use super::filters::{self, Answering, findings};
 use super::headers;
 use super::response::Response;
 use super::traffic::tell_to_go_on;
@@ -151,6 +151,7 @@ fn apply(ctx: &mut RequestCtx, name: &Arc<str>, changes: Changes) -> Result<bool
     let path = changes.path(&ctx.head.path)?;
     if changes.is_request_changed() {
         ctx.note_stage(name);
+        findings(ctx).rewritten = true;
     }
     changes.apply(&mut ctx.head.headers);
     if let Some(path) = path

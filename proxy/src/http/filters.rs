@@ -60,8 +60,18 @@ pub struct Findings {
     pub verdicts: Vec<Claims>,
     /// Names of the providers whose tokens were verified.
     pub providers: Vec<Arc<str>>,
+    /// An authorizer changed the request: what it took away or added may tell who asks.
+    pub rewritten: bool,
     /// The endpoint of its session.
     pub host: Option<OverrideHost>,
+}
+
+impl Findings {
+    /// Whether filters know who asks, though the request that is forwarded need not say it any more.
+    #[must_use]
+    pub const fn is_personal(&self) -> bool {
+        self.rewritten || !self.providers.is_empty()
+    }
 }
 
 /// What is known of a refusal besides its reason.

@@ -189,10 +189,11 @@ impl<'a> Race<'_, 'a> {
             }
             Decision::Stop(_) => return,
         }
-        let before = ctx.retried;
         let Some(pause) = self.tries.permitted(ctx, None) else {
-            // The late try may still have a good answer.
-            ctx.retried = before;
+            // In vain only if the late try has no good answer.
+            if ctx.retried == Retried::InVain {
+                ctx.retried = Retried::Yes;
+            }
             return;
         };
         ctx.retried = Retried::Yes;

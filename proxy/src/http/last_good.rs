@@ -21,7 +21,7 @@ use crate::resilience::circuit::Circuit;
 use crate::resilience::circuit::last_good::rules::{self, Vary};
 use crate::resilience::circuit::last_good::shelves::Shelf;
 use crate::resilience::circuit::last_good::{Again, Draft};
-use crate::upstream::cluster::Cluster;
+use crate::upstream::cluster::{Cluster, Discovery};
 
 /// A request to a destination whose last good answers are kept.
 #[derive(Debug)]
@@ -48,8 +48,11 @@ impl LastGood {
     fn new(ctx: &RequestCtx, circuit: &Circuit, cluster: &Cluster, bodiless: bool) -> Option<Box<Self>> {
         let head = &ctx.head;
         let plain = ctx.upgrade.is_none() && head.method != Method::CONNECT && !head.is_grpc();
-        // What a body asks for is not in the key.
-        if !plain || (is_read(&head.method) && !bodiless) {
+        // What a body asks for is not in the key, and neither is an endpoint that the client chose.
+        let fits = plain && (bodiless || !is_read(&head.method));
+        let found = matches!(cluster.spec().discovery, Discovery::OriginalDst(_));
+        // A token that was verified is taken away, mostly: the request would look like everybody's.
+        if !fits || found || ctx.policy.as_ref().is_some_and(|findings| findings.is_personal()) {
             return None;
         }
         let shelf = ctx.downstream.worker.last_good.of(circuit)?;

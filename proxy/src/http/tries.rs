@@ -48,6 +48,8 @@ pub(super) struct Tries<'a> {
     pub(super) wanted: Wanted<'a>,
     /// The cluster stands in for the one whose circuit breaker refused.
     pub(super) stand_in: bool,
+    /// The budget of the cluster knows that the request asked for a retry.
+    pub(super) has_asked: bool,
     /// The request had no body.
     pub(super) bodiless: bool,
     /// Where the answer may be kept, or come from.
@@ -109,7 +111,17 @@ impl<'a> Tries<'a> {
         time: &'a TimeLeft,
         wanted: Wanted<'a>,
     ) -> Self {
-        Self { action, cluster, state, time, wanted, stand_in: false, bodiless: true, last_good: None }
+        Self {
+            action,
+            cluster,
+            state,
+            time,
+            wanted,
+            stand_in: false,
+            has_asked: false,
+            bodiless: true,
+            last_good: None,
+        }
     }
 }
 
@@ -120,10 +132,10 @@ impl Tries<'_> {
     /// Why the last try had none.
     pub(super) async fn run(&mut self, ctx: &mut RequestCtx, body: Body) -> Result<Response, Reason> {
         self.bodiless = body.is_end();
-        self.last_good = LastGood::of(ctx, self.action.circuit.as_ref(), &self.cluster, self.bodiless);
-        if let Some(after) = self.time.limits().hedge_after()
-            && ctx.upgrade.is_none()
-        {
+        if self.wanted.subset.is_none() {
+            self.last_good = LastGood::of(ctx, self.action.circuit.as_ref(), &self.cluster, self.bodiless);
+        }
+        if let Some(after) = self.time.limits().hedge_after() {
             return Box::pin(hedged::run(self, ctx, body, after)).await;
         }
         let mut source = Source::new(body, &self.state, self.action.buffer_limit);
@@ -241,6 +253,7 @@ impl Tries<'_> {
         ctx.attempts -= 1;
         self.cluster = other;
         self.stand_in = true;
+        self.has_asked = false;
         self.last_good = LastGood::of(ctx, None, &self.cluster, self.bodiless);
         true
     }
@@ -251,7 +264,7 @@ impl Tries<'_> {
 
     /// Whether the next try is made, why, and after which pause.
     pub(super) fn again(
-        &self,
+        &mut self,
         ctx: &mut RequestCtx,
         outcome: &Result<Response, Failed>,
         trailers: Option<&HeaderMap>,
@@ -293,7 +306,7 @@ impl Tries<'_> {
     }
 
     /// The pause before a retry by policy, when time and budget allow one.
-    pub(super) fn permitted(&self, ctx: &mut RequestCtx, answer: Option<&Response>) -> Option<Duration> {
+    pub(super) fn permitted(&mut self, ctx: &mut RequestCtx, answer: Option<&Response>) -> Option<Duration> {
         let now = Instant::now();
         let head = answer.map(|response| &response.head);
         let n = self.state.retries() + 1;
@@ -305,9 +318,10 @@ impl Tries<'_> {
         if !self.time.allows(delay, now) {
             return None;
         }
+        let is_first = !std::mem::replace(&mut self.has_asked, true);
         // The permit of the try before is free again: it ended.
         ctx.permits[1] = None;
-        ctx.permits[1] = self.cluster.try_retry(self.action.priority, n, now);
+        ctx.permits[1] = self.cluster.try_retry(self.action.priority, is_first, now);
         if ctx.permits[1].is_none() {
             ctx.flags = ctx.flags.with(ResponseFlags::OVERFLOW);
             let metrics = &ctx.downstream.worker.metrics;

@@ -29,12 +29,17 @@ impl Default for BudgetSpec {
     }
 }
 
-/// Takes a permit for one retry, or hedge, the `nth` of its request (from 1): by the budget when `thresholds` has one, else by
-/// `max_retries`. Hold it until the retry has ended. None is counted as an overflow.
-pub fn try_retry<H: Holder>(holder: H, thresholds: &Thresholds, nth: u32, now: Instant) -> Option<Permit<H>> {
+/// Takes a permit for one retry, or hedge: by the budget when `thresholds` has one, else by `max_retries`. `is_first`: the request has not
+/// asked before. Hold it until the retry has ended. None is counted as an overflow.
+pub fn try_retry<H: Holder>(
+    holder: H,
+    thresholds: &Thresholds,
+    is_first: bool,
+    now: Instant,
+) -> Option<Permit<H>> {
     let breaker = holder.breaker();
     let interval = thresholds.retry_budget.as_ref().map_or(Duration::ZERO, |budget| budget.interval);
-    if nth == 1 {
+    if is_first {
         breaker.failing.add(interval, now);
     }
     let limit = retry_limit(breaker, thresholds, now);
@@ -137,11 +142,11 @@ mod tests {
     fn without_a_budget_max_retries_holds() {
         let (breaker, now) = (Breaker::default(), Instant::now());
         let thresholds = Thresholds::default();
-        let held: Vec<_> = (0..3).map(|_| try_retry(&breaker, &thresholds, 1, now).unwrap()).collect();
-        assert!(try_retry(&breaker, &thresholds, 1, now).is_none());
+        let held: Vec<_> = (0..3).map(|_| try_retry(&breaker, &thresholds, true, now).unwrap()).collect();
+        assert!(try_retry(&breaker, &thresholds, true, now).is_none());
         assert_eq!(breaker.overflow(Resource::Retries), 1);
         drop(held);
-        assert!(try_retry(&breaker, &thresholds, 1, now).is_some());
+        assert!(try_retry(&breaker, &thresholds, true, now).is_some());
     }
 
     #[test]
@@ -175,7 +180,7 @@ mod tests {
     fn with_an_interval_retries_count_until_it_is_over() {
         let (breaker, start) = (Breaker::default(), Instant::now());
         let thresholds = budget(20.0, 10, Duration::from_secs(10));
-        let burst = |now| (0..100).filter(|_| try_retry(&breaker, &thresholds, 2, now).is_some()).count();
+        let burst = |now| (0..100).filter(|_| try_retry(&breaker, &thresholds, false, now).is_some()).count();
         assert_eq!(burst(start), 10);
         for _ in 0..100 {
             record_request(&breaker, &thresholds, start);
@@ -199,7 +204,7 @@ mod tests {
             let now = start + Duration::from_millis(ms);
             record_request(&breaker, &thresholds, now);
             if ms % nth == 0 {
-                let more = (1..=2).take_while(|n| try_retry(&breaker, &thresholds, *n, now).is_some());
+                let more = (1..=2).take_while(|n| try_retry(&breaker, &thresholds, *n == 1, now).is_some());
                 retries += u32::try_from(more.count()).unwrap();
             }
         }

@@ -379,15 +379,20 @@ impl Cluster {
         Breaker::try_acquire(self.holder(priority), resource, self.spec.thresholds(priority).limit(resource))
     }
 
-    /// Takes a permit for one retry, the `nth` of its request, by the retry budget or `max_retries`.
+    /// Takes a permit for one retry, by the retry budget or `max_retries`. `is_first`: the request has not asked this cluster before.
     #[must_use]
     pub fn try_retry(
         &self,
         priority: RoutingPriority,
-        nth: u32,
+        is_first: bool,
         now: tokio::time::Instant,
     ) -> Option<ClusterPermit> {
-        crate::resilience::budget::try_retry(self.holder(priority), self.spec.thresholds(priority), nth, now)
+        crate::resilience::budget::try_retry(
+            self.holder(priority),
+            self.spec.thresholds(priority),
+            is_first,
+            now,
+        )
     }
 
     /// Tells the retry budget of a new request. Call it once a request, not for its retries.

@@ -91,12 +91,12 @@ fn retries_follow_the_budget_of_the_snapshot() {
     with_budget.thresholds[0].retry_budget = Some(budget);
     let cluster = Cluster::new(Arc::new(with_budget));
     let now = tokio::time::Instant::now();
-    assert!(cluster.try_retry(RoutingPriority::Default, 1, now).is_none());
+    assert!(cluster.try_retry(RoutingPriority::Default, true, now).is_none());
     let _requests: Vec<_> =
         (0..2).map(|_| cluster.try_acquire(Resource::Requests, RoutingPriority::Default).unwrap()).collect();
-    let retry = cluster.try_retry(RoutingPriority::Default, 1, now);
+    let retry = cluster.try_retry(RoutingPriority::Default, true, now);
     assert!(retry.is_some());
-    assert!(cluster.try_retry(RoutingPriority::Default, 1, now).is_none());
+    assert!(cluster.try_retry(RoutingPriority::Default, true, now).is_none());
     assert_eq!(cluster.state().breaker(RoutingPriority::Default).overflow(Resource::Retries), 2);
 }
 

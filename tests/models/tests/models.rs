@@ -56,7 +56,7 @@ fn the_retry_budget_is_exact() {
         let work = {
             let (breaker, held) = (breaker.clone(), held.clone());
             move || {
-                if let Some(permit) = budget::try_retry(Shared(breaker.clone()), &thresholds, 1, now) {
+                if let Some(permit) = budget::try_retry(Shared(breaker.clone()), &thresholds, true, now) {
                     assert_eq!(held.fetch_add(1, Ordering::SeqCst), 0, "two retry where one may");
                     held.fetch_sub(1, Ordering::SeqCst);
                     drop(permit);

@@ -92,6 +92,36 @@ async fn get_and_head_have_the_last_good_answer_and_others_are_refused() {
     .await;
 }
 
+/// A token that was verified here does not go on: the request looks like everybody's.
+#[tokio::test]
+async fn what_was_answered_to_a_token_is_not_kept() {
+    let origin = particular().await;
+    let keys =
+        r#"{"keys":[{"kty":"oct","kid":"one","alg":"HS256","k":"dGVzdCBzZWNyZXQsIGluIG5vIHdheSBzZWNyZXQ"}]}"#;
+    // Issuer `test`, until 2100.
+    let token = "eyJhbGciOiAiSFMyNTYiLCAia2lkIjogIm9uZSJ9.eyJpc3MiOiAidGVzdCIsICJleHAiOiA0MTAyNDQ0ODAwfQ.a-PLEr4uR7IIfu-vMnd2Do-0XfVEAQNfKdsYYGzc9WU";
+    let filters = json!({ "http_filters": [
+        { "name": "envoy.filters.http.jwt_authn", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication",
+            "providers": { "test": { "issuer": "test", "local_jwks": { "inline_string": keys } } },
+            "rules": [{ "match": { "prefix": "/me" }, "requires": { "provider_name": "test" } }],
+        } },
+        { "name": "envoy.filters.http.router",
+          "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" } },
+    ] });
+    let listener = Listener::http("ingress").manager(filters).route(to_cluster("/", "origin"));
+    let cluster = kept(&origin, last_good(json!({}), json!({})));
+    let proxy = Proxy::builder().listener(listener).cluster(cluster).start().await;
+    let mut client = proxy.http1().await;
+    let token = format!("Authorization: Bearer {token}\r\n");
+    assert_eq!(ask(&mut client, "GET /me", &token).await.text(), "body");
+    assert!(!origin.requests()[0].fields().has("authorization"));
+    assert_eq!(ask(&mut client, "GET /all", "").await.text(), "body");
+    set(&proxy, "FORCED_OPEN").await;
+    assert!(refused(&ask(&mut client, "GET /me", &token).await));
+    assert_eq!(ask(&mut client, "GET /all", "").await.text(), "body");
+}
+
 #[tokio::test]
 async fn http2_has_it_too() {
     let origin = Moody::named("origin").await;
