@@ -98,6 +98,8 @@ async fn u11_a_slow_reader_slows_the_client_and_fills_no_memory() {
 /// Many idle connections, some active ones. As many as the limit on files of most machines allows; the rest is multiplication.
 #[tokio::test]
 async fn d7_idle_connections_are_cheap() {
+    // The clients are in this process: more of them than the usual 1,024 files.
+    remora_proxy::limits::raise_open_files();
     let well = origin(ms(0)).await;
     let proxy = before(&[well.address()]).await;
     let address = proxy.address("ingress");
