@@ -163,12 +163,13 @@ async fn connect(
     let mut tried = Vec::new();
     let mut last = Reason::NoHealthyUpstream;
     for _ in 0..spec.max_connect_attempts.max(1) {
-        let endpoint = pick(downstream, spec, cluster, &tried)?;
+        let now = Instant::now();
+        let endpoint = pick(downstream, spec, cluster, &tried, now)?;
         tried.push(endpoint.key);
         let active = endpoint.begin();
         let over = Cell::new(None);
-        let passes = [None, pass(cluster)?];
-        let watch = Watch::begin(cluster, &endpoint, &over, passes);
+        let passes = [None, pass(cluster, now)?];
+        let watch = Watch::begin(cluster, &endpoint, &over, passes, now);
         let connected = transport::connect(cluster, &endpoint, Alpn::None).await;
         if let Some(watch) = watch {
             let failed = connected.as_ref().err();
@@ -185,8 +186,8 @@ async fn connect(
 }
 
 /// What the cluster's circuit breaker says.
-fn pass(cluster: &Cluster) -> Result<Option<Pass>, Reason> {
-    let asked = cluster.spec().circuit.as_ref().map(|circuit| circuit.try_acquire(Instant::now()));
+fn pass(cluster: &Cluster, now: Instant) -> Result<Option<Pass>, Reason> {
+    let asked = cluster.spec().circuit.as_ref().map(|circuit| circuit.try_acquire(now));
     asked.transpose().map_err(|_| Reason::CircuitOpen)
 }
 
@@ -195,6 +196,7 @@ fn pick(
     spec: &TcpSpec,
     cluster: &Arc<Cluster>,
     tried: &[crate::upstream::endpoint::EndpointKey],
+    now: Instant,
 ) -> Result<Arc<Endpoint>, Reason> {
     if let Discovery::OriginalDst(original) = &cluster.spec().discovery {
         let address =
@@ -207,7 +209,7 @@ fn pick(
         subset: spec.subset.as_deref(),
         ..LbContext::default()
     };
-    downstream.worker.pick(cluster, context).ok_or(Reason::NoHealthyUpstream)
+    downstream.worker.pick(cluster, context, now).ok_or(Reason::NoHealthyUpstream)
 }
 
 struct Finished<'a> {

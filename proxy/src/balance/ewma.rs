@@ -70,7 +70,7 @@ const FAILURE: f32 = 4.0;
 
 #[expect(clippy::cast_precision_loss, reason = "seven digits are enough")]
 fn micros(time: Duration) -> f32 {
-    (time.as_micros() as f32).max(1.0)
+    (time.as_secs() as f32).mul_add(1e6, time.subsec_micros() as f32).max(1.0)
 }
 
 /// What an endpoint's attempts took. One word: the average in microseconds (the bits of an `f32`, negative while it has only failed)

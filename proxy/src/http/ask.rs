@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, Method, StatusCode};
+use tokio::time::Instant;
 
 use super::attempt::Exchange;
 use super::body::Body;
@@ -68,8 +69,9 @@ pub async fn exchange(
     let _permit = permit.ok_or_else(|| nothing(Reason::UpstreamOverflow))?;
     let mut fresh = false;
     loop {
-        let endpoint =
-            worker.pick(cluster, LbContext::default()).ok_or_else(|| nothing(Reason::NoHealthyUpstream))?;
+        let endpoint = worker
+            .pick(cluster, LbContext::default(), Instant::now())
+            .ok_or_else(|| nothing(Reason::NoHealthyUpstream))?;
         let _active = endpoint.begin();
         let exchange = Exchange {
             worker,

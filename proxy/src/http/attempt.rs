@@ -40,6 +40,8 @@ const MAX_ANSWER_HEAD: usize = 80 * 1024;
 /// What an attempt needs to know.
 #[derive(Debug)]
 pub struct Attempt<'a> {
+    /// When it begins.
+    pub now: Instant,
     /// Where to.
     pub cluster: &'a Arc<Cluster>,
     /// The route.
@@ -74,7 +76,7 @@ pub struct Wanted<'a> {
 pub async fn run(ctx: &mut RequestCtx, attempt: &Attempt<'_>, body: Body) -> Result<Response, Failed> {
     let (endpoint, passes) = begin(ctx, attempt)?;
     let progress = Rc::clone(&ctx.progress);
-    let watch = Watch::begin(attempt.cluster, &endpoint, &progress.over, passes);
+    let watch = Watch::begin(attempt.cluster, &endpoint, &progress.over, passes, attempt.now);
     let answer = {
         let send = pin!(send(ctx, attempt, &endpoint, body));
         limited(ctx, attempt, send).await
@@ -145,7 +147,7 @@ fn pass(ctx: &mut RequestCtx, attempt: &Attempt<'_>) -> Result<Passes, Failed> {
     let circuits = [of_route, attempt.cluster.spec().circuit.as_ref()];
     for (pass, circuit) in passes.iter_mut().zip(circuits) {
         let Some(circuit) = circuit else { continue };
-        match circuit.try_acquire(Instant::now()) {
+        match circuit.try_acquire(attempt.now) {
             Ok(passed) => *pass = Some(passed),
             Err(refusal) => {
                 ctx.circuit = Some(Box::new(refusal));
@@ -231,7 +233,8 @@ fn pick(ctx: &RequestCtx, attempt: &Attempt<'_>) -> Result<Arc<Endpoint>, Failed
     let Wanted { hash, subset } = attempt.wanted;
     let host = ctx.policy.as_ref().and_then(|policy| policy.host).filter(|_| !attempt.moved);
     let context = LbContext { exclude: attempt.tried, hash, subset, host, ..LbContext::default() };
-    ctx.downstream.worker.pick(attempt.cluster, context).ok_or_else(|| nothing(Reason::NoHealthyUpstream))
+    let picked = ctx.downstream.worker.pick(attempt.cluster, context, attempt.now);
+    picked.ok_or_else(|| nothing(Reason::NoHealthyUpstream))
 }
 
 async fn send(

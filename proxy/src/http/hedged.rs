@@ -142,11 +142,21 @@ impl<'a> Race<'_, 'a> {
         if let Some(newest) = self.flights.last_mut() {
             newest.active = ctx.active.take();
         }
-        self.tries.announce(ctx);
+        let now = Instant::now();
+        self.tries.announce(ctx, now);
         let late = Rc::new(Cell::new(false));
         let Tries { action, ref cluster, time, wanted, stand_in, .. } = *self.tries;
-        let attempt =
-            Attempt { cluster, action, time, fresh, moved: self.moved, stand_in, tried: &self.tried, wanted };
+        let attempt = Attempt {
+            now,
+            cluster,
+            action,
+            time,
+            fresh,
+            moved: self.moved,
+            stand_in,
+            tried: &self.tried,
+            wanted,
+        };
         let (work, endpoint): (Work<'a>, _) = match attempt::begin(ctx, &attempt) {
             Err(failed) => (Box::pin(ready((Err(failed), None, None))), None),
             Ok((endpoint, passes)) => {
@@ -335,7 +345,7 @@ impl Parts<'_> {
     async fn fly(self) -> Landed {
         let Self { downstream, cluster, endpoint, passes, head, body, interim, progress, .. } = self;
         let (time, late) = (self.own_time.as_ref().unwrap_or(self.time), self.late);
-        let mut watch = Watch::begin(&cluster, &endpoint, &progress.over, passes);
+        let mut watch = Watch::begin(&cluster, &endpoint, &progress.over, passes, Instant::now());
         let exchange = Exchange {
             worker: &downstream.worker,
             cluster: &cluster,

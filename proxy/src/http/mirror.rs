@@ -16,6 +16,7 @@ use http::uri::Authority;
 use http::{HeaderMap, HeaderName};
 use http_body::Frame;
 use smallvec::SmallVec;
+use tokio::time::Instant;
 
 use super::attempt::Exchange;
 use super::body::Body;
@@ -108,7 +109,9 @@ struct Mirror {
 impl Mirror {
     async fn run(self, priority: crate::route::action::Priority, body: Body) {
         let Some(_permit) = self.cluster.try_acquire(Resource::Requests, priority) else { return };
-        let Some(endpoint) = self.worker.pick(&self.cluster, LbContext::default()) else { return };
+        let Some(endpoint) = self.worker.pick(&self.cluster, LbContext::default(), Instant::now()) else {
+            return;
+        };
         let _active = endpoint.begin();
         let exchange = Exchange {
             worker: &self.worker,

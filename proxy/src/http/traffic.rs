@@ -221,16 +221,16 @@ pub fn local_limit(
     let downstream = Rc::clone(&ctx.downstream);
     let now = Instant::now();
     let outcome = if filter.per_connection {
-        downstream.own_limits(&filter.limits, now).take(&descriptors, filter.always_default, now)
+        downstream.own_limits(&filter.limits, now).take(&descriptors, &filter.take, now)
     } else {
-        filter.limits.take(&descriptors, filter.always_default, now)
+        filter.limits.take(&descriptors, &filter.take, now)
     };
     let enforced = outcome.allowed || filter.enforced.contains(draw(ctx));
     let LocalLimit { stat_prefix, id, .. } = &**filter;
     let verdict = Verdict { allowed: outcome.allowed, policy: Some(name), stat_prefix, id: *id };
     let decision = if enforced { Decision::enforced(outcome.allowed) } else { Decision::ShadowDenied };
     downstream.worker.metrics.decided(&downstream, &verdict, decision);
-    if let Some(shown) = outcome.shown.filter(|_| filter.show) {
+    if let Some(shown) = outcome.shown {
         ctx.answering.push(Answering::Limit(shown));
     }
     if outcome.allowed {

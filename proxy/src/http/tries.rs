@@ -142,9 +142,11 @@ impl Tries<'_> {
         let mut tried: SmallVec<[EndpointKey; 4]> = SmallVec::new();
         let (mut fresh, mut moved) = (false, false);
         loop {
-            self.announce(ctx);
+            let now = Instant::now();
+            self.announce(ctx, now);
             let Self { action, ref cluster, time, wanted, stand_in, .. } = *self;
-            let attempt = Attempt { cluster, action, time, fresh, moved, stand_in, tried: &tried, wanted };
+            let attempt =
+                Attempt { now, cluster, action, time, fresh, moved, stand_in, tried: &tried, wanted };
             let mut outcome = attempt::run(ctx, &attempt, source.take()).await;
             let replayable = source.is_replayable();
             if let Err(Failed { reason: Reason::CircuitOpen, .. }) = outcome {
@@ -199,13 +201,13 @@ impl Tries<'_> {
         }
     }
 
-    /// Another try begins: says so in the request.
-    pub(super) fn announce(&self, ctx: &mut RequestCtx) {
+    /// Another try begins at `now`: says so in the request.
+    pub(super) fn announce(&self, ctx: &mut RequestCtx, now: Instant) {
         ctx.attempts += 1;
         if self.action.attempt_count_in_request {
             ctx.head.headers.insert(ATTEMPT_COUNT.clone(), HeaderValue::from(ctx.attempts));
         }
-        self.time.announce(&mut ctx.head.headers, Instant::now(), ctx.http.suppress_envoy_headers);
+        self.time.announce(&mut ctx.head.headers, now, ctx.http.suppress_envoy_headers);
     }
 
     /// Says in the request whether the next try is made because of a timeout, where the route wants that.

@@ -244,12 +244,26 @@ impl RetryState {
         head: &ResponseHead,
         trailers: Option<&HeaderMap>,
     ) -> Option<RetryKind> {
-        if self.on.is_empty() || self.unprocessed_only || head.headers.contains_key(&RETRIES_EXHAUSTED) {
+        if self.on.is_empty() || self.unprocessed_only {
             return None;
         }
-        if head.headers.contains_key(&RATE_LIMITED) {
-            return self.on.any(RetryOn::RATE_LIMITED).then_some(RetryKind::Policy);
-        }
+        // Most answers are good: what they say about retries is looked up only where one would follow.
+        let rate_limited = || head.headers.contains_key(&RATE_LIMITED);
+        let again = if self.on.any(RetryOn::RATE_LIMITED) && rate_limited() {
+            true
+        } else {
+            self.is_hit(policy, head, trailers) && !rate_limited()
+        };
+        (again && !head.headers.contains_key(&RETRIES_EXHAUSTED)).then_some(RetryKind::Policy)
+    }
+
+    /// Whether the answer is one that the conditions name.
+    fn is_hit(
+        &self,
+        policy: Option<&RetryPolicy>,
+        head: &ResponseHead,
+        trailers: Option<&HeaderMap>,
+    ) -> bool {
         let status = head.status;
         let gateway = matches!(status.as_u16(), 502..=504);
         let listed =
@@ -259,13 +273,12 @@ impl RetryState {
                 || policy.is_some_and(|p| p.headers.iter().any(|m| m.is_match(head)))
         };
         let grpc = || grpc_status(&head.headers).or_else(|| grpc_status(trailers?));
-        let hit = (self.on.any(RetryOn::SERVER_ERROR) && status.is_server_error())
+        (self.on.any(RetryOn::SERVER_ERROR) && status.is_server_error())
             || (self.on.any(RetryOn::GATEWAY_ERROR) && gateway)
             || (self.on.any(RetryOn::RETRIABLE_4XX) && status == StatusCode::CONFLICT)
             || (self.on.any(RetryOn::STATUS_CODES) && listed())
             || (self.on.any(RetryOn::HEADERS) && header())
-            || (self.on.any(RetryOn::GRPC) && grpc().is_some_and(|code| self.on.any(RetryOn::grpc(code))));
-        hit.then_some(RetryKind::Policy)
+            || (self.on.any(RetryOn::GRPC) && grpc().is_some_and(|code| self.on.any(RetryOn::grpc(code))))
     }
 
     fn on_failure(&self, reason: Reason, progress: Progress) -> Option<RetryKind> {

@@ -175,17 +175,25 @@ pub struct Watch<'a> {
 }
 
 impl<'a> Watch<'a> {
-    /// Begins now. None: nobody wants to know. `over` says at the time of a drop which time limit ended the request, if one did.
+    /// Began at `began`. None: nobody wants to know. `over` says at the time of a drop which time limit ended the request, if one did.
     #[must_use]
     pub fn begin(
         cluster: &'a Arc<Cluster>,
         endpoint: &'a Arc<Endpoint>,
         over: &'a Cell<Option<Reason>>,
         passes: Passes,
+        began: Instant,
     ) -> Option<Self> {
         let watched = cluster.is_watched() || passes.iter().any(Option::is_some);
-        let began = watched.then(Instant::now)?;
-        Some(Self { cluster, endpoint, over, began, waited: Duration::ZERO, told: false, passes })
+        watched.then_some(Self {
+            cluster,
+            endpoint,
+            over,
+            began,
+            waited: Duration::ZERO,
+            told: false,
+            passes,
+        })
     }
 
     /// It waited this long for its connection.

@@ -153,11 +153,16 @@ impl Worker {
         (self.id as u64) << 48 | n
     }
 
-    /// Picks an endpoint of `cluster`. The time of the pick is filled in for policies that need it.
+    /// Picks an endpoint of `cluster` at `now`.
     #[must_use]
-    pub fn pick(&self, cluster: &Arc<Cluster>, mut context: LbContext<'_>) -> Option<Arc<Endpoint>> {
+    pub fn pick(
+        &self,
+        cluster: &Arc<Cluster>,
+        mut context: LbContext<'_>,
+        now: Instant,
+    ) -> Option<Arc<Endpoint>> {
         if cluster.spec().lb.is_timed() {
-            context.now = Tick::at(Instant::now());
+            context.now = Tick::at(now);
         }
         let mut cursors = self.cursors.borrow_mut();
         let rng = &mut *self.rng.borrow_mut();

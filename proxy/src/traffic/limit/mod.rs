@@ -39,14 +39,12 @@ pub struct LocalLimit {
     pub rules: Box<[Rule]>,
     /// `vh_rate_limits`.
     pub host_rules: HostRules,
-    /// `always_consume_default_token_bucket`, default true.
-    pub always_default: bool,
+    /// How tokens are taken, and what of it is shown.
+    pub take: Take,
     /// How a request is refused.
     pub refusal: Refusal,
     /// `request_headers_to_add_when_not_enforced`.
     pub request_headers: HeaderMutations,
-    /// `enable_x_ratelimit_headers`.
-    pub show: bool,
     /// `stat_prefix`.
     pub stat_prefix: Arc<str>,
     /// The number under which decisions are counted.
@@ -129,6 +127,15 @@ struct Dynamic {
     recent: Mutex<Recent>,
 }
 
+/// How tokens are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Take {
+    /// `always_consume_default_token_bucket`, default true.
+    pub always_default: bool,
+    /// `enable_x_ratelimit_headers`: the answer says what the bucket holds.
+    pub show: bool,
+}
+
 /// What the buckets say of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outcome {
@@ -208,18 +215,18 @@ impl Limits {
     }
 
     /// Takes tokens of every bucket that a request belongs to, the slowest first. A bucket behind the one that refuses loses none.
-    pub fn take(&self, descriptors: &[Descriptor], always_default: bool, now: Instant) -> Outcome {
+    pub fn take(&self, descriptors: &[Descriptor], settings: &Take, now: Instant) -> Outcome {
         let found = descriptors.iter().filter_map(|one| Some((self.find(one, now)?, one.hits)));
         let mut found: Vec<_> = found.collect();
         found.sort_by(|(a, _), (b, _)| a.spec().rate().total_cmp(&b.spec().rate()));
-        let shown = |bucket: &Bucket| Some(Shown::of(bucket, now));
+        let shown = |bucket: &Bucket| settings.show.then(|| Shown::of(bucket, now));
         for (bucket, hits) in &found {
             if !bucket.take(*hits, now) {
                 return Outcome { allowed: false, shown: shown(bucket) };
             }
         }
         let first = found.first().map(|(bucket, _)| &**bucket);
-        if let Some(default) = self.default.as_ref().filter(|_| found.is_empty() || always_default) {
+        if let Some(default) = self.default.as_ref().filter(|_| found.is_empty() || settings.always_default) {
             if !default.take(1, now) {
                 return Outcome { allowed: false, shown: shown(default) };
             }
@@ -255,6 +262,7 @@ mod tests {
     use std::time::Duration;
 
     const SLOW: BucketSpec = BucketSpec { max: 1, per_fill: 1, interval: Duration::from_secs(60) };
+    const ALL: Take = Take { always_default: true, show: true };
     const FAST: BucketSpec = BucketSpec { max: 3, per_fill: 3, interval: Duration::from_secs(60) };
 
     fn limits(
@@ -275,7 +283,7 @@ mod tests {
     fn each_client_has_its_bucket_and_the_least_recent_one_goes() {
         let now = Instant::now();
         let limits = limits(None, &[(&[("client", "")], SLOW)], now);
-        let take = |client: &str| limits.take(&[asked(&[("client", client)])], true, now).allowed;
+        let take = |client: &str| limits.take(&[asked(&[("client", client)])], &ALL, now).allowed;
         assert!(take("a") && take("b"));
         assert!(!take("a") && !take("b"));
         assert!(take("c"), "a goes");
@@ -288,27 +296,38 @@ mod tests {
         let now = Instant::now();
         let limits = limits(Some(FAST), &[(&[("k", "slow")], SLOW), (&[("k", "fast")], FAST)], now);
         let both = [asked(&[("k", "fast")]), asked(&[("k", "slow")])];
-        let first = limits.take(&both, true, now);
+        let first = limits.take(&both, &ALL, now);
         assert_eq!(
             first,
             Outcome { allowed: true, shown: Some(Shown { limit: 1, remaining: 0, reset: 60 }) }
         );
-        assert!(!limits.take(&both, true, now).allowed);
+        assert!(!limits.take(&both, &ALL, now).allowed);
         let fast = [asked(&[("k", "fast")])];
-        assert!(limits.take(&fast, true, now).allowed && limits.take(&fast, true, now).allowed);
-        assert!(!limits.take(&fast, true, now).allowed, "three in all: the one that slow refused took none");
-        assert!(!limits.take(&[], true, now).allowed, "and three of the default");
+        assert!(limits.take(&fast, &ALL, now).allowed && limits.take(&fast, &ALL, now).allowed);
+        assert!(!limits.take(&fast, &ALL, now).allowed, "three in all: the one that slow refused took none");
+        assert!(!limits.take(&[], &ALL, now).allowed, "and three of the default");
+    }
+
+    #[test]
+    fn what_nobody_shows_is_not_worked_out() {
+        let now = Instant::now();
+        let limits = limits(Some(SLOW), &[], now);
+        let quiet = Take { show: false, ..ALL };
+        for allowed in [true, false] {
+            assert_eq!(limits.take(&[], &quiet, now), Outcome { allowed, shown: None });
+        }
     }
 
     #[test]
     fn the_default_is_left_alone_when_told_so() {
         let now = Instant::now();
         let limits = limits(Some(SLOW), &[(&[("k", "v")], FAST)], now);
+        let own = Take { always_default: false, ..ALL };
         for _ in 0..3 {
-            assert!(limits.take(&[asked(&[("k", "v")])], false, now).allowed);
+            assert!(limits.take(&[asked(&[("k", "v")])], &own, now).allowed);
         }
-        assert!(limits.take(&[asked(&[("k", "other")])], false, now).allowed, "no bucket of its own");
-        assert!(!limits.take(&[], false, now).allowed);
+        assert!(limits.take(&[asked(&[("k", "other")])], &own, now).allowed, "no bucket of its own");
+        assert!(!limits.take(&[], &own, now).allowed);
     }
 
     #[test]

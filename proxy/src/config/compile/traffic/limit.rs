@@ -26,7 +26,7 @@ use crate::config::compile::route::{additions, query_match};
 use crate::route::matcher::Fraction;
 use crate::traffic::limit::bucket::{BucketSpec, MAX_FILL};
 use crate::traffic::limit::descriptor::{Action, Rule};
-use crate::traffic::limit::{HostRules, LimitsSpec, LocalLimit, Refusal};
+use crate::traffic::limit::{HostRules, LimitsSpec, LocalLimit, Refusal, Take};
 
 /// Envoy's shortest `fill_interval` here.
 const SHORTEST_FILL: Duration = Duration::from_millis(50);
@@ -87,7 +87,10 @@ pub(super) fn local(
             VhRateLimitsOptions::Include => HostRules::Always,
             VhRateLimitsOptions::Ignore => HostRules::Never,
         },
-        always_default: boolean(always_consume_default_token_bucket.as_ref(), true),
+        take: Take {
+            always_default: boolean(always_consume_default_token_bucket.as_ref(), true),
+            show: show == XRateLimitHeadersRfcVersion::DraftVersion03,
+        },
         refusal: Refusal {
             status: refusal_status(
                 status.as_ref(),
@@ -103,7 +106,6 @@ pub(super) fn local(
             &at.field("request_headers_to_add_when_not_enforced"),
             scope,
         ),
-        show: show == XRateLimitHeadersRfcVersion::DraftVersion03,
         stat_prefix: stat_prefix.as_str().into(),
         id: scope.names.policies.intern(&format!("{stat_prefix}\n{name}")),
     };
