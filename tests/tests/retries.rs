@@ -334,6 +334,27 @@ async fn a_budget_with_an_interval_bounds_retries_of_an_outage() {
     assert!(denied >= 80, "{denied}");
 }
 
+/// Half of the requests that asked for no retry: one that asks twice is one that asked.
+#[tokio::test]
+async fn a_request_counts_once_in_the_budget_however_often_it_asks() {
+    let upstream = Http1Upstream::scripted(|request, n| match (request.target(), n) {
+        ("/well", _) | (_, 6..) => Answer::ok("well"),
+        _ => unavailable(),
+    })
+    .await;
+    let mut origin = cluster("origin", &[upstream.address()]);
+    let budget =
+        json!({ "budget_percent": { "value": 50 }, "min_retry_concurrency": 1, "budget_interval": "60s" });
+    merge(&mut origin, json!({ "circuit_breakers": { "thresholds": [{ "retry_budget": budget }] } }));
+    let listener = Listener::http("ingress").route(retrying(json!({ "retry_on": "5xx", "num_retries": 2 })));
+    let proxy = Proxy::builder().listener(listener).cluster(origin).start().await;
+    let mut client = proxy.http1().await;
+    for path in ["/well", "/well", "/well", "/well", "/bad"] {
+        assert_eq!(client.get(path).await.unwrap().text(), "well");
+    }
+    assert_eq!(upstream.requests().len(), 7);
+}
+
 #[tokio::test]
 async fn http2_upstreams_that_refuse_streams_are_asked_again_whatever_the_method() {
     let upstream = Http2Upstream::scripted(|_, n| match n {

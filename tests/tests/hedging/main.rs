@@ -1,6 +1,8 @@
 //! Hedged requests: a try that is late is not given up, another one begins beside it, and the first good answer counts.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod kinds;
+
 use std::sync::Arc;
 use std::time::Duration;
 
