@@ -84,6 +84,8 @@ struct Flight<'a> {
     late: Rc<Cell<bool>>,
     /// The policy was asked for another one beside it.
     asked: bool,
+    /// Another one begins beside it, or began. It gets no other, whatever became of that.
+    followed: bool,
     /// Its place in the retry budget.
     #[expect(dead_code, reason = "held until the head of its answer is decided")]
     permit: Option<ClusterPermit>,
@@ -107,7 +109,7 @@ enum Event {
     Ended(usize, Box<Landed>),
 }
 
-/// The tries under way, oldest first. All but the newest have a successor.
+/// The tries under way, oldest first.
 struct Race<'r, 'a> {
     tries: &'r mut Tries<'a>,
     source: Source,
@@ -185,7 +187,7 @@ impl<'a> Race<'_, 'a> {
                 (Box::pin(parts.fly()), Some(key))
             }
         };
-        self.flights.push(Flight { work, late, asked: false, permit, active: None, endpoint });
+        self.flights.push(Flight { work, late, asked: false, followed: false, permit, active: None, endpoint });
     }
 
     /// The newest try is late: another one beside it, if policy, budget and time allow.
@@ -210,7 +212,11 @@ impl<'a> Race<'_, 'a> {
         let metrics = &ctx.downstream.worker.metrics;
         metrics.cluster(ctx.cluster_id, &self.tries.cluster, ClusterCount::Hedges);
         self.tries.announce_retry(ctx, true);
-        let endpoint = self.flights.last().and_then(|flight| flight.endpoint);
+        let newest = self.flights.last_mut();
+        let endpoint = newest.and_then(|flight| {
+            flight.followed = true;
+            flight.endpoint
+        });
         self.follow(RetryKind::Policy, endpoint, false);
         self.schedule(ctx, pause, false);
     }
@@ -236,10 +242,9 @@ impl<'a> Race<'_, 'a> {
         at: usize,
         (mut outcome, unsettled, trailers): Landed,
     ) -> Option<Result<Response, Reason>> {
-        let followed = at + 1 < self.flights.len() || self.coming.is_some();
         let newest = at + 1 == self.flights.len();
         // Its permit is free again: whether another one is taken is decided below.
-        let Flight { endpoint, active, .. } = self.flights.remove(at);
+        let Flight { endpoint, active, followed, .. } = self.flights.remove(at);
         let others = !self.flights.is_empty() || self.coming.is_some();
         let replayable = self.source.is_replayable();
         let refused = matches!(outcome, Err(Failed { reason: Reason::CircuitOpen, .. }));

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod kinds;
+mod races;
 
 use std::sync::Arc;
 use std::time::Duration;
