@@ -21,7 +21,7 @@ use super::context::{RequestCtx, Retried};
 use super::downstream::Downstream;
 use super::h1::client::Failed;
 use super::head::RequestHead;
-use super::interim::InterimSink;
+use super::interim::{Held, InterimSink};
 use super::recheck::poll_refused;
 use super::response::Response;
 use super::tries::{Source, StandIn, Tries, is_stale, is_timeout, status_is_to_come, status_of};
@@ -53,6 +53,8 @@ pub(super) async fn run(
         source,
         after,
         flights: SmallVec::new(),
+        under_way: Rc::default(),
+        won: None,
         coming: None,
         tried: SmallVec::new(),
         moved: false,
@@ -65,6 +67,9 @@ pub(super) async fn run(
             Event::Late => race.hedge(ctx),
             Event::Ended(at, landed) => {
                 if let Some(answer) = race.ended(ctx, at, *landed) {
+                    if let Some(interim) = race.won {
+                        interim.pass_on().await;
+                    }
                     return answer;
                 }
             }
@@ -82,6 +87,8 @@ struct Flight<'a> {
     work: Work<'a>,
     /// It has taken longer than the others wait.
     late: Rc<Cell<bool>>,
+    /// What it has said that is no answer.
+    interim: Rc<Held>,
     /// The policy was asked for another one beside it.
     asked: bool,
     /// Another one begins beside it, or began. It gets no other, whatever became of that.
@@ -115,6 +122,10 @@ struct Race<'r, 'a> {
     source: Source,
     after: Duration,
     flights: SmallVec<[Flight<'a>; 2]>,
+    /// How many they are.
+    under_way: Rc<Cell<usize>>,
+    /// What the try that has the answer said before.
+    won: Option<Rc<Held>>,
     coming: Option<Coming>,
     tried: SmallVec<[EndpointKey; 4]>,
     moved: bool,
@@ -147,6 +158,7 @@ impl<'a> Race<'_, 'a> {
         let now = Instant::now();
         self.tries.announce(ctx, now);
         let late = Rc::new(Cell::new(false));
+        let interim = Held::new(&ctx.interim, &self.under_way);
         let Tries { action, ref cluster, time, wanted, stand_in, .. } = *self.tries;
         let attempt = Attempt {
             now,
@@ -171,7 +183,7 @@ impl<'a> Race<'_, 'a> {
                     passes,
                     head: ctx.head.clone(),
                     body: self.source.take(),
-                    interim: ctx.interim.clone(),
+                    interim: InterimSink::Held(Rc::clone(&interim)),
                     progress: Rc::clone(&ctx.progress),
                     time,
                     own_time: (!self.flights.is_empty()).then(|| time.clone()),
@@ -187,7 +199,10 @@ impl<'a> Race<'_, 'a> {
                 (Box::pin(parts.fly()), Some(key))
             }
         };
-        self.flights.push(Flight { work, late, asked: false, followed: false, permit, active: None, endpoint });
+        let flight =
+            Flight { work, late, interim, asked: false, followed: false, permit, active: None, endpoint };
+        self.flights.push(flight);
+        self.under_way.set(self.flights.len());
     }
 
     /// The newest try is late: another one beside it, if policy, budget and time allow.
@@ -244,7 +259,8 @@ impl<'a> Race<'_, 'a> {
     ) -> Option<Result<Response, Reason>> {
         let newest = at + 1 == self.flights.len();
         // Its permit is free again: whether another one is taken is decided below.
-        let Flight { endpoint, active, followed, .. } = self.flights.remove(at);
+        let Flight { endpoint, active, followed, interim, .. } = self.flights.remove(at);
+        self.under_way.set(self.flights.len());
         let others = !self.flights.is_empty() || self.coming.is_some();
         let replayable = self.source.is_replayable();
         let refused = matches!(outcome, Err(Failed { reason: Reason::CircuitOpen, .. }));
@@ -291,6 +307,7 @@ impl<'a> Race<'_, 'a> {
             ctx.active = active;
         }
         ctx.unsettled = unsettled;
+        self.won = Some(interim);
         self.tries.remember(ctx, &mut outcome);
         Some(outcome.map_err(|failed| failed.reason))
     }

@@ -31,6 +31,7 @@ async fn one_is_left(proxy: &Proxy) {
 }
 
 const BAD: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 5\r\n";
+const HINTS: &str = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n";
 
 /// The second one failed, and there was no time to try again: the first is not tried again for that.
 #[tokio::test]
@@ -47,4 +48,44 @@ async fn a_try_that_was_followed_gets_no_other_successor() {
     let answer = client.response().await.unwrap();
     assert_eq!((answer.status, answer.text().as_str()), (503, "first"));
     assert_eq!(upstream.requests().len(), 2);
+}
+
+#[tokio::test]
+async fn interim_answers_of_a_try_that_lost_do_not_reach_the_client() {
+    let go = Arc::new(Notify::new());
+    let hedge = || Answer::raw(format!("{HINTS}{BAD}\r\nhedge"));
+    let upstream = race(&ok("first"), &go, hedge).await;
+    let proxy = proxy(hedging(json!({ "retry_policy": { "num_retries": 1 } })), origin(&upstream)).await;
+    let mut client = proxy.http1().await;
+    client.send("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").await;
+    upstream.request(1).await;
+    one_is_left(&proxy).await;
+    go.notify_one();
+    let answer = client.response().await.unwrap();
+    assert_eq!((answer.text().as_str(), answer.informational.len()), ("first", 0));
+}
+
+#[tokio::test]
+async fn interim_answers_of_the_try_that_won_come_before_its_answer() {
+    let go = Arc::new(Notify::new());
+    let hedge = || Answer::raw(format!("{HINTS}{HINTS}{}", ok("hedge")));
+    let upstream = race(&ok("first"), &go, hedge).await;
+    let proxy = proxy(hedging(json!({})), origin(&upstream)).await;
+    let answer = proxy.http1().await.get("/").await.unwrap();
+    assert_eq!((answer.text().as_str(), answer.informational.len()), ("hedge", 2));
+}
+
+#[tokio::test]
+async fn interim_answers_of_the_only_try_pass_at_once() {
+    let go = Arc::new(Notify::new());
+    let permit = Arc::clone(&go);
+    let upstream =
+        Http1Upstream::scripted(move |_, _| Answer::raw(HINTS).until(&permit).send(ok("own"))).await;
+    let proxy =
+        proxy(hedging(json!({ "retry_policy": { "per_try_timeout": "10s" } })), origin(&upstream)).await;
+    let mut client = proxy.http1().await;
+    client.send("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").await;
+    assert_eq!(client.any_head().await.unwrap().word(1), "103");
+    go.notify_one();
+    assert_eq!(client.response().await.unwrap().text(), "own");
 }
