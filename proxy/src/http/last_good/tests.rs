@@ -110,7 +110,7 @@ fn an_edit_of_the_bounds_drops_what_is_kept_and_no_other_edit() {
     recording(&shelves.of(&first).unwrap()).complete();
     let other = circuit(CircuitSpec { slow: Duration::from_secs(2), ..spec() }, Some(&first));
     assert!(kept(&shelves.of(&other).unwrap()).is_some());
-    let bounds = Some(LastGoodSpec { max_bytes: 4096, ..LastGoodSpec::default() });
+    let bounds = Some(LastGoodSpec { max_bytes: 1 << 20, ..LastGoodSpec::default() });
     let smaller = circuit(CircuitSpec { last_good: bounds, ..spec() }, Some(&other));
     assert!(kept(&shelves.of(&smaller).unwrap()).is_none());
     let off = circuit(CircuitSpec { last_good: None, ..spec() }, Some(&smaller));

@@ -34,6 +34,31 @@ impl Default for LastGoodSpec {
     }
 }
 
+/// What an answer may take besides its body: more than the headers of most.
+const HEAD: usize = 4096;
+/// The part of all bytes that those on their way may take.
+const COMING: usize = 4;
+
+impl LastGoodSpec {
+    /// The least `max_bytes` that goes with a `max_body_bytes`: the longest answer is kept, and the next one is on its way.
+    #[must_use]
+    pub const fn least(max_body_bytes: usize) -> usize {
+        max_body_bytes.saturating_add(HEAD).saturating_mul(2)
+    }
+
+    /// What all that are on their way may take: a quarter, or one of the longest.
+    const fn coming(&self) -> usize {
+        let (share, one) = (self.max_bytes / COMING, self.max_body_bytes.saturating_add(HEAD));
+        let most = if share > one { share } else { one };
+        if most < self.max_bytes / 2 { most } else { self.max_bytes / 2 }
+    }
+
+    /// What all that are kept may take: the rest.
+    const fn kept(&self) -> usize {
+        self.max_bytes - self.coming()
+    }
+}
+
 /// What an answer takes besides what is counted byte by byte: its places in the maps.
 const OVERHEAD: usize = 512;
 /// The same of one of its headers.
@@ -149,28 +174,30 @@ impl Store {
         self.kept.is_empty()
     }
 
-    /// Makes room for `more` bytes of an answer that comes. False: there is none, however much is thrown away.
-    pub fn reserve(&mut self, more: usize) -> bool {
-        if self.coming.saturating_add(more) > self.spec.max_bytes {
-            return false;
+    /// Takes `more` bytes for an answer that comes. False: too much comes already. What is kept stays, because what comes may never be
+    /// complete.
+    pub const fn reserve(&mut self, more: usize) -> bool {
+        let coming = self.coming.saturating_add(more);
+        let fits = coming <= self.spec.coming();
+        if fits {
+            self.coming = coming;
         }
-        self.coming += more;
-        while self.bytes + self.coming > self.spec.max_bytes {
-            let Some((_, oldest)) = self.kept.pop_first() else { break };
-            self.unlink(&oldest);
-        }
-        true
+        fits
     }
 
     /// Gives bytes back that [`Self::reserve`] took.
-    pub fn release(&mut self, less: usize) {
+    pub const fn release(&mut self, less: usize) {
         self.coming = self.coming.saturating_sub(less);
     }
 
-    /// Keeps an answer that is complete, in the place of an older one to the same request. Its bytes are reserved no longer.
+    /// Keeps an answer that is complete, in the place of an older one to the same request. Its bytes are reserved no longer. One that is
+    /// larger than everything is not kept.
     pub fn keep(&mut self, draft: Draft, body: Bytes, now: Instant) {
         let kept = Kept { draft, body };
         self.sweep(now);
+        if kept.bytes() > self.spec.kept() {
+            return;
+        }
         let numbers = self.by_key.entry(Arc::clone(&kept.draft.key)).or_default();
         let same = numbers
             .iter()
@@ -185,7 +212,10 @@ impl Store {
         self.bytes += kept.bytes();
         self.kept.insert(self.next, kept);
         self.next += 1;
-        self.reserve(0);
+        while self.bytes > self.spec.kept() {
+            let Some((_, oldest)) = self.kept.pop_first() else { break };
+            self.unlink(&oldest);
+        }
     }
 
     /// The last good answer to a request with `headers` for `key`, at `now`.

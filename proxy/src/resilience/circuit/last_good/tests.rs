@@ -3,7 +3,7 @@ use http::Method;
 use proptest::prelude::*;
 
 const SPEC: LastGoodSpec =
-    LastGoodSpec { max_age: Duration::from_secs(300), max_body_bytes: 64 * 1024, max_bytes: 16 * 1024 };
+    LastGoodSpec { max_age: Duration::from_secs(300), max_body_bytes: 4096, max_bytes: 24 * 1024 };
 
 fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
     lines.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect()
@@ -112,16 +112,29 @@ fn the_oldest_answers_make_room() {
 }
 
 #[test]
-fn what_is_on_its_way_counts() {
+fn what_is_on_its_way_counts_and_pushes_nothing_out() {
     let (mut store, now) = (Store::new(SPEC), Instant::now());
+    for key in ["a", "b", "c"] {
+        keep(&mut store, key, &"x".repeat(4096), now);
+    }
+    let kept = store.bytes();
+    assert!(store.reserve(4096 + HEAD), "the longest");
+    assert!(!store.reserve(1), "it has its share");
+    assert_eq!((store.len(), store.bytes()), (3, kept + 4096 + HEAD));
+    store.release(4096 + HEAD);
+    keep(&mut store, "d", &"x".repeat(SPEC.max_bytes), now);
+    assert_eq!((store.len(), store.bytes()), (3, kept), "larger than everything");
+}
+
+#[test]
+fn the_least_bounds_keep_one_while_the_next_comes() {
+    let spec = LastGoodSpec { max_bytes: LastGoodSpec::least(4096), ..SPEC };
+    let (mut store, now) = (Store::new(spec), Instant::now());
     keep(&mut store, "a", &"x".repeat(4096), now);
-    assert!(store.reserve(8192) && store.len() == 1);
-    assert!(store.reserve(8192) && store.is_empty(), "it makes room for what comes");
-    assert!(!store.reserve(1), "all of it comes already");
-    store.release(8192 * 2);
-    assert_eq!(store.bytes(), 0);
-    keep(&mut store, "b", &"x".repeat(SPEC.max_bytes), now);
-    assert!(store.is_empty(), "larger than everything");
+    assert!(store.reserve(4096 + HEAD));
+    assert!(find(&store, "a", now).is_some());
+    let usual = LastGoodSpec::default();
+    assert_eq!(usual.coming(), usual.max_bytes / COMING);
 }
 
 #[test]
