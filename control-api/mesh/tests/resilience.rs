@@ -131,8 +131,8 @@ fn what_makes_no_sense_is_refused_with_its_place_and_a_fix() {
         ("  circuitBreaker: {fallback: {}}\n", "needs lastGood, one of answer and backendRef, or both"),
         ("  circuitBreaker: {fallback: {backendRef: {name: none, port: 1}}}\n", "[reference]"),
         (
-            "  circuitBreaker: {fallback: {lastGood: {maxBytes: 1000}}}\n",
-            "maxBytes: is less than maxBodyBytes",
+            "  circuitBreaker: {fallback: {lastGood: {maxBytes: 139263}}}\n",
+            "maxBytes: must be at least 139264",
         ),
         ("  circuitBreaker: {fallback: {lastGood: {maxBodyBytes: 0}}}\n", "must be from 1 to"),
         ("  circuitBreaker: {fallback: {lastGood: {maxAge: 0s}}}\n", "maxAge: must be more than 0s"),

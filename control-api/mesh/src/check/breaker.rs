@@ -25,6 +25,8 @@ const MOST_PERMITTED: u32 = 1023;
 const MOST_BODY: usize = 64 * 1024;
 /// Of last good answers in a worker, bytes.
 const MOST_KEPT: u32 = 1 << 30;
+/// What sidecars count for the headers of a last good answer, bytes.
+const HEAD: u64 = 4096;
 /// What frames a message.
 const FRAMING: [&str; 3] = ["content-length", "transfer-encoding", "connection"];
 
@@ -157,8 +159,11 @@ fn check_last_good(said: &LastGood, at: &At<'_>, report: &mut Report) {
         in_range(bytes, 1..=MOST_KEPT, &at.field(field), report);
     }
     let (body, all) = (said.max_body_bytes(), said.max_bytes());
-    if body > all {
-        let text = format!("is less than maxBodyBytes, {body}: nothing so long could be kept");
+    let least = 2 * (u64::from(body) + HEAD);
+    if u64::from(all) < least {
+        let text = format!(
+            "must be at least {least}: one answer that is kept and one on its way, with bodies of maxBodyBytes, {body}"
+        );
         report.report(&at.field("maxBytes"), text).fix("raise it, or lower maxBodyBytes");
     }
     time(said.max_age, false, &at.field("maxAge"), report);

@@ -234,9 +234,11 @@ fn last_good(value: &Value, at: &At<'_>, scope: &mut Scope<'_>) -> Option<LastGo
             _ => drop(scope.errors.report(&at, "is not a field: max_age, max_body_bytes and max_bytes are")),
         }
     }
-    if spec.max_body_bytes > spec.max_bytes {
-        let text =
-            format!("is less than max_body_bytes, {}: nothing so long could be kept", spec.max_body_bytes);
+    let (body, least) = (spec.max_body_bytes, LastGoodSpec::least(spec.max_body_bytes));
+    if spec.max_bytes < least {
+        let text = format!(
+            "must be at least {least}: one answer that is kept and one on its way, with bodies of max_body_bytes, {body}"
+        );
         scope.errors.report(&at.field("max_bytes"), text).fix("raise it, or lower max_body_bytes");
     }
     Some(spec)
