@@ -23,43 +23,62 @@ use crate::resilience::circuit::last_good::shelves::Shelf;
 use crate::resilience::circuit::last_good::{Again, Draft};
 use crate::upstream::cluster::{Cluster, Discovery};
 
-/// A request to a destination whose last good answers are kept.
+/// A request whose answer may be kept, or come from what is kept, or make it forgotten.
 #[derive(Debug)]
 pub(super) struct LastGood {
-    shelf: Rc<Shelf>,
+    /// Where its answer is kept. None: it is not, but may say that what is kept is not so any more.
+    shelf: Option<Rc<Shelf>>,
+    /// What it is for, whatever the cluster: who changes a thing may go another way than who reads it.
     key: Arc<str>,
+    cluster: Arc<str>,
+    /// How often the thing had changed when it was asked for.
+    changes: u32,
 }
 
 impl LastGood {
     /// Of a request to `cluster`, as it is forwarded and before an endpoint is chosen. `of_route` is the circuit breaker of its route, which
-    /// goes before the cluster's. None when neither keeps answers, or the request has a body and is one that could have been answered so.
+    /// goes before the cluster's. `general`: it is not for a subset, and has no body. None when neither keeps answers and it changes
+    /// nothing that is kept for others.
     pub(super) fn of(
         ctx: &RequestCtx,
         of_route: Option<&Arc<Circuit>>,
         cluster: &Cluster,
-        bodiless: bool,
+        general: bool,
     ) -> Option<Box<Self>> {
         let circuits = [of_route, cluster.spec().circuit.as_ref()];
-        let circuit = circuits.into_iter().flatten().find(|circuit| circuit.last_good.is_some())?;
-        Self::new(ctx, circuit, cluster, bodiless)
+        let circuit = circuits.into_iter().flatten().find(|circuit| circuit.last_good.is_some());
+        let matters =
+            circuit.is_some() || (!ctx.head.method.is_safe() && !ctx.downstream.worker.last_good.is_empty());
+        if matters { Self::new(ctx, circuit, cluster, general) } else { None }
     }
 
     #[cold]
-    fn new(ctx: &RequestCtx, circuit: &Circuit, cluster: &Cluster, bodiless: bool) -> Option<Box<Self>> {
+    fn new(
+        ctx: &RequestCtx,
+        circuit: Option<&Arc<Circuit>>,
+        cluster: &Cluster,
+        general: bool,
+    ) -> Option<Box<Self>> {
         let head = &ctx.head;
-        let plain = ctx.upgrade.is_none() && head.method != Method::CONNECT && !head.is_grpc();
-        // What a body asks for is not in the key, and neither is an endpoint that the client chose.
-        let fits = plain && (bodiless || !is_read(&head.method));
-        let found = matches!(cluster.spec().discovery, Discovery::OriginalDst(_));
-        // A token that was verified is taken away, mostly: the request would look like everybody's.
-        if !fits || found || ctx.policy.as_ref().is_some_and(|findings| findings.is_personal()) {
+        if ctx.upgrade.is_some() || head.method == Method::CONNECT || head.is_grpc() {
             return None;
         }
-        let shelf = ctx.downstream.worker.last_good.of(circuit)?;
+        // What a body asks for is not in the key, and neither is an endpoint that the client chose. A token that was verified is taken
+        // away, mostly: the request would look like everybody's.
+        let fits = is_read(&head.method)
+            && general
+            && !matches!(cluster.spec().discovery, Discovery::OriginalDst(_))
+            && !ctx.policy.as_ref().is_some_and(|findings| findings.is_personal());
+        let worker = &ctx.downstream.worker.last_good;
+        let shelf = circuit.filter(|_| fits).and_then(|circuit| worker.of(circuit));
+        if shelf.is_none() && head.method.is_safe() {
+            return None;
+        }
         let host = head.authority.as_ref().map_or("", Authority::as_str).to_ascii_lowercase();
-        // None of the parts has a space, but for the name of the cluster, which is the last.
-        let key = format!("{} {host} {} {}", head.scheme, head.path, cluster.spec().name);
-        Some(Box::new(Self { shelf, key: key.into() }))
+        // None of the parts has a space.
+        let key = format!("{} {host} {}", head.scheme, head.path);
+        let changes = worker.changes(&key);
+        Some(Box::new(Self { shelf, key: key.into(), cluster: Arc::clone(&cluster.spec().name), changes }))
     }
 
     /// The last good answer, in the place of a refusal by a circuit breaker that wants this.
@@ -67,7 +86,8 @@ impl LastGood {
         let circuit = &ctx.circuit.as_ref()?.circuit;
         circuit.last_good.as_ref()?;
         let wish = rules::wish(&ctx.head.method, &ctx.head.headers)?;
-        let again = self.shelf.store.borrow().find(&self.key, &ctx.head.headers, &wish, Instant::now());
+        let store = self.shelf.as_ref()?.store.borrow();
+        let again = store.find((&self.key, &self.cluster), &ctx.head.headers, &wish, Instant::now());
         let Again { headers, body } = again?;
         circuit.count_last_good();
         ctx.reason = Some(Reason::CircuitOpen);
@@ -83,20 +103,23 @@ impl LastGood {
     pub(super) fn see(&self, ctx: &RequestCtx, response: &mut Response) {
         let status = response.head.status;
         let read = is_read(&ctx.head.method);
-        let changed = !read && ctx.head.method != Method::OPTIONS && ctx.head.method != Method::TRACE;
+        let changed = !ctx.head.method.is_safe();
         if (changed && (status.is_success() || status.is_redirection()))
             || (read && matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE))
         {
-            self.shelf.store.borrow_mut().forget(&self.key);
-        } else if ctx.head.method == Method::GET && status == StatusCode::OK {
-            self.copy(ctx, response);
+            ctx.downstream.worker.last_good.forget(&self.key);
+        } else if ctx.head.method == Method::GET
+            && status == StatusCode::OK
+            && let Some(shelf) = &self.shelf
+        {
+            self.copy(shelf, ctx, response);
         }
     }
 
     /// Has a copy of the answer kept when its body ends, if it is one to keep.
-    fn copy(&self, ctx: &RequestCtx, response: &mut Response) {
+    fn copy(&self, shelf: &Rc<Shelf>, ctx: &RequestCtx, response: &mut Response) {
         let (now, asked, answer) = (Instant::now(), &ctx.head.headers, &response.head.headers);
-        let spec = *self.shelf.store.borrow().spec();
+        let spec = *shelf.store.borrow().spec();
         let length = response.body.exact_len();
         if length.is_some_and(|length| length > spec.max_body_bytes as u64)
             || matches!(response.body, Body::Early(_))
@@ -107,8 +130,8 @@ impl LastGood {
         let took = now.saturating_duration_since(ctx.start);
         let of = (response.head.status, answer);
         let Some(terms) = rules::terms(asked, of, &vary, took, spec.max_age) else { return };
-        let draft = Draft::new(&self.key, terms, vary, answer, now);
-        let Some(mut copy) = Recording::begin(&self.shelf, draft, spec.max_body_bytes) else { return };
+        let draft = Draft::new((&self.key, &self.cluster), terms, vary, answer, now);
+        let Some(mut copy) = Recording::begin(shelf, draft, self.changes) else { return };
         if response.body.is_end() {
             copy.complete();
             return;
@@ -122,7 +145,7 @@ fn is_read(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD)
 }
 
-/// A copy of an answer on its way. Dropped before it is complete, it leaves nothing.
+/// A copy of an answer on its way. Dropped before it is complete, or complete when the thing has changed, it leaves nothing.
 #[derive(Debug)]
 struct Recording {
     shelf: Rc<Shelf>,
@@ -130,14 +153,17 @@ struct Recording {
     body: Vec<u8>,
     max_body: usize,
     reserved: usize,
+    /// How often the thing had changed when it was asked for.
+    changes: u32,
 }
 
 impl Recording {
-    fn begin(shelf: &Rc<Shelf>, draft: Draft, max_body: usize) -> Option<Self> {
+    fn begin(shelf: &Rc<Shelf>, draft: Draft, changes: u32) -> Option<Self> {
         let bytes = draft.bytes();
-        let room = shelf.store.borrow_mut().reserve(bytes);
+        let mut store = shelf.store.borrow_mut();
+        let (room, max_body) = (store.reserve(bytes), store.spec().max_body_bytes);
         let shelf = Rc::clone(shelf);
-        room.then(|| Self { shelf, draft: Some(draft), body: Vec::new(), max_body, reserved: bytes })
+        room.then(|| Self { shelf, draft: Some(draft), body: Vec::new(), max_body, reserved: bytes, changes })
     }
 
     /// Takes a piece. False: it is too much.
@@ -157,7 +183,9 @@ impl Recording {
         let body = Bytes::from(std::mem::take(&mut self.body).into_boxed_slice());
         let mut store = self.shelf.store.borrow_mut();
         store.release(std::mem::take(&mut self.reserved));
-        store.keep(draft, body, Instant::now());
+        if self.shelf.changes.of(draft.key()) == self.changes {
+            store.keep(draft, body, Instant::now());
+        }
     }
 }
 

@@ -132,9 +132,8 @@ impl Tries<'_> {
     /// Why the last try had none.
     pub(super) async fn run(&mut self, ctx: &mut RequestCtx, body: Body) -> Result<Response, Reason> {
         self.bodiless = body.is_end();
-        if self.wanted.subset.is_none() {
-            self.last_good = LastGood::of(ctx, self.action.circuit.as_ref(), &self.cluster, self.bodiless);
-        }
+        let general = self.bodiless && self.wanted.subset.is_none();
+        self.last_good = LastGood::of(ctx, self.action.circuit.as_ref(), &self.cluster, general);
         if let Some(after) = self.time.limits().hedge_after() {
             return Box::pin(hedged::run(self, ctx, body, after)).await;
         }
@@ -256,7 +255,8 @@ impl Tries<'_> {
         self.cluster = other;
         self.stand_in = true;
         self.has_asked = false;
-        self.last_good = LastGood::of(ctx, None, &self.cluster, self.bodiless);
+        let general = self.bodiless && self.wanted.subset.is_none();
+        self.last_good = LastGood::of(ctx, None, &self.cluster, general);
         true
     }
 

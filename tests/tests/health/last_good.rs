@@ -1,5 +1,7 @@
 //! The last good answer as what stands in while a circuit breaker is open.
 
+use std::sync::Arc;
+
 use remora_tests::client::http1::{Http1Client, Response};
 use remora_tests::config::{Listener, cluster, merge, to_cluster};
 use remora_tests::proxy::{Builder, Proxy};
@@ -7,6 +9,7 @@ use remora_tests::upstream::Upstream as _;
 use remora_tests::upstream::http1::{Answer, Forwarded, Http1Upstream};
 use remora_tests::wait::eventually_async;
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 
 use crate::breakers::{guarded, proxy, replace};
 use crate::{Moody, circuits, get};
@@ -242,6 +245,70 @@ async fn what_changes_a_thing_or_finds_it_gone_makes_it_forgotten() {
     set(&proxy, "FORCED_OPEN").await;
     assert!(refused(&ask(&mut client, "GET /changed", "").await));
     assert!(refused(&ask(&mut client, "GET /gone", "").await));
+    assert_eq!(ask(&mut client, "GET /stays", "").await.status, 200);
+}
+
+/// What it was copied from is not so any more, however the change overtook it.
+#[tokio::test]
+async fn what_is_on_its_way_while_it_is_changed_is_not_kept() {
+    let (go, permit) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (late_body, late_head) = (Arc::clone(&go), Arc::clone(&permit));
+    let origin = Http1Upstream::scripted(move |request, _| match (request.method(), request.target()) {
+        ("GET", "/body") => {
+            Answer::raw("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbo").until(&late_body).send("dy")
+        }
+        ("GET", "/head") => {
+            Answer::nothing().until(&late_head).send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody")
+        }
+        _ => Answer::ok("body"),
+    })
+    .await;
+    let proxy = proxy(vec![kept(&origin, last_good(json!({}), json!({})))]).start().await;
+    let mut client = proxy.http1().await;
+    for (n, (path, go)) in [("/body", &go), ("/head", &permit)].into_iter().enumerate() {
+        let mut reader = proxy.http1().await;
+        reader.send(format!("GET {path} HTTP/1.1\r\nHost: a.example\r\n\r\n")).await;
+        origin.request(2 * n).await;
+        ask(&mut client, &format!("PUT {path}"), "Content-Length: 0\r\n").await;
+        go.notify_one();
+        assert_eq!(reader.response().await.unwrap().text(), "body");
+    }
+    ask(&mut client, "GET /other", "").await;
+    set(&proxy, "FORCED_OPEN").await;
+    for path in ["/body", "/head"] {
+        assert!(refused(&ask(&mut client, &format!("GET {path}"), "").await), "{path}");
+    }
+    assert_eq!(ask(&mut client, "GET /other", "").await.status, 200);
+}
+
+/// Neither by whether the route of the change keeps answers, nor by its cluster.
+#[tokio::test]
+async fn what_is_changed_over_another_route_is_forgotten() {
+    let origin = particular().await;
+    let settings = last_good(json!({}), json!({}));
+    let metadata = json!({ "filter_metadata": { "remora.circuit_breaker": settings } });
+    let mut reads = to_cluster("/", "origin");
+    let method = json!({ "headers": [{ "name": ":method", "string_match": { "exact": "GET" } }] });
+    merge(&mut reads, json!({ "name": "one", "metadata": metadata, "match": method }));
+    let listener = Listener::http("ingress")
+        .route(reads)
+        .route(to_cluster("/same", "origin"))
+        .route(to_cluster("/", "writers"));
+    let clusters = [cluster("origin", &[origin.address()]), cluster("writers", &[origin.address()])];
+    let proxy =
+        clusters.into_iter().fold(Proxy::builder().listener(listener), Builder::cluster).start().await;
+    let mut client = proxy.http1().await;
+    for line in ["GET /same", "GET /other", "GET /stays"] {
+        assert_eq!(ask(&mut client, line, "").await.status, 200);
+    }
+    for path in ["/same", "/other"] {
+        ask(&mut client, &format!("DELETE {path}"), "").await;
+    }
+    let page = "/circuit_breakers?name=route/routes/all/one&state=FORCED_OPEN";
+    assert_eq!(proxy.admin("POST", page).await.unwrap().status, 200);
+    for path in ["/same", "/other"] {
+        assert!(refused(&ask(&mut client, &format!("GET {path}"), "").await), "{path}");
+    }
     assert_eq!(ask(&mut client, "GET /stays", "").await.status, 200);
 }
 

@@ -38,14 +38,15 @@ fn recording(shelf: &Rc<Shelf>) -> Recording {
     let terms = Terms { age: Duration::ZERO, limit, shared: false };
     let none = HeaderMap::new();
     let vary = Vary::of(&none, &none).unwrap();
-    let draft = Draft::new(&"key".into(), terms, vary, &none, Instant::now());
-    let max_body = shelf.store.borrow().spec().max_body_bytes;
-    Recording::begin(shelf, draft, max_body).unwrap()
+    let draft = Draft::new((&"key".into(), &"cluster".into()), terms, vary, &none, Instant::now());
+    Recording::begin(shelf, draft, shelf.changes.of("key")).unwrap()
 }
 
 fn kept(shelf: &Shelf) -> Option<Bytes> {
     let store = shelf.store.borrow();
-    store.find("key", &HeaderMap::new(), &Wish::default(), Instant::now()).map(|again| again.body)
+    store
+        .find(("key", "cluster"), &HeaderMap::new(), &Wish::default(), Instant::now())
+        .map(|again| again.body)
 }
 
 /// Frames of a body, which is told of to be at its end with the last of them, or only after it.
@@ -101,6 +102,23 @@ async fn who_goes_away_leaves_nothing() {
     let inner = Body::Full(Bytes::from_static(b"hello"));
     drop(RememberedBody { body: inner, copy: Some(recording(&shelf)) });
     assert_eq!((shelf.store.borrow().len(), shelf.store.borrow().bytes()), (0, 0));
+}
+
+#[test]
+fn what_changed_on_the_way_is_not_kept_on_any_shelf() {
+    let shelves = Shelves::default();
+    let circuits = [circuit(spec(), None), Circuit::new("route/r/v/n".into(), spec(), None)];
+    let both = circuits.each_ref().map(|circuit| shelves.of(circuit).unwrap());
+    recording(&both[0]).complete();
+    let mut copies = both.each_ref().map(recording);
+    shelves.forget("other");
+    assert!(kept(&both[0]).is_some());
+    shelves.forget("key");
+    copies.iter_mut().for_each(Recording::complete);
+    assert_eq!(both.each_ref().map(|shelf| kept(shelf)), [None, None]);
+    assert_eq!(both.each_ref().map(|shelf| shelf.store.borrow().bytes()), [0, 0]);
+    recording(&both[1]).complete();
+    assert!(kept(&both[1]).is_some());
 }
 
 #[test]

@@ -70,6 +70,7 @@ const MAX_VARIANTS: usize = 16;
 #[derive(Debug)]
 pub struct Draft {
     key: Arc<str>,
+    cluster: Arc<str>,
     vary: Vary,
     fields: Box<[(HeaderName, HeaderValue)]>,
     terms: Terms,
@@ -77,18 +78,31 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// The answer to a GET for `key` whose head is complete at `now`, on the `terms` that [`rules::terms`] found.
+    /// The answer of a cluster to a GET for `key` whose head is complete at `now`, on the `terms` that [`rules::terms`] found.
     ///
     /// Everything is copied: what a message came in is larger than what is counted, and would live as long as the copy.
     #[must_use]
-    pub fn new(key: &Arc<str>, terms: Terms, vary: Vary, answer: &HeaderMap, now: Instant) -> Self {
+    pub fn new(
+        (key, cluster): (&Arc<str>, &Arc<str>),
+        terms: Terms,
+        vary: Vary,
+        answer: &HeaderMap,
+        now: Instant,
+    ) -> Self {
         let fields = answer.iter().filter(|(name, _)| rules::is_kept(name));
         let fields = fields.filter_map(|(name, value)| {
             let mut copy = HeaderValue::from_bytes(value.as_bytes()).ok()?;
             copy.set_sensitive(value.is_sensitive());
             Some((name.clone(), copy))
         });
-        Self { key: Arc::clone(key), vary, fields: fields.collect(), terms, at: now }
+        let (key, cluster) = (Arc::clone(key), Arc::clone(cluster));
+        Self { key, cluster, vary, fields: fields.collect(), terms, at: now }
+    }
+
+    /// What it is an answer to a GET for.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
     }
 
     /// Bytes that it takes without its body.
@@ -97,6 +111,11 @@ impl Draft {
         let fields: usize =
             self.fields.iter().map(|(name, value)| FIELD_OVERHEAD + name.as_str().len() + value.len()).sum();
         OVERHEAD + self.key.len() + self.vary.bytes() + fields
+    }
+
+    /// Whether both are answers to the same request.
+    fn is_like(&self, other: &Self) -> bool {
+        self.cluster == other.cluster && self.vary == other.vary
     }
 
     fn age(&self, now: Instant) -> Duration {
@@ -201,7 +220,7 @@ impl Store {
         let numbers = self.by_key.entry(Arc::clone(&kept.draft.key)).or_default();
         let same = numbers
             .iter()
-            .position(|number| self.kept.get(number).is_some_and(|old| old.draft.vary == kept.draft.vary));
+            .position(|number| self.kept.get(number).is_some_and(|old| old.draft.is_like(&kept.draft)));
         let leaves = same.or_else(|| (numbers.len() >= MAX_VARIANTS).then_some(0));
         if let Some(old) =
             leaves.and_then(|at| numbers.remove(at)).and_then(|number| self.kept.remove(&number))
@@ -218,13 +237,20 @@ impl Store {
         }
     }
 
-    /// The last good answer to a request with `headers` for `key`, at `now`.
+    /// The last good answer of `cluster` to a request with `headers` for `key`, at `now`.
     #[must_use]
-    pub fn find(&self, key: &str, headers: &HeaderMap, wish: &Wish, now: Instant) -> Option<Again> {
+    pub fn find(
+        &self,
+        (key, cluster): (&str, &str),
+        headers: &HeaderMap,
+        wish: &Wish,
+        now: Instant,
+    ) -> Option<Again> {
         let numbers = self.by_key.get(key)?.iter().rev();
         let kept = numbers.filter_map(|number| self.kept.get(number)).find(|kept| {
             let draft = &kept.draft;
-            draft.vary.matches(headers)
+            *draft.cluster == *cluster
+                && draft.vary.matches(headers)
                 && (draft.terms.shared || !rules::tells_who(headers, &draft.vary))
                 && !kept.is_over(now)
                 && wish.max_age.is_none_or(|max| draft.age(now) <= max)
@@ -238,7 +264,7 @@ impl Store {
         Some(Again { headers: all, body: kept.body.clone() })
     }
 
-    /// Forgets what is kept for `key`: it has changed, or is gone.
+    /// Forgets what is kept for `key`, of all clusters: it has changed, or is gone.
     pub fn forget(&mut self, key: &str) {
         for number in self.by_key.remove(key).unwrap_or_default() {
             if let Some(old) = self.kept.remove(&number) {

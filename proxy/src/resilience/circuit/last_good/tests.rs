@@ -12,7 +12,13 @@ fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
 const TERMS: Terms = Terms { age: Duration::from_secs(2), limit: Duration::from_secs(60), shared: false };
 
 fn draft(key: &str, vary: Vary, now: Instant) -> Draft {
-    Draft::new(&key.into(), TERMS, vary, &headers(&[("content-type", "text/plain"), ("age", "2")]), now)
+    Draft::new(
+        (&key.into(), &"c".into()),
+        TERMS,
+        vary,
+        &headers(&[("content-type", "text/plain"), ("age", "2")]),
+        now,
+    )
 }
 
 fn all() -> Vary {
@@ -24,7 +30,7 @@ fn keep(store: &mut Store, key: &str, body: &str, now: Instant) {
 }
 
 fn find(store: &Store, key: &str, now: Instant) -> Option<String> {
-    let again = store.find(key, &HeaderMap::new(), &Wish::default(), now)?;
+    let again = store.find((key, "c"), &HeaderMap::new(), &Wish::default(), now)?;
     Some(String::from_utf8(again.body.to_vec()).unwrap())
 }
 
@@ -38,7 +44,7 @@ fn the_newest_answer_is_given_with_its_age_and_until_it_is_too_old() {
     keep(&mut store, "a", "old", now);
     keep(&mut store, "a", "new", now);
     assert_eq!((store.len(), find(&store, "b", now)), (1, None));
-    let again = store.find("a", &HeaderMap::new(), &Wish::default(), after(now, 7)).unwrap();
+    let again = store.find(("a", "c"), &HeaderMap::new(), &Wish::default(), after(now, 7)).unwrap();
     assert_eq!(again.body, "new");
     let expected = headers(&[("content-type", "text/plain"), ("age", "9"), ("content-length", "3")]);
     assert_eq!(again.headers, expected);
@@ -51,7 +57,7 @@ fn a_request_may_want_none_that_is_older() {
     let (mut store, now) = (Store::new(SPEC), Instant::now());
     keep(&mut store, "a", "x", now);
     let wish = rules::wish(&Method::GET, &headers(&[("cache-control", "max-age=10")])).unwrap();
-    let at = |seconds| store.find("a", &HeaderMap::new(), &wish, after(now, seconds)).is_some();
+    let at = |seconds| store.find(("a", "c"), &HeaderMap::new(), &wish, after(now, seconds)).is_some();
     assert_eq!((at(8), at(9)), (true, false));
 }
 
@@ -63,7 +69,8 @@ fn answers_that_differ_by_a_header_are_kept_apart() {
         let vary = Vary::of(&headers(&[("vary", "accept-language")]), language).unwrap();
         store.keep(draft("a", vary, now), Bytes::from_static(body.as_bytes()), now);
     }
-    let find = |asked: &HeaderMap| store.find("a", asked, &Wish::default(), now).map(|again| again.body);
+    let find =
+        |asked: &HeaderMap| store.find(("a", "c"), asked, &Wish::default(), now).map(|again| again.body);
     assert_eq!(languages.each_ref().map(find), [Some("hallo".into()), Some("bonjour".into())]);
     assert_eq!(find(&HeaderMap::new()), None);
 }
@@ -81,8 +88,8 @@ fn of_one_thing_only_so_many_are_kept() {
         store.keep(draft("a", vary, now), Bytes::new(), now);
     }
     assert_eq!(store.len(), MAX_VARIANTS);
-    assert!(store.find("a", &asked(0), &Wish::default(), now).is_none(), "the oldest left");
-    assert!(store.find("a", &asked(1), &Wish::default(), now).is_some());
+    assert!(store.find(("a", "c"), &asked(0), &Wish::default(), now).is_none(), "the oldest left");
+    assert!(store.find(("a", "c"), &asked(1), &Wish::default(), now).is_some());
 }
 
 #[test]
@@ -90,11 +97,11 @@ fn who_tells_who_asks_gets_only_what_is_for_everybody() {
     let (mut store, now) = (Store::new(SPEC), Instant::now());
     keep(&mut store, "a", "anonymous", now);
     let user = headers(&[("authorization", "Bearer x")]);
-    assert!(store.find("a", &user, &Wish::default(), now).is_none());
+    assert!(store.find(("a", "c"), &user, &Wish::default(), now).is_none());
     let mut public = draft("a", all(), now);
     public.terms.shared = true;
     store.keep(public, Bytes::new(), now);
-    assert!(store.find("a", &user, &Wish::default(), now).is_some());
+    assert!(store.find(("a", "c"), &user, &Wish::default(), now).is_some());
 }
 
 #[test]
@@ -155,6 +162,21 @@ fn it_can_be_forgotten() {
     assert_eq!((find(&store, "a", now), find(&store, "b", now)), (None, Some("x".into())));
 }
 
+#[test]
+fn clusters_are_kept_apart_and_forgotten_together() {
+    let (mut store, now) = (Store::new(SPEC), Instant::now());
+    for cluster in ["c", "d"] {
+        let draft = Draft::new((&"a".into(), &cluster.into()), TERMS, all(), &HeaderMap::new(), now);
+        store.keep(draft, Bytes::from_static(cluster.as_bytes()), now);
+    }
+    let of = |store: &Store, cluster| {
+        store.find(("a", cluster), &HeaderMap::new(), &Wish::default(), now).map(|again| again.body)
+    };
+    assert_eq!((of(&store, "c"), of(&store, "d")), (Some("c".into()), Some("d".into())));
+    store.forget("a");
+    assert!(store.is_empty() && store.bytes() == 0);
+}
+
 /// A step of [`the_bounds_hold_and_the_sums_are_right`].
 #[derive(Debug, Clone)]
 enum Step {
@@ -188,7 +210,7 @@ proptest! {
                     asked.insert("x-n", HeaderValue::from(u16::from(variant)));
                     let vary = Vary::of(&headers(&[("vary", "x-n")]), &asked).unwrap();
                     store.keep(draft(&key.to_string(), vary, now), vec![0; length].into(), now);
-                    let found = store.find(&key.to_string(), &asked, &Wish::default(), now);
+                    let found = store.find((&key.to_string(), "c"), &asked, &Wish::default(), now);
                     prop_assert!(found.is_none_or(|again| again.body.len() == length));
                 }
                 Step::Forget(key) => store.forget(&key.to_string()),
