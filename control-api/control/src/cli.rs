@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use remora_proxy::cli::ProxyArgs;
 
-use crate::{bench, check, commands, control, demo, run};
+use crate::{bench, check, commands, control, demo, init, run};
 
 /// A service mesh in one binary
 #[derive(Debug, Parser)]
@@ -19,6 +19,7 @@ use crate::{bench, check, commands, control, demo, run};
   remora control -f mesh/           the control plane
   remora run --service orders --port 8080 -- ./orders
                                     a program with a sidecar, registered while it runs
+  remora init                       rules that bring the traffic of this network namespace to its proxy
   remora apply -f mesh.yaml         mesh documents; also get, diff, delete, status
   remora token create --service-account orders
                                     what a program on another machine gets its identity with
@@ -43,6 +44,8 @@ enum Command {
     Control(Box<control::ControlArgs>),
     /// Run one program with a sidecar beside it, registered while it runs
     Run(run::RunArgs),
+    /// Set up the rules that bring the traffic of this network namespace to its proxy
+    Init(Box<init::InitArgs>),
     /// Create or update mesh documents
     Apply(commands::ApplyArgs),
     /// Show mesh documents
@@ -80,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Proxy(args) => remora_proxy::cli::run(&args),
         Command::Control(args) => control::run(*args),
         Command::Run(args) => run::run(&args),
+        Command::Init(args) => init::run(&args),
         Command::Apply(args) => commands::apply(&args),
         Command::Get(args) => commands::get(&args),
         Command::Diff(args) => commands::diff(&args),

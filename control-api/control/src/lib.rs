@@ -20,6 +20,7 @@ mod check;
 mod commands;
 mod demo;
 mod files;
+mod init;
 mod lines;
 mod run;
 mod sidecar;

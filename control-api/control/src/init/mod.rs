@@ -1,0 +1,104 @@
+//! `remora init`: the rules that bring the traffic of a network namespace to its proxy.
+//!
+//! `args` -> `plan` -> `nft` or `iptables` is pure; `survey` looks at what is there, `apply` changes it, `verify` proves it.
+
+mod apply;
+mod args;
+mod iptables;
+mod nft;
+mod plan;
+mod summary;
+mod survey;
+#[cfg(test)]
+mod tests;
+mod tool;
+mod verify;
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use tokio::time::Instant;
+
+use crate::commands;
+use apply::Backend;
+pub(crate) use args::InitArgs;
+use args::{BackendChoice, IpVersion};
+use plan::{NoPlan, Plan};
+
+/// Exit status when the arguments are wrong.
+const WRONG: u8 = 2;
+
+pub(crate) fn run(args: &InitArgs) -> ExitCode {
+    commands::run("init", 1, init(args))
+}
+
+async fn init(args: &InitArgs) -> anyhow::Result<u8> {
+    let began = Instant::now();
+    let ipv6 = ipv6_is_on(Path::new("/proc/sys/net/ipv6/conf"));
+    // A dry run may be for another machine.
+    let assumed = ipv6 || args.dry_run && args.ip_version != IpVersion::Auto;
+    let plan = match plan::plan(args, assumed) {
+        Ok(plan) => plan,
+        Err(NoPlan::Arguments(wrong)) => {
+            for mistake in wrong {
+                eprintln!("error: {mistake}");
+            }
+            return Ok(WRONG);
+        }
+        Err(NoPlan::Kernel(why)) => anyhow::bail!(why),
+    };
+    if args.dry_run {
+        print!("{}", dry_run(&plan, args.backend));
+        return Ok(0);
+    }
+    if args.clean {
+        apply::allowed()?;
+        let removed = apply::clean().await?;
+        let what = if removed.is_empty() { "nothing to remove".to_owned() } else { removed.join("; ") };
+        let rows = [("removed", what), ("time", format!("{:.1} ms", began.elapsed().as_secs_f64() * 1000.0))];
+        print!("{}", summary::text(&rows, std::io::stdout().is_terminal()));
+        return Ok(0);
+    }
+    let backend = apply::backend(args.backend)?;
+    apply::allowed()?;
+    let applied = apply::apply(&plan, backend).await?;
+    let shown = if args.no_verify {
+        Vec::new()
+    } else {
+        let failed = "the rules are in place, but the self-test failed; they stay, so that nothing passes by unseen (remora init --clean removes them)";
+        verify::verify(&plan, &applied).await.context(failed)?
+    };
+    let rows = summary::rows(&plan, &applied, ipv6, &shown, began.elapsed());
+    print!("{}", summary::text(&rows, std::io::stdout().is_terminal()));
+    Ok(0)
+}
+
+/// The exact rules, for a namespace in which there are none yet. Without any tool, as nft would have them.
+fn dry_run(plan: &Plan, choice: BackendChoice) -> String {
+    let iptables = match choice {
+        BackendChoice::Auto => matches!(apply::backend(choice), Ok(Backend::Iptables(_))),
+        BackendChoice::Nft => false,
+        BackendChoice::Iptables => true,
+    };
+    if !iptables {
+        return format!("# nft -f -\n{}", nft::script(plan, &nft::tables(plan), &[]));
+    }
+    let of = |family: &plan::Family| {
+        let program = if *family == plan::Family::V4 { "iptables-restore" } else { "ip6tables-restore" };
+        format!("# {program} --noflush\n{}", iptables::install(plan, *family, ""))
+    };
+    plan.families.iter().map(of).collect()
+}
+
+/// Whether any interface but loopback has IPv6, or a new one would. No such folder: the kernel has none (`ipv6.disable=1`).
+fn ipv6_is_on(conf: &Path) -> bool {
+    let Ok(interfaces) = std::fs::read_dir(conf) else { return false };
+    // `all` only says what was written last to all of them.
+    let counts = |name: &std::ffi::OsStr| name != "all" && name != "lo";
+    let on = |folder: &Path| {
+        std::fs::read_to_string(folder.join("disable_ipv6")).is_ok_and(|text| text.trim() == "0")
+    };
+    interfaces.flatten().filter(|entry| counts(&entry.file_name())).any(|entry| on(&entry.path()))
+}

@@ -1,0 +1,143 @@
+//! Plan -> nft script. Pure.
+
+use std::fmt::Write;
+
+use super::plan::{Family, Match, Plan, Rule, Verdict};
+
+/// Name of our table, in each family.
+pub(super) const TABLE: &str = "remora";
+
+/// The family of a table of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Table {
+    Inet,
+    Ip,
+    Ip6,
+}
+
+impl Table {
+    pub(super) const ALL: [Self; 3] = [Self::Inet, Self::Ip, Self::Ip6];
+
+    pub(super) const fn family(self) -> &'static str {
+        match self {
+            Self::Inet => "inet",
+            Self::Ip => "ip",
+            Self::Ip6 => "ip6",
+        }
+    }
+
+    const fn holds(self, family: Family) -> bool {
+        matches!((self, family), (Self::Inet, _) | (Self::Ip, Family::V4) | (Self::Ip6, Family::V6))
+    }
+}
+
+/// The tables of a plan: one of `inet` for both versions of IP.
+pub(super) fn tables(plan: &Plan) -> Vec<Table> {
+    match plan.families[..] {
+        [Family::V4] => vec![Table::Ip],
+        [Family::V6] => vec![Table::Ip6],
+        _ => vec![Table::Inet],
+    }
+}
+
+/// For kernels before 5.2, which have no NAT in `inet`.
+pub(super) const SEPARATE: [Table; 2] = [Table::Ip, Table::Ip6];
+
+/// The script that puts `tables` in place in one transaction, and takes tables of ours that are there, and not needed, away.
+pub(super) fn script(plan: &Plan, tables: &[Table], there: &[Table]) -> String {
+    let mut out = String::new();
+    for table in there.iter().filter(|table| !tables.contains(table)) {
+        line(&mut out, 0, &format!("delete table {} {TABLE}", table.family()));
+    }
+    for table in tables {
+        let family = table.family();
+        // Created first, so that there is something to delete: this works whatever was there before.
+        line(&mut out, 0, &format!("table {family} {TABLE}"));
+        line(&mut out, 0, &format!("delete table {family} {TABLE}"));
+        line(&mut out, 0, &format!("table {family} {TABLE} {{"));
+        chain(&mut out, "inbound", "prerouting", &rules(plan, &plan.inbound_rules(), *table));
+        chain(&mut out, "outbound", "output", &rules(plan, &plan.outbound_rules(), *table));
+        line(&mut out, 0, "}");
+    }
+    out
+}
+
+/// The script that takes tables away.
+pub(super) fn removal(there: &[Table]) -> String {
+    there.iter().map(|table| format!("delete table {} {TABLE}\n", table.family())).collect()
+}
+
+/// How many rules the chains `inbound` and `outbound` of a table have to have.
+pub(super) fn expected(plan: &Plan, table: Table) -> [(&'static str, usize); 2] {
+    let count = |all: &[Rule]| rules(plan, all, table).len();
+    [("inbound", count(&plan.inbound_rules())), ("outbound", count(&plan.outbound_rules()))]
+}
+
+/// How many rules a chain has in what `nft list table` printed; None when it is not there.
+pub(super) fn count(listing: &str, chain: &str) -> Option<usize> {
+    let head = format!("chain {chain} {{");
+    let lines = listing.lines().map(str::trim).skip_while(|line| *line != head).skip(1);
+    let mut inside = lines.take_while(|line| *line != "}").peekable();
+    inside.peek()?;
+    // A long set goes over several lines: the last one has the verdict.
+    Some(inside.filter(|line| line.ends_with(" return") || line.contains(" redirect to :")).count())
+}
+
+fn chain(out: &mut String, name: &str, hook: &str, rules: &[String]) {
+    line(out, 1, &format!("chain {name} {{"));
+    // -100 is where destination NAT stands (dstnat).
+    line(out, 2, &format!("type nat hook {hook} priority -100; policy accept;"));
+    for rule in rules {
+        line(out, 2, rule);
+    }
+    line(out, 1, "}");
+}
+
+fn line(out: &mut String, depth: usize, text: &str) {
+    // Writing to a String does not fail.
+    let _ = writeln!(out, "{:1$}{text}", "", depth * 4);
+}
+
+fn rules(plan: &Plan, rules: &[Rule], table: Table) -> Vec<String> {
+    let families: Vec<_> = plan.families.iter().copied().filter(|family| table.holds(*family)).collect();
+    rules.iter().flat_map(|rule| written(rule, &families)).collect()
+}
+
+/// One rule, or one for each version of IP when it names addresses.
+fn written(rule: &Rule, families: &[Family]) -> Vec<String> {
+    let verdict = match rule.verdict {
+        Verdict::Pass => "return".to_owned(),
+        // Counted, so that people see whether it does anything.
+        Verdict::Redirect(port) => format!("counter redirect to :{port}"),
+    };
+    let quoted = |names: &[String]| set(names.iter().map(|name| format!("\"{name}\"")));
+    let one = match &rule.matches {
+        Match::From(names) => format!("iifname {}", quoted(names)),
+        Match::Through(names) => format!("oifname {}", quoted(names)),
+        Match::Uid(ids) => format!("meta skuid {}", set(ids)),
+        Match::Gid(ids) => format!("meta skgid {}", set(ids)),
+        Match::Mark(mark) => format!("meta mark {mark:#x}"),
+        Match::Tcp => "meta l4proto tcp".to_owned(),
+        Match::TcpPort(ports) => format!("tcp dport {}", set(ports)),
+        Match::UdpPort(ports) => format!("udp dport {}", set(ports)),
+        Match::To(nets) | Match::TcpTo(nets) => {
+            let tcp = if matches!(rule.matches, Match::TcpTo(_)) { "meta l4proto tcp " } else { "" };
+            let of = |family: &Family| {
+                let mine: Vec<_> = nets.iter().filter(|net| family.has(net)).collect();
+                let word = if *family == Family::V4 { "ip" } else { "ip6" };
+                (!mine.is_empty()).then(|| format!("{word} daddr {} {tcp}{verdict}", set(mine)))
+            };
+            return families.iter().filter_map(of).collect();
+        }
+    };
+    vec![format!("{one} {verdict}")]
+}
+
+/// One as itself, several in braces.
+fn set(items: impl IntoIterator<Item = impl ToString>) -> String {
+    let items: Vec<_> = items.into_iter().map(|item| item.to_string()).collect();
+    match &items[..] {
+        [one] => one.clone(),
+        all => format!("{{ {} }}", all.join(", ")),
+    }
+}

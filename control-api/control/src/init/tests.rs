@@ -1,0 +1,179 @@
+//! Arguments, scripts and text, without a kernel.
+
+use clap::Parser;
+use insta::assert_snapshot;
+
+use super::args::InitArgs;
+use super::plan::{Family, NoPlan, Plan, plan};
+use super::{dry_run, iptables, ipv6_is_on, nft, summary};
+use crate::init::apply::Applied;
+
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[command(flatten)]
+    init: InitArgs,
+}
+
+fn arguments(line: &str) -> Result<InitArgs, String> {
+    let words = ["init"].into_iter().chain(line.split_whitespace());
+    Arguments::try_parse_from(words).map(|all| all.init).map_err(|error| error.to_string())
+}
+
+fn planned(line: &str) -> Plan {
+    plan(&arguments(line).unwrap(), true).unwrap()
+}
+
+fn refused(line: &str) -> String {
+    match arguments(line).map(|args| plan(&args, true)) {
+        Err(error) => error,
+        Ok(Err(NoPlan::Arguments(wrong))) => wrong.join("\n"),
+        Ok(other) => panic!("{line}: {other:?}"),
+    }
+}
+
+/// Every flag at once.
+const EVERYTHING: &str = "--proxy-uid 1337,2102 --proxy-gid 1337 --proxy-mark 0x539 --exclude-uids 0 --inbound-port 16006 \
+    --outbound-port 16001 --include-inbound-ports 8080,8443 --exclude-inbound-ports 22 --include-outbound-cidrs 10.0.0.0/8,fd00::/8 \
+    --exclude-outbound-cidrs 10.1.0.0/16,10.1.2.3,fd00:1::/32 --include-outbound-ports 9080 --exclude-outbound-ports 3306,5432,3306 \
+    --exclude-interfaces docker0,br-1 --capture-dns";
+
+#[test]
+fn what_people_get_without_arguments() {
+    assert_snapshot!("default_nft", dry_run(&planned(""), super::BackendChoice::Nft));
+    assert_snapshot!("default_iptables", dry_run(&planned(""), super::BackendChoice::Iptables));
+}
+
+#[test]
+fn every_flag_in_both_languages() {
+    assert_snapshot!("everything_nft", dry_run(&planned(EVERYTHING), super::BackendChoice::Nft));
+    assert_snapshot!("everything_iptables", dry_run(&planned(EVERYTHING), super::BackendChoice::Iptables));
+}
+
+#[test]
+fn one_version_of_ip_has_a_table_of_its_own() {
+    assert_snapshot!("ipv4_nft", dry_run(&planned("--ip-version 4"), super::BackendChoice::Nft));
+    assert_snapshot!("ipv6_iptables", dry_run(&planned("--ip-version 6"), super::BackendChoice::Iptables));
+    let without = plan(&arguments("").unwrap(), false).unwrap();
+    assert_eq!(without.families, [Family::V4]);
+    assert_eq!(without, planned("--ip-version 4"));
+}
+
+#[test]
+fn kernels_without_nat_in_inet_get_two_tables_and_what_is_not_needed_goes() {
+    let all = planned(EVERYTHING);
+    assert_snapshot!("separate_nft", nft::script(&all, &nft::SEPARATE, &[nft::Table::Inet]));
+    assert_eq!(nft::expected(&all, nft::Table::Ip), [("inbound", 3), ("outbound", 11)]);
+    assert_eq!(nft::expected(&all, nft::Table::Inet), [("inbound", 3), ("outbound", 13)]);
+}
+
+#[test]
+fn nothing_is_captured_where_nothing_was_asked_for() {
+    let none = planned("--include-inbound-ports none --include-outbound-cidrs none");
+    assert!(!dry_run(&none, super::BackendChoice::Nft).contains("redirect"));
+    assert_eq!(none.probe_target(Family::V4), None);
+    let port = planned("--include-outbound-cidrs none --include-outbound-ports 9080");
+    assert_eq!(port.probe_target(Family::V6), Some("[2001:db8::1]:9080".parse().unwrap()));
+}
+
+#[test]
+fn the_probe_goes_where_traffic_is_captured() {
+    let target = |line: &str, family| planned(line).probe_target(family).map(|target| target.to_string());
+    assert_eq!(target("", Family::V4).unwrap(), "192.0.2.1:9");
+    assert_eq!(target("", Family::V6).unwrap(), "[2001:db8::1]:9");
+    assert_eq!(target("--exclude-outbound-ports 9,10", Family::V4).unwrap(), "192.0.2.1:11");
+    assert_eq!(target("--include-outbound-cidrs 10.0.0.0/8", Family::V4).unwrap(), "10.0.0.1:9");
+    assert_eq!(target("--include-outbound-cidrs 10.0.0.0/8", Family::V6), None);
+    assert_eq!(target("--exclude-outbound-cidrs 192.0.0.0/8", Family::V4), None);
+    assert!(planned("").captures(0, 0));
+    for line in ["--proxy-uid 0", "--proxy-gid 0", "--exclude-uids 5,0"] {
+        assert!(!planned(line).captures(0, 0), "{line}");
+    }
+}
+
+#[test]
+fn wrong_arguments_are_told_with_what_to_write() {
+    let wrong = [
+        "--inbound-port 0",
+        "--include-inbound-ports 80,http",
+        "--exclude-inbound-ports 70000",
+        "--exclude-outbound-cidrs 10.0.0.0/33",
+        "--include-outbound-cidrs example.com",
+        "--exclude-interfaces eth0;drop",
+        "--exclude-interfaces a-name-that-is-too-long",
+        "--proxy-uid root",
+        "--proxy-mark 0",
+        "--mode tproxy",
+        "--ip-version 5",
+        "--dry-run --clean",
+        "--inbound-port 15001",
+        "--capture-dns --dns-port 15006",
+        "--include-inbound-ports 80,22,15021 --exclude-inbound-ports 22",
+        "--include-outbound-ports 80 --exclude-outbound-ports 80",
+        "--include-outbound-cidrs 10.1.0.0/16 --exclude-outbound-cidrs 10.0.0.0/8",
+        "--ip-version 4 --exclude-outbound-cidrs fd00::/8",
+    ];
+    let told = |line: &&str| format!("{line}\n  {}\n", refused(line).lines().next().unwrap_or_default());
+    assert_snapshot!("wrong", wrong.iter().map(told).collect::<String>());
+    let no_ipv6 = plan(&arguments("--ip-version both").unwrap(), false);
+    assert!(matches!(no_ipv6, Err(NoPlan::Kernel(why)) if why.contains("switched off")));
+}
+
+#[test]
+fn a_second_run_of_iptables_puts_one_jump_where_there_were_some() {
+    let saved = "*nat\n:REMORA_OUTPUT - [0:0]\n-A OUTPUT -p tcp -j REMORA_OUTPUT\n-A OUTPUT -j REMORA_OUTPUT\n-A OUTPUT -j OTHER\nCOMMIT\n";
+    let text = iptables::install(&planned(""), Family::V4, saved);
+    let of_jumps = |line: &&str| line.starts_with("-D") || line.starts_with("-I");
+    let jumps: Vec<_> = text.lines().filter(of_jumps).collect();
+    assert_eq!(
+        jumps,
+        [
+            "-I PREROUTING 1 -j REMORA_INBOUND",
+            "-D OUTPUT -p tcp -j REMORA_OUTPUT",
+            "-D OUTPUT -j REMORA_OUTPUT",
+            "-I OUTPUT 1 -j REMORA_OUTPUT"
+        ]
+    );
+    let removal = "*nat\n-D OUTPUT -p tcp -j REMORA_OUTPUT\n-D OUTPUT -j REMORA_OUTPUT\n-F REMORA_OUTPUT\n-X REMORA_OUTPUT\nCOMMIT\n";
+    assert_eq!(iptables::removal(saved).as_deref(), Some(removal));
+    assert_eq!(iptables::removal("*nat\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n"), None);
+}
+
+#[test]
+fn rules_are_counted_in_what_nft_prints() {
+    let listing = "table inet remora {\n\tchain inbound {\n\t\ttype nat hook prerouting priority dstnat; policy accept;\n\t\tiifname \"lo\" return
+\t\tip daddr { 10.0.0.0/8, 10.1.0.0/16,\n\t\t\t   10.2.0.0/16 } return\n\t\tmeta l4proto tcp counter packets 0 bytes 0 redirect to :15006\n\t}\n}\n";
+    assert_eq!(nft::count(listing, "inbound"), Some(3));
+    assert_eq!(nft::count(listing, "outbound"), None);
+    assert_eq!(nft::count("table inet remora {\n\tchain inbound {\n\t}\n}\n", "inbound"), None);
+}
+
+#[test]
+fn ipv6_is_on_when_an_interface_has_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = |name: &str, value: &str| {
+        std::fs::create_dir_all(folder.path().join(name)).unwrap();
+        std::fs::write(folder.path().join(name).join("disable_ipv6"), format!("{value}\n")).unwrap();
+    };
+    assert!(!ipv6_is_on(&folder.path().join("none")), "ipv6.disable=1");
+    for (name, value) in [("all", "0"), ("lo", "0"), ("default", "1"), ("eth0", "1")] {
+        set(name, value);
+    }
+    assert!(!ipv6_is_on(folder.path()), "only loopback has it");
+    set("eth0", "0");
+    set("all", "1");
+    assert!(ipv6_is_on(folder.path()), "switched on again for one interface");
+}
+
+#[test]
+fn the_summary_says_what_is_not_captured() {
+    let text = |line: &str, terminal| {
+        let plan = planned(line);
+        let applied = Applied::Nft(nft::tables(&plan));
+        let took = std::time::Duration::from_micros(12_345);
+        let shown = ["192.0.2.1:9 was redirected".to_owned()];
+        summary::text(&summary::rows(&plan, &applied, true, &shown, took), terminal)
+    };
+    assert_snapshot!("summary_terminal", text("", true));
+    assert_snapshot!("summary_pipe", text(&format!("{EVERYTHING} --ip-version both"), false));
+    assert!(text("--ip-version 4", false).contains("ip: IPv4 only; IPv6 is on here and NOT captured\n"));
+}

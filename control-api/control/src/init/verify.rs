@@ -1,0 +1,123 @@
+//! Proves that the rules redirect: by a connection for what goes out, by reading them back for the rest.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use remora_proxy::listener::original_dst::{Kernel, OriginalDst};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+
+use super::apply::Applied;
+use super::plan::Plan;
+use super::{iptables, nft, tool};
+
+/// Longer than any redirected connection on one machine takes.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// What was shown, one sentence for each version of IP.
+///
+/// # Errors
+/// What does not hold.
+pub(super) async fn verify(plan: &Plan, applied: &Applied) -> anyhow::Result<Vec<String>> {
+    read_back(plan, applied).await?;
+    let mut shown = Vec::new();
+    for family in &plan.families {
+        let probed = match plan.probe_target(*family) {
+            None => Probed::Not("no destination is captured".to_owned()),
+            Some(target) => tokio::time::timeout(LIMIT, probe(plan, target)).await.unwrap_or_else(|_| {
+                bail!("a connection to {target} did not come to port {} within 2 s", plan.outbound_port)
+            })?,
+        };
+        shown.push(match probed {
+            Probed::Redirected(target) => format!("{target} was redirected"),
+            Probed::Not(why) => format!("{} only read back: {why}", family.name()),
+        });
+    }
+    Ok(shown)
+}
+
+enum Probed {
+    Redirected(SocketAddr),
+    Not(String),
+}
+
+/// Connects to `target`, and waits for that connection at the outbound port.
+async fn probe(plan: &Plan, target: SocketAddr) -> anyhow::Result<Probed> {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    if !plan.captures(uid, gid) {
+        return Ok(Probed::Not(format!("this user ({uid}) is not captured")));
+    }
+    if !plan.exclude_interfaces.is_empty() {
+        return Ok(Probed::Not("an interface is excluded, and the way there may lead through it".to_owned()));
+    }
+    let (loopback, any) = match target {
+        SocketAddr::V4(_) => (IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        SocketAddr::V6(_) => (IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+    };
+    // Asks for a route, and sends nothing.
+    let routed = UdpSocket::bind((any, 0)).await?.connect(target).await;
+    if routed.is_err() {
+        return Ok(Probed::Not("there is no route to anywhere yet".to_owned()));
+    }
+    let port = plan.outbound_port;
+    // REDIRECT of what begins here goes to the loopback address.
+    let listener = match TcpListener::bind((loopback, port)).await {
+        Ok(listener) => listener,
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            return Ok(Probed::Not(format!("port {port} is in use, by the proxy I hope")));
+        }
+        Err(error) => return Err(error).context(format!("port {port} of {loopback}")),
+    };
+    let client = TcpStream::connect(target)
+        .await
+        .with_context(|| format!("a connection to {target} was not redirected"))?;
+    let own = client.local_addr()?;
+    loop {
+        let (accepted, peer) = listener.accept().await?;
+        if peer.port() != own.port() {
+            // Somebody else on this machine.
+            continue;
+        }
+        let original = Kernel.original_dst(&accepted)?;
+        ensure!(
+            original == Some(target),
+            "a connection to {target} came to port {port}, but its original destination is {original:?}"
+        );
+        return Ok(Probed::Redirected(target));
+    }
+}
+
+/// Every chain has to be there with all of its rules, and one jump where jumps are.
+async fn read_back(plan: &Plan, applied: &Applied) -> anyhow::Result<()> {
+    match applied {
+        Applied::Nft(tables) => {
+            for table in tables {
+                let family = table.family();
+                let listing = tool::run("nft", &["list", "table", family, nft::TABLE], "").await?;
+                for (chain, expected) in nft::expected(plan, *table) {
+                    let found = nft::count(&listing, chain);
+                    ensure!(
+                        found == Some(expected),
+                        "chain {chain} of table {family} {} has {} rules instead of {expected}",
+                        nft::TABLE,
+                        found.unwrap_or(0)
+                    );
+                }
+            }
+        }
+        Applied::Iptables(kind) => {
+            for family in &plan.families {
+                let saved = tool::run(&kind.program(*family, "save"), &["-t", "nat"], "").await?;
+                for (chain, expected) in iptables::expected(plan, *family) {
+                    let found = iptables::count(&saved, chain);
+                    ensure!(found == expected, "chain {chain} has {found} rules instead of {expected}");
+                }
+                for (chain, hook) in iptables::CHAINS {
+                    let found = iptables::jumps(&saved, chain, hook).len();
+                    ensure!(found == 1, "{hook} has {found} jumps to {chain} instead of one");
+                }
+            }
+        }
+    }
+    Ok(())
+}
