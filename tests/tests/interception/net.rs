@@ -1,0 +1,305 @@
+//! Network namespaces as a pod and as the world around it, the programs in them, and `remora init`.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use remora_tests::config::{Bootstrap, Listener, address, to_cluster};
+use remora_tests::proxy::binary;
+use remora_tests::wait::eventually;
+use serde_json::{Value, json};
+
+/// UID of the proxy.
+pub(crate) const PROXY: u32 = 1337;
+
+pub(crate) const POD: &str = "10.77.0.2";
+pub(crate) const POD6: &str = "[fd77::2]";
+pub(crate) const FAR: &str = "10.77.0.1";
+pub(crate) const FAR6: &str = "[fd77::1]";
+/// The other address of the world.
+pub(crate) const OTHER: &str = "10.77.0.9";
+
+/// Says aloud why nothing is tested here, if so.
+pub(crate) fn skipped() -> bool {
+    let why = if rustix::process::geteuid().as_raw() != 0 {
+        Some("needs root".to_owned())
+    } else {
+        ["ip", "nft", "iptables-restore", "ip6tables-restore", "curl", "python3", "setpriv", "unshare"]
+            .into_iter()
+            .find(|tool| !runs(Command::new(tool).arg("--version")))
+            .map(|tool| format!("needs {tool}"))
+            .or_else(|| {
+                let name = unique("try");
+                let possible = runs(Command::new("ip").args(["netns", "add", &name]));
+                let _gone = runs(Command::new("ip").args(["netns", "del", &name]));
+                (!possible).then(|| "this machine makes no network namespaces".to_owned())
+            })
+    };
+    if let Some(why) = &why {
+        // Not captured by the test runner.
+        let _ = writeln!(std::io::stderr(), "SKIPPED: interception: {why}");
+    }
+    why.is_some()
+}
+
+/// `ip` has no `--version`, but it says so with a status of its own.
+fn runs(command: &mut Command) -> bool {
+    let found = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let is_ip = command.get_program() == "ip" && command.get_args().next().is_some_and(|a| a == "--version");
+    found.is_ok_and(|status| status.success() || is_ip)
+}
+
+fn unique(role: &str) -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    format!("remora-{}-{number}-{role}", std::process::id())
+}
+
+/// What a command said.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) status: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl From<Output> for Said {
+    fn from(output: Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Self {
+            status: output.status.code().unwrap_or(-1),
+            out: text(&output.stdout),
+            err: text(&output.stderr),
+        }
+    }
+}
+
+/// A network namespace, removed when dropped.
+#[derive(Debug)]
+pub(crate) struct Namespace(String);
+
+impl Namespace {
+    fn new(role: &str) -> Self {
+        let name = unique(role);
+        assert!(runs(Command::new("ip").args(["netns", "add", &name])), "ip netns add {name}");
+        let new = Self(name);
+        new.must("ip link set lo up");
+        new
+    }
+
+    /// A command in this namespace, to be started.
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.0]).args(words).stdin(Stdio::null());
+        command
+    }
+
+    pub(crate) fn run(&self, words: &[&str]) -> Said {
+        self.command(words).output().expect("ip netns exec").into()
+    }
+
+    pub(crate) fn shell(&self, script: &str) -> Said {
+        self.run(&["sh", "-c", script])
+    }
+
+    /// A shell command that works; gives what it printed.
+    pub(crate) fn must(&self, script: &str) -> String {
+        let said = self.shell(script);
+        assert_eq!(said.status, 0, "{script}: {}{}", said.out, said.err);
+        said.out
+    }
+
+    /// The rules without counters: what nft shows of all tables, those of iptables included.
+    pub(crate) fn ruleset(&self) -> String {
+        self.must("nft -s list ruleset 2>/dev/null")
+    }
+
+    /// The rules of iptables, both versions of IP, without counters and dates.
+    pub(crate) fn iptables(&self) -> String {
+        let all = self.must("iptables-save -t nat; ip6tables-save -t nat");
+        let rules = all.lines().filter(|line| line.starts_with("-A") || line.contains("REMORA"));
+        rules.map(|line| format!("{line}\n")).collect()
+    }
+
+    pub(crate) fn init(&self, line: &str) -> Said {
+        let remora = binary().0;
+        let mut words = vec![remora.to_str().expect("UTF-8 path"), "init"];
+        words.extend(line.split_whitespace());
+        self.run(&words)
+    }
+
+    /// Runs `remora init`, which has to work; gives its summary.
+    pub(crate) fn initialised(&self, line: &str) -> String {
+        let said = self.init(line);
+        assert_eq!(said.status, 0, "init {line}: {}{}", said.out, said.err);
+        said.out
+    }
+
+    /// A GET with curl, under the ids that setpriv is given (or none). The head and body of the answer; `error N` with curl's status.
+    pub(crate) fn get_as(&self, ids: &[&str], host: &str, port: u16) -> String {
+        let url = format!("http://{host}:{port}/");
+        let mut words = Vec::new();
+        if !ids.is_empty() {
+            words.extend(["setpriv", "--clear-groups"]);
+            words.extend(ids);
+        }
+        words.extend(["curl", "-s", "-i", "-m", "5", &url]);
+        let said = self.run(&words);
+        if said.status == 0 { said.out } else { format!("error {} {}", said.status, said.err) }
+    }
+
+    pub(crate) fn get(&self, host: &str, port: u16) -> String {
+        self.get_as(&[], host, port)
+    }
+
+    /// Starts a server that answers each GET with `name` and the client's address.
+    pub(crate) async fn serve(&self, name: &str, port: u16) -> Running {
+        let port_text = port.to_string();
+        let child = self
+            .command(&["python3", "-c", SERVER, &port_text, name])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("python3");
+        eventually(&format!("server {name}"), || self.get("127.0.0.1", port).contains(name)).await;
+        Running(child)
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _gone = runs(Command::new("ip").args(["netns", "del", &self.0]));
+    }
+}
+
+/// Without the look-up of its own name that http.server makes, for which there is no name server here.
+const SERVER: &str = r#"
+import http.server, socket, socketserver, sys
+class Server(socketserver.ThreadingTCPServer):
+    address_family, allow_reuse_address, daemon_threads = socket.AF_INET6, True, True
+    def server_bind(self):
+        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = f"{sys.argv[2]} {self.client_address[0]}\n".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+Server(("::", int(sys.argv[1])), Handler).serve_forever()
+"#;
+
+/// A process that ends with its owner.
+#[derive(Debug)]
+pub(crate) struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _gone = self.0.kill();
+        let _status = self.0.wait();
+    }
+}
+
+/// A pod and the world, joined by one cable, with IPv4 and IPv6; the pod's default route is the world.
+#[derive(Debug)]
+pub(crate) struct Net {
+    pub(crate) pod: Namespace,
+    pub(crate) far: Namespace,
+}
+
+impl Net {
+    pub(crate) fn new() -> Self {
+        let (pod, far) = (Namespace::new("pod"), Namespace::new("far"));
+        let link =
+            ["link", "add", "eth0", "netns", &pod.0, "type", "veth", "peer", "name", "eth0", "netns", &far.0];
+        assert!(runs(Command::new("ip").args(link)), "ip link add");
+        let up = |at: &Namespace, addresses: &[&str]| {
+            for address in addresses {
+                at.must(&format!(
+                    "ip addr add {address} dev eth0 {}",
+                    if address.contains(':') { "nodad" } else { "" }
+                ));
+            }
+            at.must("ip link set eth0 up");
+        };
+        up(&pod, &["10.77.0.2/24", "fd77::2/64"]);
+        up(&far, &["10.77.0.1/24", "10.77.0.9/24", "fd77::1/64"]);
+        pod.must("ip route add default via 10.77.0.1; ip -6 route add default via fd77::1");
+        Self { pod, far }
+    }
+}
+
+/// `remora proxy` in a pod, as UID 1337: what comes in by 15006 or goes out by 15001 goes where it wanted to, and the answer says by
+/// which listener it came (`x-via`).
+#[derive(Debug)]
+pub(crate) struct Sidecar {
+    _process: Running,
+    folder: tempfile::TempDir,
+}
+
+impl Sidecar {
+    pub(crate) async fn start(pod: &Namespace) -> Self {
+        let folder = tempfile::Builder::new().prefix("remora-test-").tempdir().unwrap();
+        let mut bootstrap = Bootstrap::default()
+            .cluster(json!({ "name": "original", "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED", "connect_timeout": "2s" }))
+            .with(json!({ "admin": { "address": address(([127, 0, 0, 1], 15000).into()) } }));
+        for (via, at) in [
+            ("outbound", "127.0.0.1:15001"),
+            ("outbound", "[::1]:15001"),
+            ("inbound", "0.0.0.0:15006"),
+            ("inbound", "[::]:15006"),
+        ] {
+            bootstrap = bootstrap.listener(intercepting(via, at.parse().unwrap()));
+        }
+        let config = folder.path().join("bootstrap.yaml");
+        std::fs::write(&config, bootstrap.to_json().to_string()).unwrap();
+        let log = std::fs::File::create(folder.path().join("stderr")).unwrap();
+        let remora = binary().0;
+        // The files of this test are root's.
+        let child = pod
+            .command(&["setpriv", "--reuid", &PROXY.to_string(), "--regid", "1337", "--clear-groups"])
+            .args(["--inh-caps", "+dac_override", "--ambient-caps", "+dac_override"])
+            .arg(remora)
+            .args(["proxy", "--concurrency", "1", "-c"])
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let sidecar = Self { _process: Running(child), folder };
+        let ready = "curl -s -o /dev/null -f http://127.0.0.1:15000/ready";
+        eventually("readiness of the sidecar", || pod.shell(ready).status == 0).await;
+        sidecar
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.folder.path().join("stderr"));
+            eprintln!("--- stderr of the sidecar:\n{}", log.unwrap_or_default());
+        }
+    }
+}
+
+fn intercepting(via: &str, at: SocketAddr) -> Value {
+    let mut route = to_cluster("/", "original");
+    route["response_headers_to_add"] = json!([{ "header": { "key": "x-via", "value": via } }]);
+    let filter = "type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst";
+    Listener::http(&format!("{via}-{at}"))
+        .route(route)
+        .with(json!({
+            "address": address(at),
+            "listener_filters": [{ "name": "envoy.filters.listener.original_dst", "typed_config": { "@type": filter } }],
+        }))
+        .into()
+}
+
+/// The real file behind a program: what has to be hidden to take it away.
+pub(crate) fn program(name: &str) -> PathBuf {
+    let found = ["/usr/sbin", "/sbin", "/usr/bin"].map(|folder| PathBuf::from(folder).join(name));
+    found.into_iter().find(|path| path.exists()).unwrap().canonicalize().unwrap()
+}
