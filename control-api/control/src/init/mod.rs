@@ -36,6 +36,14 @@ pub(crate) fn run(args: &InitArgs) -> ExitCode {
 
 async fn init(args: &InitArgs) -> anyhow::Result<u8> {
     let began = Instant::now();
+    if args.clean {
+        apply::allowed()?;
+        let removed = apply::clean().await?;
+        let what = if removed.is_empty() { "nothing to remove".to_owned() } else { removed.join("; ") };
+        let rows = [("removed", what), ("time", format!("{:.1} ms", began.elapsed().as_secs_f64() * 1000.0))];
+        print!("{}", summary::text(&rows, std::io::stdout().is_terminal()));
+        return Ok(0);
+    }
     let ipv6 = ipv6_is_on(Path::new("/proc/sys/net/ipv6/conf"));
     // A dry run may be for another machine.
     let assumed = ipv6 || args.dry_run && args.ip_version != IpVersion::Auto;
@@ -51,14 +59,6 @@ async fn init(args: &InitArgs) -> anyhow::Result<u8> {
     };
     if args.dry_run {
         print!("{}", dry_run(&plan, args.backend));
-        return Ok(0);
-    }
-    if args.clean {
-        apply::allowed()?;
-        let removed = apply::clean().await?;
-        let what = if removed.is_empty() { "nothing to remove".to_owned() } else { removed.join("; ") };
-        let rows = [("removed", what), ("time", format!("{:.1} ms", began.elapsed().as_secs_f64() * 1000.0))];
-        print!("{}", summary::text(&rows, std::io::stdout().is_terminal()));
         return Ok(0);
     }
     let backend = apply::backend(args.backend)?;

@@ -1,6 +1,6 @@
 //! Arguments, scripts and text, without a kernel.
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use insta::assert_snapshot;
 
 use super::args::InitArgs;
@@ -176,4 +176,16 @@ fn the_summary_says_what_is_not_captured() {
     assert_snapshot!("summary_terminal", text("", true));
     assert_snapshot!("summary_pipe", text(&format!("{EVERYTHING} --ip-version both"), false));
     assert!(text("--ip-version 4", false).contains("ip: IPv4 only; IPv6 is on here and NOT captured\n"));
+}
+
+#[test]
+fn the_page_shows_these_rules_and_every_option() {
+    let page = include_str!("../../../../docs/reference/interception.md");
+    assert!(page.contains(dry_run(&planned(""), super::BackendChoice::Nft).trim()));
+    for option in Arguments::command().get_arguments().filter_map(clap::Arg::get_long) {
+        assert!(
+            page.contains(&format!("--{option}`")) || page.contains(&format!("`--{option} ")),
+            "--{option}"
+        );
+    }
 }

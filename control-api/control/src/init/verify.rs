@@ -64,7 +64,7 @@ async fn probe(plan: &Plan, target: SocketAddr) -> anyhow::Result<Probed> {
     let listener = match TcpListener::bind((loopback, port)).await {
         Ok(listener) => listener,
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-            return Ok(Probed::Not(format!("port {port} is in use, by the proxy I hope")));
+            return Ok(Probed::Not(format!("port {port} is in use, as by a proxy that runs already")));
         }
         Err(error) => return Err(error).context(format!("port {port} of {loopback}")),
     };
