@@ -92,12 +92,19 @@ pub struct Loaded {
 /// [`StartError::Read`] or [`StartError::Config`] with every mistake.
 pub fn load(path: &PathBuf, agent: bool) -> Result<Loaded, StartError> {
     let text = std::fs::read_to_string(path).map_err(|e| StartError::Read(path.clone(), e))?;
-    let source = path.display().to_string();
+    load_text(&text, &path.display().to_string(), agent)
+}
+
+/// [`load`] of a text. `source` is its name in mistakes.
+///
+/// # Errors
+/// [`StartError::Config`] with every mistake.
+pub fn load_text(text: &str, source: &str, agent: bool) -> Result<Loaded, StartError> {
     let schema = Schema::load();
-    let parsed = schema.parse::<Bootstrap>(&text, &source).map_err(StartError::Config)?;
+    let parsed = schema.parse::<Bootstrap>(text, source).map_err(StartError::Config)?;
     drop(schema);
     let settings = bootstrap::settings(&parsed.message);
-    let manager = Manager::new(&parsed.message, &source, parsed.map, agent).map_err(StartError::Config)?;
+    let manager = Manager::new(&parsed.message, source, parsed.map, agent).map_err(StartError::Config)?;
     Ok(Loaded { manager, settings })
 }
 

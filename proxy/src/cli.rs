@@ -19,7 +19,8 @@ use crate::limits;
 
 /// Runs the data plane from a bootstrap file in Envoy's v3 schema.
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("issuer").args(["ca", "workload_api"]), after_help = "Examples:
+#[command(group = ArgGroup::new("issuer").args(["ca", "workload_api"]))]
+#[command(group = ArgGroup::new("bootstrap").args(["config", "config_yaml"]).required(true), after_help = "Examples:
   remora proxy -c bootstrap.yaml                  run
   remora proxy -c bootstrap.yaml --check          only validate; all mistakes at once
   remora proxy -c bootstrap.yaml --concurrency 1  one worker thread
@@ -32,7 +33,10 @@ Exit status: 0 after an orderly end, 1 when the proxy cannot start, 2 for wrong 
 pub struct ProxyArgs {
     /// Bootstrap file, YAML or JSON
     #[arg(short = 'c', long = "config-path", value_name = "FILE")]
-    pub config: PathBuf,
+    pub config: Option<PathBuf>,
+    /// The bootstrap itself instead of a file, YAML or JSON
+    #[arg(long, value_name = "TEXT")]
+    pub config_yaml: Option<String>,
     /// Only validate the file and everything it names
     #[arg(long)]
     pub check: bool,
@@ -89,14 +93,15 @@ pub fn run(args: &ProxyArgs) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let loaded = match load(&args.config, identity.is_some()) {
+    let config = args.config.clone().unwrap_or_else(|| PathBuf::from("--config-yaml"));
+    let loaded = match load(&config, args.config_yaml.as_deref(), identity.is_some()) {
         Ok(loaded) => loaded,
         Err(error) => return refuse(&error),
     };
     if args.check {
         return match app::check(loaded) {
             Ok(()) => {
-                println!("{}: OK", args.config.display());
+                println!("{}: OK", config.display());
                 ExitCode::SUCCESS
             }
             Err(error) => refuse(&error),
@@ -104,7 +109,7 @@ pub fn run(args: &ProxyArgs) -> ExitCode {
     }
     limits::raise_open_files();
     let options = app::Options {
-        config: args.config.clone(),
+        config,
         concurrency: args.concurrency,
         admin_address_path: args.admin_address_path.clone(),
         drain_time: Duration::from_secs(args.drain_time_s),
@@ -138,10 +143,13 @@ fn identity(args: &ProxyArgs) -> Result<Option<identity::Options>, String> {
 
 /// Loads the bootstrap on a thread that then ends: reading text leaves a megabyte of small free blocks in its thread's
 /// cache, which would otherwise stay for the life of the process.
-fn load(path: &PathBuf, agent: bool) -> Result<app::Loaded, StartError> {
+fn load(path: &PathBuf, text: Option<&str>, agent: bool) -> Result<app::Loaded, StartError> {
+    let read = || match text {
+        Some(text) => app::load_text(text, "--config-yaml", agent),
+        None => app::load(path, agent),
+    };
     let loaded = std::thread::scope(|scope| {
-        let thread =
-            std::thread::Builder::new().name("load".into()).spawn_scoped(scope, || app::load(path, agent));
+        let thread = std::thread::Builder::new().name("load".into()).spawn_scoped(scope, read);
         thread.map(|thread| thread.join())
     });
     let failed = |what: String| StartError::Resource("thread that loads the configuration".into(), what);

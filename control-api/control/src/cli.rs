@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use remora_proxy::cli::ProxyArgs;
 
-use crate::{bench, check, commands, control, demo, init, run};
+use crate::{bench, check, commands, control, demo, init, inject, run};
 
 /// A service mesh in one binary
 #[derive(Debug, Parser)]
@@ -25,6 +25,8 @@ use crate::{bench, check, commands, control, demo, init, run};
                                     what a program on another machine gets its identity with
   remora certs                      roots and certificates; also certs rotate-root, certs revoke
   remora why rbac_denied            what a refusal means, and who met with it; also why REQUEST-ID
+  remora inject -f web.yaml --control 10.96.0.12:15012 | kubectl apply -f -
+                                    pods with sidecars
   remora check -f mesh.yaml         every mistake in mesh documents or bootstraps, with its line
 
 `remora COMMAND --help` has more."
@@ -62,6 +64,10 @@ enum Command {
     Why(commands::WhyArgs),
     /// Make, show and remove join tokens
     Token(commands::TokenArgs),
+    /// Whether the proxy beside is ready; waits for it
+    Ready(commands::ReadyArgs),
+    /// Give the pods of Kubernetes manifests a sidecar
+    Inject(Box<inject::InjectArgs>),
     /// Check mesh documents and bootstraps without running anything
     Check(check::CheckArgs),
     /// Measure
@@ -92,6 +98,8 @@ pub fn main() -> ExitCode {
         Command::Certs(args) => commands::certs(args),
         Command::Why(args) => commands::why(&args),
         Command::Token(args) => commands::token(args),
+        Command::Ready(args) => commands::ready(&args),
+        Command::Inject(args) => inject::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Bench(args) => bench::run(&args),
     }

@@ -8,6 +8,7 @@ pub mod client;
 pub mod clock;
 pub mod control;
 pub mod document;
+pub mod inject;
 pub mod kinds;
 pub mod publish;
 pub mod quota;

@@ -174,14 +174,22 @@ fn bootstrap(options: &Options<'_>) -> Value {
         "APP": label("app", workload), "CANONICAL_SERVICE": label("app", workload),
         "VERSION": label("version", "latest"), "CANONICAL_REVISION": label("version", "latest"),
     });
-    let socket = |address: SocketAddr| json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}});
-    let http2 = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    let mut whole = dynamic(*control);
+    whole["node"] = json!({
+        "id": format!("sidecar~{address}~{workload}.{namespace}~{namespace}.svc"),
+        "cluster": format!("{}.{namespace}", label("app", workload)), "metadata": metadata,
+    });
+    whole["admin"] = json!({"address": socket(SocketAddr::from(([127, 0, 0, 1], 0)))});
+    whole
+}
+
+fn socket(address: SocketAddr) -> Value {
+    json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}})
+}
+
+/// The part of a bootstrap that has everything else from the control plane.
+pub(crate) fn dynamic(control: SocketAddr) -> Value {
     json!({
-        "node": {
-            "id": format!("sidecar~{address}~{workload}.{namespace}~{namespace}.svc"),
-            "cluster": format!("{}.{namespace}", label("app", workload)), "metadata": metadata,
-        },
-        "admin": {"address": socket(SocketAddr::from(([127, 0, 0, 1], 0)))},
         "dynamic_resources": {
             "ads_config": {
                 "api_type": "DELTA_GRPC", "transport_api_version": "V3",
@@ -193,16 +201,22 @@ fn bootstrap(options: &Options<'_>) -> Value {
         "static_resources": {"clusters": [{
             "name": names::CONTROL_PLANE, "type": "STATIC", "connect_timeout": "2s",
             "transport_socket": mutual_tls(),
-            "typed_extension_protocol_options": {
-                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                    "@type": http2, "explicit_http_config": {"http2_protocol_options": {}},
-                },
-            },
+            "typed_extension_protocol_options": http2(),
             "load_assignment": {
                 "cluster_name": names::CONTROL_PLANE,
-                "endpoints": [{"lb_endpoints": [{"endpoint": {"address": socket(*control)}}]}],
+                "endpoints": [{"lb_endpoints": [{"endpoint": {"address": socket(control)}}]}],
             },
         }]},
+    })
+}
+
+/// `typed_extension_protocol_options` of a cluster that speaks HTTP/2.
+pub(crate) fn http2() -> Value {
+    json!({
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": {"http2_protocol_options": {}},
+        },
     })
 }
 

@@ -26,7 +26,8 @@ impl FileArgs {
         Ok(json!({"namespace": namespace, "files": self.read()?}))
     }
 
-    fn read(&self) -> anyhow::Result<Vec<Text>> {
+    /// Texts of all of them.
+    pub(crate) fn read(&self) -> anyhow::Result<Vec<Text>> {
         let mut texts = Vec::new();
         for path in &self.files {
             if path.as_os_str() == "-" {

@@ -1,0 +1,292 @@
+//! What a pod says about its sidecar: `remora.dev/…`, and Istio's common annotations with the same meaning.
+
+use std::collections::BTreeMap;
+
+use clap::ValueEnum;
+use remora_xds::{nearest, yaml};
+use serde_json::{Map, Value};
+
+use super::{Failure, Interception, Native, STATUS, Settings, values};
+
+/// What one pod is to have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) native: bool,
+    pub(super) interception: Interception,
+    pub(super) image: String,
+    /// By the name of the resource and `requests` or `limits`.
+    pub(super) resources: BTreeMap<(&'static str, &'static str), String>,
+    pub(super) concurrency: u16,
+    pub(super) log_level: String,
+    /// The application waits for the sidecar.
+    pub(super) hold: bool,
+    pub(super) rewrite: bool,
+    /// Seconds; None: what the pod's own time leaves.
+    pub(super) drain_time: Option<u16>,
+    /// Options of `remora init` and their values.
+    pub(super) init: BTreeMap<&'static str, String>,
+}
+
+impl Wanted {
+    /// Without rules, the kubelet reaches the program as ever.
+    pub(super) fn rewrites_probes(&self) -> bool {
+        self.rewrite && self.interception != Interception::None
+    }
+}
+
+/// What a value is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Field {
+    Native,
+    Interception,
+    Image,
+    Resource(&'static str, &'static str),
+    Concurrency,
+    LogLevel,
+    Hold,
+    Rewrite,
+    DrainTime,
+    Ports {
+        option: &'static str,
+        all: bool,
+    },
+    Ranges {
+        option: &'static str,
+        all: bool,
+    },
+    Interfaces,
+    /// Read elsewhere.
+    Other,
+}
+
+const OURS: &str = "remora.dev/";
+
+/// Ours without the prefix, and Istio's. Ours win.
+const KNOWN: [(Field, &str, Option<&str>); 22] = [
+    (Field::Other, "inject", Some("sidecar.istio.io/inject")),
+    (Field::Other, "injected", None),
+    (Field::Other, "origin", None),
+    (Field::Native, "native-sidecar", Some("sidecar.istio.io/nativeSidecar")),
+    (Field::Interception, "interception", None),
+    (Field::Image, "proxy-image", Some("sidecar.istio.io/proxyImage")),
+    (Field::Resource("requests", "cpu"), "proxy-cpu", Some("sidecar.istio.io/proxyCPU")),
+    (Field::Resource("limits", "cpu"), "proxy-cpu-limit", Some("sidecar.istio.io/proxyCPULimit")),
+    (Field::Resource("requests", "memory"), "proxy-memory", Some("sidecar.istio.io/proxyMemory")),
+    (Field::Resource("limits", "memory"), "proxy-memory-limit", Some("sidecar.istio.io/proxyMemoryLimit")),
+    (Field::Concurrency, "concurrency", None),
+    (Field::LogLevel, "log-level", Some("sidecar.istio.io/logLevel")),
+    (Field::Hold, "hold-application", None),
+    (Field::Rewrite, "rewrite-probes", Some("sidecar.istio.io/rewriteAppHTTPProbers")),
+    (Field::DrainTime, "drain-time-s", None),
+    (
+        Field::Ports { option: "--include-inbound-ports", all: true },
+        "include-inbound-ports",
+        Some("traffic.sidecar.istio.io/includeInboundPorts"),
+    ),
+    (
+        Field::Ports { option: "--exclude-inbound-ports", all: false },
+        "exclude-inbound-ports",
+        Some("traffic.sidecar.istio.io/excludeInboundPorts"),
+    ),
+    (
+        Field::Ranges { option: "--include-outbound-cidrs", all: true },
+        "include-outbound-cidrs",
+        Some("traffic.sidecar.istio.io/includeOutboundIPRanges"),
+    ),
+    (
+        Field::Ranges { option: "--exclude-outbound-cidrs", all: false },
+        "exclude-outbound-cidrs",
+        Some("traffic.sidecar.istio.io/excludeOutboundIPRanges"),
+    ),
+    (
+        Field::Ports { option: "--include-outbound-ports", all: false },
+        "include-outbound-ports",
+        Some("traffic.sidecar.istio.io/includeOutboundPorts"),
+    ),
+    (
+        Field::Ports { option: "--exclude-outbound-ports", all: false },
+        "exclude-outbound-ports",
+        Some("traffic.sidecar.istio.io/excludeOutboundPorts"),
+    ),
+    (Field::Interfaces, "exclude-interfaces", Some("traffic.sidecar.istio.io/excludeInterfaces")),
+];
+
+/// Istio's settings of the sidecar, as YAML in an annotation.
+const PROXY_CONFIG: &str = "proxy.istio.io/config";
+
+/// What the pod is to have, and what is to be said about its annotations.
+///
+/// # Errors
+/// A value cannot be used, or a name of ours is not known.
+pub(super) fn read(template: &Value, settings: &Settings) -> Result<(Wanted, Vec<String>), Failure> {
+    let none = Map::new();
+    let annotations = template["metadata"]["annotations"].as_object().unwrap_or(&none);
+    let mut wanted = defaults(settings);
+    let mut notes = unknown(annotations)?;
+    if let Some(text) = text_of(annotations, PROXY_CONFIG)? {
+        proxy_config(text, &mut wanted, &mut notes)?;
+    }
+    for (field, name, istio) in KNOWN {
+        let own = format!("{OURS}{name}");
+        for name in istio.into_iter().chain([own.as_str()]) {
+            let Some(text) = text_of(annotations, name)? else { continue };
+            let set = wanted.set(field, text, settings);
+            set.map_err(|fix| Failure::new(annotation(name), format!("{text:?} cannot be used"), fix))?;
+        }
+    }
+    wanted.consistent()?;
+    Ok((wanted, notes))
+}
+
+fn annotation(name: &str) -> String {
+    format!("metadata.annotations[{name}]")
+}
+
+fn text_of<'a>(annotations: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str>, Failure> {
+    match annotations.get(name) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        // As the API server does.
+        Some(_) => Err(Failure::new(annotation(name), "is not a text", "write it between quotes")),
+    }
+}
+
+fn defaults(settings: &Settings) -> Wanted {
+    Wanted {
+        native: settings.is_native(settings.native),
+        interception: settings.interception,
+        image: settings.image.clone(),
+        resources: [(("requests", "cpu"), "10m".into()), (("requests", "memory"), "20Mi".into())].into(),
+        concurrency: settings.concurrency,
+        log_level: "info".into(),
+        hold: true,
+        rewrite: true,
+        drain_time: None,
+        init: BTreeMap::new(),
+    }
+}
+
+/// # Errors
+/// A name of ours that is not known.
+fn unknown(annotations: &Map<String, Value>) -> Result<Vec<String>, Failure> {
+    let mut notes = Vec::new();
+    for name in annotations.keys() {
+        if let Some(own) = name.strip_prefix(OURS) {
+            if own == "capture-dns" {
+                let fix = "remove it: names are resolved as without a sidecar";
+                return Err(Failure::new(annotation(name), "the sidecar has no DNS listener yet", fix));
+            }
+            if KNOWN.iter().any(|(_, known, _)| *known == own) {
+                continue;
+            }
+            let near = nearest(own, KNOWN.iter().map(|(_, known, _)| *known));
+            let fix = near.map_or_else(
+                || format!("known are {}", KNOWN.map(|(_, known, _)| known).join(", ")),
+                |near| format!("did you mean {OURS}{near}?"),
+            );
+            return Err(Failure::new(annotation(name), "is not known", fix));
+        }
+        let istio = ["sidecar.istio.io/", "traffic.sidecar.istio.io/", "proxy.istio.io/"];
+        let known = name == PROXY_CONFIG || KNOWN.iter().any(|(_, _, istio)| *istio == Some(name.as_str()));
+        if istio.iter().any(|prefix| name.starts_with(prefix)) && !known {
+            notes.push(format!("the annotation {name} means nothing to Remora"));
+        }
+    }
+    debug_assert!(STATUS.starts_with(OURS));
+    Ok(notes)
+}
+
+impl Wanted {
+    fn set(&mut self, field: Field, text: &str, settings: &Settings) -> Result<(), String> {
+        match field {
+            Field::Other => {}
+            Field::Native => {
+                self.native = settings.is_native(choice::<Native>(text, "\"auto\", \"true\" or \"false\"")?);
+            }
+            Field::Interception => self.interception = choice(text, "\"init\", \"cni\" or \"none\"")?,
+            Field::Image => self.image = values::image(text)?,
+            Field::Resource(kind, name) => {
+                self.resources.insert((kind, name), values::quantity(text)?);
+            }
+            Field::Concurrency => self.concurrency = values::number(text, 1, 1024)?,
+            Field::LogLevel => self.log_level = values::level(text)?,
+            Field::Hold => self.hold = values::boolean(text)?,
+            Field::Rewrite => self.rewrite = values::boolean(text)?,
+            Field::DrainTime => self.drain_time = Some(values::number(text, 1, 3600)?),
+            Field::Ports { option, all } => self.option(option, values::ports(text, all)?),
+            Field::Ranges { option, all } => self.option(option, values::ranges(text, all)?),
+            Field::Interfaces => self.option("--exclude-interfaces", values::interfaces(text)?),
+        }
+        Ok(())
+    }
+
+    fn option(&mut self, name: &'static str, value: Option<String>) {
+        match value {
+            Some(value) => self.init.insert(name, value),
+            None => self.init.remove(name),
+        };
+    }
+
+    /// # Errors
+    /// Values that contradict each other.
+    fn consistent(&self) -> Result<(), Failure> {
+        if self.interception == Interception::None && !self.init.is_empty() {
+            let names =
+                self.init.keys().map(|name| name.trim_start_matches("--")).collect::<Vec<_>>().join(", ");
+            let message = format!("none, but there is something to lead to the sidecar: {names}");
+            return Err(Failure::new(
+                annotation("remora.dev/interception"),
+                message,
+                "remove one of the two",
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn choice<T: ValueEnum>(text: &str, all: &str) -> Result<T, String> {
+    T::from_str(text.trim(), false).map_err(|_| format!("write {all}"))
+}
+
+/// `holdApplicationUntilProxyStarts`, `concurrency` and `terminationDrainDuration` (whole seconds) of Istio's ProxyConfig.
+fn proxy_config(text: &str, wanted: &mut Wanted, notes: &mut Vec<String>) -> Result<(), Failure> {
+    let wrong = |message: String, fix: &str| Failure::new(annotation(PROXY_CONFIG), message, fix);
+    let node = yaml::parse(text).map_err(|errors| {
+        let first = errors.first().map(|e| e.message.clone()).unwrap_or_default();
+        wrong(format!("is no YAML: {first}"), "write holdApplicationUntilProxyStarts: true")
+    })?;
+    let entries = match &node.value {
+        yaml::Value::Map(entries) => entries,
+        _ if node.is_null() => return Ok(()),
+        _ => return Err(wrong("is no mapping".into(), "write holdApplicationUntilProxyStarts: true")),
+    };
+    for entry in entries.iter() {
+        let value = match &entry.node.value {
+            yaml::Value::Scalar(scalar) => scalar.text.as_ref(),
+            _ => "",
+        };
+        let set = match entry.key.as_ref() {
+            "holdApplicationUntilProxyStarts" => values::boolean(value).map(|hold| wanted.hold = hold),
+            // 0 is Istio's word for as many as there are CPUs, which the sidecar does not know without a limit.
+            "concurrency" => values::number(value, 1, 1024).map(|n| wanted.concurrency = n),
+            "terminationDrainDuration" => {
+                let seconds = value.strip_suffix('s').unwrap_or(value);
+                values::number(seconds, 1, 3600)
+                    .map(|n| wanted.drain_time = Some(n))
+                    .map_err(|fix| format!("{fix}, and s"))
+            }
+            other => {
+                notes.push(format!("{other} in the annotation {PROXY_CONFIG} means nothing to Remora"));
+                Ok(())
+            }
+        };
+        set.map_err(|fix| wrong(format!("{}: {value:?} cannot be used", entry.key), &fix))?;
+    }
+    Ok(())
+}
+
+/// Names of ours, without the prefix.
+#[cfg(test)]
+pub(super) fn known() -> impl Iterator<Item = &'static str> {
+    KNOWN.iter().map(|(_, name, _)| *name)
+}
