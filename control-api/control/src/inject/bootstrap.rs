@@ -1,6 +1,5 @@
 //! The bootstrap of a sidecar in a pod.
 
-use remora_mesh::names;
 use serde_json::{Map, Value, json};
 
 use super::annotations::Wanted;
@@ -35,7 +34,7 @@ pub(super) fn text(named: Named<'_>, settings: &Settings, wanted: &Wanted, probe
         listeners.push(outbound());
         clusters.extend([
             json!({"name": PASSTHROUGH, "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED", "connect_timeout": "10s"}),
-            json!({"name": names::BLACK_HOLE, "type": "STATIC"}),
+            json!({"name": CIRCLE, "type": "STATIC"}),
         ]);
     }
     let Named { app, version } = named;
@@ -59,6 +58,8 @@ pub(super) fn text(named: Named<'_>, settings: &Settings, wanted: &Wanted, probe
 const POD: &str = "$(POD_NAME)";
 const NAMESPACE: &str = "$(POD_NAMESPACE)";
 const PASSTHROUGH: &str = "PassthroughCluster";
+/// Nobody.
+const CIRCLE: &str = "circle";
 const OWN_ADMIN: &str = "admin";
 
 /// A text in which Kubernetes is to replace nothing.
@@ -200,7 +201,7 @@ fn outbound() -> Value {
         "address": socket("127.0.0.1", OUTBOUND),
         "filter_chains": [
             // Who calls this port itself would be led in a circle.
-            {"name": "circle", "filter_chain_match": {"destination_port": OUTBOUND}, "filters": to(names::BLACK_HOLE)},
+            {"name": CIRCLE, "filter_chain_match": {"destination_port": OUTBOUND}, "filters": to(CIRCLE)},
             {"name": "passthrough", "filters": to(PASSTHROUGH)},
         ],
     })
