@@ -5,10 +5,11 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use remora_control::inject::{Settings, object};
 use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
 
 const CONTROL: &str = "10.96.0.12:15012";
 
@@ -125,11 +126,11 @@ fn ask(port: u16, method: &str, path: &str) -> u16 {
     answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
 }
 
-fn until(what: &str, holds: impl Fn() -> bool) {
+async fn until(what: &str, holds: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !holds() {
         assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(20));
+        sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -174,8 +175,8 @@ fn bootstrap(pod: &Value, admin: u16, health: u16) -> String {
     bootstrap.to_string()
 }
 
-#[test]
-fn probes_of_the_program_are_answered_by_the_sidecar() {
+#[tokio::test]
+async fn probes_of_the_program_are_answered_by_the_sidecar() {
     let (admin, health, program, database) = (free(), free(), program(), free());
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "namespace": "shop"},
@@ -195,7 +196,7 @@ fn probes_of_the_program_are_answered_by_the_sidecar() {
         .spawn()
         .unwrap();
     let _sidecar = Sidecar(child);
-    until("it is ready", || ask(health, "GET", "/healthz/ready") == 200);
+    until("it is ready", || ask(health, "GET", "/healthz/ready") == 200).await;
     let ready = Command::new(env!("CARGO_BIN_EXE_remora"))
         .args(["ready", "--for", "10s", "--admin", &format!("127.0.0.1:{admin}")])
         .status();
@@ -218,9 +219,9 @@ fn probes_of_the_program_are_answered_by_the_sidecar() {
     let db = path("db", "readinessProbe");
     assert_eq!(ask(health, "GET", &db), 503, "nobody listens");
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], database))).unwrap();
-    until("the port is seen to be open", || ask(health, "GET", &db) == 200);
+    until("the port is seen to be open", || ask(health, "GET", &db) == 200).await;
     drop(listener);
-    until("the port is seen to be closed", || ask(health, "GET", &db) == 503);
+    until("the port is seen to be closed", || ask(health, "GET", &db) == 503).await;
 }
 
 #[test]

@@ -95,7 +95,7 @@ fn asked(template: &Value) -> Result<Option<bool>, Failure> {
                     fix,
                 )
             };
-            return boolean(&text).map(Some).map_err(|fix| wrong(fix));
+            return boolean(&text).map(Some).map_err(wrong);
         }
     }
     Ok(None)
