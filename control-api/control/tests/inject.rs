@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 const CONTROL: &str = "10.96.0.12:15012";
 
 fn example() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/examples/web.yaml")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/examples/pods/web.yaml")
 }
 
 fn inject(arguments: &[&str], input: &str) -> Output {
