@@ -20,7 +20,7 @@ fn json(node: &Node<'_>) -> Value {
 const TEXTS: [[&str; 2]; 3] = [["metadata", "labels"], ["metadata", "annotations"], ["spec", "selector"]];
 
 /// A document as JSON: a label `version: 1` is the text `1`.
-pub(crate) fn document(node: &Node<'_>) -> Value {
+pub(super) fn document(node: &Node<'_>) -> Value {
     let mut document = json(node);
     for [part, field] in TEXTS {
         let map = child(node, part).and_then(|node| child(node, field));

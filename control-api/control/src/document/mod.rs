@@ -6,6 +6,5 @@ mod read;
 mod record;
 
 pub use diff::{diff, normal};
-pub(crate) use json::document as to_json;
 pub use read::{Incoming, Mistake, Text, read};
 pub use record::Record;

@@ -5,6 +5,7 @@ mod annotations;
 mod bootstrap;
 mod command;
 mod failure;
+mod kubernetes;
 mod patch;
 mod pod;
 mod probes;

@@ -155,6 +155,25 @@ fn unknown_fields_stay() {
     assert_eq!(new["spec"]["containers"][0], pod["spec"]["containers"][0]);
 }
 
+/// What is not the injector's means what kubectl reads in the file (YAML 1.1).
+#[test]
+fn scalars_mean_the_same_after_it() {
+    let text = POD.replace("spec:\n", "spec:\n  readOnly: True\n  volumes:\n  - {name: a, secret: {defaultMode: 0400, optional: yes}}\n  - {name: b, secret: {defaultMode: \"0400\"}, size: 1.0}\n");
+    let yaml = injected(&text, &settings());
+    for line in [
+        "readOnly: true\n",
+        "defaultMode: 256\n",
+        "optional: true\n",
+        "defaultMode: \"0400\"\n",
+        "size: 1.0\n",
+    ] {
+        assert!(yaml.contains(line), "{line}: {yaml}");
+    }
+    let node = POD.replace("spec:\n", "spec:\n  hostNetwork: True\n");
+    let done = documents(&texts(&node), &settings()).unwrap();
+    assert_eq!(done.skipped, [("Pod shop/web".to_owned(), Skip::HostNetwork)]);
+}
+
 #[test]
 fn native_where_the_cluster_has_it() {
     let native = |native, version: Option<&str>| {

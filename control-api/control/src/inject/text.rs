@@ -3,9 +3,10 @@
 use remora_xds::diag::Position;
 use remora_xds::yaml;
 
+use super::kubernetes;
 use super::shape::{Report, object};
 use super::{Settings, Skip};
-use crate::document::{Text, to_json};
+use crate::document::Text;
 
 /// Files with sidecars in them.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -42,7 +43,8 @@ fn one(file: &str, text: &str, skipped: u32, settings: &Settings) -> Result<Repo
     let node = yaml::parse(text).map_err(|errors| {
         errors.into_iter().map(|e| format!("{}: {}", place(e.at), e.message)).collect::<Vec<_>>()
     })?;
-    object(&to_json(&node), settings).map_err(|failure| vec![format!("{}: {failure}", place(node.at))])
+    object(&kubernetes::json(&node), settings)
+        .map_err(|failure| vec![format!("{}: {failure}", place(node.at))])
 }
 
 impl Rewritten {
