@@ -73,6 +73,37 @@ async fn without_a_proxy_nothing_passes_by() {
     }
 }
 
+/// As when Docker starts later on a VM. Of chains with one priority the kernel asks the latest first.
+#[tokio::test]
+async fn nat_that_comes_later_does_not_pass_by() {
+    if skipped() {
+        return;
+    }
+    let net = Net::new();
+    let _servers = [
+        net.far.serve("far", 8080).await,
+        net.far.serve("bypass", 8081).await,
+        net.pod.serve("pod", 8080).await,
+        net.pod.serve("bypass", 8081).await,
+    ];
+    let _summary = net.pod.initialised("--backend nft");
+    // The proxy's own connections are not what is asked here.
+    net.pod.must(
+        "nft 'add table inet docker; add chain inet docker i { type nat hook prerouting priority -100; };
+         add chain inet docker o { type nat hook output priority -100; };
+         add rule inet docker i iifname eth0 tcp dport 8080 redirect to :8081;
+         add rule inet docker o meta skuid != 1337 ip daddr 10.77.0.1 tcp dport 8080 dnat ip to 10.77.0.1:8081'",
+    );
+    let _sidecar = Sidecar::start(&net.pod).await;
+    assert_eq!(way(&net.pod.get(FAR, 8080)), "outbound far");
+    for host in [POD, POD6] {
+        assert_eq!(way(&net.far.get(host, 8080)), "inbound pod");
+    }
+    // What is excluded is still theirs.
+    let _summary = net.pod.initialised("--backend nft --exclude-inbound-ports 8080");
+    assert_eq!(way(&net.far.get(POD, 8080)), "bypass");
+}
+
 #[tokio::test]
 async fn exclusions_hold() {
     if skipped() {

@@ -7,6 +7,10 @@ use super::plan::{Family, Match, Plan, Rule, Verdict};
 /// Name of our table, in each family.
 pub(super) const TABLE: &str = "remora";
 
+/// In front of dstnat (-100), where the NAT of others stands, Docker's too. At the same priority the kernel asks the chain that came last first,
+/// and the first that translates a connection has it.
+const PRIORITY: i32 = -101;
+
 /// The family of a table of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Table {
@@ -85,8 +89,7 @@ pub(super) fn count(listing: &str, chain: &str) -> Option<usize> {
 
 fn chain(out: &mut String, name: &str, hook: &str, rules: &[String]) {
     line(out, 1, &format!("chain {name} {{"));
-    // -100 is where destination NAT stands (dstnat).
-    line(out, 2, &format!("type nat hook {hook} priority -100; policy accept;"));
+    line(out, 2, &format!("type nat hook {hook} priority {PRIORITY}; policy accept;"));
     for rule in rules {
         line(out, 2, rule);
     }
