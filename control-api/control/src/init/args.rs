@@ -159,7 +159,7 @@ fn mark(text: &str) -> Result<u32, String> {
 }
 
 /// As the kernel has it: at most 15 bytes, no white space, no `/`. Quotes and wildcards would mean something to nft and iptables.
-fn interface(text: &str) -> Result<String, String> {
+pub(crate) fn interface(text: &str) -> Result<String, String> {
     let text = text.trim();
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '@');
     if (1..=15).contains(&text.len()) && text.chars().all(plain) && !text.starts_with('-') {

@@ -23,8 +23,9 @@ use tokio::time::Instant;
 
 use crate::commands;
 use apply::Backend;
-pub(crate) use args::InitArgs;
 use args::{BackendChoice, IpVersion};
+pub(crate) use args::{InitArgs, interface};
+pub(crate) use plan::PROXY_PORTS;
 use plan::{NoPlan, Plan};
 
 /// Exit status when the arguments are wrong.

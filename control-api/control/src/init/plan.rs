@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::args::{InitArgs, IpVersion, Mode, Selection, sorted};
 
 /// Ports that others reach on the proxy itself: HBONE, Istio's agent, readiness, metrics.
-pub(super) const PROXY_PORTS: [u16; 4] = [15008, 15020, 15021, 15090];
+pub(crate) const PROXY_PORTS: [u16; 4] = [15008, 15020, 15021, 15090];
 const DNS: u16 = 53;
 
 /// IPv4 or IPv6.

@@ -354,7 +354,18 @@ fn who_is_left_alone() {
     );
     assert_eq!(skip(&annotated(&json!({"kubernetes.io/config.mirror": "x"}))), Skip::Static);
     assert_eq!(skip(&pod_with(&json!({"namespace": "kube-system"}), &json!({}))), Skip::System);
-    assert_eq!(skip(&annotated(&json!({"remora.dev/injected": "0.0.1"}))), Skip::Injected);
+    let copied = annotated(&json!({"remora.dev/injected": "0.0.1"}));
+    assert_eq!(
+        of(&copied),
+        of(&pod_with(&json!({"annotations": {}}), &json!({}))),
+        "the annotation alone is no sidecar"
+    );
+    // Whatever they ask for, in whatever words.
+    let unclear = json!({"namespace": "kube-system", "labels": {"remora.dev/inject": "enabled"}});
+    assert_eq!(skip(&pod_with(&unclear, &json!({}))), Skip::System);
+    let unclear = json!({"labels": {"remora.dev/inject": "enabled"}});
+    assert_eq!(skip(&pod_with(&unclear, &json!({"hostNetwork": true}))), Skip::HostNetwork);
+    assert_eq!(skip(&pod_with(&unclear, &json!({"os": {"name": "windows"}}))), Skip::Windows);
     let by_hand = json!({"initContainers": [{"name": PROXY}]});
     assert_eq!(skip(&pod_with(&json!({}), &by_hand)), Skip::Injected);
     let ask = Settings { by_default: false, ..settings() };
@@ -380,6 +391,7 @@ fn who_cannot_have_one_is_told_why() {
         with(
             json!({"containers": [{"name": "web", "ports": [{"containerPort": 15030}], "livenessProbe": {"grpc": {"port": 9}}}]}),
         ),
+        with(json!({"containers": [{"name": "web", "ports": [{"containerPort": 15090}]}]})),
         with(json!({"containers": []})),
         with(json!({"containers": [{"name": "web", "livenessProbe": {"httpGet": {"port": "metrics"}}}]})),
         with(json!({"containers": [{"name": "web", "readinessProbe": {"tcpSocket": {"port": 70_000}}}]})),

@@ -5,7 +5,8 @@ use serde_json::Value;
 use super::probes::Probes;
 use super::shape::Owner;
 use super::values::boolean;
-use super::{Failure, PROXY, STATUS, Settings};
+use super::{Failure, PROXY, Settings};
+use crate::init::PROXY_PORTS;
 
 /// User and group of the sidecar: what it sends is not led back to it.
 pub(super) const USER: u32 = 1337;
@@ -60,26 +61,28 @@ pub(super) fn skip(
     settings: &Settings,
 ) -> Result<Option<Skip>, Failure> {
     let spec = &template["spec"];
-    let annotation = |name: &str| template["metadata"]["annotations"].get(name);
-    if annotation(STATUS).is_some() || containers(template).any(|(_, container)| container["name"] == PROXY) {
+    let namespace = template["metadata"]["namespace"].as_str().or(owner.namespace);
+    // The annotation alone is no sidecar: it is copied with a template.
+    if containers(template).any(|(_, container)| container["name"] == PROXY) {
         return Ok(Some(Skip::Injected));
     }
-    let asked = asked(template)?;
-    let namespace = template["metadata"]["namespace"].as_str().or(owner.namespace);
-    Ok(if asked == Some(false) {
-        Some(Skip::OptedOut)
-    } else if asked.is_none() && !settings.by_default {
-        Some(Skip::NotAsked)
-    } else if spec["hostNetwork"] == true {
-        Some(Skip::HostNetwork)
-    } else if annotation("kubernetes.io/config.mirror").is_some() {
-        Some(Skip::Static)
-    } else if spec["os"]["name"] == "windows" || spec["nodeSelector"]["kubernetes.io/os"] == "windows" {
-        Some(Skip::Windows)
-    } else if namespace.is_some_and(|namespace| SYSTEM.contains(&namespace)) {
-        Some(Skip::System)
-    } else {
-        None
+    // Before what the pod asks for: a wrong word must not keep a system's pod from starting.
+    if spec["hostNetwork"] == true {
+        return Ok(Some(Skip::HostNetwork));
+    }
+    if template["metadata"]["annotations"].get("kubernetes.io/config.mirror").is_some() {
+        return Ok(Some(Skip::Static));
+    }
+    if spec["os"]["name"] == "windows" || spec["nodeSelector"]["kubernetes.io/os"] == "windows" {
+        return Ok(Some(Skip::Windows));
+    }
+    if namespace.is_some_and(|namespace| SYSTEM.contains(&namespace)) {
+        return Ok(Some(Skip::System));
+    }
+    Ok(match asked(template)? {
+        Some(true) => None,
+        Some(false) => Some(Skip::OptedOut),
+        None => (!settings.by_default).then_some(Skip::NotAsked),
     })
 }
 
@@ -186,7 +189,9 @@ pub(super) fn ports(template: &Value, probes: &Probes) -> Result<(), Failure> {
             let Some(number) = port["containerPort"].as_u64() else { continue };
             let own = PORTS.iter().find(|(own, _)| u64::from(*own) == number).map(|(_, what)| *what);
             let grpc = probes.grpc.values().any(|own| u64::from(*own) == number).then_some("gRPC probes");
-            if let Some(what) = own.or(grpc) {
+            // Rules leave these alone: a program there would be open to all, in plaintext.
+            let free = PROXY_PORTS.iter().any(|own| u64::from(*own) == number).then_some("HBONE and metrics");
+            if let Some(what) = own.or(grpc).or(free) {
                 let at = format!("{path}.ports[{i}].containerPort");
                 let message = format!("{number} is the sidecar's, for {what}");
                 return Err(Failure::new(at, message, "let the program listen on another port"));
