@@ -186,7 +186,7 @@ async fn probes_of_the_program_are_answered_by_the_sidecar() {
                 "livenessProbe": {"httpGet": {"path": "/live?full=1", "port": program}},
                 "readinessProbe": {"httpGet": {"path": "/ready", "port": program}},
             },
-            {"name": "db", "readinessProbe": {"tcpSocket": {"port": database}, "periodSeconds": 1}},
+            {"name": "db", "readinessProbe": {"tcpSocket": {"port": database}, "periodSeconds": 3600}},
         ]},
     });
     let pod = object(&pod, &Settings::new(CONTROL.parse().unwrap())).unwrap().object.unwrap();

@@ -12,6 +12,8 @@ pub(super) const HEALTH: u16 = 15_021;
 /// Port of the first gRPC probe.
 pub(super) const FIRST_GRPC: u16 = 15_030;
 const ADMIN: u16 = 15_000;
+/// Seconds between looks at a port that is open, whatever the probe's period.
+const SLOWEST_LOOK: u64 = 3;
 const OUTBOUND: u16 = 15_001;
 
 /// Whose sidecar it is, for the metrics.
@@ -37,7 +39,7 @@ pub(super) fn text(named: Named<'_>, settings: &Settings, wanted: &Wanted, probe
             json!({"name": CIRCLE, "type": "STATIC"}),
         ]);
     }
-    let Named { app, version } = named;
+    let (app, version) = (literal(named.app), literal(named.version));
     let metadata = json!({
         "WORKLOAD_NAME": POD, "NAMESPACE": NAMESPACE, "APP": app, "CANONICAL_SERVICE": app,
         "VERSION": version, "CANONICAL_REVISION": version,
@@ -62,9 +64,9 @@ const PASSTHROUGH: &str = "PassthroughCluster";
 const CIRCLE: &str = "circle";
 const OWN_ADMIN: &str = "admin";
 
-/// A text in which Kubernetes is to replace nothing.
+/// A text in which Kubernetes is to replace nothing: it makes `$` of every `$$`, also where no `(` follows.
 fn literal(text: &str) -> String {
-    text.replace("$(", "$$(")
+    text.replace('$', "$$")
 }
 
 fn socket(address: &str, port: u16) -> Value {
@@ -118,9 +120,11 @@ fn looked_at(name: &str, port: u16, every: u64) -> Value {
     let endpoint = json!({
         "address": socket("127.0.0.1", ADMIN), "health_check_config": {"port_value": port},
     });
-    let every = format!("{every}s");
+    // The sidecar starts before the program: an open port has to be seen well before the probe gives up.
+    let (closed, open) = ("1s", format!("{}s", every.min(SLOWEST_LOOK)));
     let check = json!({
-        "timeout": "1s", "interval": every, "no_traffic_interval": every, "no_traffic_healthy_interval": every,
+        "timeout": "1s", "interval": open, "unhealthy_interval": closed,
+        "no_traffic_interval": closed, "no_traffic_healthy_interval": open,
         "unhealthy_threshold": 1, "healthy_threshold": 1, "tcp_health_check": {},
     });
     let mut cluster = program(

@@ -71,13 +71,27 @@ fn bootstrap_of(pod: &Value) -> Value {
     serde_json::from_str(&option(container(pod, PROXY), "--config-yaml").unwrap()).unwrap()
 }
 
-/// What Kubernetes makes of an argument.
+/// What Kubernetes makes of an argument: `$$` is `$` wherever it stands, `$(NAME)` a variable if there is one, and any other `$` stays.
 fn expanded(text: &str) -> String {
-    let mut out = text.replace("$$(", "\0");
-    for (name, value) in [("POD_NAME", "web-1"), ("POD_NAMESPACE", "shop"), ("POD_IP", "10.0.0.9")] {
-        out = out.replace(&format!("$({name})"), value);
+    let variables = [("POD_NAME", "web-1"), ("POD_NAMESPACE", "shop"), ("POD_IP", "10.0.0.9")];
+    let (mut out, mut rest) = (String::new(), text);
+    while let Some((before, after)) = rest.split_once('$') {
+        out.push_str(before);
+        rest = after;
+        if let Some(after) = rest.strip_prefix('$') {
+            out.push('$');
+            rest = after;
+        } else if let Some((name, after)) = rest.strip_prefix('(').and_then(|inner| inner.split_once(')')) {
+            match variables.iter().find(|(known, _)| *known == name) {
+                Some((_, value)) => out.push_str(value),
+                None => out.push_str(&format!("$({name})")),
+            }
+            rest = after;
+        } else {
+            out.push('$');
+        }
     }
-    out.replace('\0', "$(")
+    out + rest
 }
 
 const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: shop, labels: {app: web}}\nspec:\n  containers:\n  - {name: web, image: 'web:1'}\n";
@@ -409,7 +423,7 @@ fn probed() -> Value {
             {
                 "name": "web", "ports": [{"name": "http", "containerPort": 8080}],
                 "livenessProbe": {"httpGet": {"path": "/live?full=1", "port": "http", "httpHeaders": [{"name": "A", "value": "b"}]}, "periodSeconds": 5},
-                "readinessProbe": {"httpGet": {"path": "ready$(X)", "port": 8443, "scheme": "HTTPS"}},
+                "readinessProbe": {"httpGet": {"path": "ready$(X)$$a$b$$(POD_IP)$", "port": 8443, "scheme": "HTTPS"}},
                 "startupProbe": {"exec": {"command": ["true"]}},
                 "lifecycle": {"preStop": {"httpGet": {"path": "/bye", "port": 8080}}},
             },
@@ -461,7 +475,7 @@ fn the_proxy_takes_the_bootstrap() {
         loaded.and_then(remora_proxy::app::check).unwrap_or_else(|error| panic!("{error}"));
         let bootstrap: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(bootstrap["node"]["id"], "sidecar~10.0.0.9~web-1.shop~shop.svc");
-        assert_eq!(text.contains("/ready$(X)"), interception == Interception::Init);
+        assert_eq!(text.contains("\"/ready$(X)$$a$b$$(POD_IP)$\""), interception == Interception::Init);
     }
 }
 
