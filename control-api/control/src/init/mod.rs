@@ -76,6 +76,28 @@ async fn init(args: &InitArgs) -> anyhow::Result<u8> {
     Ok(0)
 }
 
+/// Whether `remora init` takes these arguments (the first is its name) where the kernel has IPv4 and IPv6.
+///
+/// # Errors
+/// Every mistake that it would name.
+pub(crate) fn check(arguments: &[String]) -> Result<(), Vec<String>> {
+    #[derive(clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: InitArgs,
+    }
+    let first = |error: clap::Error| {
+        let text = error.to_string();
+        vec![text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()]
+    };
+    let parsed = <Command as clap::Parser>::try_parse_from(arguments).map_err(first)?;
+    match plan::plan(&parsed.args, true) {
+        Ok(_) => Ok(()),
+        Err(NoPlan::Arguments(wrong)) => Err(wrong),
+        Err(NoPlan::Kernel(why)) => Err(vec![why]),
+    }
+}
+
 /// The exact rules, for a namespace in which there are none yet. Without any tool, as nft would have them.
 fn dry_run(plan: &Plan, choice: BackendChoice) -> String {
     let iptables = match choice {

@@ -59,6 +59,9 @@ enum Field {
     Other,
 }
 
+/// What a sidecar asks for.
+const REQUESTS: [(&str, &str); 2] = [("cpu", "10m"), ("memory", "20Mi")];
+
 const OURS: &str = "remora.dev/";
 
 /// Ours without the prefix, and Istio's. Ours win.
@@ -135,6 +138,7 @@ pub(super) fn read(template: &Value, settings: &Settings) -> Result<(Wanted, Vec
         }
     }
     wanted.consistent()?;
+    wanted.request()?;
     Ok((wanted, notes))
 }
 
@@ -156,7 +160,7 @@ fn defaults(settings: &Settings) -> Wanted {
         native: settings.is_native(settings.native),
         interception: settings.interception,
         image: settings.image.clone(),
-        resources: [(("requests", "cpu"), "10m".into()), (("requests", "memory"), "20Mi".into())].into(),
+        resources: BTreeMap::new(),
         concurrency: settings.concurrency,
         log_level: "info".into(),
         hold: true,
@@ -239,6 +243,32 @@ impl Wanted {
                 message,
                 "remove one of the two",
             ));
+        }
+        Ok(())
+    }
+}
+
+impl Wanted {
+    /// Requests that nobody asked for: the usual ones, or the limits where those are lower.
+    ///
+    /// # Errors
+    /// A limit is lower than a request.
+    fn request(&mut self) -> Result<(), Failure> {
+        for (name, usual) in REQUESTS {
+            let limit = self.resources.get(&("limits", name)).cloned();
+            let below = |request: &str| {
+                limit.as_ref().filter(|limit| values::amount(limit) < values::amount(request)).cloned()
+            };
+            let Some(request) = self.resources.get(&("requests", name)) else {
+                let request = below(usual).unwrap_or_else(|| usual.to_owned());
+                self.resources.insert(("requests", name), request);
+                continue;
+            };
+            if let Some(limit) = below(request) {
+                let message = format!("{limit} is less than the request, {request}");
+                let at = annotation(&format!("remora.dev/proxy-{name}-limit"));
+                return Err(Failure::new(at, message, "raise the limit, or lower the request"));
+            }
         }
         Ok(())
     }

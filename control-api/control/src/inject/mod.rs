@@ -21,6 +21,8 @@ mod tests;
 
 use serde_json::Value;
 
+use crate::init;
+
 pub use failure::Failure;
 pub use patch::diff;
 pub use review::review;
@@ -69,6 +71,10 @@ pub fn pod(template: &Value, owner: &Owner<'_>, settings: &Settings) -> Result<O
         probes::Probes::default()
     };
     who::ports(&template, &probes)?;
+    // What it would say in the pod is said here, where it can be mended.
+    init::check(&pod::init_arguments(&wanted, &probes)).map_err(|wrong| {
+        Failure::new("metadata.annotations", wrong.join("; "), "change the annotations of these names")
+    })?;
     pod::add(&mut template, owner, settings, &wanted, &probes);
     pod::warn(&template, &wanted, &mut notes);
     Ok(Outcome::Injected { template, notes })

@@ -108,7 +108,8 @@ fn drain_time(spec: &Value) -> u64 {
     grace.saturating_sub(SPARE).clamp(1, 45)
 }
 
-fn init(wanted: &Wanted, probes: &Probes) -> Value {
+/// Arguments of `remora init`, its name first.
+pub(super) fn init_arguments(wanted: &Wanted, probes: &Probes) -> Vec<String> {
     let mut args = vec!["init".to_owned()];
     for (option, value) in
         [("--inbound-port", "15006"), ("--outbound-port", "15001"), ("--proxy-uid", "1337")]
@@ -124,8 +125,12 @@ fn init(wanted: &Wanted, probes: &Probes) -> Value {
     for (option, value) in options {
         args.extend([option.to_owned(), value]);
     }
+    args
+}
+
+fn init(wanted: &Wanted, probes: &Probes) -> Value {
     json!({
-        "name": INIT, "image": wanted.image, "command": [PROGRAM], "args": args,
+        "name": INIT, "image": wanted.image, "command": [PROGRAM], "args": init_arguments(wanted, probes),
         "resources": {"requests": {"cpu": "10m", "memory": "10Mi"}},
         "securityContext": {
             "allowPrivilegeEscalation": false,

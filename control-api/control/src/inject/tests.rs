@@ -157,18 +157,6 @@ fn documents_that_stay_are_printed_as_they_were() {
     assert_eq!((done.injected.len(), done.skipped.len()), (0, 0));
 }
 
-#[test]
-fn unknown_fields_stay() {
-    let pod = pod_with(
-        &json!({}),
-        &json!({"resourceClaims": [{"name": "gpu"}], "futureField": {"x": [1.5, null]}}),
-    );
-    let new = of(&pod);
-    assert_eq!(new["spec"]["futureField"], pod["spec"]["futureField"]);
-    assert_eq!(new["spec"]["resourceClaims"], pod["spec"]["resourceClaims"]);
-    assert_eq!(new["spec"]["containers"][0], pod["spec"]["containers"][0]);
-}
-
 /// What is not the injector's means what kubectl reads in the file (YAML 1.1).
 #[test]
 fn scalars_mean_the_same_after_it() {
@@ -186,6 +174,18 @@ fn scalars_mean_the_same_after_it() {
     let node = POD.replace("spec:\n", "spec:\n  hostNetwork: True\n");
     let done = documents(&texts(&node), &settings()).unwrap();
     assert_eq!(done.skipped, [("Pod shop/web".to_owned(), Skip::HostNetwork)]);
+}
+
+#[test]
+fn unknown_fields_stay() {
+    let pod = pod_with(
+        &json!({}),
+        &json!({"resourceClaims": [{"name": "gpu"}], "futureField": {"x": [1.5, null]}}),
+    );
+    let new = of(&pod);
+    assert_eq!(new["spec"]["futureField"], pod["spec"]["futureField"]);
+    assert_eq!(new["spec"]["resourceClaims"], pod["spec"]["resourceClaims"]);
+    assert_eq!(new["spec"]["containers"][0], pod["spec"]["containers"][0]);
 }
 
 #[test]
@@ -316,6 +316,8 @@ fn values_that_cannot_be_used_are_named_with_a_fix() {
         ("remora.dev/concurrency", "0"),
         ("remora.dev/hold-application", "1"),
         ("remora.dev/log-level", "info; rm"),
+        ("remora.dev/log-level", "loud"),
+        ("remora.dev/log-level", "a=b=c"),
         ("remora.dev/drain-time-s", "5s"),
         ("remora.dev/capture-dns", "true"),
         ("remora.dev/exclude-outbound-port", "80"),
@@ -324,6 +326,7 @@ fn values_that_cannot_be_used_are_named_with_a_fix() {
         ("traffic.sidecar.istio.io/excludeOutboundPorts", "mysql"),
         ("traffic.sidecar.istio.io/excludeOutboundIPRanges", "10.0.0.0/40"),
         ("traffic.sidecar.istio.io/excludeInterfaces", "a/b"),
+        ("remora.dev/exclude-interfaces", "eth{0}"),
         ("sidecar.istio.io/rewriteAppHTTPProbers", "maybe"),
         ("sidecar.istio.io/inject", "enabled"),
         ("proxy.istio.io/config", "holdApplicationUntilProxyStarts: perhaps"),
@@ -337,7 +340,26 @@ fn values_that_cannot_be_used_are_named_with_a_fix() {
     said.push(failure(&annotated(
         &json!({"remora.dev/interception": "none", "remora.dev/exclude-inbound-ports": "22"}),
     )));
+    for contradiction in [
+        json!({"remora.dev/include-inbound-ports": "80,81", "remora.dev/exclude-inbound-ports": "81"}),
+        json!({"remora.dev/include-inbound-ports": "80,15090"}),
+        json!({"remora.dev/include-outbound-ports": "80", "remora.dev/exclude-outbound-ports": "80"}),
+        json!({"remora.dev/include-outbound-cidrs": "10.1.0.0/16", "remora.dev/exclude-outbound-cidrs": "10.0.0.0/8"}),
+        json!({"remora.dev/proxy-cpu": "1", "remora.dev/proxy-cpu-limit": "500m"}),
+    ] {
+        said.push(failure(&annotated(&contradiction)));
+    }
     insta::assert_snapshot!(said.join("\n"));
+}
+
+/// Kubernetes refuses a pod that asks for more than it may have.
+#[test]
+fn a_low_limit_lowers_what_is_asked_for() {
+    let low = json!({"remora.dev/proxy-memory-limit": "16Mi", "remora.dev/proxy-cpu-limit": "1"});
+    let pod = of(&annotated(&low));
+    let expected =
+        json!({"limits": {"cpu": "1", "memory": "16Mi"}, "requests": {"cpu": "10m", "memory": "16Mi"}});
+    assert_eq!(container(&pod, PROXY)["resources"], expected);
 }
 
 #[test]

@@ -35,12 +35,9 @@ pub(super) fn ranges(text: &str, all: bool) -> Result<Option<String>, String> {
     })
 }
 
-/// `eth1,cni0`: names of interfaces as Linux has them.
+/// `eth1,cni0`: names of interfaces, as `remora init` takes them.
 pub(super) fn interfaces(text: &str) -> Result<Option<String>, String> {
-    list(text, false, "eth1,cni0", |part| {
-        let fits = |b: u8| b.is_ascii_graphic() && b != b'/' && b != b':';
-        ((1..=15).contains(&part.len()) && part.bytes().all(fits)).then(|| part.to_owned())
-    })
+    list(text, false, "eth1,cni0", |part| crate::init::interface(part).ok())
 }
 
 /// None: `*`, which is what holds anyway, or nothing where nothing means nothing.
@@ -72,6 +69,21 @@ fn list(
         }
     }
     Ok(Some(kept.join(",")))
+}
+
+/// What a [`quantity`] that was checked amounts to, to compare it with others of its kind.
+pub(super) fn amount(quantity: &str) -> f64 {
+    let end = quantity.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(quantity.len());
+    let (number, suffix) = quantity.split_at(end);
+    let number: f64 = number.parse().unwrap_or(0.0);
+    let decimal = ["n", "u", "m", "", "k", "M", "G", "T", "P", "E"].iter().position(|s| *s == suffix);
+    let binary = ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"].iter().position(|s| *s == suffix);
+    let power = |n: usize| i32::try_from(n).unwrap_or(0);
+    match (decimal, binary) {
+        (Some(n), _) => number * 1000_f64.powi(power(n) - 3),
+        (_, Some(n)) => number * 1024_f64.powi(power(n) + 1),
+        _ => number * 10_f64.powi(suffix[1..].parse().unwrap_or(0)),
+    }
 }
 
 /// A quantity of Kubernetes (resource.Quantity): `100m`, `0.5`, `64Mi`, `1e3`.
@@ -107,7 +119,7 @@ pub(super) fn number(text: &str, least: u16, most: u16) -> Result<u16, String> {
 pub(super) fn level(text: &str) -> Result<String, String> {
     let text = text.trim();
     let fits = |b: u8| b.is_ascii_alphanumeric() || b"_:=,-".contains(&b);
-    let well = !text.is_empty() && text.bytes().all(fits);
+    let well = !text.is_empty() && text.bytes().all(fits) && remora_proxy::cli::is_log_level(text);
     if well {
         Ok(text.to_owned())
     } else {
@@ -137,7 +149,7 @@ mod tests {
         for wrong in ["10.0.0.0/33", "fd00::/129", "10.0.0/8", "all", "10.0.0.0/", "10.0.0.0/-1"] {
             assert!(ranges(wrong, true).is_err(), "{wrong}");
         }
-        for wrong in ["a name", "sixteen-letters-", "a/b"] {
+        for wrong in ["a name", "sixteen-letters-", "a/b", "eth{0}", "eth*", "-a"] {
             assert!(interfaces(wrong).is_err(), "{wrong}");
         }
     }
@@ -146,6 +158,11 @@ mod tests {
     fn quantities_are_those_of_kubernetes() {
         for fine in ["1", "100m", "0.5", "64Mi", "1e3", "1E-3", "2G", "5u", "1E"] {
             assert!(quantity(fine).is_ok(), "{fine}");
+        }
+        for (less, more) in
+            [("100m", "0.5"), ("1", "1k"), ("1M", "1Mi"), ("64Mi", "1G"), ("5e2", "1Ki"), ("1e-3", "2m")]
+        {
+            assert!(amount(less) < amount(more), "{less} {more}");
         }
         for wrong in ["", "m", "-1", "1MB", "1 Mi", "1.2.3", ".", "1e", "1mi", "inf"] {
             assert!(quantity(wrong).is_err(), "{wrong}");
