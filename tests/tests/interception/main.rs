@@ -175,14 +175,20 @@ s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('127.0.0.1', 15053
 while True:
     data, peer = s.recvfrom(512); s.sendto(b'captured ' + data, peer)";
     let mut server = net.pod.command(&["python3", "-c", server]).spawn().unwrap();
-    let ask = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(2)
-s.connect(('10.77.0.1', 53)); s.send(b'name'); print(s.recv(512).decode(), end='')";
+    let ask = |host: &str, port: u16| {
+        let script = format!(
+            "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(2)
+s.connect(('{host}', {port})); s.send(b'name'); print(s.recv(512).decode(), end='')"
+        );
+        net.pod.run(&["python3", "-c", &script]).out
+    };
+    eventually("the server", || ask("127.0.0.1", 15053) == "captured name").await;
     for backend in BACKENDS {
         let _summary = net.pod.initialised(backend);
-        assert_ne!(net.pod.run(&["python3", "-c", ask]).out, "captured name", "{backend}: off by default");
+        assert_eq!(ask(FAR, 53), "", "{backend}: off by default");
         let summary = net.pod.initialised(&format!("{backend} --capture-dns"));
         assert!(summary.contains("dns: port 53 (UDP, TCP) -> 15053"), "{summary}");
-        eventually("an answer", || net.pod.run(&["python3", "-c", ask]).out == "captured name").await;
+        assert_eq!(ask(FAR, 53), "captured name", "{backend}");
     }
     server.kill().unwrap();
     server.wait().unwrap();

@@ -277,6 +277,40 @@ fn iptables_that_fails_midway_leaves_nothing_and_says_so() {
 }
 
 #[test]
+fn clean_does_what_it_can() {
+    if skipped() {
+        return;
+    }
+    let net = Net::new();
+    let fails = "echo 'table nat does not exist' >&2; exit 3";
+    let _summary = net.pod.initialised("--backend iptables");
+    let said = with_fake(&net, "ip6tables-save", fails, "--clean");
+    // There are rules for IPv6, and nobody can see whose.
+    assert_eq!(said.status, 1, "{}", said.out);
+    for word in ["removed: chains REMORA_* of IPv4", "may still be there", "table nat does not exist"] {
+        assert!(said.err.contains(word), "{word}: {}", said.err);
+    }
+    assert_eq!(net.pod.must("iptables-save -t nat | grep REMORA || true"), "");
+    let _said = net.pod.initialised("--clean");
+    assert_eq!(net.pod.iptables(), "");
+    // Without nft nobody says whether there is something. A tool that is missing has put nothing there.
+    let remora = remora_tests::proxy::binary().0;
+    let remora = remora.to_str().unwrap();
+    let _summary = net.pod.initialised("--backend iptables --ip-version 4");
+    let nft = program("nft");
+    let folder = tempfile::tempdir().unwrap();
+    let fake = folder.path().join("ip6tables-save");
+    std::fs::write(&fake, format!("#!/bin/sh\n{fails}\n")).unwrap();
+    std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("PATH={}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    let script = format!("mount --bind /dev/null {} && exec env {path} {remora} init --clean", nft.display());
+    let said = net.pod.run(&["unshare", "--mount", "sh", "-c", &script]);
+    assert_eq!(said.status, 0, "{}", said.err);
+    assert!(said.out.starts_with("removed: chains REMORA_* of IPv4"), "{}", said.out);
+    assert_eq!(net.pod.iptables(), "");
+}
+
+#[test]
 fn nft_takes_all_or_nothing_and_old_kernels_get_two_tables() {
     if skipped() {
         return;

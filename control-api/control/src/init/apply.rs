@@ -72,6 +72,9 @@ fn may_change_rules(status: &str) -> bool {
 pub(super) async fn apply(plan: &Plan, backend: Backend) -> anyhow::Result<Applied> {
     let with_iptables = matches!(backend, Backend::Iptables(_));
     let there = survey(&plan.families, with_iptables).await.context("nothing was changed")?;
+    if let Some(unread) = there.unread.first() {
+        return Err(unread.why.clone()).context("nothing was changed");
+    }
     if !there.foreign.is_empty() {
         bail!(
             "another mesh captures traffic here, and both would capture each other's: {}. Take this pod out of the other mesh, or remove \
@@ -163,7 +166,7 @@ async fn remove_saved(saved: impl Iterator<Item = &Saved>) -> Result<Vec<String>
 /// Removes everything that earlier runs left, by whatever tool. Gives what it was.
 ///
 /// # Errors
-/// What the tools say.
+/// What the tools say. A table that is in use and cannot be looked at is told after everything else was removed.
 pub(super) async fn clean() -> anyhow::Result<Vec<String>> {
     backend(BackendChoice::Auto)?;
     let families: &[Family] = if Kind::default_here().is_some() { &[Family::V4, Family::V6] } else { &[] };
@@ -175,6 +178,13 @@ pub(super) async fn clean() -> anyhow::Result<Vec<String>> {
         removed.extend(there.tables.iter().map(|table| format!("table {} {}", table.family(), nft::TABLE)));
     }
     removed.extend(remove_saved(there.saved.iter()).await?);
+    // One that is not in use has no rules of ours.
+    if let Some(unread) = there.unread.iter().find(|unread| unread.used) {
+        let what = if removed.is_empty() { "nothing".to_owned() } else { removed.join("; ") };
+        return Err(unread.why.clone()).with_context(|| {
+            format!("removed: {what}; the rules that could not be read may still be there")
+        });
+    }
     Ok(removed)
 }
 

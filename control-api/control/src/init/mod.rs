@@ -45,7 +45,7 @@ async fn init(args: &InitArgs) -> anyhow::Result<u8> {
         print!("{}", summary::text(&rows, std::io::stdout().is_terminal()));
         return Ok(0);
     }
-    let ipv6 = ipv6_is_on(Path::new("/proc/sys/net/ipv6/conf"));
+    let ipv6 = ipv6_is_on(Path::new("/proc/sys/net/ipv6/conf"), Path::new("/proc/net/if_inet6"));
     // A dry run may be for another machine.
     let assumed = ipv6 || args.dry_run && args.ip_version != IpVersion::Auto;
     let plan = match plan::plan(args, assumed) {
@@ -115,13 +115,26 @@ fn dry_run(plan: &Plan, choice: BackendChoice) -> String {
     plan.families.iter().map(of).collect()
 }
 
-/// Whether any interface but loopback has IPv6, or a new one would. No such folder: the kernel has none (`ipv6.disable=1`).
-fn ipv6_is_on(conf: &Path) -> bool {
-    let Ok(interfaces) = std::fs::read_dir(conf) else { return false };
+/// Whether any interface but loopback has IPv6, or a new one would, by the switches in `conf` and the addresses in `addresses`
+/// (`if_inet6`). Neither is there: the kernel has none (`ipv6.disable=1`). What cannot be read counts as on: IPv6 that is taken for
+/// off passes by.
+fn ipv6_is_on(conf: &Path, addresses: &Path) -> bool {
+    let missing = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    let addresses = std::fs::read_to_string(addresses);
+    let interfaces = match std::fs::read_dir(conf) {
+        Ok(interfaces) => interfaces,
+        // Hidden from this container, say.
+        Err(error) => return !missing(&error) || !addresses.is_err_and(|error| missing(&error)),
+    };
     // `all` only says what was written last to all of them.
     let counts = |name: &std::ffi::OsStr| name != "all" && name != "lo";
-    let on = |folder: &Path| {
-        std::fs::read_to_string(folder.join("disable_ipv6")).is_ok_and(|text| text.trim() == "0")
+    let on = |folder: &Path| match std::fs::read_to_string(folder.join("disable_ipv6")) {
+        Ok(text) => text.trim() == "0",
+        // An interface may have gone meanwhile.
+        Err(error) => !missing(&error),
     };
-    interfaces.flatten().filter(|entry| counts(&entry.file_name())).any(|entry| on(&entry.path()))
+    let switched =
+        interfaces.flatten().filter(|entry| counts(&entry.file_name())).any(|entry| on(&entry.path()));
+    let other = |line: &str| line.split_whitespace().last().is_some_and(|name| name != "lo");
+    switched || addresses.is_ok_and(|text| text.lines().any(other))
 }

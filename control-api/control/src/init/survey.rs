@@ -47,6 +47,16 @@ pub(super) struct Survey {
     pub(super) saved: Vec<Saved>,
     /// Rules of others that capture traffic, each named.
     pub(super) foreign: Vec<String>,
+    /// Tables of iptables that could not be looked at.
+    pub(super) unread: Vec<Unread>,
+}
+
+/// A table of iptables that could not be looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unread {
+    pub(super) why: Failed,
+    /// There is something in it.
+    pub(super) used: bool,
 }
 
 /// Chains of other meshes begin so, in whatever table.
@@ -64,7 +74,7 @@ const FOREIGN_TABLE: &str = "istio-";
 /// used, the old kind only if its table is in use, since looking would load it.
 ///
 /// # Errors
-/// A tool that cannot look: what is there would stay unseen.
+/// `nft` cannot look: what is there would stay unseen. Tools of iptables that cannot are in [`Survey::unread`].
 pub(super) async fn survey(families: &[Family], with_iptables: bool) -> Result<Survey, Failed> {
     let mut found = Survey::default();
     let mut of_nft = Vec::new();
@@ -90,7 +100,13 @@ pub(super) async fn survey(families: &[Family], with_iptables: bool) -> Result<S
             if !(needed || used && tool::find(&program).is_some()) {
                 continue;
             }
-            let text = tool::run(&program, &["-t", "nat"], "").await?;
+            let text = match tool::run(&program, &["-t", "nat"], "").await {
+                Ok(text) => text,
+                Err(why) => {
+                    found.unread.push(Unread { why, used });
+                    continue;
+                }
+            };
             for named in foreign_in_save(&text, &program) {
                 if !found.foreign.contains(&named) {
                     found.foreign.push(named);

@@ -1,5 +1,7 @@
 //! Arguments, scripts and text, without a kernel.
 
+use std::path::Path;
+
 use clap::{CommandFactory, Parser};
 use insta::assert_snapshot;
 
@@ -150,18 +152,37 @@ fn rules_are_counted_in_what_nft_prints() {
 #[test]
 fn ipv6_is_on_when_an_interface_has_it() {
     let folder = tempfile::tempdir().unwrap();
+    let conf = folder.path().join("conf");
     let set = |name: &str, value: &str| {
-        std::fs::create_dir_all(folder.path().join(name)).unwrap();
-        std::fs::write(folder.path().join(name).join("disable_ipv6"), format!("{value}\n")).unwrap();
+        std::fs::create_dir_all(conf.join(name)).unwrap();
+        std::fs::write(conf.join(name).join("disable_ipv6"), format!("{value}\n")).unwrap();
     };
-    assert!(!ipv6_is_on(&folder.path().join("none")), "ipv6.disable=1");
+    let (none, lines) = (folder.path().join("none"), folder.path().join("if_inet6"));
+    let ipv6_is_on = |switches: &Path| ipv6_is_on(switches, &lines);
+    assert!(!ipv6_is_on(&none), "ipv6.disable=1");
     for (name, value) in [("all", "0"), ("lo", "0"), ("default", "1"), ("eth0", "1")] {
         set(name, value);
     }
-    assert!(!ipv6_is_on(folder.path()), "only loopback has it");
+    assert!(!ipv6_is_on(&conf), "only loopback has it");
     set("eth0", "0");
     set("all", "1");
-    assert!(ipv6_is_on(folder.path()), "switched on again for one interface");
+    assert!(ipv6_is_on(&conf), "switched on again for one interface");
+    // What cannot be read is not off.
+    set("eth0", "1");
+    std::fs::remove_file(conf.join("eth0/disable_ipv6")).unwrap();
+    assert!(!ipv6_is_on(&conf), "gone meanwhile");
+    std::fs::create_dir(conf.join("eth0/disable_ipv6")).unwrap();
+    assert!(ipv6_is_on(&conf), "a switch that cannot be read");
+    std::fs::remove_dir(conf.join("eth0/disable_ipv6")).unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    assert!(ipv6_is_on(&file), "switches that cannot be read");
+    let address = |name: &str| format!("fe80000000000000042f19fffe1f1c5a 02 40 20 80     {name}\n");
+    std::fs::write(&lines, address("lo")).unwrap();
+    assert!(!ipv6_is_on(&conf), "only loopback has an address");
+    assert!(ipv6_is_on(&none), "the switches are hidden");
+    std::fs::write(&lines, address("eth0")).unwrap();
+    assert!(ipv6_is_on(&conf), "an interface has an address");
 }
 
 #[test]
