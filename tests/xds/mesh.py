@@ -317,7 +317,7 @@ class Mesh:
     def made_spare(self, kind, name):
         rng = self.rng
         # Nobody listens there, and nobody calls.
-        ports = {protocol: rng.randint(20000, 30000) for protocol in PORTS}
+        ports = dict(zip(PORTS, rng.sample(range(20000, 30000), len(PORTS))))
         if kind == "Service":
             return service(name, **rng.choice([{}, {"app": name}, {"app": "shop"}]))
         if kind == "Workload":
