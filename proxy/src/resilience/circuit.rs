@@ -173,6 +173,7 @@ impl Circuit {
     /// The circuit breaker `name`; it goes on where `old`, of the same name, is.
     #[must_use]
     pub fn new(name: Arc<str>, spec: CircuitSpec, old: Option<&Self>) -> Arc<Self> {
+        LazyLock::force(&START);
         let shared = match old {
             Some(old) if old.shared.window.length() == spec.length => Arc::clone(&old.shared),
             Some(old) => Arc::new(Shared::new(old.shared.cell.copy(), spec.length, old.shared.operator())),
@@ -300,9 +301,11 @@ const fn word(phase: Phase) -> &'static str {
     }
 }
 
-/// Milliseconds on the clock that all circuit breakers share.
+/// When the clock that all circuit breakers share began: before any of them.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// Milliseconds on that clock.
 fn millis(now: Instant) -> u64 {
-    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
     u64::try_from(now.saturating_duration_since(*START).as_millis()).unwrap_or(u64::MAX)
 }
 
