@@ -160,13 +160,13 @@ fn load(path: &PathBuf, text: Option<&str>, agent: bool) -> Result<app::Loaded, 
     }
 }
 
-/// Logs go to standard error; `/logging` changes the levels later.
 /// Whether `--log-level` takes this text.
 #[must_use]
 pub fn is_log_level(directives: &str) -> bool {
     Levels::<Registry>::new(directives).is_ok()
 }
 
+/// Logs go to standard error; `/logging` changes the levels later.
 fn init_log(directives: &str) -> Result<Arc<dyn LevelControl>, String> {
     let (filter, levels) = Levels::<Registry>::new(directives)?;
     let ansi = std::io::stderr().is_terminal();
