@@ -8,7 +8,8 @@
 //! 3. [`Phase::Closed`], after [`Plan::accept`], or once nothing was open for a second: listeners are closed, what is open goes on.
 //! 4. [`Phase::Forced`], at [`Plan::deadline`] or by a second signal: what is still open is closed with its reason.
 //!
-//! The process ends as soon as nothing is open any more after listeners were closed, at the deadline at the latest.
+//! The process ends as soon as nothing is open any more after listeners were closed, at the deadline at the latest. A connection is open
+//! from the moment it is accepted, and a listener until it has served whom the kernel had let in.
 
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -83,8 +84,18 @@ struct Shared {
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Open {
+    /// Loops that accept.
+    accepting: AtomicU64,
     connections: AtomicU64,
     streams: AtomicU64,
+}
+
+/// What is counted.
+#[derive(Debug, Clone, Copy)]
+enum What {
+    Accepting,
+    Connection,
+    Stream,
 }
 
 /// Follows the phase; every task may have one.
@@ -108,7 +119,7 @@ struct Worker {
 #[must_use = "counted as closed as soon as it is dropped"]
 pub struct OpenGuard {
     counts: OpenCounts,
-    stream: bool,
+    what: What,
 }
 
 impl Default for Drain {
@@ -165,6 +176,12 @@ impl Drain {
         })
     }
 
+    /// Whether nobody accepts any more.
+    fn deaf(&self) -> bool {
+        let workers = self.0.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        workers.iter().all(|open| open.accepting.load(Ordering::Acquire) == 0)
+    }
+
     /// Waits until draining begins, then takes the process through the phases.
     pub async fn run(&self, plan: Plan) -> Outcome {
         let mut watch = self.watch();
@@ -178,7 +195,8 @@ impl Drain {
         }
         let deadline = begin + plan.deadline;
         while Instant::now() < deadline && self.phase() < Phase::Forced {
-            if self.open() == (0, 0) {
+            // In this order: what a listener accepts last is open before it is deaf.
+            if self.deaf() && self.open() == (0, 0) {
                 return Outcome::Complete;
             }
             tokio::select! {
@@ -253,14 +271,19 @@ impl Watch {
 }
 
 impl OpenCounts {
+    /// Somebody accepts connections.
+    pub fn accepting(&self) -> OpenGuard {
+        self.guard(What::Accepting)
+    }
+
     /// A connection is open.
     pub fn connection(&self) -> OpenGuard {
-        self.guard(false)
+        self.guard(What::Connection)
     }
 
     /// A request or stream is open.
     pub fn stream(&self) -> OpenGuard {
-        self.guard(true)
+        self.guard(What::Stream)
     }
 
     /// What this worker has open: connections, streams.
@@ -269,20 +292,24 @@ impl OpenCounts {
         (self.0.open.connections.load(Ordering::Relaxed), self.0.open.streams.load(Ordering::Relaxed))
     }
 
-    fn guard(&self, stream: bool) -> OpenGuard {
-        let cell = self.cell(stream);
+    fn guard(&self, what: What) -> OpenGuard {
+        let cell = self.cell(what);
         cell.store(cell.load(Ordering::Relaxed) + 1, Ordering::Release);
-        OpenGuard { counts: self.clone(), stream }
+        OpenGuard { counts: self.clone(), what }
     }
 
-    fn cell(&self, stream: bool) -> &AtomicU64 {
-        if stream { &self.0.open.streams } else { &self.0.open.connections }
+    fn cell(&self, what: What) -> &AtomicU64 {
+        match what {
+            What::Accepting => &self.0.open.accepting,
+            What::Connection => &self.0.open.connections,
+            What::Stream => &self.0.open.streams,
+        }
     }
 }
 
 impl Drop for OpenGuard {
     fn drop(&mut self) {
-        let cell = self.counts.cell(self.stream);
+        let cell = self.counts.cell(self.what);
         cell.store(cell.load(Ordering::Relaxed).saturating_sub(1), Ordering::Release);
     }
 }
@@ -314,6 +341,27 @@ mod tests {
         });
         assert_eq!(outcome, Outcome::Complete);
         assert!(begin.elapsed() <= Duration::from_secs(12) + POLL);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waits_for_listeners_that_still_accept() {
+        let drain = Drain::new();
+        let counts = drain.counts();
+        let accepting = counts.accepting();
+        drain.start();
+        let mut watch = drain.watch();
+        let begin = Instant::now();
+        let (outcome, ()) = tokio::join!(drain.run(PLAN), async {
+            watch.reached(Phase::Closed).await;
+            // The worker hears of it later, and finds one in the queue of the kernel.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let last = counts.connection();
+            drop(accepting);
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            drop(last);
+        });
+        assert_eq!(outcome, Outcome::Complete);
+        assert!(begin.elapsed() >= QUIET + Duration::from_millis(3100), "{:?}", begin.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
-use super::connection;
+use super::connection::{self, Accepted};
 use super::socket;
 use crate::config::spec::ListenerSpec;
 use crate::limits::{Room, room};
@@ -18,9 +19,12 @@ use crate::worker::Worker;
 
 /// How long accepting pauses before it looks again whether there is room.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long connections that have begun may take until they can be accepted, before a listener closes: a round trip.
+const SETTLE: Duration = Duration::from_millis(20);
 
 /// Accepts until `stop` turns true. Each connection is served by the newest version of the listener.
 pub async fn run(worker: Rc<Worker>, listener: TcpListener, name: Arc<str>, mut stop: watch::Receiver<bool>) {
+    let _accepting = worker.drain.accepting();
     let series = worker.metrics.counters.listener(&name);
     let mut backoff = Backoff::default();
     loop {
@@ -50,7 +54,9 @@ pub async fn run(worker: Rc<Worker>, listener: TcpListener, name: Arc<str>, mut 
             }
         }
     }
-    take_queued(&worker, listener, &name, &series);
+    if let Some(spec) = newest(&worker, &name) {
+        finish(&worker, listener, &spec, &series).await;
+    }
 }
 
 /// Waits until the process wants new connections. Until then they wait in the kernel's queue.
@@ -61,11 +67,26 @@ async fn wanted(worker: &Worker) {
 }
 
 /// Serves whom the kernel has let in already: closing the socket would reset them, with requests that are under way.
-fn take_queued(worker: &Rc<Worker>, listener: TcpListener, name: &Arc<str>, series: &ListenerSeries) {
-    let (Some(spec), Ok(listener)) = (newest(worker, name), listener.into_std()) else { return };
-    while let Ok((stream, peer)) = listener.accept() {
-        if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
-            start(worker, series, stream, peer, Arc::clone(&spec));
+async fn finish(
+    worker: &Rc<Worker>,
+    listener: TcpListener,
+    spec: &Arc<ListenerSpec>,
+    series: &ListenerSeries,
+) {
+    if let Err(error) = socket::let_nobody_in(&listener) {
+        tracing::debug!(listener = &*spec.name, %error, "whoever connects at this moment is reset");
+    }
+    let mut settled = std::pin::pin!(tokio::time::sleep(SETTLE));
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            accepted = listener.accept() => accepted,
+            () = &mut settled => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => start(worker, series, stream, peer, Arc::clone(spec)),
+            Err(error) if is_per_connection(&error) => {}
+            Err(_) => return,
         }
     }
 }
@@ -103,7 +124,9 @@ fn start(
         Err(refusal) => return connection::refuse_unseen(worker, &spec, &stream, peer, refusal),
     };
     let open = Open::new(series.clone());
-    let connection = connection::serve(Rc::clone(worker), spec, stream, peer, series.clone());
+    // Open from here on, for draining.
+    let accepted = Accepted { stream, peer, drain: worker.drain.register(Instant::now()) };
+    let connection = connection::serve(Rc::clone(worker), spec, accepted, series.clone());
     tokio::task::spawn_local(async move {
         connection.await;
         drop((open, connected));

@@ -26,23 +26,34 @@ use crate::telemetry::record::{self, AccessRecord};
 use crate::tls::TlsSession;
 use crate::why::Place;
 use crate::worker::Worker;
+use crate::worker::drain::Registration;
+
+/// How long a connection that says nothing is still waited for when draining begins.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// A connection that was accepted.
+#[derive(Debug)]
+pub struct Accepted {
+    /// It.
+    pub stream: TcpStream,
+    /// Who called.
+    pub peer: SocketAddr,
+    /// Counts it as open.
+    pub drain: Registration,
+}
 
 /// Serves an accepted connection until it ends. `series` counts for the listener that accepted it.
-pub async fn serve(
-    worker: Rc<Worker>,
-    spec: Arc<ListenerSpec>,
-    mut stream: TcpStream,
-    peer: SocketAddr,
-    series: ListenerSeries,
-) {
+pub async fn serve(worker: Rc<Worker>, spec: Arc<ListenerSpec>, accepted: Accepted, series: ListenerSeries) {
+    let Accepted { mut stream, peer, drain } = accepted;
     let Ok(local) = stream.local_addr().map(canonical) else { return };
     let remote = canonical(peer);
     let original_dst = original_destination(&spec, &stream, local);
     let spec = listener_of(&worker, spec, original_dst);
     let between = (remote, original_dst.unwrap_or(local));
     let mut read = BytesMut::new();
-    let seen = match look(&spec, &mut stream, &mut read).await {
-        Ok(seen) => seen,
+    let seen = match look(&spec, &mut stream, &mut read, &drain).await {
+        Ok(Some(seen)) => seen,
+        Ok(None) => return,
         Err(why) => return refuse(&worker, &spec, between, why, known(&Seen::default())),
     };
     let Some(chain) = choose(&spec, &seen, between.1, remote) else {
@@ -65,7 +76,7 @@ pub async fn serve(
         local,
         original_dst,
         peer: worker.metrics.peer(tls.as_ref()),
-        drain: worker.drain.register(),
+        drain,
         peer_uri_sans: tls.as_ref().and_then(|t| t.peer.as_ref()).map(|p| p.uri_sans.join(",").into()),
         tls,
         listener: spec,
@@ -165,34 +176,47 @@ struct Seen {
     http: Option<&'static [u8]>,
 }
 
-/// Looks at the first bytes when a listener filter asks for it; never waits longer than its timeout.
-async fn look(spec: &ListenerSpec, stream: &mut TcpStream, read: &mut BytesMut) -> Result<Seen, Refusal> {
+/// Looks at the first bytes when a listener filter asks for it; never waits longer than its timeout. None: nothing was said until
+/// draining ended the wait.
+async fn look(
+    spec: &ListenerSpec,
+    stream: &mut TcpStream,
+    read: &mut BytesMut,
+    drain: &Registration,
+) -> Result<Option<Seen>, Refusal> {
     if !spec.inspect_tls && !spec.inspect_http {
-        return Ok(Seen::default());
+        return Ok(Some(Seen::default()));
     }
     let detection = async {
         loop {
             match detect(read) {
                 Detected::NeedMore => {}
-                found => return found,
+                found => return Some(found),
             }
-            match stream.read_buf(read).await {
+            let quiet = read.is_empty();
+            let more = tokio::select! {
+                biased;
+                more = stream.read_buf(read) => more,
+                () = drained(drain, SILENCE), if quiet => return None,
+            };
+            match more {
                 Ok(n) if n > 0 => {}
-                _ => return Detected::Opaque,
+                _ => return Some(Detected::Opaque),
             }
         }
     };
     let detected = match within(spec.inspect_timeout, detection).await {
-        Some(detected) => detected,
+        Some(Some(detected)) => detected,
+        Some(None) => return Ok(None),
         None if spec.continue_on_inspect_timeout => Detected::Opaque,
         None => return Err(Refusal::DetectTimeout),
     };
-    Ok(match detected {
+    Ok(Some(match detected {
         Detected::Tls(hello) if spec.inspect_tls => Seen { hello: Some(hello), http: None },
         Detected::Http2 if spec.inspect_http => Seen { hello: None, http: Some(b"h2c") },
         Detected::Http1 if spec.inspect_http => Seen { hello: None, http: Some(b"http/1.1") },
         _ => Seen::default(),
-    })
+    }))
 }
 
 /// Zero means no limit.
@@ -297,7 +321,7 @@ async fn sniff_http2(
             tokio::select! {
                 biased;
                 n = more => n,
-                () = drained(downstream, http.drain_timeout), if quiet => 0,
+                () = drained(&downstream.drain, http.drain_timeout), if quiet => 0,
             }
         };
         match within(limit, more).await {
@@ -309,11 +333,11 @@ async fn sniff_http2(
     }
 }
 
-/// Waits until draining began, and then for `window`: as long as a connection may be idle meanwhile.
-async fn drained(downstream: &Downstream, window: Duration) {
-    let since = std::future::poll_fn(|cx| match downstream.drain.poll_draining(cx) {
+/// Waits until draining began, and then as long as a connection may be idle meanwhile: for `window`, or a little longer.
+async fn drained(drain: &Registration, window: Duration) {
+    let since = std::future::poll_fn(|cx| match drain.poll_draining(cx) {
         Some(since) => std::task::Poll::Ready(since),
         None => std::task::Poll::Pending,
     });
-    tokio::time::sleep_until(since.await + window).await;
+    tokio::time::sleep_until(drain.patience(since.await, window)).await;
 }

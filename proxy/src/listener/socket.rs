@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::config::spec::{Keepalive, SocketSpec};
 
@@ -60,6 +60,28 @@ fn listen_one(address: SocketAddr, spec: &SocketSpec) -> io::Result<TcpListener>
     Ok(socket.into())
 }
 
+/// Lets no new connection begin on a socket that listens; those that have begun are completed, and wait to be accepted. Nobody is told: a
+/// client that begins now tries again after a second (RFC 6298 §2), when the socket is closed, and is refused then.
+///
+/// # Errors
+/// The kernel has no socket filters.
+pub fn let_nobody_in<S: std::os::fd::AsFd>(listener: &S) -> io::Result<()> {
+    // What a filter of a TCP socket sees begins with the TCP header (RFC 9293 §3.1); its 14th byte has the flags.
+    const LOAD_BYTE: u16 = 0x30;
+    const AND: u16 = 0x54;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    const SYN: u32 = 0x02;
+    const SYN_ACK: u32 = 0x12;
+    SockRef::from(listener).attach_filter(&[
+        SockFilter::new(LOAD_BYTE, 0, 0, 13),
+        SockFilter::new(AND, 0, 0, SYN_ACK),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ])
+}
+
 /// Options of a connection, accepted or made: no delay (Nagle off), as every proxy; keepalive; and how long data may
 /// stay unacknowledged before the kernel gives the connection up (TCP_USER_TIMEOUT).
 ///
@@ -112,6 +134,23 @@ mod tests {
         // Listening, and not blocking.
         assert_eq!(sockets[1].accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
         std::net::TcpStream::connect(sockets[0].local_addr().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_socket_that_lets_nobody_in_keeps_whom_it_has() {
+        use std::io::{Read, Write};
+        let listener = listen(loopback(), &SocketSpec::default(), 1).unwrap().remove(0);
+        let address = listener.local_addr().unwrap();
+        let mut early = std::net::TcpStream::connect(address).unwrap();
+        let_nobody_in(&listener).unwrap();
+        let late = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(100));
+        assert_eq!(late.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let (mut accepted, _) = listener.accept().unwrap();
+        drop(listener);
+        early.write_all(b"hello").unwrap();
+        let mut said = [0; 5];
+        accepted.read_exact(&mut said).unwrap();
+        assert_eq!(&said, b"hello");
     }
 
     #[test]

@@ -10,6 +10,9 @@ use tokio::time::Instant;
 
 use crate::drain::{OpenCounts, OpenGuard};
 
+/// How long whoever connects may take to begin.
+const FIRST_WORD: Duration = Duration::from_secs(1);
+
 /// The worker's side.
 #[derive(Debug, Clone)]
 pub struct LocalDrain {
@@ -35,7 +38,7 @@ impl LocalDrain {
 
     /// A connection that wants to know.
     #[must_use]
-    pub fn register(&self) -> Registration {
+    pub fn register(&self, now: Instant) -> Registration {
         let id = self.state.next.get();
         self.state.next.set(id + 1);
         self.state.waiting.borrow_mut().insert(id, None);
@@ -43,10 +46,16 @@ impl LocalDrain {
             state: Rc::clone(&self.state),
             retired: Cell::new(None),
             leaving: Cell::new(None),
+            begun: now,
             id,
             registered: Cell::new(false),
             _open: self.counts.connection(),
         }
+    }
+
+    /// Somebody accepts connections: the process does not end before.
+    pub fn accepting(&self) -> OpenGuard {
+        self.counts.accepting()
     }
 
     /// Tells every connection to finish what it does and take nothing new.
@@ -75,6 +84,7 @@ pub struct Registration {
     state: Rc<State>,
     retired: Cell<Option<Instant>>,
     leaving: Cell<Option<Instant>>,
+    begun: Instant,
     id: u64,
     registered: Cell<bool>,
     _open: OpenGuard,
@@ -105,6 +115,13 @@ impl Registration {
 
     fn since(&self) -> Option<Instant> {
         self.retired.get().or_else(|| self.leaving.get()).or_else(|| self.state.since.get())
+    }
+
+    /// When a connection is given up that says nothing while it drains: `window` after that began, at `since`, but a client that has
+    /// only just come gets a second for its first word.
+    #[must_use]
+    pub fn patience(&self, since: Instant, window: Duration) -> Instant {
+        (since + window).max(self.begun + FIRST_WORD)
     }
 
     /// Since when we drain. None: not yet; the task is woken when it starts. A connection stays in one task, so its

@@ -196,9 +196,10 @@ impl Session {
             }
             if first_byte.is_none()
                 && let Some(since) = drain.poll_draining(cx)
-                && since + window < timer.deadline()
+                && let end = drain.patience(since, window)
+                && end < timer.deadline()
             {
-                timer.reset(since + window);
+                timer.reset(end);
             }
             timer.poll(cx).map(|()| Wait::Timeout)
         })
