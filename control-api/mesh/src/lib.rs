@@ -26,8 +26,8 @@ pub use check::{Finding, Related, Rule, Severity, findings};
 pub use compile::names;
 pub use compile::{
     BadNode, Callers, Compiler, Credentials, Lease, Listening, NodeKind, NodeRequest, NodeResources,
-    PortResources, Problem, Profile, ServiceResources, UnknownWorkload, leases, node_resources,
-    service_resources,
+    OutboundTraffic, PortResources, Problem, Profile, ServiceResources, UnknownWorkload, leases,
+    node_resources, service_resources,
 };
 pub use kinds::{AnyDocument, Documents, Kind};
 pub use mesh::{Change, Health, Instance, Mesh, Touched};

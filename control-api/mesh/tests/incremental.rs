@@ -56,9 +56,10 @@ fn service() -> impl Strategy<Value = String> {
         "[{name: http, port: 8080, targetPort: web}, {name: grpc, port: 9090}]",
         "[{name: db, port: 5432}]",
     ]);
-    (namespace(), 0..3_u8, app, ports).prop_map(|(namespace, number, app, ports)| {
+    let vip = prop::sample::select(vec!["", "clusterIP: None, ", "clusterIPs: [10.96.0.1, 'fd00::1'], "]);
+    (namespace(), 0..3_u8, app, ports, vip).prop_map(|(namespace, number, app, ports, vip)| {
         format!(
-            "apiVersion: v1\nkind: Service\nmetadata: {{name: s{number}, namespace: {namespace}}}\nspec: {{selector: {app}, ports: {ports}}}\n"
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: s{number}, namespace: {namespace}}}\nspec: {{{vip}selector: {app}, ports: {ports}}}\n"
         )
     })
 }
@@ -269,7 +270,9 @@ fn requests() -> Vec<NodeRequest> {
         all.push(grpc);
         for number in 0..4 {
             let name = format!("w{number}");
-            all.push(NodeRequest::new(NodeKind::Sidecar, namespace).with_workload(name));
+            let request = NodeRequest::new(NodeKind::Sidecar, namespace).with_workload(name);
+            all.push(NodeRequest { intercepted: Some(vec!["fd00::2".parse().unwrap()]), ..request.clone() });
+            all.push(request);
         }
     }
     all
@@ -283,6 +286,7 @@ fn services() -> impl Iterator<Item = Name> {
 fn explained(request: &NodeRequest, old: &NodeResources, touched: &remora_mesh::Touched) -> bool {
     let own = request.workload.as_ref().map(|name| Name::new(&request.namespace, name));
     own.is_some_and(|name| touched.workloads.contains(&name))
+        || old.whole_mesh && !touched.namespaces.is_empty()
         || old.whole_namespace && touched.namespaces.contains(request.namespace.as_str())
         || old.services.iter().any(|name| touched.services.contains(name) || touched.endpoints.contains(name))
 }

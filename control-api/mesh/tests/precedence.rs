@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use remora_mesh::{Compiler, Credentials, Documents, Listening, Mesh, Name, Profile};
+use remora_mesh::{Compiler, Credentials, Documents, Listening, Mesh, Name, OutboundTraffic, Profile};
 use remora_xds::any;
 use remora_xds::pb::envoy::config::route::v3::RouteConfiguration;
 use remora_xds::pb::envoy::config::route::v3::route::Action;
@@ -16,6 +16,7 @@ fn profile() -> Profile {
         credentials: Credentials::Issued,
         listening: Listening::AsWritten,
         ecdh_curves: Vec::new(),
+        outbound_traffic: OutboundTraffic::AllowAny,
     }
 }
 

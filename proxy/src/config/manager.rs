@@ -19,6 +19,7 @@ mod zones;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -100,6 +101,8 @@ type Set<T> = BTreeMap<Arc<str>, Held<T>>;
 pub struct Manager {
     names: Names,
     listeners: Set<ListenerSpec>,
+    /// Listeners by address, as snapshots share them; None after one changed.
+    listener_at: Option<Arc<HashMap<SocketAddr, Arc<ListenerSpec>>>>,
     clusters: Set<Cluster>,
     route_tables: Set<RouteTable>,
     /// Who has which load assignment; the endpoints are in the clusters that use it.
@@ -314,6 +317,8 @@ impl Manager {
                 route_tables[id.index()] = Some(Arc::clone(&held.value));
             }
         }
+        let listener_at =
+            Arc::clone(self.listener_at.get_or_insert_with(|| Arc::new(by_address(&listeners))));
         let Self { names, clusters, cluster_ids, .. } = self;
         let ids = cluster_ids.get_or_insert_with(|| {
             let id = |name: &Arc<str>| Some((Arc::clone(name), names.clusters.get(name)?));
@@ -323,6 +328,7 @@ impl Manager {
         Snapshot {
             version: self.version,
             listeners,
+            listener_at,
             chains,
             route_tables,
             clusters: Arc::clone(&self.cluster_list),
@@ -336,6 +342,7 @@ impl Manager {
     /// long as something may refer to them.
     fn remove_missing(&mut self, batch: &Batch, origin: &Origin) {
         let listeners: BTreeSet<_> = batch.listeners.iter().map(|(_, l)| &*l.name).collect();
+        self.listener_at = None;
         let dump = &self.dump;
         self.listeners.retain(|name, held| {
             let stays = held.origin != *origin || listeners.contains(&**name);
@@ -379,6 +386,7 @@ impl Manager {
             self.dynamic.warming.depart(&old.value, Some(&held.value), now);
         }
         let new = Arc::clone(&held.value);
+        self.listener_at = None;
         put(&mut self.listeners, &name, held);
         self.warn_of_strays(&new);
     }
@@ -392,6 +400,19 @@ impl Manager {
             self.warn_of_strays(&held.value);
         }
     }
+}
+
+/// Empty when nobody hands connections over.
+fn by_address(listeners: &[Arc<ListenerSpec>]) -> HashMap<SocketAddr, Arc<ListenerSpec>> {
+    let mut found = HashMap::default();
+    if listeners.iter().any(|listener| listener.use_original_dst) {
+        for listener in listeners {
+            for address in std::iter::once(&listener.address).chain(&listener.additional) {
+                found.entry(*address).or_insert_with(|| Arc::clone(listener));
+            }
+        }
+    }
+    found
 }
 
 fn of_origin<T>(set: &Set<T>, origin: &Origin) -> u64 {

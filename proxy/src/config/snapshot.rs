@@ -1,5 +1,6 @@
 //! What a request sees: one immutable, indexed set of configuration and endpoints.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use foldhash::HashMap;
@@ -16,8 +17,10 @@ use crate::upstream::cluster::Cluster;
 pub struct Snapshot {
     /// Counts up with every change.
     pub version: u64,
-    /// All listeners.
+    /// All listeners, by name.
     pub listeners: Vec<Arc<ListenerSpec>>,
+    /// The same by address, as far as somebody hands connections over.
+    pub(super) listener_at: Arc<HashMap<SocketAddr, Arc<ListenerSpec>>>,
     pub(super) chains: Vec<Option<Arc<FilterChain>>>,
     pub(super) route_tables: Vec<Option<Arc<RouteTable>>>,
     pub(super) clusters: Arc<Vec<Option<Arc<Cluster>>>>,
@@ -37,6 +40,25 @@ impl Snapshot {
             one.iter().map(pointer).eq(other.iter().map(pointer))
         }
         same(&self.chains, &other.chains) && same(&self.route_tables, &other.route_tables)
+    }
+
+    /// The newest version of a listener.
+    #[must_use]
+    pub fn listener(&self, name: &str) -> Option<&Arc<ListenerSpec>> {
+        let found = self.listeners.binary_search_by(|listener| (*listener.name).cmp(name)).ok()?;
+        self.listeners.get(found)
+    }
+
+    /// The listener that a connection to `address` is handed over to (`use_original_dst`): the one at this address, or else at its
+    /// port on every address. Of several at one address the first by name has it.
+    #[must_use]
+    pub fn listener_at(&self, address: SocketAddr) -> Option<&Arc<ListenerSpec>> {
+        let every: IpAddr = match address {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let wildcard = SocketAddr::new(every, address.port());
+        self.listener_at.get(&address).or_else(|| self.listener_at.get(&wildcard))
     }
 
     /// The newest version of a filter chain.

@@ -6,6 +6,7 @@
 mod http;
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +39,8 @@ pub struct ListenerSpec {
     pub direction: Direction,
     /// Listener filter `envoy.filters.listener.tls_inspector` is there: SNI, ALPN and transport protocol are known before the match.
     pub inspect_tls: bool,
+    /// Destination ports on which first bytes are not looked at (`filter_disabled`).
+    pub uninspected: Uninspected,
     /// Listener filter `envoy.filters.listener.http_inspector` is there: `application_protocols` may be matched on plaintext.
     pub inspect_http: bool,
     /// Listener filter `envoy.filters.listener.original_dst` is there.
@@ -56,6 +59,27 @@ pub struct ListenerSpec {
     pub buffer_limit: usize,
     /// `access_log` of the listener: refused and chain-less connections.
     pub access_log: Vec<Arc<AccessLog>>,
+}
+
+/// Destination ports on which a listener filter does not look.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Uninspected {
+    /// The TLS inspector.
+    pub tls: Ports,
+    /// The HTTP inspector.
+    pub http: Ports,
+}
+
+/// A set of ports.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ports(pub Vec<RangeInclusive<u16>>);
+
+impl Ports {
+    /// Whether `port` is one of them.
+    #[must_use]
+    pub fn contains(&self, port: u16) -> bool {
+        self.0.iter().any(|range| range.contains(&port))
+    }
 }
 
 /// `core.v3.TrafficDirection`; the metric label `reporter` follows it.

@@ -105,7 +105,7 @@ fn admit(worker: &Worker, stream: &TcpStream) -> Result<Connected, Refusal> {
 }
 
 fn newest(worker: &Worker, name: &Arc<str>) -> Option<Arc<ListenerSpec>> {
-    worker.snapshot().listeners.iter().find(|l| l.name == *name).cloned()
+    worker.snapshot().listener(name).cloned()
 }
 
 fn start(

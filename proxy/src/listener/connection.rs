@@ -51,7 +51,7 @@ pub async fn serve(worker: Rc<Worker>, spec: Arc<ListenerSpec>, accepted: Accept
     let spec = listener_of(&worker, spec, original_dst);
     let between = (remote, original_dst.unwrap_or(local));
     let mut read = BytesMut::new();
-    let seen = match look(&spec, &mut stream, &mut read, &drain).await {
+    let seen = match look(&spec, &mut stream, &mut read, (between.1.port(), &drain)).await {
         Ok(Some(seen)) => seen,
         Ok(None) => return,
         Err(why) => return refuse(&worker, &spec, between, why, known(&Seen::default())),
@@ -162,11 +162,7 @@ fn original_destination(spec: &ListenerSpec, stream: &TcpStream, local: SocketAd
 /// `use_original_dst`: the listener that owns the original destination takes the connection over.
 fn listener_of(worker: &Worker, spec: Arc<ListenerSpec>, original: Option<SocketAddr>) -> Arc<ListenerSpec> {
     let Some(original) = original.filter(|_| spec.use_original_dst) else { return spec };
-    let snapshot = worker.snapshot();
-    let wildcard =
-        |l: &&Arc<ListenerSpec>| l.address.port() == original.port() && l.address.ip().is_unspecified();
-    let exact = snapshot.listeners.iter().find(|l| l.address == original);
-    exact.or_else(|| snapshot.listeners.iter().find(wildcard)).map_or(spec, Arc::clone)
+    worker.snapshot().listener_at(original).map_or(spec, Arc::clone)
 }
 
 /// What the first bytes said, as far as the listener asked.
@@ -177,14 +173,16 @@ struct Seen {
 }
 
 /// Looks at the first bytes when a listener filter asks for it; never waits longer than its timeout. None: nothing was said until
-/// draining ended the wait.
+/// draining ended the wait. `port` is the one that was called.
 async fn look(
     spec: &ListenerSpec,
     stream: &mut TcpStream,
     read: &mut BytesMut,
-    drain: &Registration,
+    (port, drain): (u16, &Registration),
 ) -> Result<Option<Seen>, Refusal> {
-    if !spec.inspect_tls && !spec.inspect_http {
+    let tls = spec.inspect_tls && !spec.uninspected.tls.contains(port);
+    let http = spec.inspect_http && !spec.uninspected.http.contains(port);
+    if !tls && !http {
         return Ok(Some(Seen::default()));
     }
     let detection = async {
@@ -212,9 +210,9 @@ async fn look(
         None => return Err(Refusal::DetectTimeout),
     };
     Ok(Some(match detected {
-        Detected::Tls(hello) if spec.inspect_tls => Seen { hello: Some(hello), http: None },
-        Detected::Http2 if spec.inspect_http => Seen { hello: None, http: Some(b"h2c") },
-        Detected::Http1 if spec.inspect_http => Seen { hello: None, http: Some(b"http/1.1") },
+        Detected::Tls(hello) if tls => Seen { hello: Some(hello), http: None },
+        Detected::Http2 if http => Seen { hello: None, http: Some(b"h2c") },
+        Detected::Http1 if http => Seen { hello: None, http: Some(b"http/1.1") },
         _ => Seen::default(),
     }))
 }

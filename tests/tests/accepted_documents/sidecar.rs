@@ -1,9 +1,11 @@
 //! The data plane, as far as it decides about resources.
 
+use std::net::Ipv6Addr;
 use std::sync::LazyLock;
 
 use remora_mesh::{
-    Compiler, Credentials, Documents, Listening, Mesh, NodeKind, NodeRequest, NodeResources, Profile,
+    Compiler, Credentials, Documents, Listening, Mesh, NodeKind, NodeRequest, NodeResources, OutboundTraffic,
+    Profile,
 };
 use remora_proxy::config::manager::Manager;
 use remora_tests::resources::message;
@@ -27,11 +29,15 @@ pub(crate) fn refused(text: &str) -> Vec<String> {
         credentials: Credentials::Issued,
         listening: Listening::AsWritten,
         ecdh_curves: Vec::new(),
+        outbound_traffic: OutboundTraffic::AllowAny,
     };
     let compiler = Compiler::new(Mesh::from(&documents), profile);
-    let nodes = documents.workloads.iter().map(|workload| {
-        let request = NodeRequest::new(NodeKind::Sidecar, &workload.metadata.namespace);
-        compiler.node(&request.with_workload(workload.metadata.name.clone())).unwrap()
+    let nodes = documents.workloads.iter().flat_map(|workload| {
+        let request = NodeRequest::new(NodeKind::Sidecar, &workload.metadata.namespace)
+            .with_workload(workload.metadata.name.clone());
+        let addresses = vec![workload.spec.address, Ipv6Addr::LOCALHOST.into()];
+        let intercepted = NodeRequest { intercepted: Some(addresses), ..request.clone() };
+        [request, intercepted].map(|request| compiler.node(&request).unwrap())
     });
     nodes.flat_map(|node| taken(&node)).collect()
 }

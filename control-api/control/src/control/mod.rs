@@ -12,8 +12,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Args;
-use remora_mesh::Listening;
+use clap::{Args, ValueEnum};
+use remora_mesh::{Listening, OutboundTraffic};
 use tracing_subscriber::EnvFilter;
 
 use crate::ca::root::Files;
@@ -75,12 +75,34 @@ pub(crate) struct ControlArgs {
     /// Key exchange between sidecars, most wanted first; without, what each proxy has by itself: X25519MLKEM768 before the others
     #[arg(long, value_name = "GROUP,...", value_delimiter = ',', value_parser = GROUPS)]
     ecdh_curves: Vec<String>,
+    /// Connections of pods and VMs to nobody in the mesh, where rules lead them to the sidecar: ALLOW_ANY lets them go on as they are,
+    /// REGISTRY_ONLY closes them
+    #[arg(long, value_name = "POLICY", default_value = "ALLOW_ANY", value_enum)]
+    outbound_traffic_policy: OutboundTrafficArg,
     /// Proxies listen on any free ports, whatever the documents say: /listeners of their admin page tells which (for tests)
     #[arg(long)]
     ephemeral_ports: bool,
     /// Log level: error, warn, info, debug, or a filter such as remora_control=debug
     #[arg(short = 'l', long, value_name = "LEVEL", default_value = "info", env = "REMORA_LOG")]
     log_level: String,
+}
+
+/// `outboundTrafficPolicy` of Istio's MeshConfig.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum OutboundTrafficArg {
+    #[value(name = "ALLOW_ANY")]
+    AllowAny,
+    #[value(name = "REGISTRY_ONLY")]
+    RegistryOnly,
+}
+
+impl From<OutboundTrafficArg> for OutboundTraffic {
+    fn from(arg: OutboundTrafficArg) -> Self {
+        match arg {
+            OutboundTrafficArg::AllowAny => Self::AllowAny,
+            OutboundTrafficArg::RegistryOnly => Self::RegistryOnly,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -181,6 +203,7 @@ pub(crate) fn run(args: ControlArgs) -> ExitCode {
             authority: args.authority.options(),
             listening: if args.ephemeral_ports { Listening::Ephemeral } else { Listening::AsWritten },
             ecdh_curves: args.ecdh_curves,
+            outbound_traffic: args.outbound_traffic_policy.into(),
         };
         let plane = match Plane::start(options).await {
             Ok(plane) => plane,

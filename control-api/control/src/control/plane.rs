@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use remora_mesh::{Credentials, Listening, Profile};
+use remora_mesh::{Credentials, Listening, OutboundTraffic, Profile};
 use remora_proxy::tls::identity::{SpiffeId, SpiffeIdError};
 use remora_xds::server::{self, AdsService, Settings};
 use serde_json::json;
@@ -55,6 +55,8 @@ pub struct Options {
     pub listening: Listening,
     /// Groups of the key exchange between sidecars, by Envoy's names; without any, what each side has by itself.
     pub ecdh_curves: Vec<String>,
+    /// What becomes of intercepted connections to nobody in the mesh.
+    pub outbound_traffic: OutboundTraffic,
     /// Where proxies and their agents connect by TLS.
     pub listen_tls: SocketAddr,
     /// What that port is called besides `localhost`: DNS names and IP addresses.
@@ -78,6 +80,7 @@ impl Options {
             identity_files: None,
             listening: Listening::AsWritten,
             ecdh_curves: Vec::new(),
+            outbound_traffic: OutboundTraffic::default(),
             listen_tls: free,
             tls_names: Vec::new(),
             authority: AuthorityOptions::default(),
@@ -279,6 +282,7 @@ fn profile(options: &Options) -> Profile {
         credentials: options.identity_files.as_ref().map_or(Credentials::Issued, files),
         listening: options.listening,
         ecdh_curves: options.ecdh_curves.clone(),
+        outbound_traffic: options.outbound_traffic,
     }
 }
 

@@ -14,7 +14,6 @@ pub(super) const FIRST_GRPC: u16 = 15_030;
 const ADMIN: u16 = 15_000;
 /// Seconds between looks at a port that is open, whatever the probe's period.
 const SLOWEST_LOOK: u64 = 3;
-const OUTBOUND: u16 = 15_001;
 
 /// Whose sidecar it is, for the metrics.
 #[derive(Debug, Clone, Copy)]
@@ -23,7 +22,7 @@ pub(super) struct Named<'a> {
     pub(super) version: &'a str,
 }
 
-/// As one line of JSON. Kubernetes replaces `$(POD_NAME)`, `$(POD_NAMESPACE)` and `$(POD_IP)` in it.
+/// As one line of JSON. Kubernetes replaces `$(POD_NAME)`, `$(POD_NAMESPACE)`, `$(POD_IP)` and `$(INSTANCE_IPS)` in it.
 pub(super) fn text(named: Named<'_>, settings: &Settings, wanted: &Wanted, probes: &Probes) -> String {
     let (mut listeners, mut clusters) = (vec![health(probes)], vec![admin()]);
     clusters.extend(probes.paths.iter().map(|(path, target)| cluster_of(path, target)));
@@ -32,18 +31,16 @@ pub(super) fn text(named: Named<'_>, settings: &Settings, wanted: &Wanted, probe
         let name = format!("probe|grpc|{port}");
         clusters.push(program(&name, *port, json!({"typed_extension_protocol_options": sidecar::http2()})));
     }
-    if wanted.interception != Interception::None {
-        listeners.push(outbound());
-        clusters.extend([
-            json!({"name": PASSTHROUGH, "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED", "connect_timeout": "10s"}),
-            json!({"name": CIRCLE, "type": "STATIC"}),
-        ]);
-    }
     let (app, version) = (literal(named.app), literal(named.version));
-    let metadata = json!({
+    let mut metadata = json!({
         "WORKLOAD_NAME": POD, "NAMESPACE": NAMESPACE, "APP": app, "CANONICAL_SERVICE": app,
         "VERSION": version, "CANONICAL_REVISION": version,
     });
+    if wanted.interception != Interception::None {
+        // The control plane gives it listeners for what rules lead to it.
+        metadata["INTERCEPTION_MODE"] = "REDIRECT".into();
+        metadata["INSTANCE_IPS"] = "$(INSTANCE_IPS)".into();
+    }
     let mut whole = sidecar::dynamic(settings.control);
     whole["node"] = json!({
         "id": format!("sidecar~$(POD_IP)~{POD}.{NAMESPACE}~{NAMESPACE}.svc"),
@@ -59,9 +56,6 @@ pub(super) fn text(named: Named<'_>, settings: &Settings, wanted: &Wanted, probe
 
 const POD: &str = "$(POD_NAME)";
 const NAMESPACE: &str = "$(POD_NAMESPACE)";
-const PASSTHROUGH: &str = "PassthroughCluster";
-/// Nobody.
-const CIRCLE: &str = "circle";
 const OWN_ADMIN: &str = "admin";
 
 /// A text in which Kubernetes is to replace nothing: it makes `$` of every `$$`, also where no `(` follows.
@@ -190,24 +184,6 @@ fn listener(name: &str, port: u16, routes: Vec<Value>) -> Value {
     json!({
         "name": name, "address": socket("0.0.0.0", port),
         "filter_chains": [{"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}],
-    })
-}
-
-/// Where rules lead what the program sends: to the listener of its destination, if the control plane gave one; else there.
-fn outbound() -> Value {
-    let to = |cluster: &str| {
-        let proxy = json!({"@type": format!("{TYPES}.network.tcp_proxy.v3.TcpProxy"), "stat_prefix": cluster, "cluster": cluster});
-        json!([{"name": "envoy.filters.network.tcp_proxy", "typed_config": proxy}])
-    };
-    json!({
-        "name": "outbound", "traffic_direction": "OUTBOUND", "use_original_dst": true,
-        // Rules lead to loopback: nobody from elsewhere has a reason to come here.
-        "address": socket("127.0.0.1", OUTBOUND),
-        "filter_chains": [
-            // Who calls this port itself would be led in a circle.
-            {"name": CIRCLE, "filter_chain_match": {"destination_port": OUTBOUND}, "filters": to(CIRCLE)},
-            {"name": "passthrough", "filters": to(PASSTHROUGH)},
-        ],
     })
 }
 

@@ -169,6 +169,7 @@ fn proxy(settings: &Settings, wanted: &Wanted, bootstrap: String, drains_in: u64
         own("POD_NAME", "metadata.name"),
         own("POD_NAMESPACE", "metadata.namespace"),
         own("POD_IP", "status.podIP"),
+        own("INSTANCE_IPS", "status.podIPs"),
     ]);
     let ready = |more: Value| {
         let mut probe = json!({"httpGet": {"path": "/healthz/ready", "port": HEALTH}});

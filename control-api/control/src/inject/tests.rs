@@ -73,7 +73,12 @@ fn bootstrap_of(pod: &Value) -> Value {
 
 /// What Kubernetes makes of an argument: `$$` is `$` wherever it stands, `$(NAME)` a variable if there is one, and any other `$` stays.
 fn expanded(text: &str) -> String {
-    let variables = [("POD_NAME", "web-1"), ("POD_NAMESPACE", "shop"), ("POD_IP", "10.0.0.9")];
+    let variables = [
+        ("POD_NAME", "web-1"),
+        ("POD_NAMESPACE", "shop"),
+        ("POD_IP", "10.0.0.9"),
+        ("INSTANCE_IPS", "10.0.0.9,fd00::9"),
+    ];
     let (mut out, mut rest) = (String::new(), text);
     while let Some((before, after)) = rest.split_once('$') {
         out.push_str(before);

@@ -30,6 +30,8 @@ struct Uses {
     services: BTreeSet<Name>,
     /// All of its namespace.
     whole_namespace: bool,
+    /// All of the mesh.
+    whole_mesh: bool,
     /// What it should have and cannot be sent.
     problems: Vec<Problem>,
 }
@@ -86,7 +88,8 @@ impl Node {
         let own = self.request.workload.as_deref().is_some_and(|workload| {
             touched.workloads.iter().any(|name| *name.name == *workload && *name.namespace == *namespace)
         });
-        let around = uses.whole_namespace && touched.namespaces.iter().any(|touched| **touched == *namespace);
+        let around = (uses.whole_mesh && !touched.namespaces.is_empty())
+            || (uses.whole_namespace && touched.namespaces.iter().any(|touched| **touched == *namespace));
         let uses_one = |names: &BTreeSet<Name>| names.iter().any(|name| uses.services.contains(name));
         if own || around || uses_one(&touched.services) {
             Concern::Everything
@@ -102,9 +105,28 @@ impl Node {
     fn move_endpoints(&mut self, services: &BTreeSet<Name>, compiler: &Compiler, shared: &mut Shared) {
         let Some(mut snapshot) = self.snapshots.borrow().as_deref().cloned() else { return };
         let mut moved = false;
-        let used =
-            services.iter().filter(|name| self.uses.as_ref().is_some_and(|u| u.services.contains(name)));
-        for port in used.filter_map(|name| compiler.resources(name)).flat_map(|service| &service.ports) {
+        let uses = self.uses.as_ref();
+        let used: Vec<_> =
+            services.iter().filter(|name| uses.is_some_and(|u| u.services.contains(name))).collect();
+        if self.request.intercepted.is_some() {
+            for (name, listener) in used.iter().flat_map(|name| compiler.pods(name)) {
+                match (snapshot.get(Kind::Listener, &name), listener) {
+                    (None, None) => {}
+                    (Some(old), Some(new)) => {
+                        let new = shared.resource(new);
+                        if !alike(old, &new) {
+                            snapshot.insert(new);
+                            moved = true;
+                        }
+                    }
+                    // The first pod, or the last: a cluster comes or goes with it.
+                    _ => return self.assemble(compiler, shared),
+                }
+            }
+        }
+        for port in
+            used.into_iter().filter_map(|name| compiler.resources(name)).flat_map(|service| &service.ports)
+        {
             let old = snapshot.get(Kind::ClusterLoadAssignment, &port.endpoints.name);
             let new = shared.resource(&port.endpoints);
             if old.is_some_and(|old| !alike(old, &new)) {
@@ -145,8 +167,8 @@ impl Node {
         {
             new.insert(Arc::clone(secret));
         }
-        let NodeResources { services, whole_namespace, problems, .. } = resources;
-        self.uses = Some(Uses { services, whole_namespace, problems });
+        let NodeResources { services, whole_namespace, whole_mesh, problems, .. } = resources;
+        self.uses = Some(Uses { services, whole_namespace, whole_mesh, problems });
         let known = self.snapshots.borrow().is_some();
         if !known || Kind::ALL.into_iter().any(|kind| !Arc::ptr_eq(new.kind(kind), old.kind(kind))) {
             self.snapshots.send_replace(Some(Arc::new(new)));

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use remora_mesh::document::Action;
-use remora_mesh::{AnyDocument, Change, Credentials, Documents, Listening};
+use remora_mesh::{AnyDocument, Change, Credentials, Documents, Listening, OutboundTraffic};
 use remora_xds::pb::envoy::config::core::v3::Node as PbNode;
 
 use super::*;
@@ -28,6 +28,7 @@ fn publisher() -> Publisher {
         credentials: Credentials::Issued,
         listening: Listening::AsWritten,
         ecdh_curves: Vec::new(),
+        outbound_traffic: OutboundTraffic::AllowAny,
     };
     let publisher = Publisher::new(profile, Arc::new(Board::default()));
     let documents = Documents::read([("mesh.yaml", MESH)]).unwrap();

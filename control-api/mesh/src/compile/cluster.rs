@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use remora_xds::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
 use remora_xds::pb::envoy::config::cluster::v3::cluster::{
-    ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbPolicy,
+    ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbConfig, LbPolicy,
+    OriginalDstLbConfig,
 };
 use remora_xds::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster};
 use remora_xds::pb::envoy::config::core::v3::{
@@ -27,7 +28,8 @@ use remora_xds::pb::envoy::r#type::v3::Percent;
 use super::route::behind;
 use super::{Scope, balancing, breaker, health, http, key_of, names, outlier, parts, retry, tls};
 use crate::document::{
-    AppProtocol, Document, Locality, MtlsMode, ServicePort, ServiceSpec, TrafficPolicySpec, WorkloadSpec,
+    AppProtocol, Document, INBOUND_PORT, Locality, MtlsMode, ServicePort, ServiceSpec, TrafficPolicySpec,
+    WorkloadSpec,
 };
 use crate::kinds::Kind;
 use crate::mesh::{Health, Member};
@@ -114,13 +116,13 @@ pub(super) fn local(
 }
 
 /// A cluster without endpoints: connections to it are closed.
-pub(super) fn black_hole(service: &Document<ServiceSpec>) -> Arc<Resource> {
+pub(super) fn black_hole(about: Key) -> Arc<Resource> {
     let mut cluster = base(names::BLACK_HOLE.into(), DiscoveryType::Static, Duration::from_millis(300));
     cluster.load_assignment = Some(ClusterLoadAssignment {
         cluster_name: cluster.name.clone(),
         ..ClusterLoadAssignment::default()
     });
-    Resource::cluster(&cluster, vec![key_of(service)])
+    Resource::cluster(&cluster, vec![about])
 }
 
 /// HTTP as the program or the sidecar before it speaks it.
@@ -155,19 +157,7 @@ pub(super) fn outbound(
         let direct = mtls == MtlsMode::Disabled;
         cluster.health_checks = health::checks(&spec.health_checks, port, &host, direct);
     }
-    match (mtls, port.speaks()) {
-        // The programs themselves.
-        (MtlsMode::Disabled, speaks) => speak(&mut cluster, speaks, 3),
-        (_, speaks) => {
-            let tcp = speaks == AppProtocol::Tcp;
-            let alpn: &[&str] = if tcp { &[] } else { &["h2"] };
-            let (sni, peers) = (names::sni(namespace, name, port.port), identities(scope, service, port));
-            cluster.transport_socket = Some(tls::upstream(scope.profile, peers, sni, alpn));
-            if !tcp {
-                speak(&mut cluster, AppProtocol::Http2, 55);
-            }
-        }
-    }
+    secure(&mut cluster, scope, service, port);
     let mut metadata = service_of(service);
     if let Some(said) = spec.and_then(|p| p.circuit_breaker.as_ref()) {
         let fallback = breaker::fallback(scope.mesh, service, port);
@@ -176,6 +166,55 @@ pub(super) fn outbound(
     }
     cluster.metadata = Some(metadata);
     Resource::cluster(&cluster, documents(scope, service))
+}
+
+/// To the sidecars of a Service's port, or without mTLS to the programs themselves.
+fn secure(cluster: &mut Cluster, scope: Scope<'_>, service: &Document<ServiceSpec>, port: &ServicePort) {
+    let speaks = port.speaks();
+    if scope.mesh.mtls(service, port.port) == MtlsMode::Disabled {
+        return speak(cluster, speaks, 3);
+    }
+    let (namespace, name) = names::of(service);
+    let tcp = speaks == AppProtocol::Tcp;
+    let alpn: &[&str] = if tcp { &[] } else { &["h2"] };
+    let (sni, peers) = (names::sni(namespace, name, port.port), identities(scope, service, port));
+    cluster.transport_socket = Some(tls::upstream(scope.profile, peers, sni, alpn));
+    if !tcp {
+        speak(cluster, AppProtocol::Http2, 55);
+    }
+}
+
+/// A Service's port at the pod that was called.
+pub(super) fn pod(scope: Scope<'_>, service: &Document<ServiceSpec>, port: &ServicePort) -> Arc<Resource> {
+    let (namespace, name) = names::of(service);
+    let spec = scope.mesh.policy(service).map(|document| &document.spec);
+    let mut cluster = to_destination(
+        names::pod(namespace, name, port.port),
+        spec.and_then(|p| p.timeouts.connect).map(|t| t.0),
+    );
+    if scope.mesh.mtls(service, port.port) != MtlsMode::Disabled {
+        cluster.lb_config = Some(LbConfig::OriginalDstLbConfig(OriginalDstLbConfig {
+            upstream_port_override: parts::number(INBOUND_PORT.into()),
+            ..OriginalDstLbConfig::default()
+        }));
+    }
+    cluster.circuit_breakers = Some(breakers(spec));
+    secure(&mut cluster, scope, service, port);
+    cluster.metadata = Some(service_of(service));
+    Resource::cluster(&cluster, documents(scope, service))
+}
+
+/// Connections go where they were going, as they are.
+pub(super) fn passthrough(about: Key) -> Arc<Resource> {
+    let mut cluster = to_destination(names::PASSTHROUGH.into(), Some(Duration::from_secs(10)));
+    cluster.circuit_breakers = Some(breakers(None));
+    Resource::cluster(&cluster, vec![about])
+}
+
+fn to_destination(name: String, connect: Option<Duration>) -> Cluster {
+    let mut cluster = base(name, DiscoveryType::OriginalDst, connect.unwrap_or(Duration::from_secs(1)));
+    cluster.lb_policy = LbPolicy::ClusterProvided.into();
+    cluster
 }
 
 /// What the cluster of a Service's port is made of.

@@ -1,10 +1,13 @@
 //! A mesh with everything that was compiled of it.
 
+use std::sync::Arc;
+
 use super::node::{NodeRequest, NodeResources, UnknownWorkload, node_resources};
 use super::service::{ServiceResources, service_resources};
-use super::{Profile, Scope};
+use super::{Profile, Scope, names};
 use crate::mesh::{Change, Mesh, Touched};
 use crate::name::{ByName, Name};
+use crate::resource::{Resource, ResourceKind};
 
 /// Keeps the resources of all Services up to date. A change compiles what it touches, and nothing else; nodes are put together
 /// from what is there.
@@ -41,7 +44,7 @@ impl Compiler {
 
     /// Makes changes, and compiles what they touch. Nodes that are affected: those of `workloads`, those that use one of
     /// `services` or `endpoints` ([`NodeResources::services`]), and those that call all of one of `namespaces`
-    /// ([`NodeResources::whole_namespace`]).
+    /// ([`NodeResources::whole_namespace`], [`NodeResources::whole_mesh`]).
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> Touched {
         let mut touched = Touched::default();
         for change in changes {
@@ -72,6 +75,22 @@ impl Compiler {
         };
         let new = old.with_endpoints(scope, service);
         self.services.insert(name.clone(), new);
+    }
+
+    /// What leads an intercepted node to the pods of a Service by their own addresses: for each port the name of a listener, and the
+    /// listener if there are pods.
+    pub fn pods(&self, service: &Name) -> impl Iterator<Item = (String, Option<&Arc<Resource>>)> {
+        let scope = Scope { mesh: &self.mesh, profile: &self.profile };
+        let found = self.mesh.service(&service.namespace, &service.name).zip(self.services.of(service));
+        let ports = found.into_iter().flat_map(|(service, made)| {
+            made.ports.iter().zip(&service.spec.ports).map(move |(made, port)| (made, service, port))
+        });
+        ports.map(move |(made, service, port)| {
+            let (namespace, name) = names::of(service);
+            let listener =
+                made.pods.of(scope, service, port).find(|resource| resource.kind == ResourceKind::Listener);
+            (names::pods(namespace, name, port.port), listener)
+        })
     }
 
     /// What a node gets.

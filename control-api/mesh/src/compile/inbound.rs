@@ -1,24 +1,24 @@
 //! In front of the program: one listener, mTLS, one filter chain for each of its ports, found by the server name.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use remora_xds::pb::envoy::config::core::v3::TrafficDirection;
-use remora_xds::pb::envoy::config::listener::v3::{Filter, FilterChain, FilterChainMatch, Listener};
-use remora_xds::pb::envoy::config::route::v3::route::Action;
-use remora_xds::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
-use remora_xds::pb::envoy::config::route::v3::route_match::PathSpecifier;
-use remora_xds::pb::envoy::config::route::v3::{
-    Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
+use remora_xds::pb::envoy::config::listener::v3::listener_filter_chain_match_predicate::{MatchSet, Rule};
+use remora_xds::pb::envoy::config::listener::v3::{
+    Filter, FilterChain, FilterChainMatch, Listener, ListenerFilterChainMatchPredicate,
 };
+use remora_xds::pb::envoy::r#type::v3::Int32Range;
 use remora_xds::pb::google::protobuf::Duration as PbDuration;
 
 use super::authorization::{self, Subject};
 use super::http::{self, RouteSpecifier, Side};
 use super::route::behind;
-use super::{Listening, Scope, cluster, fault, jwt, key_of, limit, names, parts, retry, tls};
-use crate::document::{AppProtocol, Document, MtlsMode, ServicePort, ServiceSpec};
+use super::{
+    Listening, Scope, cluster, everything, fault, intercepted, jwt, key_of, limit, names, parts, tls,
+};
+use crate::document::{AppProtocol, Document, MtlsMode, ServiceSpec};
 use crate::kinds::Kind;
 use crate::mesh::{Instance, Mesh, target};
 use crate::name::{Key, Name};
@@ -77,16 +77,94 @@ pub(super) struct Inbound {
     pub(super) asked: BTreeSet<(Name, u16)>,
 }
 
+/// How connections reach the sidecar.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Reached<'a> {
+    /// They are made to it.
+    Directly,
+    /// Rules lead to it what is for the program, at these addresses of the node.
+    ByRules(&'a [IpAddr]),
+}
+
 /// The inbound side of a workload.
-pub(super) fn compile(scope: Scope<'_>, instance: &Instance) -> Inbound {
-    let ports = ports(scope.mesh, instance);
+pub(super) fn compile(scope: Scope<'_>, instance: &Instance, reached: Reached<'_>) -> Inbound {
+    let by_rules = matches!(reached, Reached::ByRules(_));
+    let ports = ports(scope.mesh, instance, by_rules);
     let named = |key: &(u16, &'static str)| (key.0, suffix(&ports, *key));
     let local = |(key, port): (&(u16, &'static str), &Port<'_>)| {
         cluster::local(named(key), port.speaks, port.service)
     };
     let mut clusters: Vec<_> = ports.iter().map(local).collect();
-    let mut documents = vec![Key::new(Kind::Workload, instance.workload.name())];
     clusters.extend(jwt::clusters(scope.mesh, &believers(&ports)));
+    let mut asked = authorization::asked(scope.mesh, &believers(&ports));
+    asked.extend(limit::asked(scope.mesh, &believers(&ports)));
+    let made = |key: &(u16, &'static str), port: &Port<'_>| {
+        filters(scope, named(key), port, &calls_of(&ports, key.0))
+    };
+    let strict = ports.iter().filter(|(_, port)| !port.server_names.is_empty());
+    let mut chains: Vec<_> = strict.map(|(key, port)| chain(scope, made(key, port), port)).collect();
+    let mut plain = Plain::default();
+    if by_rules {
+        plain = plain_by_number(scope, &ports, &made, &mut chains);
+    } else if let Some((key, port)) = plaintext(scope.mesh, &ports) {
+        chains.push(plaintext_chain(made(key, port)));
+        plain.waits = true;
+    }
+    if chains.is_empty() && !by_rules {
+        return Inbound { listener: None, clusters, asked };
+    }
+    let mut inspector = parts::tls_inspector();
+    inspector.filter_disabled = without(&plain.only);
+    let mut listener = Listener {
+        filter_chains: chains,
+        listener_filters: vec![inspector],
+        // Under TLS the client begins. In plaintext the program may.
+        listener_filters_timeout: if plain.waits { SERVER_FIRST } else { parts::seconds(10) },
+        continue_on_listener_filters_timeout: plain.waits,
+        per_connection_buffer_limit_bytes: parts::number(64 * 1024),
+        traffic_direction: TrafficDirection::Inbound.into(),
+        ..Listener::default()
+    };
+    listen(scope, instance, reached, &mut listener);
+    let documents = documents(scope, instance);
+    Inbound { listener: Some(Resource::listener(&listener, documents)), clusters, asked }
+}
+
+/// Gives the listener its name and its addresses.
+fn listen(scope: Scope<'_>, instance: &Instance, reached: Reached<'_>, listener: &mut Listener) {
+    let spec = &instance.workload.spec;
+    match reached {
+        Reached::Directly => {
+            let port = if scope.profile.listening == Listening::Ephemeral { 0 } else { spec.inbound_port };
+            listener.name = names::INBOUND.into();
+            listener.address = Some(parts::address(SocketAddr::new(spec.address, port)));
+        }
+        Reached::ByRules(addresses) => {
+            listener.name = names::VIRTUAL_INBOUND.into();
+            listener.listener_filters.insert(0, parts::original_dst());
+            intercepted::every(listener, addresses, spec.inbound_port);
+        }
+    }
+    if listener.filter_chains.is_empty() {
+        // No Service leads here: whatever comes is refused. A listener has one chain at least.
+        listener.filter_chains.push(FilterChain {
+            name: "nobody".into(),
+            filter_chain_match: Some(FilterChainMatch {
+                server_names: vec!["nobody.invalid".into()],
+                ..FilterChainMatch::default()
+            }),
+            filters: vec![http::tcp_proxy(
+                http::Tcp { name: "nobody", idle: None, tries: 1, by_address: false },
+                http::ClusterSpecifier::Cluster(names::BLACK_HOLE.into()),
+            )],
+            ..FilterChain::default()
+        });
+    }
+}
+
+/// What the inbound listener is made of.
+fn documents(scope: Scope<'_>, instance: &Instance) -> Vec<Key> {
+    let mut documents = vec![Key::new(Kind::Workload, instance.workload.name())];
     for service in scope.mesh.services_of(instance) {
         documents.push(key_of(service));
         let authentication = scope.mesh.authentication(service);
@@ -99,44 +177,98 @@ pub(super) fn compile(scope: Scope<'_>, instance: &Instance) -> Inbound {
         documents.extend(behind(scope.mesh, &keys));
         documents.extend(keys);
     }
-    let mut asked = authorization::asked(scope.mesh, &believers(&ports));
-    asked.extend(limit::asked(scope.mesh, &believers(&ports)));
-    let made = |key: &(u16, &'static str), port: &Port<'_>| {
-        filters(scope, named(key), port, &calls_of(&ports, key.0))
-    };
-    let mut chains: Vec<_> = ports.iter().map(|(key, port)| chain(scope, made(key, port), port)).collect();
-    let plain = plaintext(scope.mesh, &ports).map(|(key, port)| plaintext_chain(made(key, port)));
-    let permissive = plain.is_some();
-    chains.extend(plain);
-    if chains.is_empty() {
-        return Inbound { listener: None, clusters, asked };
-    }
-    let spec = &instance.workload.spec;
-    let port = if scope.profile.listening == Listening::Ephemeral { 0 } else { spec.inbound_port };
-    let listener = Listener {
-        name: names::INBOUND.into(),
-        address: Some(parts::address(SocketAddr::new(spec.address, port))),
-        filter_chains: chains,
-        listener_filters: vec![parts::tls_inspector()],
-        // Under TLS the client begins. In plaintext the program may.
-        listener_filters_timeout: if permissive { SERVER_FIRST } else { parts::seconds(10) },
-        continue_on_listener_filters_timeout: permissive,
-        per_connection_buffer_limit_bytes: parts::number(64 * 1024),
-        traffic_direction: TrafficDirection::Inbound.into(),
-        ..Listener::default()
-    };
-    Inbound { listener: Some(Resource::listener(&listener, documents)), clusters, asked }
+    documents
 }
 
-fn ports<'a>(mesh: &'a Mesh, instance: &Instance) -> Ports<'a> {
+/// How plaintext is heard.
+#[derive(Debug, Default)]
+struct Plain {
+    /// Some port hears both, so that first bytes are looked at, and the program may speak first.
+    waits: bool,
+    /// Ports on which there is nothing else.
+    only: Vec<u16>,
+}
+
+/// Chains for the numbers on which plaintext is allowed: every Service that leads there lets it. Connections to such a number find no other
+/// chains, so that those over mTLS are there once more.
+fn plain_by_number(
+    scope: Scope<'_>,
+    ports: &Ports<'_>,
+    made: &dyn Fn(&(u16, &'static str), &Port<'_>) -> Made,
+    chains: &mut Vec<FilterChain>,
+) -> Plain {
+    let mut plain = Plain::default();
+    let numbers: BTreeSet<u16> = ports.keys().map(|(number, _)| *number).collect();
+    for number in numbers {
+        let allows = |(service, port): &(&Document<ServiceSpec>, u16)| {
+            scope.mesh.mtls(service, *port) != MtlsMode::Strict
+        };
+        if !calls_of(ports, number).iter().all(allows) {
+            continue;
+        }
+        let here: Vec<_> =
+            ports.range((number, "")..).take_while(|((other, _), _)| *other == number).collect();
+        let over_tls = here.iter().filter(|(_, port)| !port.server_names.is_empty());
+        let before = chains.len();
+        chains.extend(over_tls.map(|(key, port)| {
+            let mut chain = chain(scope, made(key, port), port);
+            chain.name.push_str("_direct");
+            at_port(chain, number)
+        }));
+        if chains.len() == before {
+            plain.only.push(number);
+        } else {
+            plain.waits = true;
+        }
+        // Where several protocols are spoken, what understands least lets all of them through: TCP is the last.
+        if let Some((key, port)) = here.last() {
+            let mut chain = at_port(plaintext_chain(made(key, port)), number);
+            if port.speaks == AppProtocol::Tcp
+                && let Some(found) = &mut chain.filter_chain_match
+            {
+                // The program's own TLS is what it is for the others: bytes.
+                found.transport_protocol.clear();
+            }
+            chains.push(chain);
+        }
+    }
+    plain
+}
+
+fn at_port(mut chain: FilterChain, number: u16) -> FilterChain {
+    chain.filter_chain_match.get_or_insert_default().destination_port = parts::number(number.into());
+    chain
+}
+
+/// Where a listener filter does not look.
+fn without(ports: &[u16]) -> Option<ListenerFilterChainMatchPredicate> {
+    let one = |port: &u16| {
+        let start = i32::from(*port);
+        let range = Int32Range { start, end: start + 1 };
+        ListenerFilterChainMatchPredicate { rule: Some(Rule::DestinationPortRange(range)) }
+    };
+    match ports {
+        [] => None,
+        [port] => Some(one(port)),
+        _ => {
+            let rules = ports.iter().map(one).collect();
+            Some(ListenerFilterChainMatchPredicate { rule: Some(Rule::OrMatch(MatchSet { rules })) })
+        }
+    }
+}
+
+/// The ports that Services lead to; `all`: also those whose callers go to the program itself (mTLS is Disabled), without server names.
+fn ports<'a>(mesh: &'a Mesh, instance: &Instance, all: bool) -> Ports<'a> {
     let mut ports = Ports::new();
     for service in mesh.services_of(instance) {
         let (namespace, name) = names::of(service);
         // A gRPC library names the Service in SNI, and cannot name a port: it means the one that speaks gRPC.
         let mut plain = Some(names::aliases(namespace, name));
-        // Callers of the others go to the program itself.
-        let enforced = |port: &&ServicePort| mesh.mtls(service, port.port) != MtlsMode::Disabled;
-        for port in service.spec.ports.iter().filter(enforced) {
+        for port in &service.spec.ports {
+            let enforced = mesh.mtls(service, port.port) != MtlsMode::Disabled;
+            if !enforced && !all {
+                continue;
+            }
             let Some(number) = target(port, &instance.workload) else { continue };
             let known = ports.entry((number, spoken(port.speaks()))).or_insert_with(|| Port {
                 speaks: port.speaks(),
@@ -145,6 +277,9 @@ fn ports<'a>(mesh: &'a Mesh, instance: &Instance) -> Ports<'a> {
                 server_names: Vec::new(),
             });
             known.calls.push((service, port.port));
+            if !enforced {
+                continue;
+            }
             known.server_names.push(names::sni(namespace, name, port.port));
             if matches!(port.speaks(), AppProtocol::Grpc | AppProtocol::Http2) {
                 known.server_names.extend(plain.take().into_iter().flatten());
@@ -177,7 +312,7 @@ fn plaintext<'p, 'a>(
 
 /// How many ports of a workload plaintext would be for: [`plaintext`] is lost with more than one.
 pub(crate) fn permissive_ports(mesh: &Mesh, instance: &Instance) -> usize {
-    permissive(mesh, &ports(mesh, instance)).count()
+    permissive(mesh, &ports(mesh, instance, false)).count()
 }
 
 /// Name, filters, and what is offered by ALPN.
@@ -237,37 +372,10 @@ fn filters(
         filters.push(http::tcp_proxy(proxy, http::ClusterSpecifier::Cluster(cluster)));
         return (stat, filters, &[]);
     }
-    let routes = RouteSpecifier::RouteConfig(to_program(cluster));
+    let routes = RouteSpecifier::RouteConfig(everything::to("inbound", cluster));
     let limits = limit::filters(scope.mesh, &services);
     let faults = fault::filters(scope.mesh, &services);
     let filters = tokens.into_iter().chain(rules.http()).chain(limits).chain(faults).collect();
     let filter = http::connection_manager(&stat, Side::Inbound, routes, filters);
     (stat, vec![filter], &["h2", "http/1.1"])
-}
-
-/// Everything to the program, without a time limit: that is the caller's to set.
-fn to_program(cluster: String) -> RouteConfiguration {
-    let action = RouteAction {
-        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.clone())),
-        timeout: parts::seconds(0),
-        max_stream_duration: Some(parts::by_the_caller()),
-        retry_policy: Some(retry::unprocessed()),
-        ..RouteAction::default()
-    };
-    let route = Route {
-        name: "default".into(),
-        r#match: Some(RouteMatch {
-            path_specifier: Some(PathSpecifier::Prefix("/".into())),
-            ..RouteMatch::default()
-        }),
-        action: Some(Action::Route(action)),
-        ..Route::default()
-    };
-    let host = VirtualHost {
-        name: "inbound".into(),
-        domains: vec!["*".into()],
-        routes: vec![route],
-        ..VirtualHost::default()
-    };
-    RouteConfiguration { name: cluster, virtual_hosts: vec![host], ..RouteConfiguration::default() }
 }

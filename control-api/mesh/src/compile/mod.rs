@@ -6,11 +6,13 @@ mod balancing;
 mod breaker;
 mod cluster;
 mod compiler;
+mod everything;
 mod fault;
 mod grpc;
 mod health;
 mod http;
 mod inbound;
+mod intercepted;
 mod jwt;
 mod lease;
 mod limit;
@@ -54,6 +56,18 @@ pub struct Profile {
     /// Groups of the key exchange between sidecars, most wanted first, by Envoy's names (`ecdh_curves`); without any, each
     /// side has its own.
     pub ecdh_curves: Vec<String>,
+    /// What becomes of intercepted connections to nobody in the mesh.
+    pub outbound_traffic: OutboundTraffic,
+}
+
+/// What becomes of intercepted connections to nobody in the mesh (`outboundTrafficPolicy` of Istio's MeshConfig).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OutboundTraffic {
+    /// They go on to where they were going, as they are.
+    #[default]
+    AllowAny,
+    /// They are closed.
+    RegistryOnly,
 }
 
 /// Where a node finds its certificate.
@@ -122,6 +136,17 @@ pub(crate) fn egress<'a>(mesh: &'a Mesh, workload: &'a Document<WorkloadSpec>) -
         }));
     }
     found
+}
+
+/// What an intercepted `workload` calls: what it says, or else every Service, its own included, which it may call by their VIPs.
+pub(crate) fn intercepted_egress<'a>(
+    mesh: &'a Mesh,
+    workload: &'a Document<WorkloadSpec>,
+) -> Vec<Outbound<'a>> {
+    match workload.spec.egress {
+        Some(_) => egress(mesh, workload),
+        None => mesh.all_services().flat_map(|service| every_port(service)).collect(),
+    }
 }
 
 /// Every port of a Service, on the same port of the caller's loopback.

@@ -52,6 +52,27 @@ pub const CONTROL_PLANE: &str = "remora-control";
 /// The one inbound listener.
 pub const INBOUND: &str = "inbound";
 
+/// Takes what rules of the network namespace lead to the sidecar from outside (Istio's name).
+pub const VIRTUAL_INBOUND: &str = "virtualInbound";
+
+/// Takes what rules lead to the sidecar from the program (Istio's name).
+pub const VIRTUAL_OUTBOUND: &str = "virtualOutbound";
+
+/// Connections go where they were going (Istio's name).
+pub const PASSTHROUGH: &str = "PassthroughCluster";
+
+/// The listener for calls to the pods of a Service's port, by their own addresses.
+#[must_use]
+pub fn pods(namespace: &str, service: &str, port: u16) -> String {
+    format!("{}/pods", outbound(namespace, service, port))
+}
+
+/// The cluster of the pod that was called.
+#[must_use]
+pub fn pod(namespace: &str, service: &str, port: u16) -> String {
+    format!("pod|{port}||{}", host(namespace, service))
+}
+
 /// The server name that a sidecar sends for a Service's port; the inbound listener finds the program's port by it.
 #[must_use]
 pub fn sni(namespace: &str, service: &str, port: u16) -> String {

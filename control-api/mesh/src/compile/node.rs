@@ -1,17 +1,21 @@
 //! What one node gets: its own inbound side, and what the Services that it calls give to callers.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use remora_xds::pb::envoy::config::core::v3::Node;
 use remora_xds::pb::google::protobuf::value::Kind as ValueKind;
 
+use super::inbound::{self, Reached};
 use super::route::Attached;
 use super::service::{PortResources, ServiceResources};
 use super::{
-    Listening, Outbound, Profile, Scope, egress, every_port, grpc, inbound, key_of, names, outbound,
+    Listening, Outbound, Profile, Scope, egress, every_port, grpc, intercepted, intercepted_egress, key_of,
+    names, outbound,
 };
-use crate::mesh::Mesh;
+use crate::kinds::Kind;
+use crate::mesh::{Instance, Mesh};
 use crate::name::{Key, Name};
 use crate::resource::{Resource, ResourceKind};
 
@@ -39,6 +43,8 @@ pub struct NodeRequest {
     pub wanted: BTreeSet<String>,
     /// Of a gRPC client: the certificate provider of its bootstrap file.
     pub certificate_provider: String,
+    /// Its addresses, when rules lead its traffic to it.
+    pub intercepted: Option<Vec<IpAddr>>,
 }
 
 /// A node that does not say who it is.
@@ -93,6 +99,8 @@ pub struct NodeResources {
     pub services: BTreeSet<Name>,
     /// It calls all Services of its namespace, those to come included.
     pub whole_namespace: bool,
+    /// It calls all Services of the mesh, those to come included.
+    pub whole_mesh: bool,
     /// What it should get and cannot.
     pub problems: Vec<Problem>,
 }
@@ -116,6 +124,7 @@ impl NodeRequest {
             workload: None,
             wanted: BTreeSet::new(),
             certificate_provider: "default".into(),
+            intercepted: None,
         }
     }
 
@@ -127,7 +136,8 @@ impl NodeRequest {
 
     /// Who a node says it is, by its metadata (`remora.workload` and `remora.namespace`, or Istio's `WORKLOAD_NAME` and `NAMESPACE`) or
     /// its id (`<kind>~<address>~<workload>.<namespace>~<domain>`, Istio's form). A gRPC library is known by its user agent; it
-    /// belongs to `default` when it does not say otherwise.
+    /// belongs to `default` when it does not say otherwise. `INTERCEPTION_MODE: REDIRECT` says that rules lead its traffic to it, at
+    /// `INSTANCE_IPS`.
     ///
     /// # Errors
     /// It says neither, and is no gRPC library.
@@ -158,8 +168,17 @@ impl NodeRequest {
         if let Some(provider) = metadata(node, "remora.certificateProvider") {
             provider.clone_into(&mut request.certificate_provider);
         }
+        if metadata(node, "INTERCEPTION_MODE") == Some("REDIRECT") {
+            request.intercepted = Some(addresses(node, parts.get(1).copied()));
+        }
         Ok(request)
     }
+}
+
+/// `INSTANCE_IPS`, separated by commas as Istio's, or the address in the id.
+fn addresses(node: &Node, in_id: Option<&str>) -> Vec<IpAddr> {
+    let said = metadata(node, "INSTANCE_IPS").into_iter().flat_map(|text| text.split(','));
+    said.chain(in_id).filter_map(|text| text.trim().parse().ok()).collect()
 }
 
 fn metadata<'a>(node: &'a Node, key: &str) -> Option<&'a str> {
@@ -193,28 +212,7 @@ pub fn node_resources<'s>(
             let name = named.cloned().unwrap_or_default();
             return Err(UnknownWorkload { namespace: request.namespace.clone(), name });
         }
-        (_, Some(instance)) => {
-            let inbound = inbound::compile(scope, instance);
-            for resource in inbound.listener.into_iter().chain(inbound.clusters) {
-                builder.add(&resource);
-            }
-            for (name, port) in &inbound.asked {
-                builder.backend(name, *port);
-            }
-            let spec = &instance.workload.spec;
-            builder.found.whole_namespace = spec.egress.is_none();
-            builder.taken.insert(spec.inbound_port, "inboundPort".into());
-            for port in &spec.ports {
-                builder.taken.insert(port.port, "the program's own".into());
-            }
-            for item in spec.egress.iter().flatten() {
-                let namespace = item.namespace.as_ref().unwrap_or(&request.namespace);
-                builder.found.services.insert(Name::new(namespace, &item.service));
-            }
-            for item in egress(mesh, &instance.workload) {
-                builder.outbound(&item);
-            }
-        }
+        (_, Some(instance)) => builder.sidecar(instance),
         (_, None) => {
             builder.found.whole_namespace = true;
             for item in mesh.services(&request.namespace).flat_map(|service| every_port(service)) {
@@ -245,6 +243,58 @@ impl<'s> Builder<'_, 's> {
             ResourceKind::RouteConfiguration => &mut self.found.routes,
         };
         map.insert(Arc::clone(&resource.name), Arc::clone(resource));
+    }
+
+    /// What a sidecar gets: the inbound side, and what the workload calls.
+    fn sidecar(&mut self, instance: &Instance) {
+        let intercepted = self.request.intercepted.as_deref();
+        let reached = intercepted.map_or(Reached::Directly, Reached::ByRules);
+        let inbound = inbound::compile(self.scope, instance, reached);
+        for resource in inbound.listener.into_iter().chain(inbound.clusters) {
+            self.add(&resource);
+        }
+        for (name, port) in &inbound.asked {
+            self.backend(name, *port);
+        }
+        let (mesh, spec) = (self.scope.mesh, &instance.workload.spec);
+        for item in spec.egress.iter().flatten() {
+            let namespace = item.namespace.as_ref().unwrap_or(&self.request.namespace);
+            self.found.services.insert(Name::new(namespace, &item.service));
+        }
+        if let Some(addresses) = intercepted {
+            self.found.whole_mesh = spec.egress.is_none();
+            let about = Key::new(Kind::Workload, instance.workload.name());
+            for resource in intercepted::catch_all(self.scope, &about, addresses) {
+                self.add(&resource);
+            }
+            for item in intercepted_egress(mesh, &instance.workload) {
+                self.by_address(&item);
+            }
+            return;
+        }
+        self.found.whole_namespace = spec.egress.is_none();
+        self.taken.insert(spec.inbound_port, "inboundPort".into());
+        for port in &spec.ports {
+            self.taken.insert(port.port, "the program's own".into());
+        }
+        for item in egress(mesh, &instance.workload) {
+            self.outbound(&item);
+        }
+    }
+
+    /// What it takes to call a Service's port by its addresses and by those of its pods.
+    fn by_address(&mut self, item: &Outbound<'_>) {
+        let name = item.service.name();
+        let Some(resources) = (self.services)(&name).and_then(|made| made.port(item.port.port)) else { return };
+        self.found.services.insert(name.clone());
+        // Nobody reaches the routes of a Service without an address.
+        if let Some(listener) = &resources.callers(&self.request.namespace).vip {
+            self.called(&name, item.port.port);
+            self.add(listener);
+        }
+        for resource in resources.pods.of(self.scope, item.service, item.port) {
+            self.add(resource);
+        }
     }
 
     /// What it takes to call a Service's port, with a listener on loopback.
@@ -315,7 +365,9 @@ impl<'s> Builder<'_, 's> {
             // Asked for by the name of its cluster, or of its listener, which it may have already.
             let listener = names::outbound(target.namespace, target.service, target.port);
             for item in items.filter(|item| item.port.port == target.port) {
-                if !self.found.listeners.contains_key(listener.as_str()) {
+                if self.request.intercepted.is_some() {
+                    self.by_address(&item);
+                } else if !self.found.listeners.contains_key(listener.as_str()) {
                     self.outbound(&item);
                 }
             }

@@ -1,4 +1,4 @@
-//! Behind the program: for every Service that it calls, a listener on loopback. No interception, no privileges.
+//! Behind the program: for every Service that it calls, a listener, on loopback where nothing is intercepted.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -15,13 +15,31 @@ use crate::kinds::Kind;
 use crate::name::Key;
 use crate::resource::Resource;
 
-/// The listener for calls to a Service's port.
+/// The listener for calls to a Service's port, on loopback.
 pub(super) fn listener(
     scope: Scope<'_>,
-    (service, port): (&Document<ServiceSpec>, &ServicePort),
+    to: (&Document<ServiceSpec>, &ServicePort),
     local_port: u16,
     routes: &Routes,
 ) -> Arc<Resource> {
+    let number = if scope.profile.listening == Listening::Ephemeral { 0 } else { local_port };
+    let mut made = without_address(scope, to, routes);
+    made.listener.address = Some(parts::address(SocketAddr::from((Ipv4Addr::LOCALHOST, number))));
+    Resource::listener(&made.listener, made.documents)
+}
+
+/// A listener, and what it was made of.
+pub(super) struct Made {
+    pub(super) listener: Listener,
+    pub(super) documents: Vec<Key>,
+}
+
+/// The listener for calls to a Service's port, wherever they come in.
+pub(super) fn without_address(
+    scope: Scope<'_>,
+    (service, port): (&Document<ServiceSpec>, &ServicePort),
+    routes: &Routes,
+) -> Made {
     let (namespace, service_name) = names::of(service);
     let name = names::outbound(namespace, service_name, port.port);
     let mut documents = vec![key_of(service)];
@@ -48,10 +66,8 @@ pub(super) fn listener(
         let filter = http::connection_manager(&name, Side::Outbound, RouteSpecifier::Rds(rds), filters);
         (vec![FilterChain { filters: vec![filter], ..FilterChain::default() }], false)
     };
-    let number = if scope.profile.listening == Listening::Ephemeral { 0 } else { local_port };
     let mut listener = Listener {
         name,
-        address: Some(parts::address(SocketAddr::from((Ipv4Addr::LOCALHOST, number)))),
         filter_chains: chains,
         per_connection_buffer_limit_bytes: parts::number(64 * 1024),
         traffic_direction: TrafficDirection::Outbound.into(),
@@ -62,5 +78,5 @@ pub(super) fn listener(
         listener.listener_filters = vec![parts::tls_inspector()];
         listener.listener_filters_timeout = parts::seconds(10);
     }
-    Resource::listener(&listener, documents)
+    Made { listener, documents }
 }

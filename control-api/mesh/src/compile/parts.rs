@@ -13,6 +13,7 @@ use remora_xds::pb::envoy::config::core::v3::{
 use remora_xds::pb::envoy::config::listener::v3::ListenerFilter;
 use remora_xds::pb::envoy::config::listener::v3::listener_filter::ConfigType;
 use remora_xds::pb::envoy::config::route::v3::route_action::MaxStreamDuration;
+use remora_xds::pb::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
 use remora_xds::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use remora_xds::pb::envoy::r#type::v3::FractionalPercent;
 use remora_xds::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
@@ -75,6 +76,15 @@ pub(super) fn tls_inspector() -> ListenerFilter {
     ListenerFilter {
         name: "envoy.filters.listener.tls_inspector".into(),
         config_type: Some(ConfigType::TypedConfig(pack(&TlsInspector::default()))),
+        ..ListenerFilter::default()
+    }
+}
+
+/// Asks where a connection was going before rules led it here.
+pub(super) fn original_dst() -> ListenerFilter {
+    ListenerFilter {
+        name: "envoy.filters.listener.original_dst".into(),
+        config_type: Some(ConfigType::TypedConfig(pack(&OriginalDst::default()))),
         ..ListenerFilter::default()
     }
 }

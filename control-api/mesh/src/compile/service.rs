@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::intercepted::{self, Pods};
 use super::route::{self, Attached, Routes};
 use super::{Scope, breaker, cluster, key_of, outbound, tcp};
 use crate::document::{AppProtocol, Document, ServicePort, ServiceSpec};
@@ -28,6 +29,8 @@ pub struct PortResources {
     pub cluster: Arc<Resource>,
     /// Where they are.
     pub endpoints: Arc<Resource>,
+    /// For nodes whose traffic is intercepted: calls to its pods by their own addresses.
+    pub pods: Pods,
     /// The port of another Service that answers while the circuit breaker of this one is open.
     pub fallback: Option<(Name, u16)>,
     /// What calls lead to.
@@ -42,6 +45,8 @@ pub struct PortResources {
 pub struct Callers {
     /// On 127.0.0.1 and the number of the port, or on any free one.
     pub listener: Arc<Resource>,
+    /// The same on the Service's addresses, for nodes whose traffic is intercepted. None: it has no address.
+    pub vip: Option<Arc<Resource>>,
     /// Route configuration, when HTTP is spoken.
     pub routes: Option<Arc<Resource>>,
     /// Ports of Services that calls are led to; this one is among them unless routes lead elsewhere.
@@ -71,6 +76,7 @@ impl ServiceResources {
         let mut new = self.clone();
         for (resources, port) in new.ports.iter_mut().zip(&service.spec.ports) {
             resources.endpoints = cluster::endpoints(scope, service, port);
+            resources.pods = Pods::default();
         }
         new
     }
@@ -95,6 +101,7 @@ fn compile(scope: Scope<'_>, service: &Document<ServiceSpec>, port: &ServicePort
         port: port.port,
         cluster: cluster::outbound(scope, service, port),
         endpoints: cluster::endpoints(scope, service, port),
+        pods: Pods::default(),
         fallback: breaker::fallback(scope.mesh, service, port),
         consumers: consumers.collect(),
         producer: callers(scope, service, port, &attached.producer),
@@ -109,14 +116,16 @@ fn callers(
 ) -> Callers {
     let own = (service.name(), port.port);
     let listener = outbound::listener(scope, (service, port), port.port, routes);
+    let vip = intercepted::vip(scope, (service, port), routes);
     if port.speaks() == AppProtocol::Tcp {
         let backends = tcp::backends(scope.mesh, routes, own);
         let refuses = tcp::refuses(scope.mesh, routes);
         return Callers {
             listener,
+            vip,
             routes: None,
             backends: backends.into_iter().collect(),
-            black_hole: refuses.then(|| cluster::black_hole(service)),
+            black_hole: refuses.then(|| cluster::black_hole(key_of(service))),
         };
     }
     let table = route::table(scope.mesh, service, port, routes);
@@ -124,6 +133,7 @@ fn callers(
     documents.extend(table.documents);
     Callers {
         listener,
+        vip,
         routes: Some(Resource::routes(&table.routes, documents)),
         backends: table.backends.into_iter().collect(),
         black_hole: None,

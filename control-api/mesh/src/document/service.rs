@@ -1,6 +1,7 @@
 //! Service.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, Visitor};
@@ -22,11 +23,12 @@ pub struct ServiceSpec {
     /// Names outside of the mesh are not supported.
     #[serde(default)]
     pub external_name: Option<Unsupported>,
-    /// Addresses that Kubernetes chose for a Service; callers in the mesh use loopback.
+    /// Its address, as Kubernetes or its author chose it: intercepted callers connect to it. `None` or nothing: it has none.
     #[serde(default, rename = "clusterIP")]
-    _cluster_ip: Kept,
+    pub cluster_ip: Vip,
+    /// The same, with one of the other version of IP.
     #[serde(default, rename = "clusterIPs")]
-    _cluster_ips: Kept,
+    pub cluster_ips: Vec<Vip>,
     #[serde(default, rename = "ipFamilies")]
     _ip_families: Kept,
     #[serde(default, rename = "ipFamilyPolicy")]
@@ -83,6 +85,32 @@ pub enum AppProtocol {
     /// Opaque bytes.
     #[serde(rename = "tcp", alias = "TCP")]
     Tcp,
+}
+
+impl ServiceSpec {
+    /// Its addresses.
+    #[must_use]
+    pub fn vips(&self) -> BTreeSet<IpAddr> {
+        self.cluster_ips.iter().chain([&self.cluster_ip]).filter_map(|vip| vip.0).collect()
+    }
+}
+
+/// `clusterIP`: an address, or `None` or nothing for a Service without one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Vip(pub Option<IpAddr>);
+
+impl<'de> Deserialize<'de> for Vip {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text.is_empty() || text == "None" {
+            return Ok(Self(None));
+        }
+        let usable = |ip: &IpAddr| !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast());
+        let found = text.parse().ok().filter(usable);
+        found.map(|ip| Self(Some(ip))).ok_or_else(|| {
+            Error::custom(format_args!("{text:?} is no address of a Service: an IP address, or None"))
+        })
+    }
 }
 
 impl ServicePort {

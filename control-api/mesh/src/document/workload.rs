@@ -50,9 +50,11 @@ pub struct Locality {
     pub sub_zone: String,
 }
 
-/// Port of the inbound listener when a Workload names none.
+/// Port of the inbound listener when a Workload names none (Istio's).
+pub const INBOUND_PORT: u16 = 15_006;
+
 const fn default_inbound() -> u16 {
-    15_006
+    INBOUND_PORT
 }
 
 /// A port of a workload.

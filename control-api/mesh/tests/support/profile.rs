@@ -1,6 +1,6 @@
 //! What all nodes of the tests share.
 
-use remora_mesh::{Credentials, Listening, Profile};
+use remora_mesh::{Credentials, Listening, OutboundTraffic, Profile};
 
 pub(crate) fn profile() -> Profile {
     Profile {
@@ -9,5 +9,6 @@ pub(crate) fn profile() -> Profile {
         credentials: Credentials::Issued,
         listening: Listening::AsWritten,
         ecdh_curves: Vec::new(),
+        outbound_traffic: OutboundTraffic::AllowAny,
     }
 }

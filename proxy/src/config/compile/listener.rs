@@ -2,6 +2,7 @@
 
 mod chain;
 mod hcm;
+mod predicate;
 mod protocol;
 mod socket;
 mod tcp;
@@ -24,7 +25,7 @@ use super::Scope;
 use super::access_log::compile_access_logs;
 use super::common::{duration, unsupported};
 use super::fields::{boolean, holds, number, refuse, unpack};
-use crate::config::spec::{Direction, ListenerSpec};
+use crate::config::spec::{Direction, ListenerSpec, Ports, Uninspected};
 
 /// Compiles a listener. None when it has mistakes, which are in `scope.errors`.
 pub fn compile_listener(pb: &Listener, at: &At<'_>, scope: &mut Scope<'_>) -> Option<ListenerSpec> {
@@ -68,6 +69,7 @@ pub fn compile_listener(pb: &Listener, at: &At<'_>, scope: &mut Scope<'_>) -> Op
         use_original_dst: boolean(pb.use_original_dst.as_ref(), false),
         direction,
         inspect_tls: filters.tls || chains.needs_tls_inspector,
+        uninspected: filters.uninspected,
         inspect_http: filters.http,
         original_dst: filters.original_dst,
         inspect_timeout: inspect_timeout.unwrap_or(Duration::from_secs(15)),
@@ -155,6 +157,7 @@ struct ListenerFilters {
     tls: bool,
     http: bool,
     original_dst: bool,
+    uninspected: Uninspected,
 }
 
 fn listener_filters(pb: &Listener, at: &At<'_>, scope: &mut Scope<'_>) -> ListenerFilters {
@@ -162,7 +165,7 @@ fn listener_filters(pb: &Listener, at: &At<'_>, scope: &mut Scope<'_>) -> Listen
     for (i, filter) in pb.listener_filters.iter().enumerate() {
         let at = at.index(i);
         let ListenerFilter { name, filter_disabled, config_type } = filter;
-        refuse!(scope, &at; filter_disabled);
+        let disabled = predicate::ports(filter_disabled.as_ref(), &at.field("filter_disabled"), scope);
         let any = match config_type {
             Some(ConfigType::TypedConfig(any)) => any,
             Some(ConfigType::ConfigDiscovery(_)) => {
@@ -178,11 +181,17 @@ fn listener_filters(pb: &Listener, at: &At<'_>, scope: &mut Scope<'_>) -> Listen
         let at = at.field("typed_config");
         if holds::<TlsInspector>(any) {
             found.tls = true;
+            found.uninspected.tls = disabled;
             tls_inspector(unpack(any, &at, scope), &at, scope);
         } else if holds::<HttpInspector>(any) {
             found.http = true;
+            found.uninspected.http = disabled;
         } else if holds::<OriginalDst>(any) {
             found.original_dst = true;
+            if disabled != Ports::default() {
+                // Which port it is, only it knows.
+                unsupported(true, &at.field("filter_disabled"), scope);
+            }
         } else {
             let message = format!("the listener filter `{}` is not supported", any.type_url);
             scope.errors.report(&at, message).fix("use tls_inspector, http_inspector or original_dst");

@@ -314,6 +314,7 @@ impl Manager {
                 self.retire_cluster(name, now);
                 changes.add(clusters);
             } else {
+                self.listener_at = None;
                 if let Some(held) = self.listeners.remove(name) {
                     self.dynamic.warming.depart(&held.value, None, now);
                 }

@@ -12,7 +12,9 @@ use remora_xds::pb::envoy::config::core::v3::{
     TransportSocket,
 };
 use remora_xds::pb::envoy::config::listener::v3::{AdditionalAddress, Filter, FilterChain, FilterChainMatch};
+use remora_xds::pb::envoy::config::listener::v3::ListenerFilterChainMatchPredicate;
 use remora_xds::pb::envoy::config::listener::v3::filter;
+use remora_xds::pb::envoy::config::listener::v3::listener_filter_chain_match_predicate::{MatchSet, Rule};
 use remora_xds::pb::envoy::config::route::v3::RouteConfiguration;
 use remora_xds::pb::envoy::extensions::filters::http::router::v3::Router;
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
@@ -26,6 +28,7 @@ use remora_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_prox
 use remora_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::{ClusterSpecifier, WeightedCluster};
 use remora_xds::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext;
+use remora_xds::pb::envoy::r#type::v3::Int32Range;
 use remora_xds::pb::google::protobuf::{Any, BoolValue, Duration as DurationPb, UInt32Value};
 
 use super::*;
@@ -310,6 +313,34 @@ fn sockets_and_listener_filters() {
     assert_eq!((spec.direction, spec.buffer_limit), (Direction::Outbound, 32768));
     assert_eq!(spec.additional, ["10.0.0.1:81".parse().unwrap()]);
     insta::assert_debug_snapshot!(spec.socket);
+}
+
+#[test]
+fn inspectors_are_off_on_some_ports() {
+    let range = |start, end| ListenerFilterChainMatchPredicate {
+        rule: Some(Rule::DestinationPortRange(Int32Range { start, end })),
+    };
+    let any_of = |rules| ListenerFilterChainMatchPredicate { rule: Some(Rule::OrMatch(MatchSet { rules })) };
+    let with = |predicate| {
+        let config_type = Some(ConfigType::TypedConfig(any(&TlsInspector::default())));
+        let mut filter = ListenerFilter { config_type, ..ListenerFilter::default() };
+        filter.filter_disabled = Some(predicate);
+        Listener { listener_filters: vec![filter], ..listener(vec![chain_of(&tcp())]) }
+    };
+    let spec = compiled(&with(any_of(vec![range(3306, 3307), range(25, 30)])));
+    let blind = [24, 25, 29, 30, 3306, 3307].map(|port| spec.uninspected.tls.contains(port));
+    assert_eq!(blind, [false, true, true, false, true, false], "the end is not meant, as in Envoy");
+    assert!(spec.inspect_tls && !spec.uninspected.http.contains(3306));
+    let every = ListenerFilterChainMatchPredicate { rule: Some(Rule::AnyMatch(true)) };
+    assert!(compiled(&with(every.clone())).uninspected.tls.contains(1));
+    for (predicate, said) in [
+        (range(30, 30), "30 to 30 is no range of ports"),
+        (range(1, 70_000), "1 to 70000 is no range of ports"),
+        (ListenerFilterChainMatchPredicate { rule: Some(Rule::NotMatch(Box::new(every))) }, "not_match"),
+    ] {
+        let found = errors(&with(predicate));
+        assert!(found.contains(said), "{found}");
+    }
 }
 
 #[test]
