@@ -40,7 +40,8 @@ use crate::config::snapshot::Snapshot;
 use crate::config::source::disk::LastGood;
 use crate::config::source::file::FileWatcher;
 use crate::drain::{Drain, Phase};
-use crate::readiness::Readiness;
+use crate::notify;
+use crate::readiness::{Readiness, ReadyGuard};
 use crate::signal::Signals;
 use crate::telemetry::access_log::LogWriter;
 use crate::telemetry::metrics::{Options as MetricsOptions, Registry, ResourceKind};
@@ -207,7 +208,7 @@ pub async fn run(
     let drain = Drain::new();
     let signals = Signals::install().map_err(|e| StartError::Resource("signals".into(), e.to_string()))?;
     tokio::spawn(signals.run(drain.clone(), logs.control()));
-    let (readiness, starting) = Readiness::new();
+    let (readiness, starting) = readiness();
     let (workers, threads) = workers::start(&options, &shared, &logs, &drain)?.into_iter().unzip();
     let admin = Admin {
         source: Arc::new(AdminView::new(Arc::clone(&shared), ask)),
@@ -251,6 +252,13 @@ pub async fn run(
     tracing::info!(listeners = app.shared.bound.load().len(), workers = app.workers.len(), "ready");
     app.serve().await;
     Ok(())
+}
+
+/// A readiness that whoever started the process is told of.
+fn readiness() -> (Readiness, ReadyGuard) {
+    let (readiness, starting) = Readiness::new();
+    tokio::spawn(notify::when_ready(std::env::var_os(notify::SOCKET), readiness.watch()));
+    (readiness, starting)
 }
 
 async fn start_admin(admin: Arc<Admin>, shared: &Shared) -> Result<Option<OpenAnswers>, StartError> {

@@ -16,6 +16,7 @@ pub mod identity;
 pub mod io;
 pub mod limits;
 pub mod listener;
+pub mod notify;
 pub mod policy;
 pub mod readiness;
 pub mod resilience;

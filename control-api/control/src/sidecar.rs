@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use remora_mesh::names;
 use remora_proxy::identity::CONTROL_PLANE;
+use remora_proxy::notify;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
@@ -91,6 +92,8 @@ impl Sidecar {
                     .into_iter()
                     .flatten(),
             )
+            // Whether the program is ready is not for its sidecar to say.
+            .env_remove(notify::SOCKET)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(options.log.map_or_else(Stdio::inherit, Stdio::from))
