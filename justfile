@@ -68,6 +68,10 @@ acceptance *ARGS:
     tests/acceptance/setup.sh
     REMORA=target/release/remora tests/acceptance/run.sh {{ARGS}}
 
+# The program as it is shipped: an empty root, a root with nft, the Debian package; run as root
+deploy:
+    .ci/run deploy
+
 # Everything that CI runs; or only some sections
 ci *SECTIONS:
     .ci/run {{SECTIONS}}

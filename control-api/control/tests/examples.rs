@@ -43,6 +43,18 @@ fn the_bootstrap_for_a_machine_is_right_with_the_routes_that_it_names() {
     assert!(errors(&output).contains("timeout"), "{}", errors(&output));
 }
 
+/// With the options that its `proxy.env` gives to the proxy; with nothing else the names of secrets would be nobody's.
+#[test]
+fn the_bootstrap_of_the_package_is_right() {
+    let bootstrap = examples().join("../systemd/proxy.yaml");
+    let output = Command::new(env!("CARGO_BIN_EXE_remora"))
+        .args(["proxy", "--check", "--ca", "https://192.0.2.10:15012", "-c"])
+        .arg(&bootstrap)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+}
+
 #[test]
 fn mistakes_between_files_are_found_with_their_lines() {
     let folder = tempfile::tempdir().unwrap();
@@ -137,7 +149,7 @@ fn tools_get_json_and_sarif() {
 
 #[test]
 fn every_example_of_documents_is_right() {
-    for name in ["demo.yaml", "shop.yaml", "external.yaml", "users.yaml", "abroad.yaml"] {
+    for name in ["demo.yaml", "shop.yaml", "external.yaml", "users.yaml", "abroad.yaml", "vm/mesh.yaml"] {
         let output = check(&[&examples().join(name)]);
         assert_eq!(output.status.code(), Some(0), "{name}: {}", errors(&output));
         assert_eq!(errors(&output), "", "{name} has warnings");
