@@ -1,4 +1,4 @@
-//! Tells the manager of services that the proxy is ready: systemd with `Type=notify`, or another one with its protocol (sd_notify(3)).
+//! Tells the manager of services that this process is ready: systemd with `Type=notify`, or another one with its protocol (sd_notify(3)).
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -15,10 +15,15 @@ pub const SOCKET: &str = "NOTIFY_SOCKET";
 
 /// Waits until the proxy is ready, and says so to `manager`, the value of [`SOCKET`], if there is one.
 pub async fn when_ready(manager: Option<OsString>, mut state: watch::Receiver<State>) {
+    if manager.is_some() && state.wait_for(|state| *state == State::Live).await.is_ok() {
+        ready(manager);
+    }
+}
+
+/// Says to `manager`, the value of [`SOCKET`], that this process is ready. If it cannot be told, the log says so.
+pub fn ready(manager: Option<OsString>) {
     let Some(manager) = manager.filter(|manager| !manager.is_empty()) else { return };
-    if state.wait_for(|state| *state == State::Live).await.is_ok()
-        && let Err(error) = send(&manager, b"READY=1")
-    {
+    if let Err(error) = send(&manager, b"READY=1") {
         tracing::warn!(?manager, %error, "whoever started this process cannot be told that it is ready");
     }
 }
@@ -77,7 +82,6 @@ mod tests {
     async fn without_a_manager_nobody_waits() {
         let (readiness, _starting) = Readiness::new();
         when_ready(None, readiness.watch()).await;
-        when_ready(Some(OsString::new()), readiness.watch()).await;
     }
 
     #[tokio::test]
@@ -85,5 +89,6 @@ mod tests {
         let (readiness, starting) = Readiness::new();
         drop(starting);
         when_ready(Some("/nowhere/notify".into()), readiness.watch()).await;
+        when_ready(Some(OsString::new()), readiness.watch()).await;
     }
 }

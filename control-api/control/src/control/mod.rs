@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use remora_mesh::{Listening, OutboundTraffic};
+use remora_proxy::notify;
 use tracing_subscriber::EnvFilter;
 
 use crate::ca::root::Files;
@@ -219,6 +220,7 @@ pub(crate) fn run(args: ControlArgs) -> ExitCode {
             return ExitCode::FAILURE;
         }
         tracing::info!(xds = %plane.xds, tls = %plane.tls, rest = %plane.rest, store = plane.store, "serving");
+        notify::ready(std::env::var_os(notify::SOCKET));
         stop_signal().await;
         tracing::info!("stopping");
         ExitCode::SUCCESS
