@@ -112,9 +112,6 @@ package() {
     done
     check=(chroot --userspec=1337:1337 "$root" /usr/bin/remora proxy --ca https://192.0.2.10:15012 --check -c)
     says "proxy.yaml: OK" "${check[@]}" /etc/remora/proxy.yaml
-    sed 's/^  # - {name: outbound6/  - {name: outbound6/' "$root/etc/remora/proxy.yaml" >"$root/ipv6.yaml"
-    grep -q '^  - {name: outbound6' "$root/ipv6.yaml"
-    says "ipv6.yaml: OK" "${check[@]}" /ipv6.yaml
 
     # What a person wrote stays, in an update and when the package goes; it goes with `purge`.
     echo "# mine" >>"$root/etc/remora/proxy.yaml"
