@@ -10,6 +10,7 @@ pub mod control;
 pub mod document;
 pub mod inject;
 pub mod kinds;
+pub mod kubernetes;
 pub mod publish;
 pub mod quota;
 pub mod registry;

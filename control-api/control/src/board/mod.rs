@@ -164,6 +164,7 @@ pub struct Board {
     /// The newest write that is in the snapshots.
     followed: AtomicU64,
     files: RwLock<Value>,
+    kubernetes: RwLock<Value>,
     accepted: AtomicU64,
     refused: AtomicU64,
     compiled: AtomicU64,
@@ -249,6 +250,17 @@ impl Board {
     #[must_use]
     pub fn files(&self) -> Value {
         self.files.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How far Kubernetes has been read.
+    pub fn set_kubernetes(&self, state: Value) {
+        *self.kubernetes.write().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    /// See [`Self::set_kubernetes`]; null without Kubernetes.
+    #[must_use]
+    pub fn kubernetes(&self) -> Value {
+        self.kubernetes.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The documents were compiled once more.

@@ -1,7 +1,9 @@
 //! `remora control`: store, registry, REST, compiler and ADS in one process.
 
 mod authority;
+mod cluster;
 mod folder;
+pub(crate) mod own;
 mod plane;
 mod tls;
 mod votes;
@@ -23,6 +25,7 @@ use crate::run::time;
 
 pub(crate) use votes::KIND as CONTROL_PLANE;
 
+pub use cluster::{ClusterOptions, WebhookOptions};
 pub use plane::{AuthorityOptions, Options, Plane, StartError};
 
 /// What sidecars can exchange keys by, in Envoy's names.
@@ -35,6 +38,7 @@ const GROUPS: [&str; 4] = ["X25519MLKEM768", "X25519", "P-256", "P-384"];
   remora control --store etcd://10.0.0.1:2379,10.0.0.2:2379
   remora control --ca-cert ca.pem --ca-key ca.key --ca-roots root.pem
   remora control --trust-bundle abroad.example=abroad.pem
+  remora control --kubernetes=kubeconfig             documents and pods of a cluster
   remora control --listen-tls 0.0.0.0:15012 --tls-name control.example.com
   remora control --listen-rest 127.0.0.1:0 --address-path ports.json
 
@@ -70,6 +74,8 @@ pub(crate) struct ControlArgs {
     trust_domain: String,
     #[command(flatten)]
     authority: AuthorityArgs,
+    #[command(flatten)]
+    cluster: cluster::ClusterArgs,
     /// Certificates of proxies come from elsewhere, into this folder on the machine of each: chain.pem, key.pem and roots.pem
     #[arg(long, value_name = "FOLDER", conflicts_with = "trust_bundles")]
     identity_files: Option<String>,
@@ -191,7 +197,9 @@ pub(crate) fn run(args: ControlArgs) -> ExitCode {
         }
     };
     runtime.block_on(async {
+        let cluster = args.cluster.options(&args.authority.token_review_audience);
         let options = Options {
+            cluster,
             data: args.data,
             store: args.store,
             listen_xds: args.listen_xds,
@@ -219,7 +227,7 @@ pub(crate) fn run(args: ControlArgs) -> ExitCode {
             eprintln!("remora control: {}: {error}", path.display());
             return ExitCode::FAILURE;
         }
-        tracing::info!(xds = %plane.xds, tls = %plane.tls, rest = %plane.rest, store = plane.store, "serving");
+        tracing::info!(xds = %plane.xds, tls = %plane.tls, rest = %plane.rest, webhook = ?plane.webhook, store = plane.store, "serving");
         notify::ready(std::env::var_os(notify::SOCKET));
         stop_signal().await;
         tracing::info!("stopping");

@@ -15,6 +15,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::cluster::{self, ClusterOptions};
+use super::own::Own;
 use super::tls::{self, Port};
 use super::votes::Votes;
 use super::{authority, folder};
@@ -63,6 +65,8 @@ pub struct Options {
     pub tls_names: Vec<String>,
     /// The certificate authority.
     pub authority: AuthorityOptions,
+    /// Kubernetes.
+    pub cluster: Option<ClusterOptions>,
 }
 
 impl Options {
@@ -84,6 +88,7 @@ impl Options {
             listen_tls: free,
             tls_names: Vec::new(),
             authority: AuthorityOptions::default(),
+            cluster: None,
         }
     }
 }
@@ -140,6 +145,9 @@ pub enum StartError {
     /// The trust domain.
     #[error("--trust-domain {0}: {1}")]
     TrustDomain(String, SpiffeIdError),
+    /// Kubernetes cannot be reached in this way.
+    #[error("--kubernetes: {0}")]
+    Kubernetes(String),
     /// An address.
     #[error("cannot listen on {0}: {1}")]
     Listen(SocketAddr, std::io::Error),
@@ -154,6 +162,8 @@ pub struct Plane {
     pub tls: SocketAddr,
     /// Where people connect.
     pub rest: SocketAddr,
+    /// Where API servers connect.
+    pub webhook: Option<SocketAddr>,
     /// The store, for people.
     pub store: String,
     _tasks: JoinSet<()>,
@@ -210,21 +220,37 @@ impl Plane {
             tasks.spawn(folder::follow(path, Arc::clone(&registry), Arc::clone(&board), audit));
         }
         let names = options.tls_names.into_iter().chain(OWN_NAMES.map(str::to_owned)).collect();
+        let own = Own { ca: Arc::clone(&ca), log, names };
+        let (synced, webhook) = match options.cluster {
+            None => (None, None),
+            Some(options) => {
+                let parts = cluster::Parts { registry: &registry, board: &board, own: own.clone() };
+                let (synced, webhook) = cluster::start(options, parts, &mut tasks).await?;
+                (Some(synced), webhook)
+            }
+        };
         let quotas = quotas(&registry, &mut tasks);
         publisher.tell(quotas.clone());
-        let (signer, shown) = (Arc::clone(&ca), Arc::clone(&publisher));
-        let port = Port { ca: signer, log, certificates, publisher: shown, quotas, names };
+        let port = Port { own, certificates, publisher: Arc::clone(&publisher), quotas };
         tasks.spawn(async move {
             registry.filled().await;
             ca.begin().await;
             if let Ok(secret) = ca.secret() {
                 publisher.trust(&secret);
             }
+            if let Some(synced) = synced {
+                synced.wait(&registry).await;
+            }
             let (ready, all_taken) = oneshot::channel();
             let plaintext = (port.certificates.clone(), port.quotas.clone());
             let votes = Votes::new(Arc::clone(&registry));
-            let parts =
-                authority::Parts { ca: Arc::clone(&ca), tokens, log: Arc::clone(&port.log), board, votes };
+            let parts = authority::Parts {
+                ca: Arc::clone(&ca),
+                tokens,
+                log: Arc::clone(&port.own.log),
+                board,
+                votes,
+            };
             let trust = authority::keep(parts, Arc::clone(&publisher), port.quotas.clone());
             let serve = async {
                 if all_taken.await.is_ok() {
@@ -241,16 +267,17 @@ impl Plane {
                 serve
             );
         });
-        Ok(Self { xds, tls, rest, store: name, _tasks: tasks })
+        Ok(Self { xds, tls, rest, webhook, store: name, _tasks: tasks })
     }
 
-    /// Writes `{"xds": "…", "tls": "…", "rest": "…"}`; whoever reads it meets all of it or nothing.
+    /// Writes `{"xds": "…", "tls": "…", "rest": "…"}`, and `webhook` when there is one; whoever reads it meets all of it or nothing.
     ///
     /// # Errors
     /// I/O.
     pub fn write_addresses(&self, path: &Path) -> std::io::Result<()> {
-        let addresses = [("xds", self.xds), ("tls", self.tls), ("rest", self.rest)];
-        let text = json!(BTreeMap::from(addresses)).to_string();
+        let mut addresses = BTreeMap::from([("xds", self.xds), ("tls", self.tls), ("rest", self.rest)]);
+        self.webhook.map(|webhook| addresses.insert("webhook", webhook));
+        let text = json!(addresses).to_string();
         let fresh = path.with_extension("new");
         std::fs::write(&fresh, text)?;
         std::fs::rename(fresh, path)
@@ -286,7 +313,7 @@ fn profile(options: &Options) -> Profile {
     }
 }
 
-async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+pub(super) async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
     let bound = async {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;

@@ -1,19 +1,18 @@
 //! The TLS port of the control plane: CA and ADS, with a certificate of the authority itself.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use rcgen::SanType;
+use remora_proxy::tls::TlsParams;
 use remora_proxy::tls::material::{self, OwnCertificate};
 use remora_proxy::tls::secret::Secret;
 use remora_proxy::tls::server::{ServerParams, ServerStream, ServerTls};
 use remora_proxy::tls::verify::{PeerRules, Trust};
-use remora_proxy::tls::{self, TlsParams};
 use remora_xds::server::{AdsService, PeerCertificates, Settings};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -25,11 +24,10 @@ use tonic::transport::server::{Connected, TcpConnectInfo};
 use tonic::{Request, Status};
 use tracing::{debug, error, warn};
 
+use super::own::{Held, Own};
 use crate::ca::authority::Authority;
-use crate::ca::issued::Log;
 use crate::ca::service::{PeerAddress, Shown};
 use crate::ca::{self, Ca, Refused};
-use crate::clock::unix;
 use crate::publish::Publisher;
 use crate::quota;
 
@@ -43,19 +41,10 @@ const RETRY: Duration = Duration::from_secs(1);
 /// What the port is served with.
 #[derive(Debug)]
 pub(super) struct Port {
-    pub(super) ca: Arc<Ca>,
-    pub(super) log: Arc<Log>,
+    pub(super) own: Own,
     pub(super) certificates: ca::Service,
     pub(super) publisher: Arc<Publisher>,
     pub(super) quotas: quota::Service,
-    /// DNS names and IP addresses that it is called by.
-    pub(super) names: Vec<String>,
-}
-
-/// The certificate that is shown: which root signed it, and when it is replaced.
-struct Held {
-    root: String,
-    until: Instant,
 }
 
 /// What handshakes use, and what changes it.
@@ -78,7 +67,7 @@ pub(super) async fn serve(listener: TcpListener, port: Port) {
     let settings = Settings::default();
     let ads = AdsService::new(Arc::clone(&port.publisher), settings.clone()).into_server();
     let quotas = port.quotas.clone().into_server();
-    let (ca, of_quotas) = (Arc::clone(&port.ca), Arc::clone(&port.ca));
+    let (ca, of_quotas) = (Arc::clone(&port.own.ca), Arc::clone(&port.own.ca));
     let served = AdsService::<Arc<Publisher>>::transport(&settings)
         .add_service(InterceptedService::new(ads, move |request| node(&ca, request)))
         .add_service(InterceptedService::new(quotas, move |request| node(&of_quotas, request)))
@@ -93,7 +82,7 @@ pub(super) async fn serve(listener: TcpListener, port: Port) {
 
 impl Port {
     async fn begin(&self) -> Result<(Shaking, Held), Refused> {
-        let (own, held) = self.own().await?;
+        let (own, held) = self.own.issue().await?;
         let params = ServerParams {
             tls: TlsParams { alpn: vec![b"h2".to_vec()], ..TlsParams::default() },
             // A session that is resumed would outlive a root.
@@ -106,34 +95,16 @@ impl Port {
         Ok((Shaking { tls: tls.map_err(|e| Refused::Signing(e.to_string()))?, own, trust }, held))
     }
 
-    /// A new certificate.
-    async fn own(&self) -> Result<(OwnCertificate, Held), Refused> {
-        let name = |name: &String| match name.parse::<IpAddr>() {
-            Ok(address) => Ok(SanType::IpAddress(address)),
-            Err(_) => Ok(SanType::DnsName(name.as_str().try_into()?)),
-        };
-        let names = self.names.iter().map(name).collect::<Result<Vec<_>, rcgen::Error>>()?;
-        let root = self.ca.read(|authority| authority.signing().map(|root| root.id.clone()))??;
-        let (issued, key) = self.ca.issue_own(&names).await?;
-        self.log.write(&issued, self.ca.own_identity()?.as_str(), "control".into(), None).await;
-        // With the roots, so that a client that knows nothing but the fingerprint of one finds it: also of the one before.
-        let chain = [issued.leaf, issued.intermediates.concat(), issued.roots].concat();
-        let own = OwnCertificate::from_pem(chain.as_bytes(), key.as_bytes(), tls::provider());
-        let life = Duration::from_secs(issued.not_after.saturating_sub(unix(SystemTime::now())));
-        let held = Held { root, until: Instant::now() + life / 2 };
-        Ok((own.map_err(|e| Refused::Signing(e.to_string()))?, held))
-    }
-
     /// Clients of the authority; those without a certificate may ask for one.
     fn trust(&self) -> Result<Trust, Refused> {
-        let trusted = self.ca.read(Authority::trusted)?;
+        let trusted = self.own.ca.read(Authority::trusted)?;
         let roots = material::roots(trusted.as_bytes()).map_err(|e| Refused::Corrupt(e.to_string()))?;
         Ok(Trust::in_roots(roots))
     }
 
     /// Replaces whom to trust when that changes, and the certificate at half of its life or when another root signs.
     async fn renew(&self, shaking: &Shaking, mut held: Held) {
-        let mut changes = self.ca.changes();
+        let mut changes = self.own.ca.changes();
         loop {
             tokio::select! {
                 () = sleep_until(held.until) => {}
@@ -142,15 +113,15 @@ impl Port {
                         Ok(trust) => shaking.trust.set(Arc::new(trust)),
                         Err(error) => error!(%error, "the TLS port goes on trusting what it did"),
                     }
-                    let signing = self.ca.read(|authority| authority.signing().map(|root| root.id == held.root));
-                    match signing {
-                        Ok(Ok(false)) => {}
-                        _ if more => continue,
-                        _ => return,
+                    if !more {
+                        return;
+                    }
+                    if !self.own.is_outdated(&held) {
+                        continue;
                     }
                 }
             }
-            match self.own().await {
+            match self.own.issue().await {
                 Ok((own, next)) => {
                     shaking.own.set(Arc::new(own));
                     held = next;

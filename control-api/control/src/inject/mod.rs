@@ -13,7 +13,7 @@ mod review;
 mod settings;
 mod shape;
 mod text;
-mod values;
+pub(crate) mod values;
 mod who;
 
 #[cfg(test)]

@@ -103,7 +103,7 @@ pub(super) fn quantity(text: &str) -> Result<String, String> {
 }
 
 /// Reference of an image: no spaces, not empty.
-pub(super) fn image(text: &str) -> Result<String, String> {
+pub(crate) fn image(text: &str) -> Result<String, String> {
     let text = text.trim();
     let fits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
     if fits { Ok(text.to_owned()) } else { Err("write it as registry.example/remora:1.0".into()) }

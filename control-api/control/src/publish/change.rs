@@ -114,6 +114,7 @@ fn instance(record: &Record) -> Result<Change, Vec<String>> {
         instances::Health::Ready => Health::Ready,
         instances::Health::Draining => Health::Draining,
         instances::Health::Dead => Health::Dead,
+        instances::Health::Absent => Health::Absent,
     };
     let services = services.filter_map(Value::as_str).map(str::to_owned).collect();
     Ok(Change::Register(Arc::new(Instance { workload, health, services })))

@@ -7,7 +7,7 @@ use remora_mesh::Documents;
 use remora_xds::diag::ConfigError;
 use serde::{Deserialize, Serialize};
 
-use super::Registry;
+use super::{Registry, mirror};
 use crate::document::{Incoming, Mistake, Record};
 use crate::kinds::KINDS;
 use crate::store::{Key, Revision, StoreError};
@@ -59,6 +59,8 @@ pub enum Refused {
     NotFound(Key),
     /// It is there already.
     Exists(Key),
+    /// Kubernetes has it, and it is changed there.
+    Mirrored(Key),
     /// The store.
     Store(StoreError),
     /// More than one transaction holds, and not the first of them failed: these changes were made all the same.
@@ -102,6 +104,9 @@ impl Mode {
     /// Whether `document` may be written where `there` is.
     pub(super) fn admit(self, document: &Incoming, there: Option<&Record>) -> Result<(), Refused> {
         match (self, there) {
+            (_, Some(there)) if mirror::is_mirrored(there) => {
+                return Err(Refused::Mirrored(document.key.clone()));
+            }
             (Self::Create, Some(_)) => return Err(Refused::Exists(document.key.clone())),
             (Self::Replace, None) => return Err(Refused::NotFound(document.key.clone())),
             _ => {}

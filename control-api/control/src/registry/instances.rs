@@ -16,8 +16,8 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-use super::Registry;
 use super::change::mistakes;
+use super::{Registry, mirror};
 use crate::clock::rfc3339;
 use crate::document::Record;
 use crate::kinds::Kind;
@@ -48,6 +48,8 @@ pub enum Health {
     Draining,
     /// It says nothing any more.
     Dead,
+    /// A pod that is not ready.
+    Absent,
 }
 
 /// What an instance says of itself.
@@ -89,6 +91,9 @@ pub enum Refused {
     /// A Workload document has this name.
     #[error("a document of this name exists: {0}")]
     Documented(Key),
+    /// It is a pod, of which Kubernetes tells.
+    #[error("{0} is a pod: what Kubernetes says of it holds")]
+    Mirrored(Key),
     /// There are too many.
     #[error("this control plane keeps count of {MOST} instances already")]
     Full,
@@ -144,6 +149,7 @@ impl Instances {
             return Err(Refused::Full);
         }
         self.check(namespace, name, said)?;
+        self.own(&key)?;
         let old = self.registry.get(&key);
         let body = body(&key, said, Health::Ready, old.as_deref());
         self.put(&key, &body, old.as_deref(), Expect::Any).await?;
@@ -172,6 +178,7 @@ impl Instances {
     /// See [`Refused`].
     pub async fn drain(&self, namespace: &str, name: &str) -> Result<(), Refused> {
         let key = Key::new(REGISTRATION, namespace, name);
+        self.own(&key)?;
         let old = self.registry.get(&key).filter(|_| self.sessions().has(&key));
         let old = old.ok_or_else(|| Refused::Unknown(key.clone()))?;
         self.put(&key, &with_health(&old, Health::Draining), Some(&old), Expect::Any).await
@@ -183,6 +190,7 @@ impl Instances {
     /// See [`Refused`].
     pub async fn deregister(&self, namespace: &str, name: &str) -> Result<(), Refused> {
         let key = Key::new(REGISTRATION, namespace, name);
+        self.own(&key)?;
         let (lived, was_dead) = (self.sessions().revoke(&key), self.dead().revoke(&key));
         if !lived && !was_dead && self.registry.get(&key).is_none() {
             return Err(Refused::Unknown(key));
@@ -193,6 +201,14 @@ impl Instances {
             Err(error) => return Err(error.into()),
         }
         Ok(())
+    }
+
+    /// That `key` is not of Kubernetes.
+    fn own(&self, key: &Key) -> Result<(), Refused> {
+        match self.registry.get(key) {
+            Some(record) if mirror::is_mirrored(&record) => Err(Refused::Mirrored(key.clone())),
+            _ => Ok(()),
+        }
     }
 
     /// All that are registered, at any control plane.

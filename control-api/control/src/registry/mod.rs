@@ -3,6 +3,7 @@
 
 pub mod change;
 pub mod instances;
+pub mod mirror;
 
 mod follow;
 mod state;

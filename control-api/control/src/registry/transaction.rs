@@ -6,8 +6,8 @@ use std::time::SystemTime;
 
 use serde_json::Value;
 
-use super::Registry;
 use super::change::{How, Mode, Outcome, Refused, Verb};
+use super::{Registry, mirror};
 use crate::document::{Incoming, Record, diff};
 use crate::kinds::Kind;
 use crate::store::{Entry, Expect, Key, MAX_VALUE, MAX_WRITES, Put, Revision, StoreError, Write};
@@ -71,6 +71,10 @@ impl Registry {
     ) -> Result<Vec<Outcome>, Refused> {
         if let Some(missing) = keys.iter().find(|key| self.get(key).is_none()) {
             return Err(Refused::NotFound(missing.clone()));
+        }
+        let mirrored = |key: &&Key| self.get(key).is_some_and(|record| mirror::is_mirrored(&record));
+        if let Some(key) = keys.iter().find(mirrored) {
+            return Err(Refused::Mirrored(key.clone()));
         }
         let distinct: BTreeSet<Key> = keys.iter().cloned().collect();
         if !how.force {

@@ -144,6 +144,10 @@ impl From<Refused> for Failure {
             Refused::Exists(key) => {
                 Self::new(StatusCode::CONFLICT, "AlreadyExists", format!("{key} exists already")).about(&key)
             }
+            Refused::Mirrored(key) => {
+                let text = format!("{key} is from Kubernetes: change it there (kubectl)");
+                Self::new(StatusCode::FORBIDDEN, "Forbidden", text).about(&key)
+            }
             Refused::Store(error) => error.into(),
             Refused::Partly(done, because) => {
                 let because = Self::from(*because);
@@ -166,6 +170,7 @@ impl From<instances::Refused> for Failure {
             instances::Refused::Invalid(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message),
             instances::Refused::Unknown(_) => Self::new(StatusCode::NOT_FOUND, "NotFound", message),
             instances::Refused::Documented(_) => Self::new(StatusCode::CONFLICT, "AlreadyExists", message),
+            instances::Refused::Mirrored(_) => Self::new(StatusCode::FORBIDDEN, "Forbidden", message),
             instances::Refused::Full => Self::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message),
             instances::Refused::Store(error) => error.into(),
         }

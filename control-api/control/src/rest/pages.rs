@@ -50,6 +50,7 @@ pub(super) async fn status(State(app): State<App>) -> Response {
         "instances": app.instances.list().len(),
         "proxies": app.board.proxies(),
         "files": app.board.files(),
+        "kubernetes": app.board.kubernetes(),
     });
     json(StatusCode::OK, &value)
 }

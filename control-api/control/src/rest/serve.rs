@@ -1,5 +1,6 @@
 //! Connections of the REST interface.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tracing::{debug, warn};
@@ -34,19 +36,27 @@ pub async fn serve(listener: TcpListener, router: Router) {
         };
         let router = router.clone();
         tokio::spawn(async move {
-            let answer = service_fn(move |mut request: Request<Incoming>| {
-                request.extensions_mut().insert(address);
-                let router = router.clone();
-                async move { tower_service(router, request).await }
-            });
-            let mut server = auto::Builder::new(TokioExecutor::new());
-            server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
-            server.http2().timer(TokioTimer::new()).keep_alive_interval(Some(Duration::from_secs(20)));
-            if let Err(error) = server.serve_connection(TokioIo::new(stream), answer).await {
-                debug!(%address, %error, "a connection ended");
-            }
+            connection(stream, address, router).await;
             drop(slot);
         });
+    }
+}
+
+/// Serves `router` on one connection.
+pub(crate) async fn connection<IO>(stream: IO, address: SocketAddr, router: Router)
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let answer = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(address);
+        let router = router.clone();
+        async move { tower_service(router, request).await }
+    });
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
+    server.http2().timer(TokioTimer::new()).keep_alive_interval(Some(Duration::from_secs(20)));
+    if let Err(error) = server.serve_connection(TokioIo::new(stream), answer).await {
+        debug!(%address, %error, "a connection ended");
     }
 }
 

@@ -290,7 +290,8 @@ fn lb_endpoint(service: &Document<ServiceSpec>, member: &Member<'_>) -> LbEndpoi
         health_status: match member.health {
             Health::Ready => HealthStatus::Healthy,
             Health::Draining => HealthStatus::Draining,
-            Health::Dead => HealthStatus::Unhealthy,
+            // The latter is no member.
+            Health::Dead | Health::Absent => HealthStatus::Unhealthy,
         }
         .into(),
         load_balancing_weight: parts::number(member.weight).filter(|weight| weight.value != 1),

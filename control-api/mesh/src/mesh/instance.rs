@@ -16,6 +16,8 @@ pub enum Health {
     /// Its lease ran out, or it does not answer. It is still listed, so that callers see how much of a Service is gone
     /// (the panic threshold).
     Dead,
+    /// It is known, and nobody is to call it: a pod that is not ready, which is no endpoint in Kubernetes either.
+    Absent,
 }
 
 /// A process behind Services: a Workload document, which has no lease and is ready, or a registration, which the registry keeps

@@ -93,7 +93,9 @@ impl Mesh {
         let mut members = BTreeMap::new();
         for instance in self.behind(service) {
             let workload = &instance.workload;
-            let Some(target) = target(port, workload) else { continue };
+            let Some(target) = target(port, workload).filter(|_| instance.health != Health::Absent) else {
+                continue;
+            };
             let number = if direct { target } else { workload.spec.inbound_port };
             let said = conditions.get(workload.metadata.name.as_str()).copied().unwrap_or_default();
             let member = Member {

@@ -1,0 +1,333 @@
+//! What was seen of Kubernetes, on its way to the registry.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+use tracing::info;
+
+use super::map;
+use super::pods::{Pod, Selection};
+use super::watch::{Seen, Told, What};
+use crate::board::Board;
+use crate::clock::rfc3339;
+use crate::registry::Registry;
+use crate::registry::instances::REGISTRATION;
+use crate::registry::mirror::{Wanted, is_mirrored};
+use crate::store::{Key, Scope};
+
+/// The kind that says what ports of a pod are asked for.
+const SERVICE: &str = "Service";
+/// Events that are taken together.
+const TOGETHER: usize = 512;
+
+/// By namespace and name.
+type ByName<T> = BTreeMap<Arc<str>, BTreeMap<Arc<str>, T>>;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Mirror {
+    registry: Arc<Registry>,
+    board: Arc<Board>,
+    /// Of those that are being listed, what was there so far.
+    listed: BTreeMap<What, BTreeSet<Key>>,
+    /// Of which kinds everything has been seen.
+    complete: BTreeSet<What>,
+    pods: ByName<Pod>,
+    services: ByName<Selection>,
+    wanted: Wanted,
+}
+
+impl Mirror {
+    pub(super) fn new(registry: Arc<Registry>, board: Arc<Board>) -> Self {
+        Self {
+            registry,
+            board,
+            listed: BTreeMap::new(),
+            complete: BTreeSet::new(),
+            pods: ByName::new(),
+            services: ByName::new(),
+            wanted: Wanted::new(),
+        }
+    }
+
+    /// Follows for ever.
+    pub(super) async fn follow(mut self, mut events: mpsc::Receiver<Told>, synced: watch::Sender<bool>) {
+        self.registry.filled().await;
+        let mut together = Vec::with_capacity(TOGETHER);
+        while events.recv_many(&mut together, TOGETHER).await > 0 {
+            let mut ended = false;
+            for (what, seen) in together.drain(..) {
+                ended |= matches!(seen, Seen::End);
+                self.take(what, seen);
+            }
+            let wanted = std::mem::take(&mut self.wanted);
+            self.registry.mirror(wanted).await;
+            if ended {
+                self.tell();
+                if self.complete.len() == What::all().count() && !synced.send_replace(true) {
+                    info!("Kubernetes has been read");
+                }
+            }
+        }
+    }
+
+    fn tell(&self) {
+        let waits = What::all().filter(|what| !self.complete.contains(what)).map(What::name);
+        let waits: Vec<_> = waits.collect();
+        let state = json!({
+            "synced": waits.is_empty(), "waitsFor": waits, "pods": self.pods.values().map(BTreeMap::len).sum::<usize>(),
+            "at": rfc3339(SystemTime::now()),
+        });
+        self.board.set_kubernetes(state);
+    }
+
+    fn take(&mut self, what: What, seen: Seen) {
+        match seen {
+            Seen::Begin => drop(self.listed.insert(what, BTreeSet::new())),
+            Seen::Listed(object) => {
+                if let Some(key) = self.put(what, &object)
+                    && let Some(listed) = self.listed.get_mut(&what)
+                {
+                    listed.insert(key);
+                }
+            }
+            Seen::Changed(object) => drop(self.put(what, &object)),
+            Seen::Gone(object) => {
+                if let Some(key) = map::key(kind(what), &object) {
+                    self.gone(what, key);
+                }
+            }
+            Seen::End => {
+                let there = self.listed.remove(&what).unwrap_or_default();
+                let kept = self.registry.list(&Scope::Kind(kind(what).into())).1;
+                let left = kept.iter().filter(|record| is_mirrored(record)).map(|record| record.key.clone());
+                let gone: Vec<_> = left.filter(|key| !there.contains(key)).collect();
+                gone.into_iter().for_each(|key| self.gone(what, key));
+                if self.complete.insert(what) && kind(what) == SERVICE {
+                    let pods = self.pods.iter().flat_map(|(namespace, pods)| {
+                        pods.keys().map(move |name| Key::new(REGISTRATION, namespace, name))
+                    });
+                    let pods: Vec<_> = pods.collect();
+                    pods.into_iter().for_each(|key| self.tell_pod(key));
+                }
+            }
+        }
+    }
+
+    /// Takes what an object says. Its key, if it has one.
+    fn put(&mut self, what: What, object: &Value) -> Option<Key> {
+        let key = map::key(kind(what), object)?;
+        match what.kind() {
+            None => match Pod::of(object) {
+                Some(pod) => {
+                    insert(&mut self.pods, &key, pod);
+                    self.tell_pod(key.clone());
+                }
+                None => self.gone(what, key.clone()),
+            },
+            Some(kind) => match map::document(kind, object) {
+                Some(document) => {
+                    if kind.name == SERVICE {
+                        self.select(&key, Selection::of(&document));
+                    }
+                    self.wanted.insert(key.clone(), Some(document));
+                }
+                None => self.gone(what, key.clone()),
+            },
+        }
+        Some(key)
+    }
+
+    fn gone(&mut self, what: What, key: Key) {
+        match what.kind() {
+            None => drop(remove(&mut self.pods, &key)),
+            Some(kind) if kind.name == SERVICE => self.select(&key, None),
+            Some(_) => {}
+        }
+        self.wanted.insert(key, None);
+    }
+
+    /// A pod as it is now. Its ports are known when all Services are: until then what was told of it earlier holds.
+    fn tell_pod(&mut self, key: Key) {
+        let known = self.complete.iter().any(|what| kind(*what) == SERVICE);
+        let pod = self.pods.get(&key.namespace).and_then(|pods| pods.get(&key.name)).filter(|_| known);
+        if let Some(pod) = pod {
+            let body = pod.registration(self.services_of(&key.namespace));
+            self.wanted.insert(key, Some(body));
+        }
+    }
+
+    fn services_of(&self, namespace: &str) -> impl Iterator<Item = &Selection> + Clone {
+        self.services.get(namespace).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// A Service selects other pods than before, or leads to other ports of them: those pods are told anew.
+    fn select(&mut self, service: &Key, new: Option<Selection>) {
+        let old = match new.clone() {
+            Some(new) => insert(&mut self.services, service, new),
+            None => remove(&mut self.services, service),
+        };
+        if old == new {
+            return;
+        }
+        let pods = self.pods.get(&service.namespace).into_iter().flatten();
+        let touched = pods.filter(|(_, pod)| [&old, &new].into_iter().flatten().any(|s| s.has(pod)));
+        let keys: Vec<_> =
+            touched.map(|(name, _)| Key::new(REGISTRATION, &service.namespace, name)).collect();
+        keys.into_iter().for_each(|key| self.tell_pod(key));
+    }
+}
+
+/// The first part of keys.
+fn kind(what: What) -> &'static str {
+    what.kind().map_or(REGISTRATION, |kind| kind.name)
+}
+
+fn insert<T>(map: &mut ByName<T>, key: &Key, value: T) -> Option<T> {
+    map.entry(Arc::clone(&key.namespace)).or_default().insert(Arc::clone(&key.name), value)
+}
+
+fn remove<T>(map: &mut ByName<T>, key: &Key) -> Option<T> {
+    let names = map.get_mut(&key.namespace)?;
+    let old = names.remove(&key.name);
+    if names.is_empty() {
+        map.remove(&key.namespace);
+    }
+    old
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::{Text, read};
+    use crate::kinds::KINDS;
+    use crate::registry;
+    use crate::registry::change::{How, Mode, Refused};
+    use crate::store::redb::{Options, RedbStore};
+
+    fn what(kind: &str) -> What {
+        KINDS.iter().position(|known| known.name == kind).map_or(What::Pods, What::Documents)
+    }
+
+    fn service(name: &str, port: u16) -> Value {
+        json!({
+            "metadata": {"name": name, "namespace": "shop"},
+            "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": port}]},
+        })
+    }
+
+    fn pod() -> Value {
+        json!({
+            "metadata": {"name": "web-1", "namespace": "shop", "labels": {"app": "web"}},
+            "spec": {"containers": [{"name": crate::inject::PROXY}]},
+            "status": {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]},
+        })
+    }
+
+    struct World {
+        registry: Arc<Registry>,
+        events: mpsc::Sender<Told>,
+        synced: watch::Receiver<bool>,
+        _folder: tempfile::TempDir,
+    }
+
+    impl World {
+        async fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let store =
+                RedbStore::open(&folder.path().join("remora.redb"), Options::default()).await.unwrap();
+            let registry = Arc::new(Registry::new(Arc::new(store)));
+            tokio::spawn(registry::follow(Arc::clone(&registry)));
+            registry.filled().await;
+            let (events, taken) = mpsc::channel(100);
+            let (told, synced) = watch::channel(false);
+            tokio::spawn(Mirror::new(Arc::clone(&registry), Arc::default()).follow(taken, told));
+            Self { registry, events, synced, _folder: folder }
+        }
+
+        async fn tell(&self, what: What, seen: impl IntoIterator<Item = Seen>) {
+            for seen in seen {
+                self.events.send((what, seen)).await.unwrap();
+            }
+        }
+
+        /// Waits until `there` holds.
+        async fn until(&self, there: impl Fn(&Registry) -> bool) {
+            let mut progress = self.registry.progress();
+            while !there(&self.registry) {
+                progress.changed().await.unwrap();
+            }
+        }
+
+        fn ports(&self) -> Option<Value> {
+            let record = self.registry.get(&Key::new(REGISTRATION, "shop", "web-1"))?;
+            Some(record.get("spec")?["workload"]["ports"].clone())
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_listed_is_there_and_what_is_not_is_gone() {
+        let mut world = World::new().await;
+        let texts = [Text {
+            name: "mine.yaml".into(),
+            text: "apiVersion: v1\nkind: Service\nmetadata: {name: mine, namespace: shop}\nspec: {ports: [{port: 80}]}\n".into(),
+        }];
+        let mine = read(&texts, "shop").unwrap();
+        let how = How { mode: Mode::Apply, dry_run: false, force: false };
+        world.registry.write(&mine, how).await.unwrap();
+        let key = |name: &str| Key::new("Service", "shop", name);
+        let listed = [Seen::Begin, Seen::Listed(service("a", 1)), Seen::Listed(service("b", 1)), Seen::End];
+        world.tell(what("Service"), listed).await;
+        world.until(|r| r.get(&key("a")).is_some() && r.get(&key("b")).is_some()).await;
+        assert!(!*world.synced.borrow(), "the others were not read");
+        for other in What::all().filter(|other| *other != what("Service")) {
+            world.tell(other, [Seen::Begin, Seen::End]).await;
+        }
+        world.synced.wait_for(|synced| *synced).await.unwrap();
+
+        world.tell(what("Service"), [Seen::Begin, Seen::Listed(service("b", 1)), Seen::End]).await;
+        world.until(|r| r.get(&key("a")).is_none()).await;
+        assert!(world.registry.get(&key("b")).is_some());
+        assert!(world.registry.get(&key("mine")).is_some(), "what people wrote here is theirs");
+        let revision = world.registry.get(&key("b")).unwrap().revision;
+        world.tell(what("Service"), [Seen::Changed(service("b", 1)), Seen::Changed(service("c", 1))]).await;
+        world.until(|r| r.get(&key("c")).is_some()).await;
+        assert_eq!(
+            world.registry.get(&key("b")).unwrap().revision,
+            revision,
+            "what says the same is not written"
+        );
+
+        let refused = world.registry.remove(&[key("b")], None, How { force: true, ..how }).await;
+        assert!(matches!(refused, Err(Refused::Mirrored(_))), "{refused:?}");
+        world.tell(what("Service"), [Seen::Changed(service("mine", 1))]).await;
+        world.until(|r| r.get(&key("mine")).is_some_and(|record| is_mirrored(&record))).await;
+        let refused = world.registry.write(&mine, how).await;
+        assert!(matches!(refused, Err(Refused::Mirrored(_))), "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn a_pod_is_told_with_the_ports_of_services_and_not_before_they_are_known() {
+        let world = World::new().await;
+        world.tell(What::Pods, [Seen::Begin, Seen::Listed(pod()), Seen::End]).await;
+        world
+            .tell(
+                what("Workload"),
+                [Seen::Begin, Seen::Listed(json!({"metadata": {"name": "w", "namespace": "shop"}}))],
+            )
+            .await;
+        world.until(|r| r.get(&Key::new("Workload", "shop", "w")).is_some()).await;
+        assert_eq!(world.ports(), None);
+        world.tell(what("Service"), [Seen::Begin, Seen::Listed(service("a", 8080)), Seen::End]).await;
+        world.until(|_| world.ports() == Some(json!([{"port": 8080}]))).await;
+        world.tell(what("Service"), [Seen::Changed(service("a", 9090))]).await;
+        world.until(|_| world.ports() == Some(json!([{"port": 9090}]))).await;
+        world.tell(what("Service"), [Seen::Gone(service("a", 9090))]).await;
+        world.until(|_| world.ports() == Some(json!([]))).await;
+        world.tell(What::Pods, [Seen::Gone(pod())]).await;
+        world.until(|_| world.ports().is_none()).await;
+    }
+}

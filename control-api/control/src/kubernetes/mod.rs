@@ -1,0 +1,105 @@
+//! Kubernetes as a source of documents and instances: its objects are in the registry like what people write here, and change with
+//! them; and the server of the injection webhook ([0018](../../../../docs/decisions/0018-kubernetes.md)).
+
+pub mod crds;
+pub mod map;
+pub mod pods;
+
+mod mirror;
+mod roots;
+mod watch;
+mod webhook;
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use tokio::sync::{mpsc, watch as state};
+use tokio::task::JoinSet;
+
+use crate::board::Board;
+use crate::registry::Registry;
+use crate::registry::mirror::is_mirrored;
+
+pub(crate) use roots::keep as keep_roots;
+pub(crate) use webhook::{Webhook, names};
+
+/// Events that wait to be taken.
+const WAITING: usize = 1024;
+
+/// How the API server is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Access {
+    /// As a pod of the cluster.
+    InCluster,
+    /// By a kubeconfig and its current context.
+    File(PathBuf),
+}
+
+impl FromStr for Access {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "in-cluster" => Ok(Self::InCluster),
+            "" => Err("write in-cluster, or the path of a kubeconfig".into()),
+            path => Ok(Self::File(path.into())),
+        }
+    }
+}
+
+impl Access {
+    /// A client of the API server. It is not asked anything yet.
+    ///
+    /// # Errors
+    /// There is no access: this is no pod, or the file is no kubeconfig. The text says what is wrong.
+    pub async fn client(&self) -> Result<Client, String> {
+        let config = match self {
+            Self::InCluster => Config::incluster().map_err(|e| {
+                format!("this is no pod of a cluster: {e} (outside of one: --kubernetes=KUBECONFIG)")
+            })?,
+            Self::File(path) => {
+                let named = |why: String| format!("{}: {why}", path.display());
+                let file = Kubeconfig::read_from(path).map_err(|e| named(e.to_string()))?;
+                let options = KubeConfigOptions::default();
+                Config::from_custom_kubeconfig(file, &options).await.map_err(|e| named(e.to_string()))?
+            }
+        };
+        Client::try_from(config).map_err(|e| e.to_string())
+    }
+}
+
+/// Whether everything that Kubernetes has was seen once.
+#[derive(Debug, Clone)]
+pub(crate) struct Synced(state::Receiver<bool>);
+
+impl Synced {
+    /// Waits until proxies may be served: until Kubernetes was read once, unless the registry has what it said earlier. A proxy must not
+    /// be told that Services are gone because they were not read yet.
+    pub(crate) async fn wait(mut self, registry: &Registry) {
+        if registry.all().2.iter().any(|record| is_mirrored(record)) {
+            return;
+        }
+        // The sender lives as long as the task that follows.
+        let _ = self.0.wait_for(|synced| *synced).await;
+    }
+}
+
+/// Follows Kubernetes in tasks of `tasks`.
+pub(crate) fn follow(
+    client: &Client,
+    registry: &Arc<Registry>,
+    board: &Arc<Board>,
+    tasks: &mut JoinSet<()>,
+) -> Synced {
+    let (told, events) = mpsc::channel(WAITING);
+    for what in watch::What::all() {
+        tasks.spawn(watch::follow(client.clone(), what, told.clone()));
+    }
+    let (synced, seen) = state::channel(false);
+    let mirror = mirror::Mirror::new(Arc::clone(registry), Arc::clone(board));
+    tasks.spawn(mirror.follow(events, synced));
+    Synced(seen)
+}

@@ -1,0 +1,112 @@
+//! Documents that somebody else keeps and checks, as they are there: Kubernetes' objects.
+//!
+//! They go to the store like all others, so that they have revisions, watches and a status, and so that a control plane that starts
+//! while Kubernetes is away has them. They are not checked together before they are written: they are in force where they come from,
+//! and what is wrong with one is its status.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::Value;
+use tracing::{info, warn};
+
+use super::Registry;
+use crate::document::Record;
+use crate::store::{Expect, Key, MAX_VALUE, MAX_WRITES, Put, StoreError, Write};
+
+/// Documents that came from elsewhere say so.
+pub const ORIGIN: &str = "remora.dev/origin";
+/// Value of the annotation of those that [`Registry::mirror`] wrote.
+pub const KUBERNETES: &str = "kubernetes";
+/// Between attempts while the store is away: it doubles from the first to the last.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// Whether a document is changed in Kubernetes, and not here.
+#[must_use]
+pub fn is_mirrored(record: &Record) -> bool {
+    record.metadata().get("annotations").and_then(|all| all.get(ORIGIN)) == Some(&KUBERNETES.into())
+}
+
+/// What each document is to be: its whole body, or nothing.
+pub type Wanted = BTreeMap<Key, Option<Value>>;
+
+impl Registry {
+    /// Writes what is to be different from what is there, in as few transactions as the store takes. A document of the same name that
+    /// somebody wrote here is replaced: Kubernetes' holds; one of theirs is not removed. Tries until it is done, and answers how many
+    /// writes it took.
+    pub async fn mirror(&self, mut wanted: Wanted) -> usize {
+        let (mut pause, mut done) = (RETRY.0, 0);
+        loop {
+            let writes = self.writes(&mut wanted);
+            if writes.is_empty() {
+                return done;
+            }
+            let keys: Vec<Key> = writes.iter().map(|write| write.key().clone()).collect();
+            match self.store().transact(writes).await {
+                Ok(revisions) => {
+                    done += keys.len();
+                    pause = RETRY.0;
+                    keys.iter().for_each(|key| drop(wanted.remove(key)));
+                    self.seen(revisions.into_iter().max().unwrap_or(0)).await;
+                    continue;
+                }
+                // Somebody else was faster: what is there now is another thing.
+                Err(StoreError::Conflict { current, .. }) => {
+                    self.seen(current.unwrap_or(0)).await;
+                }
+                Err(error) => warn!(%error, "what Kubernetes says cannot be kept; tried again"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = RETRY.1.min(pause * 2);
+        }
+    }
+
+    /// As many of the writes as one transaction takes. What is as it should be is taken out of `wanted`.
+    fn writes(&self, wanted: &mut Wanted) -> Vec<Write> {
+        let (mut writes, mut bytes, mut settled) = (Vec::new(), 0, Vec::new());
+        for (key, body) in &*wanted {
+            let Some(write) = self.write_of(key, body.as_ref()) else {
+                settled.push(key.clone());
+                continue;
+            };
+            bytes += if let Write::Put(put) = &write { put.value.len() } else { 0 };
+            if !writes.is_empty() && bytes > MAX_VALUE {
+                break;
+            }
+            writes.push(write);
+            if writes.len() == MAX_WRITES {
+                break;
+            }
+        }
+        settled.iter().for_each(|key| drop(wanted.remove(key)));
+        writes
+    }
+
+    /// What makes `body` of what is at `key`. None: there is nothing to do, or nothing that can be done.
+    fn write_of(&self, key: &Key, body: Option<&Value>) -> Option<Write> {
+        let old = self.get(key);
+        let expect = old.as_ref().map_or(Expect::Absent, |old| Expect::Revision(old.revision));
+        let ours = old.as_ref().is_some_and(|old| is_mirrored(old));
+        let Some(body) = body else { return ours.then(|| Write::Delete { key: key.clone(), expect }) };
+        if old.as_ref().is_some_and(|old| without_version(old) == *body) {
+            return None;
+        }
+        if old.is_some() && !ours {
+            info!(%key, "Kubernetes has a document of this name: it takes the place of the one here");
+        }
+        let value = body.to_string();
+        if value.len() > MAX_VALUE {
+            warn!(%key, bytes = value.len(), "is larger than a document may be, and left out");
+            return None;
+        }
+        Some(Write::Put(Put { key: key.clone(), value: value.into(), expect, lease: None }))
+    }
+}
+
+fn without_version(record: &Record) -> Value {
+    let mut body = record.to_value(None);
+    if let Some(metadata) = body.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.remove("resourceVersion");
+    }
+    body
+}
