@@ -1,9 +1,11 @@
 """The checks of run.sh."""
 
+import base64
 import http.client
 import json
 import os
 import pathlib
+import signal
 import ssl
 import statistics
 import subprocess
@@ -56,6 +58,15 @@ def redirect(name, to, parent="web"):
             "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": parent}], "rules": [rule]}}
 
 
+def policy(name, retries):
+    return {"apiVersion": "remora.dev/v1alpha1", "kind": "TrafficPolicy", "metadata": {"name": name, "namespace": SHOP},
+            "spec": {"targetRefs": [{"kind": "Service", "name": name}], "retries": retries}}
+
+
+def condition(conditions, kind):
+    return next((c["status"], c["message"]) for c in conditions if c["type"] == kind)
+
+
 def has_sidecar(pod):
     return any(container["name"] == "remora-proxy" for container in pod["spec"].get("initContainers", []))
 
@@ -63,27 +74,27 @@ def has_sidecar(pod):
 class Control:
     """`remora control`, with the rights of the manifests."""
 
-    def __init__(self, cluster):
-        self.cluster, self.folder = cluster, cluster.folder
+    def __init__(self, cluster, name="control", *more):
+        self.cluster, self.folder, self.name, self.more = cluster, cluster.folder, name, more
         self.tls = free_port()
         token = cluster.kubectl("create", "token", "remora-control", "-n", "remora-system", "--duration", "4h").strip()
         (self.folder / "control.token").write_text(token)
         self.kubeconfig = cluster.kubeconfig(self.folder / "control.kubeconfig", token)
 
     def start(self):
-        addresses = self.folder / "addresses.json"
+        addresses = self.folder / f"{self.name}.addresses"
         addresses.unlink(missing_ok=True)
-        self.process = self.cluster.processes.start("control", [
-            REMORA, "control", f"--kubernetes={self.kubeconfig}", "--data", self.folder / "control",
+        self.process = self.cluster.processes.start(self.name, [
+            REMORA, "control", f"--kubernetes={self.kubeconfig}", "--data", self.folder / self.name,
             "--listen-xds", "127.0.0.1:0", "--listen-tls", f"127.0.0.1:{self.tls}", "--listen-rest", "127.0.0.1:0",
-            "--listen-webhook", "127.0.0.1:0", "--inject-control", f"127.0.0.1:{self.tls}", "--address-path", addresses,
+            "--address-path", addresses, *self.more,
             "--token-review", f"{self.cluster.server}/apis/authentication.k8s.io/v1/tokenreviews",
             "--token-review-ca", self.folder / "ca.pem", "--token-review-token", self.folder / "control.token",
-            "--ephemeral-ports"])
+            "--root-overlap", "1s", "--ephemeral-ports"])
         self.addresses = json.loads(wait_for("the control plane", lambda: addresses.exists() and addresses.read_text()))
 
-    def stop(self):
-        self.cluster.processes.stop(self.process)
+    def stop(self, how=signal.SIGTERM):
+        self.cluster.processes.stop(self.process, how)
 
     def ask(self, method, path, body=None):
         return fetch(method, f"http://{self.addresses['rest']}{path}", body)
@@ -227,9 +238,8 @@ def injection(cluster, control):
 def sources(cluster, control):
     gateway = redirect("of-a-gateway", "other.example")
     gateway["spec"]["parentRefs"] = [{"name": "front"}]
-    policy = {"apiVersion": "remora.dev/v1alpha1", "kind": "TrafficPolicy", "metadata": {"name": "web", "namespace": SHOP},
-              "spec": {"targetRefs": [{"kind": "Service", "group": "", "name": "web"}], "retries": {"attempts": 2}}}
-    cluster.apply(service("web", type="NodePort"), service("client"), redirect("web", "first.example"), gateway, policy)
+    cluster.apply(service("web", type="NodePort"), service("client"), redirect("web", "first.example"), gateway,
+                  policy("web", {"num": 1}), policy("client", {"attempts": 1}))
     wait_for("the route", lambda: "web" in control.documents())
     documents = control.documents()
     check(list(documents) == ["web"], f"a route of a Gateway is none of ours: {list(documents)}")
@@ -237,13 +247,24 @@ def sources(cluster, control):
     spec = control.documents("services", "api/v1")["web"]["spec"]
     check(spec["clusterIP"].startswith("10.96.") and "type" not in spec, f"what the mesh needs of a Service: {spec}")
     wait_for("the policy", lambda: "web" in control.documents("trafficpolicies", "apis/remora.dev/v1alpha1"))
-    wait_for("its status", lambda: any(c["type"] == "Accepted" and c["status"] == "True"
-                                       for c in control.documents()["web"]["status"]["conditions"]))
+
+    def of_policy(name):
+        return cluster.get("trafficpolicy", name, "-n", SHOP)["status"]["conditions"]
+
+    def of_route(name):
+        (ours,) = (p for p in cluster.get("httproute", name, "-n", SHOP)["status"]["parents"] if p["controllerName"] == "remora.dev/control")
+        return ours["conditions"]
+    wait_for("status of a policy", lambda: condition(of_policy("web"), "Accepted")[0] == "True")
+    wait_for("status of a route", lambda: condition(of_route("web"), "remora.dev/Programmed")[0] == "True")
+    status, message = wait_for("status of a wrong policy", lambda: condition(of_policy("client"), "Accepted"))
+    check(status == "False" and "spec.retries.attempts" in message, f"a mistake is named in Kubernetes: {status} {message}")
+    check("status" not in cluster.get("httproute", "of-a-gateway", "-n", SHOP), "a route of others has no status of ours")
     path = f"/apis/gateway.networking.k8s.io/v1/namespaces/{SHOP}/httproutes/web"
     for method, body in (("DELETE", None), ("PUT", redirect("web", "mine.example"))):
         code, text = control.ask(method, path, body)
         check(code == 403 and "change it there" in text, f"{method} is refused: {code} {text}")
-    return "Service, HTTPRoute, TrafficPolicy as documents; a Gateway's route left out; REST refuses to change them (403)"
+    return ("Service, HTTPRoute, TrafficPolicy as documents; a Gateway's route left out; their status is in Kubernetes, with the field of "
+            "a mistake; REST refuses to change them (403)")
 
 
 def sidecar(cluster, control):
@@ -284,6 +305,52 @@ def sidecar(cluster, control):
             f"a ready pod after {max(seen) * 1000:.0f} ms")
 
 
+def rotation(cluster, control):
+    authority = lambda: json.loads(control.ask("GET", "/remora/v1/ca")[1])  # noqa: E731
+    root = json.loads(control.ask("POST", "/remora/v1/ca/rotate")[1])["root"]
+
+    def believed():
+        hooks = cluster.get("mutatingwebhookconfiguration", "remora-inject")["webhooks"]
+        return [base64.b64decode(hook["clientConfig"]["caBundle"]).decode().count("BEGIN CERT") for hook in hooks]
+    wait_for("both roots in caBundle", lambda: believed() == [2, 2])
+    wait_for("both roots in a namespace",
+             lambda: cluster.get("configmap", "remora-roots", "-n", SHOP)["data"]["roots.pem"].count("BEGIN CERT") == 2)
+    signs = lambda: [r["id"] for r in authority()["roots"] if r["phase"] == "Signing"] == [root]  # noqa: E731
+    wait_for("the new root signs", signs)
+    newest = authority()["trusted"].rsplit("-----BEGIN CERT", 1)
+    context = ssl.create_default_context(cadata="-----BEGIN CERT" + newest[1])
+    host, port = control.addresses["webhook"].split(":")
+
+    def by_the_new_one():
+        connection = http.client.HTTPSConnection(host, int(port), context=context, timeout=5)
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    wait_for("the webhook's certificate is of the new root", by_the_new_one)
+    cluster.apply(deployment(SHOP, "after"))
+    pods = wait_for("a pod after the rotation", lambda: cluster.pods(SHOP, "after"))
+    check(has_sidecar(pods[0]), "it has a sidecar")
+    return "both roots in caBundle and ConfigMaps; the webhook has a certificate of the new one; pods are made all the while"
+
+
+def replicas(cluster, control):
+    """Two more control planes, with one store."""
+    control.stop()
+    store = ("--store", f"etcd://127.0.0.1:{cluster.etcd}/mesh", "--roots-config-map", "remora-roots")
+    both = [Control(cluster, f"replica-{number}", *store) for number in (1, 2)]
+    for one in both:
+        one.start()
+        wait_for("the store has the routes", lambda: set(one.documents()) == {"web", "new"})
+    reads = lambda: [one for one in both if one.status()["kubernetes"]]  # noqa: E731
+    check(reads() == [both[0]], f"one of them reads Kubernetes: {[one.name for one in reads()]}")
+    both[0].stop(signal.SIGKILL)
+    cluster.apply(redirect("later", "later.example", "client"))
+    began = time.monotonic()
+    wait_for("the other one has what changed", lambda: "later" in both[1].documents())
+    took = time.monotonic() - began
+    both[1].stop()
+    return f"one of two reads Kubernetes; {took:.1f} s after it was killed the other one does"
+
+
 def restarts(cluster, control):
     cluster.apply(redirect("web", "kept.example"), redirect("gone", "gone.example", "client"))
     wait_for("both routes", lambda: set(control.documents()) == {"web", "gone"})
@@ -306,13 +373,14 @@ def restarts(cluster, control):
 def main():
     folder = pathlib.Path(tempfile.mkdtemp(prefix="remora-kube-"))
     processes = Processes(folder)
-    checks = (injection, sources, sidecar, restarts)
+    checks = (injection, sources, sidecar, rotation, restarts, replicas)
     try:
         cluster = Cluster(folder, os.environ["KUBERNETES"], processes)
         began = time.monotonic()
         cluster.start()
         installed(cluster)
-        control = Control(cluster)
+        control = Control(cluster, "control", "--listen-webhook", "127.0.0.1:0", "--inject-control", "127.0.0.1:1")
+        control.more = (*control.more[:-1], f"127.0.0.1:{control.tls}")
         control.start()
         wait_for("Kubernetes has been read", lambda: (control.status()["kubernetes"] or {}).get("synced"))
         version = json.loads(cluster.kubectl("get", "--raw", "/version"))["gitVersion"]

@@ -2,10 +2,12 @@
 # `remora control --kubernetes` at a real API server: etcd, kube-apiserver and kube-controller-manager of Kubernetes, on loopback.
 #
 #   injection     a Deployment of kubectl becomes pods with sidecars, by the webhook of deploy/kubernetes, with the rights of its RBAC
-#   sources       Services, routes, policies and pods of the cluster are documents and instances; REST does not change them
+#   sources       Services, routes, policies and pods of the cluster are documents and instances with a status; REST does not change them
 #   sidecar       the sidecar of an injected pod, with its own arguments and a service account's token, and how fast an edit of an
 #                 HTTPRoute, the readiness of a pod and its end reach it
+#   rotation      another root signs: what API servers and sidecars believe, and what the webhook shows
 #   restarts      the control plane starts while the API server is away, and what changed meanwhile is taken
+#   replicas      two control planes with one store in etcd, of which one reads, and the other one after it was killed
 #
 #   REMORA=target/debug/remora GATEWAY_CRDS=target/gateway-crds.json tests/kube/run.sh
 #

@@ -10,7 +10,8 @@ use super::own::Own;
 use super::plane::{StartError, listen};
 use crate::board::Board;
 use crate::inject::{Interception, Native, Settings, values};
-use crate::kubernetes::{self, Access, Synced, Webhook};
+use crate::kubernetes::{self, Access, Webhook};
+use crate::quota::Owner;
 use crate::registry::Registry;
 
 /// Kubernetes as a source of documents, and the webhook.
@@ -123,9 +124,11 @@ pub(super) struct Parts<'a> {
     pub(super) registry: &'a Arc<Registry>,
     pub(super) board: &'a Arc<Board>,
     pub(super) own: Own,
+    /// Which of several control planes reads Kubernetes.
+    pub(super) owner: &'a Arc<Owner>,
 }
 
-/// Starts the tasks; answers what proxies wait for, and where the webhook is.
+/// Starts the tasks, and answers where the webhook is.
 ///
 /// # Errors
 /// [`StartError::Kubernetes`], [`StartError::Listen`].
@@ -133,15 +136,16 @@ pub(super) async fn start(
     options: ClusterOptions,
     parts: Parts<'_>,
     tasks: &mut JoinSet<()>,
-) -> Result<(Synced, Option<SocketAddr>), StartError> {
+) -> Result<Option<SocketAddr>, StartError> {
     let client = options.access.client().await.map_err(StartError::Kubernetes)?;
-    let synced = kubernetes::follow(&client, parts.registry, parts.board, tasks);
+    let (registry, board) = (Arc::clone(parts.registry), Arc::clone(parts.board));
+    tasks.spawn(kubernetes::follow(client.clone(), registry, board, Arc::clone(parts.owner)));
     tasks.spawn(kubernetes::keep_roots(client.clone(), Arc::clone(&parts.own.ca), options.roots));
-    let Some(webhook) = options.webhook else { return Ok((synced, None)) };
+    let Some(webhook) = options.webhook else { return Ok(None) };
     let (listener, address) = listen(webhook.listen).await?;
     let mut own = parts.own;
     own.names.extend(webhook.names);
     let server = Webhook { own, settings: webhook.settings, configuration: webhook.configuration };
     tasks.spawn(server.serve(listener, client));
-    Ok((synced, Some(address)))
+    Ok(Some(address))
 }

@@ -25,6 +25,7 @@ use crate::board::Board;
 use crate::ca::root::{Files, Root, Wrong};
 use crate::ca::{self, BundleError, BundleFile, Bundles, Ca, Overlap, Reviewer, Tokens, review};
 use crate::clock::unix;
+use crate::kubernetes;
 use crate::publish::{self, Publisher};
 use crate::quota;
 use crate::registry::instances::Instances;
@@ -221,52 +222,19 @@ impl Plane {
         }
         let names = options.tls_names.into_iter().chain(OWN_NAMES.map(str::to_owned)).collect();
         let own = Own { ca: Arc::clone(&ca), log, names };
-        let (synced, webhook) = match options.cluster {
-            None => (None, None),
-            Some(options) => {
-                let parts = cluster::Parts { registry: &registry, board: &board, own: own.clone() };
-                let (synced, webhook) = cluster::start(options, parts, &mut tasks).await?;
-                (Some(synced), webhook)
-            }
-        };
-        let quotas = quotas(&registry, &mut tasks);
+        let owner = quota_owner(&registry, &mut tasks);
+        let in_cluster = options.cluster.is_some();
+        let mut webhook = None;
+        if let Some(options) = options.cluster {
+            let parts =
+                cluster::Parts { registry: &registry, board: &board, own: own.clone(), owner: &owner };
+            webhook = cluster::start(options, parts, &mut tasks).await?;
+        }
+        let quotas = quota::Service::new(owner);
         publisher.tell(quotas.clone());
         let port = Port { own, certificates, publisher: Arc::clone(&publisher), quotas };
-        tasks.spawn(async move {
-            registry.filled().await;
-            ca.begin().await;
-            if let Ok(secret) = ca.secret() {
-                publisher.trust(&secret);
-            }
-            if let Some(synced) = synced {
-                synced.wait(&registry).await;
-            }
-            let (ready, all_taken) = oneshot::channel();
-            let plaintext = (port.certificates.clone(), port.quotas.clone());
-            let votes = Votes::new(Arc::clone(&registry));
-            let parts = authority::Parts {
-                ca: Arc::clone(&ca),
-                tokens,
-                log: Arc::clone(&port.own.log),
-                board,
-                votes,
-            };
-            let trust = authority::keep(parts, Arc::clone(&publisher), port.quotas.clone());
-            let serve = async {
-                if all_taken.await.is_ok() {
-                    tokio::join!(
-                        serve_xds(xds_listener, Arc::clone(&publisher), plaintext),
-                        tls::serve(tls_listener, port)
-                    );
-                }
-            };
-            tokio::join!(
-                publish::follow(registry, Arc::clone(&publisher), ready),
-                Arc::clone(&ca).follow(),
-                trust,
-                serve
-            );
-        });
+        let serving = Serving { registry, board, publisher, tokens, port, in_cluster };
+        tasks.spawn(serving.serve(xds_listener, tls_listener));
         Ok(Self { xds, tls, rest, webhook, store: name, _tasks: tasks })
     }
 
@@ -322,11 +290,54 @@ pub(super) async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAd
     bound.await.map_err(|error| StartError::Listen(address, error))
 }
 
-fn quotas(registry: &Arc<Registry>, tasks: &mut JoinSet<()>) -> quota::Service {
+/// What of several control planes one does, for each thing the same one.
+fn quota_owner(registry: &Arc<Registry>, tasks: &mut JoinSet<()>) -> Arc<quota::Owner> {
     let owner = Arc::new(quota::Owner::new(Arc::clone(registry), Instant::now()));
     let kept = Arc::clone(&owner);
     tasks.spawn(async move { kept.keep().await });
-    quota::Service::new(owner)
+    owner
+}
+
+/// What proxies are served with.
+struct Serving {
+    registry: Arc<Registry>,
+    board: Arc<Board>,
+    publisher: Arc<Publisher>,
+    tokens: Arc<Tokens>,
+    port: Port,
+    /// Kubernetes is a source.
+    in_cluster: bool,
+}
+
+impl Serving {
+    /// For ever.
+    async fn serve(self, xds: TcpListener, tls: TcpListener) {
+        let Self { registry, board, publisher, tokens, port, in_cluster } = self;
+        let ca = Arc::clone(&port.own.ca);
+        registry.filled().await;
+        ca.begin().await;
+        if let Ok(secret) = ca.secret() {
+            publisher.trust(&secret);
+        }
+        let (ready, all_taken) = oneshot::channel();
+        let plaintext = (port.certificates.clone(), port.quotas.clone());
+        let votes = Votes::new(Arc::clone(&registry));
+        let log = Arc::clone(&port.own.log);
+        let parts = authority::Parts { ca: Arc::clone(&ca), tokens, log, board, votes };
+        let trust = authority::keep(parts, Arc::clone(&publisher), port.quotas.clone());
+        let publish = async {
+            if in_cluster {
+                kubernetes::read_once(&registry).await;
+            }
+            publish::follow(Arc::clone(&registry), Arc::clone(&publisher), ready).await;
+        };
+        let serve = async {
+            if all_taken.await.is_ok() {
+                tokio::join!(serve_xds(xds, Arc::clone(&publisher), plaintext), tls::serve(tls, port));
+            }
+        };
+        tokio::join!(publish, ca.follow(), trust, serve);
+    }
 }
 
 async fn serve_xds(

@@ -5,23 +5,39 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tracing::info;
 
 use super::map;
 use super::pods::{Pod, Selection};
 use super::watch::{Seen, Told, What};
 use crate::board::Board;
+use crate::ca::keeper::NAMESPACE;
 use crate::clock::rfc3339;
 use crate::registry::Registry;
 use crate::registry::instances::REGISTRATION;
-use crate::registry::mirror::{Wanted, is_mirrored};
+use crate::registry::mirror::{KUBERNETES, ORIGIN, Wanted, is_mirrored};
 use crate::store::{Key, Scope};
 
 /// The kind that says what ports of a pod are asked for.
 const SERVICE: &str = "Service";
 /// Events that are taken together.
 const TOGETHER: usize = 512;
+
+/// Kind of the key that says that Kubernetes was read.
+pub(crate) const KIND: &str = "KubernetesSource";
+
+/// There since everything that Kubernetes has was in the store once.
+pub(super) fn marker() -> Key {
+    Key::new(KIND, NAMESPACE, "read")
+}
+
+fn mark() -> Value {
+    json!({
+        "apiVersion": "remora.dev/v1alpha1", "kind": KIND,
+        "metadata": {"name": "read", "namespace": NAMESPACE, "annotations": {ORIGIN: KUBERNETES}},
+    })
+}
 
 /// By namespace and name.
 type ByName<T> = BTreeMap<Arc<str>, BTreeMap<Arc<str>, T>>;
@@ -54,8 +70,8 @@ impl Mirror {
     }
 
     /// Follows for ever.
-    pub(super) async fn follow(mut self, mut events: mpsc::Receiver<Told>, synced: watch::Sender<bool>) {
-        self.registry.filled().await;
+    pub(super) async fn follow(mut self, mut events: mpsc::Receiver<Told>) {
+        let mut all = false;
         let mut together = Vec::with_capacity(TOGETHER);
         while events.recv_many(&mut together, TOGETHER).await > 0 {
             let mut ended = false;
@@ -67,8 +83,9 @@ impl Mirror {
             self.registry.mirror(wanted).await;
             if ended {
                 self.tell();
-                if self.complete.len() == What::all().count() && !synced.send_replace(true) {
+                if self.complete.len() == What::all().count() && !std::mem::replace(&mut all, true) {
                     info!("Kubernetes has been read");
+                    self.registry.mirror(Wanted::from([(marker(), Some(mark()))])).await;
                 }
             }
         }
@@ -230,7 +247,6 @@ mod tests {
     struct World {
         registry: Arc<Registry>,
         events: mpsc::Sender<Told>,
-        synced: watch::Receiver<bool>,
         _folder: tempfile::TempDir,
     }
 
@@ -243,9 +259,8 @@ mod tests {
             tokio::spawn(registry::follow(Arc::clone(&registry)));
             registry.filled().await;
             let (events, taken) = mpsc::channel(100);
-            let (told, synced) = watch::channel(false);
-            tokio::spawn(Mirror::new(Arc::clone(&registry), Arc::default()).follow(taken, told));
-            Self { registry, events, synced, _folder: folder }
+            tokio::spawn(Mirror::new(Arc::clone(&registry), Arc::default()).follow(taken));
+            Self { registry, events, _folder: folder }
         }
 
         async fn tell(&self, what: What, seen: impl IntoIterator<Item = Seen>) {
@@ -270,7 +285,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_listed_is_there_and_what_is_not_is_gone() {
-        let mut world = World::new().await;
+        let world = World::new().await;
         let texts = [Text {
             name: "mine.yaml".into(),
             text: "apiVersion: v1\nkind: Service\nmetadata: {name: mine, namespace: shop}\nspec: {ports: [{port: 80}]}\n".into(),
@@ -282,11 +297,11 @@ mod tests {
         let listed = [Seen::Begin, Seen::Listed(service("a", 1)), Seen::Listed(service("b", 1)), Seen::End];
         world.tell(what("Service"), listed).await;
         world.until(|r| r.get(&key("a")).is_some() && r.get(&key("b")).is_some()).await;
-        assert!(!*world.synced.borrow(), "the others were not read");
+        assert!(world.registry.get(&marker()).is_none(), "the others were not read");
         for other in What::all().filter(|other| *other != what("Service")) {
             world.tell(other, [Seen::Begin, Seen::End]).await;
         }
-        world.synced.wait_for(|synced| *synced).await.unwrap();
+        super::super::read_once(&world.registry).await;
 
         world.tell(what("Service"), [Seen::Begin, Seen::Listed(service("b", 1)), Seen::End]).await;
         world.until(|r| r.get(&key("a")).is_none()).await;

@@ -5,8 +5,10 @@ pub mod crds;
 pub mod map;
 pub mod pods;
 
+mod leader;
 mod mirror;
 mod roots;
+mod status;
 mod watch;
 mod webhook;
 
@@ -16,13 +18,14 @@ use std::sync::Arc;
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-use tokio::sync::{mpsc, watch as state};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::board::Board;
+use crate::quota::Owner;
 use crate::registry::Registry;
-use crate::registry::mirror::is_mirrored;
 
+pub(crate) use mirror::KIND as SOURCE;
 pub(crate) use roots::keep as keep_roots;
 pub(crate) use webhook::{Webhook, names};
 
@@ -71,35 +74,28 @@ impl Access {
     }
 }
 
-/// Whether everything that Kubernetes has was seen once.
-#[derive(Debug, Clone)]
-pub(crate) struct Synced(state::Receiver<bool>);
-
-impl Synced {
-    /// Waits until proxies may be served: until Kubernetes was read once, unless the registry has what it said earlier. A proxy must not
-    /// be told that Services are gone because they were not read yet.
-    pub(crate) async fn wait(mut self, registry: &Registry) {
-        if registry.all().2.iter().any(|record| is_mirrored(record)) {
+/// Waits until proxies may be served: until Kubernetes was read once, now or earlier, by this control plane or another one of the store.
+/// A proxy must not be told that Services are gone because they were not read yet.
+pub(crate) async fn read_once(registry: &Registry) {
+    let mut progress = registry.progress();
+    while registry.get(&mirror::marker()).is_none() {
+        // The sender is a part of the registry.
+        if progress.changed().await.is_err() {
             return;
         }
-        // The sender lives as long as the task that follows.
-        let _ = self.0.wait_for(|synced| *synced).await;
     }
 }
 
-/// Follows Kubernetes in tasks of `tasks`.
-pub(crate) fn follow(
-    client: &Client,
-    registry: &Arc<Registry>,
-    board: &Arc<Board>,
-    tasks: &mut JoinSet<()>,
-) -> Synced {
-    let (told, events) = mpsc::channel(WAITING);
-    for what in watch::What::all() {
-        tasks.spawn(watch::follow(client.clone(), what, told.clone()));
-    }
-    let (synced, seen) = state::channel(false);
-    let mirror = mirror::Mirror::new(Arc::clone(registry), Arc::clone(board));
-    tasks.spawn(mirror.follow(events, synced));
-    Synced(seen)
+/// Follows Kubernetes, and writes what is made of it there, while no other control plane of the store does.
+pub(crate) async fn follow(client: Client, registry: Arc<Registry>, board: Arc<Board>, owner: Arc<Owner>) {
+    registry.filled().await;
+    let start = |tasks: &mut JoinSet<()>| {
+        let (told, events) = mpsc::channel(WAITING);
+        for what in watch::What::all() {
+            tasks.spawn(watch::follow(client.clone(), what, told.clone()));
+        }
+        tasks.spawn(mirror::Mirror::new(Arc::clone(&registry), Arc::clone(&board)).follow(events));
+        tasks.spawn(status::keep(client.clone(), Arc::clone(&registry), Arc::clone(&board)));
+    };
+    leader::lead(owner, start).await;
 }

@@ -118,7 +118,7 @@ pub(super) async fn follow(client: Client, what: What, told: mpsc::Sender<Told>)
 }
 
 /// The version of the kind that the cluster serves. None: it serves none.
-async fn served(client: &Client, what: What) -> Result<Option<ApiResource>, kube::Error> {
+pub(super) async fn served(client: &Client, what: What) -> Result<Option<ApiResource>, kube::Error> {
     for resource in what.resources() {
         let list = if resource.group.is_empty() {
             client.list_core_api_resources(&resource.version).await

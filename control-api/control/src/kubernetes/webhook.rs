@@ -212,7 +212,7 @@ async fn answer(settings: Arc<Settings>, body: Bytes, opted_in: bool) -> Respons
 
 fn tell(request: &Value, response: &Value) {
     let metadata = &request["object"]["metadata"];
-    let pod = metadata["name"].as_str().or(metadata["generateName"].as_str()).unwrap_or_default();
+    let pod = metadata["name"].as_str().or_else(|| metadata["generateName"].as_str()).unwrap_or_default();
     let namespace = request["namespace"].as_str().unwrap_or_default();
     if response["allowed"] != true {
         let why = response["status"]["message"].as_str().unwrap_or_default();

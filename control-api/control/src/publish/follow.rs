@@ -13,6 +13,7 @@ use super::change::change;
 use crate::ca::{self, keeper::NAMESPACE};
 use crate::control::CONTROL_PLANE;
 use crate::document::Record;
+use crate::kubernetes;
 use crate::quota;
 use crate::registry::instances::REGISTRATION;
 use crate::registry::{Position, Registry};
@@ -24,10 +25,12 @@ const TOGETHER: Duration = Duration::from_millis(5);
 const STEP: usize = 5000;
 /// What documents say together is checked this long after a change of one.
 const CHECK: Duration = Duration::from_millis(200);
+/// And after at least so many times as long as the last check took: where endpoints change all the time, it would never end.
+const REST: u32 = 10;
 
 /// What control planes keep for themselves is no part of the mesh.
 fn is_own(key: &Key) -> bool {
-    let kinds = [ca::keeper::KIND, ca::tokens::KIND, CONTROL_PLANE, quota::owner::KIND];
+    let kinds = [ca::keeper::KIND, ca::tokens::KIND, CONTROL_PLANE, quota::owner::KIND, kubernetes::SOURCE];
     *key.namespace == *NAMESPACE && kinds.contains(&&*key.kind)
 }
 
@@ -109,13 +112,14 @@ pub async fn follow(registry: Arc<Registry>, publisher: Arc<Publisher>, ready: o
     // Whoever waits for it may have gone.
     let _ = ready.send(());
     let mut check_at = Some(Instant::now());
+    let mut pause = CHECK;
     loop {
         moves.borrow_and_update();
         while progress.step(&registry, &publisher) {
             tokio::task::yield_now().await;
         }
         if std::mem::take(&mut progress.unchecked) {
-            check_at.get_or_insert_with(|| Instant::now() + CHECK);
+            check_at.get_or_insert_with(|| Instant::now() + pause);
         }
         tokio::select! {
             moved = moves.changed() => {
@@ -126,7 +130,9 @@ pub async fn follow(registry: Arc<Registry>, publisher: Arc<Publisher>, ready: o
             }
             () = sleep_until(check_at.unwrap_or_else(Instant::now)), if check_at.is_some() => {
                 check_at = None;
+                let began = Instant::now();
                 check(&registry, &publisher, progress.unreadable.clone()).await;
+                pause = CHECK.max(began.elapsed() * REST);
             }
         }
     }
