@@ -3,8 +3,6 @@
 # Every listing of the workspace uses the same features, so that nothing is compiled twice.
 export CARGO_TERM_COLOR := env("CARGO_TERM_COLOR", "auto")
 
-target_directory := env("CARGO_TARGET_DIR", "target")
-
 _default:
     @just --list --unsorted
 
@@ -75,11 +73,8 @@ deploy:
     .ci/run deploy
 
 # `remora control --kubernetes` at a real API server; builds one from source the first time (15 minutes of CPU)
-test-kube *ARGS:
-    cargo build --workspace --bin remora --example gateway-crds
-    tests/kube/setup.sh
-    {{target_directory}}/debug/examples/gateway-crds >{{target_directory}}/gateway-crds.json
-    REMORA={{target_directory}}/debug/remora GATEWAY_CRDS={{target_directory}}/gateway-crds.json tests/kube/run.sh {{ARGS}}
+test-kube:
+    .ci/run kube
 
 # Everything that CI runs; or only some sections
 ci *SECTIONS:

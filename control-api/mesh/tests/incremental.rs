@@ -224,7 +224,7 @@ fn policy() -> impl Strategy<Value = String> {
 }
 
 fn edit() -> impl Strategy<Value = Edit> {
-    let health = prop::sample::select(vec![Health::Ready, Health::Draining, Health::Dead]);
+    let health = prop::sample::select(vec![Health::Ready, Health::Draining, Health::Dead, Health::Absent]);
     let remove = prop::sample::select(vec![
         (Kind::Service, "s"),
         (Kind::Workload, "w"),

@@ -85,6 +85,8 @@ fn health_and_places_of_endpoints() {
     };
     register("draining", "10.0.1.1", Health::Draining);
     register("dead", "10.0.1.2", Health::Dead);
+    // It is known, and no endpoint.
+    register("starting", "10.0.1.3", Health::Absent);
     // A new instance at the address of the dead one.
     register("reborn", "10.0.1.2", Health::Ready);
     let orders = compiler.resources(&Name::new("shop", "orders")).unwrap();
