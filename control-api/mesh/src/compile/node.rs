@@ -285,7 +285,9 @@ impl<'s> Builder<'_, 's> {
     /// What it takes to call a Service's port by its addresses and by those of its pods.
     fn by_address(&mut self, item: &Outbound<'_>) {
         let name = item.service.name();
-        let Some(resources) = (self.services)(&name).and_then(|made| made.port(item.port.port)) else { return };
+        let Some(resources) = (self.services)(&name).and_then(|made| made.port(item.port.port)) else {
+            return;
+        };
         self.found.services.insert(name.clone());
         // Nobody reaches the routes of a Service without an address.
         if let Some(listener) = &resources.callers(&self.request.namespace).vip {
