@@ -1,5 +1,6 @@
 //! Wiring: bootstrap, workers, listeners, admin, and the loop that applies changes until the process is told to end.
 
+mod admin_port;
 mod concurrency;
 mod control_plane;
 mod dns;
@@ -10,6 +11,8 @@ mod key_sets;
 mod listeners;
 mod overload;
 mod quotas;
+mod restart;
+mod starting;
 mod upstream_metrics;
 mod workers;
 
@@ -24,15 +27,16 @@ use remora_xds::diag::ConfigError;
 use remora_xds::pb::envoy::config::bootstrap::v3::Bootstrap;
 use remora_xds::{Schema, client};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 
+use self::admin_port::AdminPort;
 use self::control_plane::ControlPlane;
 pub use self::control_plane::ControlPlaneStatus;
 use self::dns::Unresolved;
 use self::key_sets::KeySets;
 use self::quotas::Quotas;
+use self::restart::Restart;
 use crate::admin::view::AdminView;
-use crate::admin::{Admin, DrainListeners, LevelControl, OpenAnswers, Pages};
+use crate::admin::{Admin, DrainListeners, LevelControl};
 use crate::bootstrap::{self, Settings};
 use crate::clock::at;
 use crate::config::manager::{Changes, Dump, Manager};
@@ -78,6 +82,8 @@ pub struct Options {
     pub state_dir: Option<PathBuf>,
     /// The identity agent; None runs none.
     pub identity: Option<crate::identity::Options>,
+    /// Who has the sockets of a predecessor; None hands nothing over.
+    pub keeper: Option<crate::restart::Keeper>,
 }
 
 /// A parsed and compiled bootstrap.
@@ -160,9 +166,12 @@ struct App {
     requests: mpsc::Receiver<DrainListeners>,
     drain: Drain,
     readiness: Readiness,
+    /// Until there is a first configuration of the control plane, now or from disk.
+    first_config: Option<ReadyGuard>,
     logs: LogWriter,
     listening: bool,
-    answers: Option<OpenAnswers>,
+    admin: AdminPort,
+    restart: Restart,
 }
 
 /// Runs a proxy until it is told to end.
@@ -196,10 +205,7 @@ pub async fn run(
         options: options.clone(),
     });
     shared.registry.control.config_from_disk(from_disk);
-    shared.registry.add(Arc::new(health::HealthMetrics(Arc::clone(&shared.config))));
-    shared.registry.add(Arc::new(upstream_metrics::UpstreamMetrics(Arc::clone(&shared.config))));
-    shared.registry.add(Arc::new(concurrency::ConcurrencyMetrics(Arc::clone(&shared.config))));
-    shared.registry.add(Arc::new(overload::OverloadMetrics(Arc::clone(&shared.config))));
+    expose(&shared);
     tokio::spawn(overload::watch(Arc::clone(&shared.config.load().overload)));
     let (ask, requests) = mpsc::channel(16);
     let (updates, dns_updates) = mpsc::channel(64);
@@ -219,9 +225,12 @@ pub async fn run(
         logs: logs.control(),
         levels,
     };
-    let answers = start_admin(Arc::new(admin), &shared).await?;
+    let mut restart = Restart::claim(options.keeper.clone()).await?;
+    let admin = AdminPort::bind(admin, &shared, &mut restart).await?;
     let mut app = App {
-        identity: identity::start(options.identity.as_ref())?,
+        identity: identity::start(options.identity.as_ref()),
+        first_config: (!manager.has_first_config())
+            .then(|| readiness.guard("configuration of the control plane")),
         shared,
         manager,
         control_plane: None,
@@ -240,17 +249,14 @@ pub async fn run(
         readiness,
         logs,
         listening: false,
-        answers,
+        admin,
+        restart,
     };
-    app.start_control_plane();
-    app.watch();
-    app.publish().await;
-    app.warm_up().await;
-    app.listening = true;
-    app.open_first().await?;
-    drop(starting);
-    tracing::info!(listeners = app.shared.bound.load().len(), workers = app.workers.len(), "ready");
-    app.serve().await;
+    if app.start(starting).await? {
+        tracing::info!(listeners = app.shared.bound.load().len(), workers = app.workers.len(), "ready");
+    }
+    // Once in the life of a process.
+    Box::pin(app.serve()).await;
     Ok(())
 }
 
@@ -261,16 +267,13 @@ fn readiness() -> (Readiness, ReadyGuard) {
     (readiness, starting)
 }
 
-async fn start_admin(admin: Arc<Admin>, shared: &Shared) -> Result<Option<OpenAnswers>, StartError> {
-    let Some(address) = shared.settings.admin else { return Ok(None) };
-    let failed = |e: std::io::Error| StartError::Resource(format!("admin {address}"), e.to_string());
-    let bound = admin.bind(address, Pages::All).await.map_err(failed)?;
-    if let Some(path) = &shared.options.admin_address_path {
-        std::fs::write(path, bound.address.to_string()).map_err(failed)?;
-    }
-    let answers = bound.answers();
-    tokio::spawn(bound.serve());
-    Ok(Some(answers))
+/// Metrics that are read where their values are.
+fn expose(shared: &Shared) {
+    let (registry, config) = (&shared.registry, || Arc::clone(&shared.config));
+    registry.add(Arc::new(health::HealthMetrics(config())));
+    registry.add(Arc::new(upstream_metrics::UpstreamMetrics(config())));
+    registry.add(Arc::new(concurrency::ConcurrencyMetrics(config())));
+    registry.add(Arc::new(overload::OverloadMetrics(config())));
 }
 
 /// Reads every file that is wanted, until no new one is named. At the start a mistake is fatal; later the last good
@@ -312,6 +315,7 @@ enum Happening {
     Identity(crate::identity::Event),
     Health(Option<crate::upstream::health::Report>),
     DrainListeners(DrainListeners),
+    Restart(crate::restart::Request),
 }
 
 impl App {
@@ -346,23 +350,6 @@ impl App {
         self.health.sweep.announce_panics(&snapshot);
         self.shared.config.store(Arc::new(snapshot));
         self.tell(|| Command::Changed).await;
-    }
-
-    /// Waits for the first endpoints of clusters that have to find them.
-    async fn warm_up(&mut self) {
-        let began = Instant::now();
-        let mut quit = self.drain.watch();
-        while !self.manager.is_warm() {
-            let deadline = began + self.manager.patience();
-            tokio::select! {
-                what = self.next() => self.take(what).await,
-                () = tokio::time::sleep_until(deadline) => {
-                    tracing::warn!("some endpoints, routes or secrets have not come; listening without them");
-                    return;
-                }
-                () = quit.reached(Phase::Draining) => return,
-            }
-        }
     }
 
     /// Has open connections judged again when there are other revocation lists.
@@ -408,6 +395,7 @@ impl App {
             report = self.health.next() => Happening::Health(report),
             event = identity::next_event(&mut self.identity) => Happening::Identity(event),
             Some(request) = self.requests.recv() => Happening::DrainListeners(request),
+            request = self.restart.next() => Happening::Restart(request),
         }
     }
 
@@ -421,6 +409,10 @@ impl App {
             Happening::Identity(event) => self.identity_said(event).await,
             Happening::Health(report) => self.health_changed(report).await,
             Happening::DrainListeners(request) => self.drain_listeners(request).await,
+            Happening::Restart(request) => self.restart_asked(request).await,
+        }
+        if self.first_config.is_some() && self.manager.has_first_config() {
+            self.first_config = None;
         }
     }
 }

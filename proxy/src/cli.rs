@@ -16,6 +16,7 @@ use crate::admin::logging::Levels;
 use crate::app::{self, StartError};
 use crate::identity::{self, Address, Authority, Ca, Issuer};
 use crate::limits;
+use crate::restart::{Keeper, supervisor};
 
 /// Runs the data plane from a bootstrap file in Envoy's v3 schema.
 #[derive(Debug, Args)]
@@ -46,6 +47,15 @@ pub struct ProxyArgs {
     /// Write the address of the admin page to this file once it is bound
     #[arg(long, value_name = "FILE")]
     pub admin_address_path: Option<PathBuf>,
+    /// Take the listening sockets of the proxy that answers at this socket, and give them to the next one that asks there: a hot restart
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["supervise", "supervised"])]
+    pub hot_restart_path: Option<PathBuf>,
+    /// Run the proxy as a child that is started anew when it dies, and replaced without a lost request on SIGHUP or SIGUSR2
+    #[arg(long, conflicts_with = "check")]
+    pub supervise: bool,
+    /// This is such a child
+    #[arg(long, hide = true, conflicts_with = "check")]
+    pub supervised: bool,
     /// How long connections may take to finish after SIGTERM, or after their filter chain was removed, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 45)]
     pub drain_time_s: u64,
@@ -86,6 +96,9 @@ pub fn run(args: &ProxyArgs) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if args.supervise {
+        return supervise(args);
+    }
     let identity = match identity(args) {
         Ok(identity) => identity,
         Err(error) => {
@@ -115,6 +128,7 @@ pub fn run(args: &ProxyArgs) -> ExitCode {
         drain_time: Duration::from_secs(args.drain_time_s),
         state_dir: args.state_dir.clone(),
         identity,
+        keeper: keeper(args),
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -124,6 +138,23 @@ pub fn run(args: &ProxyArgs) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => refuse(&error),
     }
+}
+
+/// The parent of a proxy.
+fn supervise(args: &ProxyArgs) -> ExitCode {
+    limits::raise_open_files();
+    let ended = tokio::runtime::Builder::new_current_thread().enable_all().build().and_then(|runtime| {
+        runtime.block_on(supervisor::run(std::env::args_os(), Duration::from_secs(args.drain_time_s)))
+    });
+    match ended {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => refuse(&StartError::Resource("--supervise".into(), error.to_string())),
+    }
+}
+
+fn keeper(args: &ProxyArgs) -> Option<Keeper> {
+    let supervised = args.supervised.then_some(Keeper::Supervisor);
+    supervised.or_else(|| args.hot_restart_path.clone().map(Keeper::Process))
 }
 
 fn identity(args: &ProxyArgs) -> Result<Option<identity::Options>, String> {

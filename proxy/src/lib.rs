@@ -20,6 +20,7 @@ pub mod notify;
 pub mod policy;
 pub mod readiness;
 pub mod resilience;
+pub mod restart;
 pub mod route;
 pub mod signal;
 mod sync;

@@ -15,7 +15,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 use super::Admin;
@@ -62,7 +62,7 @@ pub struct BoundAdmin {
     /// The address; a port 0 is resolved.
     pub address: SocketAddr,
     server: Arc<Server>,
-    places: Arc<Semaphore>,
+    open: OpenAnswers,
 }
 
 #[derive(Debug)]
@@ -79,15 +79,27 @@ impl Admin {
     /// # Errors
     /// The address is in use or not ours.
     pub async fn bind(self: &Arc<Self>, address: SocketAddr, pages: Pages) -> io::Result<BoundAdmin> {
-        let listener = TcpListener::bind(address).await?;
+        self.serve_on(TcpListener::bind(address).await?.into_std()?, pages)
+    }
+
+    /// A server on a socket that listens already, and does not block.
+    ///
+    /// # Errors
+    /// It is no such socket.
+    pub fn serve_on(
+        self: &Arc<Self>,
+        listener: std::net::TcpListener,
+        pages: Pages,
+    ) -> io::Result<BoundAdmin> {
+        let listener = TcpListener::from_std(listener)?;
         let address = listener.local_addr()?;
         if pages == Pages::All && !address.ip().is_loopback() {
             tracing::warn!(%address, "the admin server can be reached from other machines");
         }
         let strict_host = address.ip().is_loopback();
         let server = Arc::new(Server { admin: Arc::clone(self), pages, strict_host });
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        Ok(BoundAdmin { listener, address, server, places })
+        let open = OpenAnswers { places: Arc::new(Semaphore::new(MAX_CONNECTIONS)), stop: Arc::default() };
+        Ok(BoundAdmin { listener, address, server, open })
     }
 }
 
@@ -95,7 +107,7 @@ impl BoundAdmin {
     /// Open connections, to be waited for at the end: `/quitquitquit` wants its answer.
     #[must_use]
     pub fn answers(&self) -> OpenAnswers {
-        OpenAnswers(Arc::clone(&self.places))
+        self.open.clone()
     }
 
     /// Serves until it is dropped, which also closes its connections.
@@ -103,8 +115,13 @@ impl BoundAdmin {
         let mut connections = JoinSet::new();
         loop {
             // The semaphore is never closed.
-            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return };
-            match self.listener.accept().await {
+            let Ok(place) = Arc::clone(&self.open.places).acquire_owned().await else { return };
+            let accepted = tokio::select! {
+                biased;
+                () = self.open.stop.notified() => break,
+                accepted = self.listener.accept() => accepted,
+            };
+            match accepted {
                 Ok((stream, _)) => {
                     connections.spawn(connection(stream, Arc::clone(&self.server), place));
                 }
@@ -115,19 +132,29 @@ impl BoundAdmin {
             }
             while connections.try_join_next().is_some() {}
         }
+        drop(self.listener);
+        while connections.join_next().await.is_some() {}
     }
 }
 
 /// Connections of an admin server.
-#[derive(Debug)]
-pub struct OpenAnswers(Arc<Semaphore>);
+#[derive(Debug, Clone)]
+pub struct OpenAnswers {
+    places: Arc<Semaphore>,
+    stop: Arc<Notify>,
+}
 
 impl OpenAnswers {
     /// Waits until none is open, but not longer than `limit`.
     pub async fn written(&self, limit: Duration) {
         let all = u32::try_from(MAX_CONNECTIONS).unwrap_or(u32::MAX);
         // What is not read by now is not waited for.
-        let _ = tokio::time::timeout(limit, self.0.acquire_many(all - 1)).await;
+        let _ = tokio::time::timeout(limit, self.places.acquire_many(all - 1)).await;
+    }
+
+    /// Leaves the port to another process, which has the same socket. What is open is answered.
+    pub fn accept_no_more(&self) {
+        self.stop.notify_one();
     }
 }
 

@@ -130,6 +130,11 @@ impl ControlPlane {
         news
     }
 
+    /// Another process keeps what is on disk.
+    pub(super) fn keep_nothing(&mut self) {
+        (self.last_good, self.save_at) = (None, None);
+    }
+
     /// When something is to be written to disk.
     pub(super) const fn save_at(&self) -> Option<Instant> {
         self.save_at

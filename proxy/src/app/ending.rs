@@ -16,7 +16,11 @@ impl App {
         self.readiness.drain();
         self.listening = false;
         self.tell(|| Command::Drain).await;
-        let plan = Plan { deadline: self.shared.options.drain_time, ..Plan::default() };
+        let mut plan = Plan { deadline: self.shared.options.drain_time, ..Plan::default() };
+        if self.restart.is_handed_over() {
+            // Who comes now comes to the heir.
+            plan.accept = Duration::ZERO;
+        }
         let (drain, mut closed, mut told) = (self.drain.clone(), self.drain.watch(), false);
         let mut ended = std::pin::pin!(drain.run(plan));
         let outcome = loop {
@@ -24,6 +28,7 @@ impl App {
                 outcome = &mut ended => break outcome,
                 () = closed.reached(Phase::Closed), if !told => {
                     told = true;
+                    self.closing_all().await;
                     self.tell(|| Command::CloseAll).await;
                 }
                 what = self.next() => self.take(what).await,
@@ -38,22 +43,28 @@ impl App {
         self.exit().await;
     }
 
-    pub(super) async fn drain_listeners(&self, request: DrainListeners) {
+    async fn closing_all(&mut self) {
+        let bound = self.shared.bound.load_full();
+        let addresses: Vec<_> = bound.values().flatten().copied().chain(self.admin.address()).collect();
+        self.restart.closing(&addresses).await;
+    }
+
+    pub(super) async fn drain_listeners(&mut self, request: DrainListeners) {
         if request.graceful && !request.inbound_only {
             self.tell(|| Command::Drain).await;
             return;
         }
         let snapshot = self.shared.config.load_full();
         let meant = |l: &&Arc<ListenerSpec>| !request.inbound_only || l.direction == Direction::Inbound;
+        let bound = self.shared.bound.load_full();
         for listener in snapshot.listeners.iter().filter(meant) {
+            self.restart.closing(bound.get(&listener.name).map_or(&[], Vec::as_slice)).await;
             self.tell(|| Command::Close(Arc::clone(&listener.name))).await;
         }
     }
 
     async fn exit(self) {
-        if let Some(answers) = &self.answers {
-            answers.written(Duration::from_millis(500)).await;
-        }
+        self.admin.written(Duration::from_millis(500)).await;
         self.tell(|| Command::Exit).await;
         drop(self.workers);
         for thread in self.threads {

@@ -1,6 +1,7 @@
 //! The identity agent's part of the wiring.
 
 use std::future::pending;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
@@ -20,25 +21,18 @@ pub(super) struct Agent {
     newest: watch::Sender<Option<Arc<Identity>>>,
     /// For the agent.
     roots: watch::Sender<Option<Arc<Trust>>>,
+    /// Where the socket is to be, until it is open.
+    socket: Option<PathBuf>,
 }
 
-/// Starts the agent and its socket, if there are to be any.
-///
-/// # Errors
-/// The socket cannot be had.
-pub(super) fn start(options: Option<&Options>) -> Result<Option<Agent>, StartError> {
-    let Some(options) = options else { return Ok(None) };
+/// Starts the agent, if there is to be one.
+pub(super) fn start(options: Option<&Options>) -> Option<Agent> {
+    let options = options?;
     let (send, events) = mpsc::channel(1);
-    let (newest, identities) = watch::channel(None);
-    if let Some(path) = &options.socket {
-        let failed = |e: std::io::Error| {
-            StartError::Resource(format!("--identity-socket {}", path.display()), e.to_string())
-        };
-        tokio::spawn(Socket::bind(path).map_err(failed)?.serve(identities));
-    }
+    let (newest, _) = watch::channel(None);
     let (roots, given) = watch::channel(None);
     tokio::spawn(identity::run(options.issuer.clone(), given, send, fastrand::Rng::new()));
-    Ok(Some(Agent { events, newest, roots }))
+    Some(Agent { events, newest, roots, socket: options.socket.clone() })
 }
 
 /// The next event; never, without an agent.
@@ -90,6 +84,25 @@ impl App {
         }
         self.start_control_plane();
         self.follow_promoted(Changes::default()).await;
+    }
+
+    /// Opens the agent's socket, if there is to be one and it is not open.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    pub(super) fn open_identity_socket(&mut self) -> Result<(), StartError> {
+        let Some(agent) = &mut self.identity else { return Ok(()) };
+        let Some(path) = agent.socket.take() else { return Ok(()) };
+        let failed = |e: std::io::Error| {
+            StartError::Resource(format!("--identity-socket {}", path.display()), e.to_string())
+        };
+        tokio::spawn(Socket::bind(&path).map_err(failed)?.serve(agent.newest.subscribe()));
+        Ok(())
+    }
+
+    /// Whether there is an agent and no certificate yet.
+    pub(super) fn lacks_certificate(&self) -> bool {
+        self.identity.as_ref().is_some_and(|agent| agent.newest.borrow().is_none())
     }
 
     /// Tells the agent which roots the control plane has, after secrets have come.

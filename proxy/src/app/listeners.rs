@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use super::{App, StartError};
 use crate::config::spec::ListenerSpec;
 use crate::listener::socket;
+use crate::restart::Place;
 use crate::telemetry::metrics::ResourceKind;
 use crate::worker::run::Command;
 
@@ -31,13 +32,26 @@ impl fmt::Display for Unbound {
     }
 }
 
-/// Sockets of one listener, by address: one for each worker.
-type Sockets = Vec<(SocketAddr, Vec<std::net::TcpListener>)>;
+/// Sockets of one address: one for each worker, or more if a predecessor had more workers.
+struct Bound {
+    address: SocketAddr,
+    sockets: Vec<TcpListener>,
+    /// How many of them, the first ones, are a predecessor's.
+    inherited: usize,
+}
+
+/// Sockets of one listener that nobody accepts on yet.
+struct Opened {
+    name: Arc<str>,
+    bound: Vec<Bound>,
+}
 
 impl App {
-    /// Opens the first listeners. One of the control plane that cannot be had must not keep the others from serving.
+    /// Opens the first listeners. One of the control plane that cannot be had must not keep the others from serving. Of another one, nothing is
+    /// accepted on any.
     pub(super) async fn open_first(&mut self) -> Result<(), StartError> {
-        for unbound in self.sync_listeners().await {
+        let (opened, failed) = self.bind_wanted().await;
+        for unbound in failed {
             if !self.manager.is_from_control_plane(&unbound.name) {
                 let resource = format!("listener {}", unbound.name);
                 return Err(StartError::Resource(resource, unbound.error.to_string()));
@@ -45,34 +59,37 @@ impl App {
             self.shared.registry.control.config_rejected(ResourceKind::Listener, 1);
             tracing::error!(listener = &*unbound.name, "{unbound}");
         }
+        self.accept_on(opened).await;
         Ok(())
     }
 
     /// Opens what is new and closes what is gone. Connections of a closed listener go on. What cannot be had is answered, and what
     /// was there before stays.
     pub(super) async fn sync_listeners(&mut self) -> Vec<Unbound> {
+        let (opened, failed) = self.bind_wanted().await;
+        self.accept_on(opened).await;
+        failed
+    }
+
+    /// Closes what is gone, and binds what is new.
+    async fn bind_wanted(&mut self) -> (Vec<Opened>, Vec<Unbound>) {
         let snapshot = self.shared.config.load_full();
         let mut bound = BTreeMap::clone(&self.shared.bound.load());
         let wanted: BTreeMap<&Arc<str>, &Arc<ListenerSpec>> =
             snapshot.listeners.iter().filter(|l| l.bind).map(|l| (&l.name, l)).collect();
         let gone: Vec<_> = bound.keys().filter(|name| !wanted.contains_key(name)).cloned().collect();
         for name in gone {
-            bound.remove(&name);
+            self.restart.closing(&bound.remove(&name).unwrap_or_default()).await;
             self.tell(|| Command::Close(Arc::clone(&name))).await;
         }
-        let mut failed = Vec::new();
+        let (mut opened, mut failed) = (Vec::new(), Vec::new());
         for (name, spec) in wanted {
             if bound.get(name).is_some_and(|at| same_addresses(at, spec)) {
                 continue;
             }
             // The new sockets before the old ones go: SO_REUSEPORT lets both be open at one address.
-            match bind(spec, self.workers.len()) {
-                Ok(sockets) => {
-                    if bound.contains_key(name) {
-                        self.tell(|| Command::Close(Arc::clone(name))).await;
-                    }
-                    bound.insert(Arc::clone(name), self.hand_out(name, sockets).await);
-                }
+            match self.bind(spec) {
+                Ok(bound) => opened.push(Opened { name: Arc::clone(name), bound }),
                 Err(error) => {
                     let old = bound.get(name).cloned().unwrap_or_default();
                     failed.push(Unbound { name: Arc::clone(name), error, old });
@@ -80,29 +97,42 @@ impl App {
             }
         }
         self.shared.bound.store(Arc::new(bound));
-        failed
+        (opened, failed)
     }
 
-    /// Gives each worker its sockets. The addresses that they are bound to.
-    async fn hand_out(&self, name: &Arc<str>, sockets: Sockets) -> Vec<SocketAddr> {
-        let mut addresses = Vec::with_capacity(sockets.len());
-        for (address, sockets) in sockets {
-            addresses.push(address);
-            for (worker, socket) in self.workers.iter().zip(sockets) {
-                // A worker that is gone has nothing to be told.
-                let _ = worker.send(Command::Listen(Arc::clone(name), socket)).await;
-            }
+    fn bind(&mut self, spec: &ListenerSpec) -> std::io::Result<Vec<Bound>> {
+        let (workers, mut all) = (self.workers.len(), Vec::new());
+        for address in std::iter::once(spec.address).chain(spec.additional.iter().copied()) {
+            let inherited = self.restart.inherit(&Place::of(&spec.name, address));
+            let mut sockets = socket::adopt(inherited, &spec.socket)?;
+            let inherited = sockets.len();
+            let address = sockets.first().map_or(Ok(address), TcpListener::local_addr)?;
+            sockets.extend(socket::listen(address, &spec.socket, workers.saturating_sub(inherited))?);
+            all.push(Bound { address: sockets[0].local_addr()?, sockets, inherited });
         }
-        addresses
+        Ok(all)
     }
-}
 
-fn bind(spec: &ListenerSpec, workers: usize) -> std::io::Result<Sockets> {
-    let one = |address: SocketAddr| {
-        let sockets = socket::listen(address, &spec.socket, workers)?;
-        Ok((sockets[0].local_addr()?, sockets))
-    };
-    std::iter::once(spec.address).chain(spec.additional.iter().copied()).map(one).collect()
+    /// Gives each worker its sockets.
+    async fn accept_on(&mut self, opened: Vec<Opened>) {
+        let mut all = BTreeMap::clone(&self.shared.bound.load());
+        for Opened { name, bound } in opened {
+            if let Some(old) = all.remove(&name) {
+                self.restart.closing(&old).await;
+                self.tell(|| Command::Close(Arc::clone(&name))).await;
+            }
+            let addresses = bound.iter().map(|bound| bound.address).collect();
+            for Bound { address, sockets, inherited } in bound {
+                self.restart.opened(&Place::of(&name, address), &sockets, inherited).await;
+                for (worker, socket) in self.workers.iter().cycle().zip(sockets) {
+                    // A worker that is gone has nothing to be told.
+                    let _ = worker.send(Command::Listen(Arc::clone(&name), socket)).await;
+                }
+            }
+            all.insert(name, addresses);
+        }
+        self.shared.bound.store(Arc::new(all));
+    }
 }
 
 /// A wanted port 0 is any port.

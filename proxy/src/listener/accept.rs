@@ -22,15 +22,31 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How long connections that have begun may take until they can be accepted, before a listener closes: a round trip.
 const SETTLE: Duration = Duration::from_millis(20);
 
-/// Accepts until `stop` turns true. Each connection is served by the newest version of the listener.
-pub async fn run(worker: Rc<Worker>, listener: TcpListener, name: Arc<str>, mut stop: watch::Receiver<bool>) {
+/// How long a loop accepts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// It goes on.
+    Told,
+    /// The socket is to be closed.
+    Close,
+    /// Another process goes on with the socket and its queue: nothing is taken out, and nothing is done to it.
+    Release,
+}
+
+/// Accepts until it is told to stop. Each connection is served by the newest version of the listener.
+pub async fn run(
+    worker: Rc<Worker>,
+    listener: TcpListener,
+    name: Arc<str>,
+    mut stop: watch::Receiver<Until>,
+) {
     let _accepting = worker.drain.accepting();
     let series = worker.metrics.counters.listener(&name);
     let mut backoff = Backoff::default();
     loop {
         let accepted = tokio::select! {
             biased;
-            _ = stop.wait_for(|stop| *stop) => break,
+            _ = stop.wait_for(|until| *until != Until::Told) => break,
             accepted = async {
                 wanted(&worker).await;
                 listener.accept().await
@@ -48,13 +64,14 @@ pub async fn run(worker: Rc<Worker>, listener: TcpListener, name: Arc<str>, mut 
                 let delay = backoff.next();
                 tracing::warn!(listener = &*name, %error, ?delay, "accept failed");
                 tokio::select! {
-                    _ = stop.wait_for(|stop| *stop) => break,
+                    _ = stop.wait_for(|until| *until != Until::Told) => break,
                     () = tokio::time::sleep(delay) => {}
                 }
             }
         }
     }
-    if let Some(spec) = newest(&worker, &name) {
+    let released = *stop.borrow() == Until::Release;
+    if let Some(spec) = newest(&worker, &name).filter(|_| !released) {
         finish(&worker, listener, &spec, &series).await;
     }
 }

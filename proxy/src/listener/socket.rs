@@ -29,15 +29,50 @@ pub fn listen(address: SocketAddr, spec: &SocketSpec, workers: usize) -> io::Res
     Ok(sockets)
 }
 
+/// Sockets that a predecessor opened, with the options of now; its backlog, keepalive and the like are left behind. None, if it opened them for other
+/// protocols: with or without IPv4 is decided once, before an address is bound.
+///
+/// # Errors
+/// An option is not permitted.
+pub fn adopt(sockets: Vec<TcpListener>, spec: &SocketSpec) -> io::Result<Vec<TcpListener>> {
+    for listener in &sockets {
+        let (address, socket) = (listener.local_addr()?, SockRef::from(listener));
+        if address.is_ipv6() && socket.only_v6()? != only_v6(address, spec) {
+            return Ok(Vec::new());
+        }
+        set_options(&socket, address, spec)?;
+        // The predecessor may have been told to end just now.
+        let_everybody_in(listener);
+        // Listening again changes the length of the queue, and nothing else.
+        socket.listen(backlog(spec))?;
+    }
+    Ok(sockets)
+}
+
+fn only_v6(address: SocketAddr, spec: &SocketSpec) -> bool {
+    let any = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    !(any && spec.ipv4_compat)
+}
+
+fn backlog(spec: &SocketSpec) -> i32 {
+    i32::try_from(spec.backlog.unwrap_or(BACKLOG)).unwrap_or(i32::MAX)
+}
+
 fn listen_one(address: SocketAddr, spec: &SocketSpec) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     if address.is_ipv6() {
-        let any = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-        socket.set_only_v6(!(any && spec.ipv4_compat))?;
+        socket.set_only_v6(only_v6(address, spec))?;
     }
+    set_options(&SockRef::from(&socket), address, spec)?;
+    socket.bind(&address.into())?;
+    socket.listen(backlog(spec))?;
+    Ok(socket.into())
+}
+
+fn set_options(socket: &SockRef<'_>, address: SocketAddr, spec: &SocketSpec) -> io::Result<()> {
     if spec.transparent {
         match address {
             SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
@@ -52,12 +87,9 @@ fn listen_one(address: SocketAddr, spec: &SocketSpec) -> io::Result<TcpListener>
     }
     if let Some(keepalive) = &spec.keepalive {
         // Accepted connections inherit it.
-        set_keepalive(&SockRef::from(&socket), keepalive)?;
+        set_keepalive(socket, keepalive)?;
     }
-    socket.bind(&address.into())?;
-    let backlog = spec.backlog.unwrap_or(BACKLOG);
-    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
-    Ok(socket.into())
+    Ok(())
 }
 
 /// Lets no new connection begin on a socket that listens; those that have begun are completed, and wait to be accepted. Nobody is told: a
@@ -80,6 +112,12 @@ pub fn let_nobody_in<S: std::os::fd::AsFd>(listener: &S) -> io::Result<()> {
         SockFilter::new(RETURN, 0, 0, 0),
         SockFilter::new(RETURN, 0, 0, u32::MAX),
     ])
+}
+
+/// Undoes [`let_nobody_in`], which the other owner of a socket may have called.
+pub fn let_everybody_in<S: std::os::fd::AsFd>(listener: &S) {
+    // Mostly there is no filter, which is an error for the kernel.
+    let _ = SockRef::from(listener).detach_filter();
 }
 
 /// Options of a connection, accepted or made: no delay (Nagle off), as every proxy; keepalive; and how long data may
@@ -146,6 +184,8 @@ mod tests {
         let late = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(100));
         assert_eq!(late.unwrap_err().kind(), io::ErrorKind::TimedOut);
         let (mut accepted, _) = listener.accept().unwrap();
+        let_everybody_in(&listener);
+        std::net::TcpStream::connect_timeout(&address, Duration::from_secs(5)).unwrap();
         drop(listener);
         early.write_all(b"hello").unwrap();
         let mut said = [0; 5];

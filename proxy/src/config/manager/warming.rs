@@ -141,6 +141,13 @@ impl Manager {
         clusters.chain(listeners).chain(streams).max().unwrap_or_default()
     }
 
+    /// Whether there is a configuration of the control plane, now or from disk, in which nothing waits for something else; without a control
+    /// plane always.
+    #[must_use]
+    pub fn has_first_config(&self) -> bool {
+        self.dynamic.is_warm()
+    }
+
     /// Brings into force what need not wait any longer, and takes out what is no longer used.
     pub fn promote(&mut self, now: Instant) -> Changes {
         let mut changes = Changes::default();

@@ -1,0 +1,46 @@
+//! How the process begins to serve.
+
+use tokio::time::Instant;
+
+use super::{App, StartError};
+use crate::drain::Phase;
+use crate::readiness::ReadyGuard;
+
+impl App {
+    /// Gets what is needed to serve, opens the listeners, and takes over from a predecessor. False: told to end before.
+    pub(super) async fn start(&mut self, starting: ReadyGuard) -> Result<bool, StartError> {
+        if !self.restart.succeeds() {
+            self.open_identity_socket()?;
+        }
+        self.start_control_plane();
+        self.watch();
+        self.publish().await;
+        self.warm_up().await;
+        self.wait_for_first().await;
+        if self.is_called_off() {
+            return Ok(false);
+        }
+        self.listening = true;
+        self.open_first().await?;
+        drop(starting);
+        self.take_over().await?;
+        Ok(true)
+    }
+
+    /// Waits for the first endpoints of clusters that have to find them.
+    async fn warm_up(&mut self) {
+        let began = Instant::now();
+        let mut quit = self.drain.watch();
+        while !self.manager.is_warm() {
+            let deadline = began + self.manager.patience();
+            tokio::select! {
+                what = self.next() => self.take(what).await,
+                () = tokio::time::sleep_until(deadline) => {
+                    tracing::warn!("some endpoints, routes or secrets have not come; listening without them");
+                    return;
+                }
+                () = quit.reached(Phase::Draining) => return,
+            }
+        }
+    }
+}

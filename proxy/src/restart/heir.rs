@@ -1,0 +1,301 @@
+//! The new process: takes sockets, and takes over when it is ready.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use super::wire::{Channel, Message};
+use super::{Held, Keeper, PATIENCE, Place, Request, same_user};
+
+/// What the keeper gave.
+#[derive(Debug)]
+pub struct Heir {
+    sockets: Vec<Held>,
+    /// A process serves now.
+    succeeds: bool,
+    keeper: Partner,
+}
+
+/// Who it was.
+#[derive(Debug)]
+enum Partner {
+    /// It answers.
+    Awake(Link),
+    /// It does not. Its process, if it is known.
+    Stuck(Channel, Option<i32>),
+}
+
+/// How taking over ended.
+#[derive(Debug)]
+pub enum Taken {
+    /// The predecessor accepts no more, or there was none.
+    Over,
+    /// The predecessor does not answer. It shares its sockets with this process, and finds the message when it wakes up.
+    Unanswered,
+    /// The predecessor never answered and was ended, by SIGKILL.
+    Ended,
+    /// Another process was faster.
+    Refused,
+}
+
+impl Heir {
+    /// Asks `keeper` for sockets. None when nobody is there. What the keeper says later goes to `requests`.
+    ///
+    /// # Errors
+    /// The keeper is another user's, or is none.
+    pub async fn claim(keeper: &Keeper, requests: mpsc::Sender<Request>) -> io::Result<Option<Self>> {
+        let socket = match keeper {
+            Keeper::Process(path) => match connect(path)? {
+                Some(socket) => socket,
+                None => return Ok(None),
+            },
+            Keeper::Supervisor => io::stdin().as_fd().try_clone_to_owned()?,
+        };
+        let channel = Channel::over(socket)?;
+        let supervised = *keeper == Keeper::Supervisor;
+        let pid = same_user(&channel)?;
+        let mut sockets = Vec::new();
+        let mut succeeds = true;
+        loop {
+            let Ok(said) = timeout(PATIENCE, channel.receive()).await else {
+                if supervised {
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "nobody says anything on it"));
+                }
+                tracing::warn!(
+                    pid,
+                    "the running proxy does not answer: this process opens sockets of its own"
+                );
+                return Ok(Some(Self {
+                    sockets: Vec::new(),
+                    succeeds,
+                    keeper: Partner::Stuck(channel, pid),
+                }));
+            };
+            match said? {
+                // It died in this moment: nobody is there.
+                None => return Ok(None),
+                Some((Message::Hello { serving, .. }, _)) => succeeds = serving,
+                Some((Message::Socket(place), Some(socket))) => {
+                    sockets.push(Held { place, socket: TcpListener::from(socket) });
+                }
+                Some((Message::End, _)) => break,
+                Some(_) => {}
+            }
+        }
+        tracing::info!(sockets = sockets.len(), succeeds, "sockets received from the keeper");
+        Ok(Some(Self {
+            sockets,
+            succeeds,
+            keeper: Partner::Awake(Link::start(channel, supervised, requests)),
+        }))
+    }
+
+    /// Whether another process serves until this one takes over.
+    #[must_use]
+    pub const fn succeeds(&self) -> bool {
+        self.succeeds
+    }
+
+    /// The other process is gone.
+    pub const fn is_alone(&mut self) {
+        self.succeeds = false;
+    }
+
+    /// Whether the other process is there and does not answer.
+    #[must_use]
+    pub const fn is_stuck(&self) -> bool {
+        matches!(self.keeper, Partner::Stuck(..))
+    }
+
+    /// The sockets of a listener at an address; with port 0 those that it has at any port. All of them are to be accepted on.
+    pub fn take(&mut self, wanted: &Place) -> Vec<TcpListener> {
+        let fits = |held: &Held| {
+            held.place.address == wanted.address
+                || wanted.address.port() == 0
+                    && held.place.listener == wanted.listener
+                    && held.place.address.ip() == wanted.address.ip()
+        };
+        let Some(address) = self.sockets.iter().find(|held| fits(held)).map(|held| held.place.address) else {
+            return Vec::new();
+        };
+        self.sockets.extract_if(.., |held| held.place.address == address).map(|held| held.socket).collect()
+    }
+
+    /// Takes over: this process accepts on `kept`, and has opened `opened` besides, which a supervisor is given copies of. The link is that to
+    /// a supervisor. `requests` as in [`Self::claim`].
+    ///
+    /// # Errors
+    /// The process that does not answer cannot be ended either.
+    pub async fn take_over(
+        self,
+        kept: &[SocketAddr],
+        opened: &[Held],
+        requests: mpsc::Sender<Request>,
+    ) -> io::Result<(Taken, Option<Link>)> {
+        // Its owner, who closes what is not kept, must have the last descriptor.
+        drop(self.sockets);
+        let link = match self.keeper {
+            Partner::Awake(link) => link,
+            // It was only slow: it is told to close what it has, since this process has sockets of its own.
+            Partner::Stuck(channel, _) if channel.is_readable() => Link::start(channel, false, requests),
+            Partner::Stuck(channel, pid) => return end(&channel, pid).map(|taken| (taken, None)),
+        };
+        for address in kept {
+            link.say(Message::Keep { address: *address }).await;
+        }
+        if link.supervised {
+            for held in opened {
+                link.give(held).await;
+            }
+        }
+        let taken = match timeout(PATIENCE, link.ask(Message::TakeOver)).await {
+            Ok(Some(true)) | Ok(None) => Taken::Over,
+            Ok(Some(false)) => Taken::Refused,
+            Err(_) => Taken::Unanswered,
+        };
+        Ok((taken, Some(link).filter(|link| link.supervised)))
+    }
+}
+
+/// None: nobody listens there.
+fn connect(path: &Path) -> io::Result<Option<OwnedFd>> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        Ok(()) => Ok(Some(socket)),
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::CONNREFUSED) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Ends a process that never answered. It has the channel open still, so the number is its own and nobody else's.
+fn end(channel: &Channel, pid: Option<i32>) -> io::Result<Taken> {
+    if channel.is_closed() {
+        return Ok(Taken::Over);
+    }
+    let Some(pid) = pid.and_then(Pid::from_raw) else {
+        return Err(io::Error::other("the process that does not answer is in another PID namespace"));
+    };
+    match kill_process(pid, Signal::KILL) {
+        Ok(()) => Ok(Taken::Ended),
+        Err(rustix::io::Errno::SRCH) => Ok(Taken::Over),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What is said to a keeper.
+#[derive(Debug)]
+struct Saying {
+    message: Message,
+    with: Option<OwnedFd>,
+    /// Wants the answer.
+    answer: Option<oneshot::Sender<bool>>,
+}
+
+/// A conversation with a keeper. It goes on for as long as somebody has it.
+#[derive(Debug)]
+pub struct Link {
+    say: mpsc::Sender<Saying>,
+    supervised: bool,
+}
+
+impl Link {
+    fn start(channel: Channel, supervised: bool, requests: mpsc::Sender<Request>) -> Self {
+        let (say, says) = mpsc::channel(64);
+        tokio::spawn(talk(channel, supervised, says, requests));
+        Self { say, supervised }
+    }
+
+    async fn say(&self, message: Message) {
+        // A keeper that is gone hears nothing.
+        let _ = self.say.send(Saying { message, with: None, answer: None }).await;
+    }
+
+    /// The answer; None when the keeper is gone.
+    async fn ask(&self, message: Message) -> Option<bool> {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.say.send(Saying { message, with: None, answer: Some(answer) }).await;
+        answered.await.ok()
+    }
+
+    /// Gives the keeper a copy of a socket.
+    pub async fn give(&self, held: &Held) {
+        match held.socket.as_fd().try_clone_to_owned() {
+            Ok(socket) => {
+                let message = Message::Socket(held.place.clone());
+                let _ = self.say.send(Saying { message, with: Some(socket), answer: None }).await;
+            }
+            Err(error) => {
+                tracing::warn!(address = %held.place.address, %error, "the supervisor gets no copy")
+            }
+        }
+    }
+
+    /// Has the keeper close its copies of the sockets at an address. Afterwards those of this process are the last.
+    pub async fn forget(&self, address: SocketAddr) {
+        if timeout(PATIENCE, self.ask(Message::Forget { address })).await.is_err() {
+            tracing::warn!(%address, "the supervisor does not answer");
+        }
+    }
+}
+
+async fn talk(
+    channel: Channel,
+    supervised: bool,
+    mut says: mpsc::Receiver<Saying>,
+    requests: mpsc::Sender<Request>,
+) {
+    let mut unanswered: VecDeque<oneshot::Sender<bool>> = VecDeque::new();
+    let mut kept = Vec::new();
+    loop {
+        let said = tokio::select! {
+            saying = says.recv() => {
+                let Some(Saying { message, with, answer }) = saying else { return };
+                unanswered.extend(answer);
+                if channel.send(&message, with.as_ref().map(AsFd::as_fd)).await.is_err() {
+                    break;
+                }
+                continue;
+            }
+            said = channel.receive() => said,
+        };
+        match said {
+            Ok(Some((Message::Done, _))) => answer(unanswered.pop_front(), true),
+            Ok(Some((Message::Refused, _))) if unanswered.is_empty() => {
+                // A process that is about to end is asked nothing.
+                let _ = requests.send(Request::Late).await;
+            }
+            Ok(Some((Message::Refused, _))) => answer(unanswered.pop_front(), false),
+            Ok(Some((Message::Keep { address }, _))) => kept.push(address),
+            Ok(Some((Message::TakeOver, _))) => {
+                let (done, _nobody_waits) = oneshot::channel();
+                // A process that is about to end is asked nothing.
+                let _ = requests.send(Request::TakeOver(std::mem::take(&mut kept), done)).await;
+            }
+            Ok(Some((Message::Alone, _))) => drop(requests.send(Request::Alone).await),
+            Ok(Some(_)) => {}
+            Ok(None) => break,
+            Err(error) => {
+                tracing::warn!(%error, "the keeper of the sockets cannot be understood");
+                break;
+            }
+        }
+    }
+    drop(unanswered);
+    let gone = if supervised { Request::Orphaned } else { Request::Alone };
+    let _ = requests.send(gone).await;
+}
+
+fn answer(asked: Option<oneshot::Sender<bool>>, answer: bool) {
+    if let Some(asked) = asked {
+        // Who asked may have lost patience.
+        let _ = asked.send(answer);
+    }
+}
