@@ -378,6 +378,15 @@ impl Ledger {
         quantile(self.entries.iter().map(|e| e.took).collect(), share)
     }
 
+    /// The longest time in which no request was answered well.
+    #[must_use]
+    pub fn gap(&self) -> Duration {
+        let mut ends: Vec<_> =
+            self.entries.iter().filter(|e| e.is_answered()).map(|e| e.sent + e.took).collect();
+        ends.sort_unstable();
+        ends.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(Duration::MAX)
+    }
+
     /// Asserts what holds in every row: no answer of another request, and no POST twice. Prints the account.
     ///
     /// # Panics

@@ -34,6 +34,7 @@ pub mod proxy;
 pub mod rate_limiter;
 pub mod relay;
 pub mod resources;
+pub mod steady;
 pub mod tokens;
 pub mod traffic;
 pub mod upstream;

@@ -15,7 +15,7 @@ pub fn beside(name: &str) -> Option<PathBuf> {
     found.find(|path| path.is_file())
 }
 
-/// Sends a signal by its name (`TERM`, `INT`, `HUP`, `KILL`, `STOP`, `CONT`).
+/// Sends a signal by its name (`TERM`, `INT`, `HUP`, `USR2`, `KILL`, `STOP`, `CONT`).
 ///
 /// # Panics
 /// When the name is none of them or the process is gone.
@@ -24,6 +24,7 @@ pub fn signal(pid: u32, name: &str) {
         "TERM" => Signal::TERM,
         "INT" => Signal::INT,
         "HUP" => Signal::HUP,
+        "USR2" => Signal::USR2,
         "KILL" => Signal::KILL,
         "STOP" => Signal::STOP,
         "CONT" => Signal::CONT,
@@ -31,4 +32,14 @@ pub fn signal(pid: u32, name: &str) {
     };
     let pid = Pid::from_raw(i32::try_from(pid).expect("pid")).expect("pid");
     kill_process(pid, signal).expect("kill");
+}
+
+/// The children of a process, the oldest first.
+///
+/// # Panics
+/// When the process is gone.
+#[must_use]
+pub fn children(pid: u32) -> Vec<u32> {
+    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("process");
+    list.split_whitespace().map(|pid| pid.parse().expect("pid")).collect()
 }

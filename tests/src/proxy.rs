@@ -49,11 +49,16 @@ pub fn binary() -> (PathBuf, Flavor) {
     (beside("remora-under-test").expect("remora-under-test beside the tests"), Flavor::Remora)
 }
 
+/// Where the address of the admin page is written to.
+const ADMIN_FILE: &str = "admin-address";
+
 /// How to start a proxy.
 #[derive(Debug)]
 pub struct Builder {
     bootstrap: Bootstrap,
     folder: tempfile::TempDir,
+    program: Option<PathBuf>,
+    workers: usize,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     /// What `ulimit` says before the start.
@@ -71,6 +76,8 @@ impl Proxy {
         Builder {
             bootstrap: Bootstrap::default(),
             folder,
+            program: None,
+            workers: 1,
             arguments: Vec::new(),
             environment: Vec::new(),
             open_files: None,
@@ -202,16 +209,25 @@ impl Proxy {
         eventually_async(&format!("{series} {value}"), async || self.count(series).await == value).await;
     }
 
-    async fn read_admin_address(&mut self, file: &Path) -> SocketAddr {
-        let mut address = None;
+    /// Waits until the address of the admin page is known.
+    ///
+    /// # Panics
+    /// When the process ends before.
+    pub async fn find_admin(&mut self) {
+        let (mut address, file) = (None, self.folder.path().join(ADMIN_FILE));
         eventually("address of the admin page", || {
             let ended = self.process.try_wait().expect("wait");
             assert!(ended.is_none(), "the proxy ended with {ended:?} before it was ready");
-            address = std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok());
+            address = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
             address.is_some()
         })
         .await;
-        address.expect("waited for")
+        self.admin = address.expect("waited for");
+    }
+
+    /// Asks the admin page where listeners listen.
+    pub async fn find_listeners(&mut self) {
+        self.listeners = listeners(self).await;
     }
 
     /// One request to the admin page.
@@ -298,6 +314,20 @@ impl Builder {
         self
     }
 
+    /// Starts another program than the binary under test, which takes its arguments.
+    #[must_use]
+    pub fn program(mut self, path: &Path) -> Self {
+        self.program = Some(path.to_owned());
+        self
+    }
+
+    /// Sets the number of workers, otherwise 1.
+    #[must_use]
+    pub const fn workers(mut self, workers: usize) -> Self {
+        self.workers = workers;
+        self
+    }
+
     /// Adds a command-line argument.
     #[must_use]
     pub fn argument(mut self, argument: &str) -> Self {
@@ -337,32 +367,35 @@ impl Builder {
     /// # Panics
     /// When it ends, or is not ready in time.
     pub async fn start(self) -> Proxy {
-        let (process, flavor, admin_file) = self.spawn();
-        let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut proxy =
-            Proxy { process, flavor, folder: self.folder, admin: unknown, listeners: BTreeMap::new() };
-        proxy.admin = proxy.read_admin_address(&admin_file).await;
+        let mut proxy = self.launch();
+        proxy.find_admin().await;
         eventually_async("readiness of the proxy", async || {
             assert!(proxy.process.try_wait().expect("wait").is_none(), "the proxy ended before it was ready");
             admin(proxy.admin, "GET", "/ready").await.is_ok_and(|r| r.status == 200)
         })
         .await;
-        proxy.listeners = listeners(&proxy).await;
+        proxy.find_listeners().await;
         proxy
+    }
+
+    /// Starts the process and waits for nothing: neither the admin page nor its listeners are known.
+    #[must_use]
+    pub fn launch(self) -> Proxy {
+        let (process, flavor) = self.spawn();
+        let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
+        Proxy { process, flavor, folder: self.folder, admin: unknown, listeners: BTreeMap::new() }
     }
 
     /// Starts a process that is expected to refuse its config, and returns its exit status and stderr.
     pub async fn refuse(self) -> (ExitStatus, String) {
-        let (process, flavor, _) = self.spawn();
-        let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut proxy =
-            Proxy { process, flavor, folder: self.folder, admin: unknown, listeners: BTreeMap::new() };
+        let mut proxy = self.launch();
         (proxy.exited().await, proxy.stderr())
     }
 
-    fn spawn(&self) -> (Child, Flavor, PathBuf) {
+    fn spawn(&self) -> (Child, Flavor) {
         let folder = self.folder.path();
-        let (path, flavor) = binary();
+        let (binary, flavor) = binary();
+        let path = self.program.clone().unwrap_or(binary);
         let mut bootstrap = self.bootstrap.to_json();
         if flavor == Flavor::Envoy {
             with_our_defaults(&mut bootstrap);
@@ -370,7 +403,6 @@ impl Builder {
         // JSON is YAML.
         let config = folder.join("bootstrap.yaml");
         std::fs::write(&config, format!("{bootstrap:#}")).expect("write bootstrap");
-        let admin_file = folder.join("admin-address");
         let mut command = match &self.open_files {
             None => Command::new(&path),
             Some(limit) => {
@@ -383,8 +415,8 @@ impl Builder {
         if flavor == Flavor::Remora && path.file_name().is_none_or(|name| name != "remora-proxy") {
             command.arg("proxy");
         }
-        command.arg("-c").arg(&config).args(["--concurrency", "1"]);
-        command.arg("--admin-address-path").arg(&admin_file);
+        command.arg("-c").arg(&config).args(["--concurrency", &self.workers.to_string()]);
+        command.arg("--admin-address-path").arg(folder.join(ADMIN_FILE));
         if flavor == Flavor::Envoy {
             command.args(["--use-dynamic-base-id", "-l", "warn"]);
         }
@@ -398,7 +430,7 @@ impl Builder {
             .stderr(log)
             .spawn()
             .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        (process, flavor, admin_file)
+        (process, flavor)
     }
 }
 

@@ -42,6 +42,14 @@ impl Io {
         let Self::Tcp(stream) = Self::tcp(address).await else {
             unreachable!("tcp() makes a TCP connection")
         };
+        Self::tls_over(stream, tls).await
+    }
+
+    /// The same on a connection that is there.
+    ///
+    /// # Errors
+    /// The handshake's.
+    pub async fn tls_over(stream: TcpStream, tls: &ClientTls) -> io::Result<Self> {
         let connector = tokio_rustls::TlsConnector::from(tls.config.clone());
         let stream = within("TLS handshake", connector.connect(tls.server_name.clone(), stream)).await?;
         Ok(Self::Tls(Box::new(stream)))
