@@ -132,6 +132,8 @@ class Sidecar:
         config = json.loads(text.replace("$$", "$"))
         # Their ports are those of a pod, which has a network of its own.
         config["static_resources"]["listeners"] = []
+        # And nothing is led to it: Services are on ports of loopback.
+        config["node"]["metadata"] |= {"INTERCEPTION_MODE": "NONE", "INSTANCE_IPS": address}
         config["admin"] = {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}}
         arguments[at] = json.dumps(config)
         here = {"/etc/remora/roots/roots.pem": "roots.pem", "/var/run/secrets/remora/tokens/token": "token",
