@@ -42,10 +42,12 @@ impl OriginalDstSpec {
 }
 
 /// The destinations that one worker has seen lately. Bounded: when full, the one used longest ago makes room.
+///
+/// Each is one cluster's: an endpoint has connections, and those of another cluster have another peer identity, server name or no TLS.
 #[derive(Debug)]
 pub struct OriginalDstTable {
     limit: usize,
-    known: HashMap<SocketAddr, (Arc<Endpoint>, Instant)>,
+    known: HashMap<(Arc<str>, SocketAddr), (Arc<Endpoint>, Instant)>,
 }
 
 impl OriginalDstTable {
@@ -55,20 +57,21 @@ impl OriginalDstTable {
         Self { limit: limit.max(1), known: HashMap::new() }
     }
 
-    /// The endpoint for `address`.
-    pub fn endpoint(&mut self, address: SocketAddr, now: Instant) -> Arc<Endpoint> {
-        if let Some((endpoint, used)) = self.known.get_mut(&address) {
+    /// The endpoint for `address` of the cluster of this name.
+    pub fn endpoint(&mut self, cluster: &Arc<str>, address: SocketAddr, now: Instant) -> Arc<Endpoint> {
+        let key = (Arc::clone(cluster), address);
+        if let Some((endpoint, used)) = self.known.get_mut(&key) {
             *used = now;
             return Arc::clone(endpoint);
         }
         if self.known.len() >= self.limit {
-            let oldest = self.known.iter().min_by_key(|(_, (_, used))| *used).map(|(address, _)| *address);
-            if let Some((endpoint, _)) = oldest.and_then(|address| self.known.remove(&address)) {
+            let oldest = self.known.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| key.clone());
+            if let Some((endpoint, _)) = oldest.and_then(|key| self.known.remove(&key)) {
                 endpoint.state.leave();
             }
         }
         let endpoint = Arc::new(Endpoint::new(EndpointSpec::new(address)));
-        self.known.insert(address, (Arc::clone(&endpoint), now));
+        self.known.insert(key, (Arc::clone(&endpoint), now));
         endpoint
     }
 
@@ -125,17 +128,30 @@ mod tests {
     fn the_table_is_bounded_and_keeps_what_is_in_use() {
         let now = Instant::now();
         let mut table = OriginalDstTable::new(2);
+        let one = Arc::from("one");
         let address = |n: u8| SocketAddr::from(([10, 0, 0, n], 80));
-        let first = table.endpoint(address(1), now);
-        let second = table.endpoint(address(2), now + Duration::from_secs(1));
-        assert_eq!(table.endpoint(address(1), now + Duration::from_secs(2)).key, first.key);
-        let third = table.endpoint(address(3), now + Duration::from_secs(3));
+        let first = table.endpoint(&one, address(1), now);
+        let second = table.endpoint(&one, address(2), now + Duration::from_secs(1));
+        assert_eq!(table.endpoint(&one, address(1), now + Duration::from_secs(2)).key, first.key);
+        let third = table.endpoint(&one, address(3), now + Duration::from_secs(3));
         assert_eq!(table.len(), 2);
-        assert_ne!(table.endpoint(address(2), now + Duration::from_secs(4)).key, second.key);
+        assert_ne!(table.endpoint(&one, address(2), now + Duration::from_secs(4)).key, second.key);
         let _busy = third.begin();
         table.expire(Duration::from_secs(5), now + Duration::from_secs(60));
         assert_eq!(table.len(), 1);
-        assert_eq!(table.endpoint(address(3), now).key, third.key);
+        assert_eq!(table.endpoint(&one, address(3), now).key, third.key);
         assert_eq!([&first, &second, &third].map(|endpoint| endpoint.state.is_gone()), [true, true, false]);
+    }
+
+    /// Two Services of one pod: their clusters lead to one port of its sidecar, and differ in server name and identity.
+    #[test]
+    fn an_endpoint_is_of_one_cluster() {
+        let now = Instant::now();
+        let mut table = OriginalDstTable::new(9);
+        let address = SocketAddr::from(([10, 0, 0, 1], 15_006));
+        let [one, other] = ["one", "other"].map(Arc::from);
+        let first = table.endpoint(&one, address, now);
+        assert_ne!(table.endpoint(&other, address, now).key, first.key);
+        assert_eq!(table.endpoint(&one, address, now).key, first.key);
     }
 }

@@ -182,7 +182,7 @@ impl Worker {
         {
             originals.expire(spec.cleanup, Instant::now());
         }
-        originals.endpoint(address, Instant::now())
+        originals.endpoint(&cluster.spec().name, address, Instant::now())
     }
 
     /// A header template, compiled once. None cannot happen for text that the compiler accepted.
