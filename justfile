@@ -21,7 +21,12 @@ test *ARGS:
 
 # Tests in network namespaces (need root)
 test-root:
-    cargo test --workspace --test interception
+    cargo test --workspace --test interception --test pods
+
+# Six pods on three nodes with real programs, in network namespaces, until Ctrl-C (needs root)
+pods:
+    tests/pods/setup.sh
+    tests/pods/up.sh
 
 # Every order in which threads can meet in shared state (loom)
 models:

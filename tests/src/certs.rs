@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
 use rustls::SupportedProtocolVersion;
 use rustls::pki_types::pem::PemObject;
@@ -50,6 +50,27 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let cert = params.self_signed(&key).expect("self-signed");
         Self { pem: cert.pem(), issuer: Issuer::new(params, key) }
+    }
+
+    /// One that a control plane may have as its own: with a subject, and with a key for revocation lists.
+    ///
+    /// # Panics
+    /// When rcgen refuses its own parameters.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        let key = KeyPair::generate().expect("key");
+        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.distinguished_name.push(DnType::CommonName, name);
+        let cert = params.self_signed(&key).expect("self-signed");
+        Self { pem: cert.pem(), issuer: Issuer::new(params, key) }
+    }
+
+    /// Its key, PEM.
+    #[must_use]
+    pub fn key(&self) -> String {
+        self.issuer.key().serialize_pem()
     }
 
     /// A certificate for DNS names, IP addresses and URIs (anything with `://`).

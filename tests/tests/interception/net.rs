@@ -1,12 +1,12 @@
 //! Network namespaces as a pod and as the world around it, the programs in them, and `remora init`.
 
-use std::io::Write;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::process::{Command, Stdio};
 
 use remora_tests::config::{Bootstrap, Listener, address, to_cluster};
+use remora_tests::netns::{self, Running, Said, runs};
 use remora_tests::proxy::binary;
 use remora_tests::wait::eventually;
 use serde_json::{Value, json};
@@ -21,96 +21,26 @@ pub(crate) const FAR6: &str = "[fd77::1]";
 /// The other address of the world.
 pub(crate) const OTHER: &str = "10.77.0.9";
 
+const TOOLS: [&str; 8] =
+    ["ip", "nft", "iptables-restore", "ip6tables-restore", "curl", "python3", "setpriv", "unshare"];
+
 /// Says aloud why nothing is tested here, if so.
 pub(crate) fn skipped() -> bool {
-    let why = if rustix::process::geteuid().as_raw() != 0 {
-        Some("needs root".to_owned())
-    } else {
-        ["ip", "nft", "iptables-restore", "ip6tables-restore", "curl", "python3", "setpriv", "unshare"]
-            .into_iter()
-            .find(|tool| !runs(Command::new(tool).arg("--version")))
-            .map(|tool| format!("needs {tool}"))
-            .or_else(|| {
-                let name = unique("try");
-                let possible = runs(Command::new("ip").args(["netns", "add", &name]));
-                let _gone = runs(Command::new("ip").args(["netns", "del", &name]));
-                (!possible).then(|| "this machine makes no network namespaces".to_owned())
-            })
-    };
-    if let Some(why) = &why {
-        // Not captured by the test runner.
-        let _ = writeln!(std::io::stderr(), "SKIPPED: interception: {why}");
-    }
-    why.is_some()
+    netns::skipped("interception", &TOOLS)
 }
 
-/// `ip` has no `--version`, but it says so with a status of its own.
-fn runs(command: &mut Command) -> bool {
-    let found = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    let is_ip = command.get_program() == "ip" && command.get_args().next().is_some_and(|a| a == "--version");
-    found.is_ok_and(|status| status.success() || is_ip)
-}
-
-fn unique(role: &str) -> String {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    format!("remora-{}-{number}-{role}", std::process::id())
-}
-
-/// What a command said.
+/// A namespace with what these tests do in one.
 #[derive(Debug)]
-pub(crate) struct Said {
-    pub(crate) status: i32,
-    pub(crate) out: String,
-    pub(crate) err: String,
-}
+pub(crate) struct Namespace(netns::Namespace);
 
-impl From<Output> for Said {
-    fn from(output: Output) -> Self {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Self {
-            status: output.status.code().unwrap_or(-1),
-            out: text(&output.stdout),
-            err: text(&output.stderr),
-        }
+impl Deref for Namespace {
+    type Target = netns::Namespace;
+    fn deref(&self) -> &netns::Namespace {
+        &self.0
     }
 }
-
-/// A network namespace, removed when dropped.
-#[derive(Debug)]
-pub(crate) struct Namespace(String);
 
 impl Namespace {
-    fn new(role: &str) -> Self {
-        let name = unique(role);
-        assert!(runs(Command::new("ip").args(["netns", "add", &name])), "ip netns add {name}");
-        let new = Self(name);
-        new.must("ip link set lo up");
-        new
-    }
-
-    /// A command in this namespace, to be started.
-    pub(crate) fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.0]).args(words).stdin(Stdio::null());
-        command
-    }
-
-    pub(crate) fn run(&self, words: &[&str]) -> Said {
-        self.command(words).output().expect("ip netns exec").into()
-    }
-
-    pub(crate) fn shell(&self, script: &str) -> Said {
-        self.run(&["sh", "-c", script])
-    }
-
-    /// A shell command that works; gives what it printed.
-    pub(crate) fn must(&self, script: &str) -> String {
-        let said = self.shell(script);
-        assert_eq!(said.status, 0, "{script}: {}{}", said.out, said.err);
-        said.out
-    }
-
     /// The rules without counters: what nft shows of all tables, those of iptables included.
     pub(crate) fn ruleset(&self) -> String {
         self.must("nft -s list ruleset 2>/dev/null")
@@ -164,13 +94,7 @@ impl Namespace {
             .spawn()
             .expect("python3");
         eventually(&format!("server {name}"), || self.get("127.0.0.1", port).contains(name)).await;
-        Running(child)
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        let _gone = runs(Command::new("ip").args(["netns", "del", &self.0]));
+        child.into()
     }
 }
 
@@ -192,17 +116,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 Server(("::", int(sys.argv[1])), Handler).serve_forever()
 "#;
 
-/// A process that ends with its owner.
-#[derive(Debug)]
-pub(crate) struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _gone = self.0.kill();
-        let _status = self.0.wait();
-    }
-}
-
 /// A pod and the world, joined by one cable, with IPv4 and IPv6; the pod's default route is the world.
 #[derive(Debug)]
 pub(crate) struct Net {
@@ -212,9 +125,21 @@ pub(crate) struct Net {
 
 impl Net {
     pub(crate) fn new() -> Self {
-        let (pod, far) = (Namespace::new("pod"), Namespace::new("far"));
-        let link =
-            ["link", "add", "eth0", "netns", &pod.0, "type", "veth", "peer", "name", "eth0", "netns", &far.0];
+        let [pod, far] = ["pod", "far"].map(|role| Namespace(netns::Namespace::new(role)));
+        let link = [
+            "link",
+            "add",
+            "eth0",
+            "netns",
+            pod.name(),
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            far.name(),
+        ];
         assert!(runs(Command::new("ip").args(link)), "ip link add");
         let up = |at: &Namespace, addresses: &[&str]| {
             for address in addresses {
@@ -269,7 +194,7 @@ impl Sidecar {
             .stderr(log)
             .spawn()
             .unwrap();
-        let sidecar = Self { _process: Running(child), folder };
+        let sidecar = Self { _process: child.into(), folder };
         let ready = "curl -s -o /dev/null -f http://127.0.0.1:15000/ready";
         eventually("readiness of the sidecar", || pod.shell(ready).status == 0).await;
         sidecar

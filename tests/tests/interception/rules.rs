@@ -3,7 +3,9 @@
 use std::os::unix::fs::PermissionsExt;
 
 use super::BACKENDS;
-use super::net::{FAR, Net, Said, program, skipped};
+use remora_tests::netns::Said;
+
+use super::net::{FAR, Net, program, skipped};
 
 #[test]
 fn twice_is_as_once_and_clean_leaves_nothing() {
