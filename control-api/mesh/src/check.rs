@@ -69,6 +69,16 @@ pub fn findings(mesh: &Mesh, document: &AnyDocument) -> Vec<Finding> {
     }
 }
 
+/// The mistakes that a document has by itself, whatever else there is: values that make no sense, and what is not supported.
+#[must_use]
+pub fn senseless(document: &AnyDocument) -> Vec<Finding> {
+    let mut found = findings(&Mesh::default(), document);
+    found.retain(|finding| {
+        finding.severity == Severity::Error && matches!(finding.rule, Rule::Invalid | Rule::Unsupported)
+    });
+    found
+}
+
 fn with<S>(document: &Document<S>, run: impl FnOnce(&mut Report)) -> Vec<Finding> {
     let mut report = Report::new(&document.source, &document.map);
     metadata(&document.metadata, &mut report);

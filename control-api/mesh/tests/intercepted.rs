@@ -6,9 +6,11 @@ mod support {
 }
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use remora_mesh::{
-    Change, Compiler, Documents, Mesh, Name, NodeKind, NodeRequest, NodeResources, OutboundTraffic, Profile,
+    AnyDocument, Change, Compiler, Documents, Health, Instance, Mesh, Name, NodeKind, NodeRequest,
+    NodeResources, OutboundTraffic, Profile,
 };
 use remora_xds::any;
 use remora_xds::pb::envoy::config::cluster::v3::Cluster;
@@ -245,6 +247,25 @@ spec: {address: 10.244.3.3, ports: [{port: 3306}]}
     let changed: Listener = any::unpack(&after[0].1.unwrap().body).unwrap();
     assert_eq!(addresses(&changed).last().unwrap(), "10.244.3.3|3306");
     assert_ne!(after[0].1, before[0].as_ref());
+}
+
+#[test]
+fn a_pod_that_is_not_ready_is_called_over_mtls_too() {
+    let mut compiler = compiler(&mesh(""), profile());
+    let text = "apiVersion: remora.dev/v1alpha1
+kind: Workload
+metadata: {name: db-4, namespace: shop, labels: {app: db}}
+spec: {address: 10.244.3.4, ports: [{port: 3306}]}
+";
+    let documents = Documents::read_alone([("pod.yaml", text)]).unwrap();
+    let AnyDocument::Workload(workload) = documents.iter().next().unwrap() else { panic!("{text}") };
+    for health in [Health::Absent, Health::Dead] {
+        let instance = Instance { workload: workload.clone(), health, services: Vec::new() };
+        compiler.apply([Change::Register(Arc::new(instance))]);
+        let node = compiler.node(&request("web-1", &[])).unwrap();
+        let found = addresses(&listener(&node, "db.shop.svc.cluster.local:3306/pods"));
+        assert!(found.contains(&"10.244.3.4|3306".to_owned()), "{health:?}: {found:?}");
+    }
 }
 
 #[test]

@@ -47,12 +47,13 @@ struct Opened {
 }
 
 impl App {
-    /// Opens the first listeners. One of the control plane that cannot be had must not keep the others from serving. Of another one, nothing is
-    /// accepted on any.
+    /// Opens the first listeners. One of the control plane that cannot be had must not keep the others from serving, but keeps a successor from
+    /// taking over. Of another one, nothing is accepted on any.
     pub(super) async fn open_first(&mut self) -> Result<(), StartError> {
         let (opened, failed) = self.bind_wanted().await;
         for unbound in failed {
-            if !self.manager.is_from_control_plane(&unbound.name) {
+            // What runs has this one, and goes on.
+            if self.restart.succeeds() || !self.manager.is_from_control_plane(&unbound.name) {
                 let resource = format!("listener {}", unbound.name);
                 return Err(StartError::Resource(resource, unbound.error.to_string()));
             }

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use remora_mesh::{AnyDocument, Change, Documents, Health, Instance, Key, Kind, Name};
+use remora_mesh::{AnyDocument, Change, Documents, Health, Instance, Key, Kind, Name, senseless};
 use serde_json::{Value, json};
 
 use crate::document::Record;
 use crate::registry::instances::{self, REGISTRATION, health};
+use crate::registry::mirror::is_mirrored;
 use crate::store;
 
 /// What `change` means for a mesh. `Err` says why a document cannot be read, with what to do instead: it is then as if there were none.
@@ -28,7 +29,7 @@ pub(super) fn change(
         return Err((None, vec![format!("{} is not known here", key.kind)]));
     };
     let Some(record) = new else { return Ok(Change::Remove(Key::new(kind, name))) };
-    let read = read(&key.path(), &record.text());
+    let read = read(&key.path(), &record.text()).and_then(|document| sensible(record, document));
     read.map(Change::Put).map_err(|why| {
         let gone = || Some(Change::Remove(Key::new(kind, name)));
         let instead = match kind {
@@ -41,6 +42,27 @@ pub(super) fn change(
         };
         (instead, why)
     })
+}
+
+/// What comes from Kubernetes was not checked when it was written: a policy that makes no sense is as one that cannot be read. Others hold as
+/// far as they go: without a Service or a route calls would go elsewhere.
+fn sensible(record: &Record, document: AnyDocument) -> Result<AnyDocument, Vec<String>> {
+    let policy = matches!(
+        document,
+        AnyDocument::AuthorizationPolicy(_)
+            | AnyDocument::AuthenticationPolicy(_)
+            | AnyDocument::RateLimitPolicy(_)
+            | AnyDocument::FaultPolicy(_)
+            | AnyDocument::TrafficPolicy(_)
+    );
+    if !policy || !is_mirrored(record) {
+        return Ok(document);
+    }
+    let why: Vec<_> = senseless(&document)
+        .iter()
+        .map(|found| format!("{}: {}", found.error.path, found.error.message))
+        .collect();
+    if why.is_empty() { Ok(document) } else { Err(why) }
 }
 
 /// A policy in the place of `record` that denies everything to the targets that it names; None for a dry run, which closes nothing.

@@ -67,6 +67,35 @@ fn a_policy_of_a_newer_version_does_not_open_what_it_closes() {
     assert_eq!((closed.spec.rules.len(), closed.spec.target_refs.len()), (1, 1));
 }
 
+/// The address of whoever calls through a proxy may be forged, and a range of 33 bits would be refused by every sidecar.
+#[test]
+fn a_policy_of_kubernetes_that_makes_no_sense_opens_nothing() {
+    for rule in [
+        serde_json::json!({"from": [{"source": {"remoteIpBlocks": ["10.1.0.0/16"]}}]}),
+        serde_json::json!({"from": [{"source": {"ipBlocks": ["10.0.0.0/33"]}}]}),
+    ] {
+        let spec = serde_json::json!({"targetRefs": [{"name": "shop"}], "rules": [rule]});
+        let mut record = policy("AuthorizationPolicy", &spec);
+        assert!(change::change(&record.key, Some(&record), false).is_ok(), "checked when it was written");
+        let mut body: serde_json::Value = serde_json::from_str(&record.text()).unwrap();
+        body["metadata"]["annotations"] = serde_json::json!({"remora.dev/origin": "kubernetes"});
+        let entry = store::Entry {
+            key: record.key.clone(),
+            value: body.to_string().into(),
+            revision: 2,
+            lease: None,
+        };
+        record = Record::of(&entry).unwrap();
+        let (instead, why) = change::change(&record.key, Some(&record), true).unwrap_err();
+        assert!(instead.is_none() && why[0].contains("rules[0].from[0]"), "{why:?}");
+        let (instead, _) = change::change(&record.key, Some(&record), false).unwrap_err();
+        let Some(Change::Put(AnyDocument::AuthorizationPolicy(closed))) = instead else {
+            panic!("open: {instead:?}")
+        };
+        assert_eq!(closed.spec.action, Action::Deny);
+    }
+}
+
 #[test]
 fn limits_of_a_newer_version_stay_what_they_were() {
     let newer = serde_json::json!({

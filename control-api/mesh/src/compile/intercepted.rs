@@ -1,5 +1,6 @@
 //! Listeners of a sidecar whose traffic rules of the network namespace lead to it (decision 0016).
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
@@ -79,13 +80,17 @@ pub(super) fn vip(
 fn pods(scope: Scope<'_>, service: &Document<ServiceSpec>, port: &ServicePort) -> Option<Arc<Resource>> {
     let (namespace, name) = names::of(service);
     let direct = scope.mesh.mtls(service, port.port) == MtlsMode::Disabled;
-    let members = scope.mesh.members(service, port);
-    let called = members.values().filter_map(|member| {
-        let workload = member.workload?;
-        // All of them have one port in the cluster.
-        let reachable = direct || workload.spec.inbound_port == INBOUND_PORT;
-        reachable.then(|| Some(SocketAddr::new(member.at.ip(), target(port, workload)?)))?
-    });
+    // Also those that are not ready: whoever calls one by its address would reach it in plaintext.
+    let instances = scope.mesh.behind(service).into_iter();
+    let called: BTreeSet<_> = instances
+        .filter_map(|instance| {
+            let workload = &instance.workload;
+            // All of them have one port in the cluster.
+            let reachable = direct || workload.spec.inbound_port == INBOUND_PORT;
+            let number = target(port, workload).filter(|_| reachable)?;
+            Some(SocketAddr::new(workload.spec.address, number))
+        })
+        .collect();
     let cluster = names::pod(namespace, name, port.port);
     let filter = if port.speaks() == AppProtocol::Tcp {
         let idle = scope.mesh.policy(service).and_then(|policy| policy.spec.timeouts.idle);

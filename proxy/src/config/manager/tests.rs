@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::warming::INIT_TIMEOUT;
 use super::*;
 
+mod addresses;
 mod authz;
 mod strays;
 mod zones;

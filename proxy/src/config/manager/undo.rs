@@ -35,6 +35,7 @@ impl Manager {
     /// nothing about it.
     pub fn take_back(&mut self, name: &Arc<str>) -> bool {
         let Some(Before { listener, dumped, version }) = self.dynamic.undo.remove(name) else { return false };
+        self.listener_at = None;
         match listener {
             Some(listener) => drop(self.listeners.insert(Arc::clone(name), listener)),
             None => drop(self.listeners.remove(name)),

@@ -96,7 +96,8 @@ impl LastGood {
             return Err(too_large());
         }
         fs::create_dir_all(&self.folder)?;
-        let fresh = self.path().with_extension("new");
+        // During a hot restart two processes write.
+        let fresh = self.path().with_extension(format!("{}.new", std::process::id()));
         // It may hold private keys.
         // What somebody prepared there would keep its mode, or lead elsewhere.
         remove_if_there(&fresh)?;
