@@ -1,0 +1,163 @@
+use serde_json::json;
+
+use super::*;
+
+#[test]
+fn every_annotation_does_something() {
+    let without = of(&annotated(&json!({})));
+    let part = |pod: &Value, what: &str| -> Option<String> {
+        let proxy = container(pod, PROXY);
+        match what {
+            "image" => proxy["image"].as_str().map(Into::into),
+            "native" => Some(proxy["restartPolicy"].to_string()),
+            "hold" => Some(proxy["startupProbe"].to_string()),
+            "init" => Some(names(pod, "initContainers").join(",")),
+            resource if resource.contains('.') => {
+                let (kind, name) = resource.split_once('.').unwrap();
+                proxy["resources"][kind][name].as_str().map(Into::into)
+            }
+            own if own == "--concurrency" || own == "--log-level" || own == "--drain-time-s" => {
+                option(proxy, own)
+            }
+            other => option(container(pod, INIT), other),
+        }
+    };
+    let all = [
+        ("remora.dev/native-sidecar", "false", "native", "null"),
+        ("sidecar.istio.io/nativeSidecar", "false", "native", "null"),
+        ("remora.dev/interception", "cni", "init", PROXY),
+        ("remora.dev/interception", "none", "init", PROXY),
+        ("remora.dev/proxy-image", "a/b:2", "image", "a/b:2"),
+        ("sidecar.istio.io/proxyImage", "a/b:2", "image", "a/b:2"),
+        ("remora.dev/proxy-cpu", "100m", "requests.cpu", "100m"),
+        ("sidecar.istio.io/proxyCPU", "100m", "requests.cpu", "100m"),
+        ("remora.dev/proxy-cpu-limit", "1", "limits.cpu", "1"),
+        ("sidecar.istio.io/proxyCPULimit", "1", "limits.cpu", "1"),
+        ("remora.dev/proxy-memory", "64Mi", "requests.memory", "64Mi"),
+        ("sidecar.istio.io/proxyMemory", "64Mi", "requests.memory", "64Mi"),
+        ("remora.dev/proxy-memory-limit", "1Gi", "limits.memory", "1Gi"),
+        ("sidecar.istio.io/proxyMemoryLimit", "1Gi", "limits.memory", "1Gi"),
+        ("remora.dev/concurrency", "4", "--concurrency", "4"),
+        ("remora.dev/log-level", "debug", "--log-level", "debug"),
+        ("sidecar.istio.io/logLevel", "debug", "--log-level", "debug"),
+        ("remora.dev/drain-time-s", "7", "--drain-time-s", "7"),
+        ("remora.dev/hold-application", "false", "hold", "null"),
+        ("proxy.istio.io/config", "holdApplicationUntilProxyStarts: false", "hold", "null"),
+        ("proxy.istio.io/config", "concurrency: 3", "--concurrency", "3"),
+        ("proxy.istio.io/config", "{terminationDrainDuration: 9s}", "--drain-time-s", "9"),
+        ("remora.dev/include-inbound-ports", "80, 81", "--include-inbound-ports", "80,81"),
+        ("traffic.sidecar.istio.io/includeInboundPorts", "80,81", "--include-inbound-ports", "80,81"),
+        ("remora.dev/exclude-inbound-ports", "22", "--exclude-inbound-ports", "22,15021"),
+        ("traffic.sidecar.istio.io/excludeInboundPorts", "22", "--exclude-inbound-ports", "22,15021"),
+        ("remora.dev/include-outbound-cidrs", "10.0.0.0/8", "--include-outbound-cidrs", "10.0.0.0/8"),
+        (
+            "traffic.sidecar.istio.io/includeOutboundIPRanges",
+            "10.0.0.0/8",
+            "--include-outbound-cidrs",
+            "10.0.0.0/8",
+        ),
+        ("remora.dev/exclude-outbound-cidrs", "1.1.1.1", "--exclude-outbound-cidrs", "1.1.1.1/32"),
+        (
+            "traffic.sidecar.istio.io/excludeOutboundIPRanges",
+            "1.1.1.1",
+            "--exclude-outbound-cidrs",
+            "1.1.1.1/32",
+        ),
+        ("remora.dev/include-outbound-ports", "443", "--include-outbound-ports", "443"),
+        ("traffic.sidecar.istio.io/includeOutboundPorts", "443", "--include-outbound-ports", "443"),
+        ("remora.dev/exclude-outbound-ports", "3306", "--exclude-outbound-ports", "3306"),
+        ("traffic.sidecar.istio.io/excludeOutboundPorts", "3306", "--exclude-outbound-ports", "3306"),
+        ("remora.dev/exclude-interfaces", "eth1", "--exclude-interfaces", "eth1"),
+        ("traffic.sidecar.istio.io/excludeInterfaces", "eth1", "--exclude-interfaces", "eth1"),
+    ];
+    for (name, value, what, expected) in all {
+        let with = of(&annotated(&json!({name: value})));
+        assert_eq!(part(&with, what).as_deref(), Some(expected), "{name}");
+        assert_ne!(part(&without, what).as_deref(), Some(expected), "{name} is more than the default");
+    }
+    // No name is known that nothing above uses, but those that are read elsewhere.
+    let elsewhere = ["inject", "injected", "origin", "rewrite-probes"];
+    for name in annotations::known().filter(|name| !elsewhere.contains(name)) {
+        assert!(all.iter().any(|(used, ..)| *used == format!("remora.dev/{name}")), "{name}");
+    }
+}
+
+#[test]
+fn ours_win_over_istios() {
+    let both = json!({"remora.dev/proxy-cpu": "2", "sidecar.istio.io/proxyCPU": "1",
+        "remora.dev/include-outbound-cidrs": "*", "traffic.sidecar.istio.io/includeOutboundIPRanges": "10.0.0.0/8"});
+    let pod = of(&annotated(&both));
+    assert_eq!(container(&pod, PROXY)["resources"]["requests"]["cpu"], "2");
+    assert_eq!(option(container(&pod, INIT), "--include-outbound-cidrs"), None);
+}
+
+#[test]
+fn values_that_cannot_be_used_are_named_with_a_fix() {
+    let wrong = [
+        ("remora.dev/proxy-cpu", "lots"),
+        ("remora.dev/proxy-image", "a b"),
+        ("remora.dev/native-sidecar", "yes"),
+        ("remora.dev/interception", "tproxy"),
+        ("remora.dev/concurrency", "0"),
+        ("remora.dev/hold-application", "1"),
+        ("remora.dev/log-level", "info; rm"),
+        ("remora.dev/log-level", "loud"),
+        ("remora.dev/log-level", "a=b=c"),
+        ("remora.dev/drain-time-s", "5s"),
+        ("remora.dev/capture-dns", "true"),
+        ("remora.dev/exclude-outbound-port", "80"),
+        ("remora.dev/whatever", "80"),
+        ("traffic.sidecar.istio.io/includeInboundPorts", ""),
+        ("traffic.sidecar.istio.io/excludeOutboundPorts", "mysql"),
+        ("traffic.sidecar.istio.io/excludeOutboundIPRanges", "10.0.0.0/40"),
+        ("traffic.sidecar.istio.io/excludeInterfaces", "a/b"),
+        ("remora.dev/exclude-interfaces", "eth{0}"),
+        ("sidecar.istio.io/rewriteAppHTTPProbers", "maybe"),
+        ("sidecar.istio.io/inject", "enabled"),
+        ("proxy.istio.io/config", "holdApplicationUntilProxyStarts: perhaps"),
+        ("proxy.istio.io/config", "concurrency: 0"),
+        ("proxy.istio.io/config", "a: b: c"),
+        ("proxy.istio.io/config", "[1]"),
+    ];
+    let mut said: Vec<_> =
+        wrong.iter().map(|(name, value)| failure(&annotated(&json!({*name: value})))).collect();
+    said.push(failure(&annotated(&json!({"remora.dev/concurrency": 4}))));
+    said.push(failure(&annotated(
+        &json!({"remora.dev/interception": "none", "remora.dev/exclude-inbound-ports": "22"}),
+    )));
+    for contradiction in [
+        json!({"remora.dev/include-inbound-ports": "80,81", "remora.dev/exclude-inbound-ports": "81"}),
+        json!({"remora.dev/include-inbound-ports": "80,15090"}),
+        json!({"remora.dev/include-outbound-ports": "80", "remora.dev/exclude-outbound-ports": "80"}),
+        json!({"remora.dev/include-outbound-cidrs": "10.1.0.0/16", "remora.dev/exclude-outbound-cidrs": "10.0.0.0/8"}),
+        json!({"remora.dev/proxy-cpu": "1", "remora.dev/proxy-cpu-limit": "500m"}),
+    ] {
+        said.push(failure(&annotated(&contradiction)));
+    }
+    insta::assert_snapshot!(said.join("\n"));
+}
+
+/// Kubernetes refuses a pod that asks for more than it may have.
+#[test]
+fn a_low_limit_lowers_what_is_asked_for() {
+    let low = json!({"remora.dev/proxy-memory-limit": "16Mi", "remora.dev/proxy-cpu-limit": "1"});
+    let pod = of(&annotated(&low));
+    let expected =
+        json!({"limits": {"cpu": "1", "memory": "16Mi"}, "requests": {"cpu": "10m", "memory": "16Mi"}});
+    assert_eq!(container(&pod, PROXY)["resources"], expected);
+}
+
+#[test]
+fn what_istio_has_and_remora_has_not_is_noted() {
+    let pod = annotated(
+        &json!({"sidecar.istio.io/bootstrapOverride": "x", "proxy.istio.io/config": "tracing: {}", "other.example/x": "y"}),
+    );
+    let notes = object(&pod, &settings()).unwrap().notes;
+    assert_eq!(
+        notes,
+        [
+            "Pod shop/web: the annotation sidecar.istio.io/bootstrapOverride means nothing to Remora",
+            "Pod shop/web: tracing in the annotation proxy.istio.io/config means nothing to Remora",
+        ]
+    );
+}
