@@ -30,7 +30,7 @@ pub enum Detected {
 /// What a ClientHello says about where its connection wants to go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClientHelloInfo {
-    /// Server name (RFC 6066 §3) in lower case.
+    /// Server name (RFC 6066 §3) in lower case, without a trailing dot.
     pub sni: Option<Box<str>>,
     /// Application protocols (RFC 7301), most wanted first.
     pub alpn: SmallVec<[Box<[u8]>; 2]>,
@@ -188,10 +188,20 @@ fn server_name(mut extension: Reader<'_>) -> Option<Option<Box<str>>> {
         let name = list.vector16()?.0;
         let plain = !name.is_empty() && name.iter().all(u8::is_ascii_graphic);
         if kind == 0 && found.is_none() && plain {
-            found = std::str::from_utf8(name).ok().map(|name| name.to_ascii_lowercase().into());
+            found = std::str::from_utf8(name).ok().map(relative);
         }
     }
     Some(found)
+}
+
+/// The name as it is compared. RFC 6066 §3 has it without a trailing dot; who sends one means the same name, and has to
+/// get the filter chain and the certificate of one name: rustls, which chooses the latter, takes the dot away.
+fn relative(name: &str) -> Box<str> {
+    let name = match name.strip_suffix('.') {
+        Some(shorter) if !shorter.is_empty() => shorter,
+        _ => name,
+    };
+    name.to_ascii_lowercase().into()
 }
 
 /// RFC 7301 §3.1.

@@ -61,6 +61,16 @@ fn a_client_hello_in_every_split_and_fragmentation() {
     assert_eq!(is_stable(&more), want);
 }
 
+/// rustls writes no name with a trailing dot: one is put in the place of the last letter.
+#[test]
+fn a_name_with_a_trailing_dot_is_the_name() {
+    let mut bytes = hello("orders.shop.examplex", &[]);
+    let name = b"orders.shop.examplex";
+    let at = bytes.windows(name.len()).position(|part| part == name).unwrap() + name.len() - 1;
+    bytes[at] = b'.';
+    assert_eq!(is_stable(&bytes), Detected::Tls(info(Some("orders.shop.example"), &[])));
+}
+
 #[test]
 fn a_client_hello_without_names() {
     let bytes = hello("127.0.0.1", &[]);
