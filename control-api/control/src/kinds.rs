@@ -177,6 +177,12 @@ mod tests {
         assert_eq!(Kind::of("v2", "Service"), None);
         let older = Kind::of("gateway.networking.k8s.io/v1beta1", "HTTPRoute");
         assert_eq!(older.map(|kind| kind.version), Some("v1"), "an older version means the same");
+        let newer = Kind::of("gateway.networking.k8s.io/v1", "TCPRoute");
+        assert_eq!(
+            newer.map(|kind| kind.version),
+            Some("v1alpha2"),
+            "that of Gateway API 1.6 means the same"
+        );
         // The compiler knows the same kinds, by the same names.
         for kind in remora_mesh::Kind::ALL {
             assert_eq!(

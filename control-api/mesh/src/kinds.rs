@@ -144,7 +144,8 @@ kinds! {
     /// GRPCRoute.
     GrpcRoute, grpc_routes, GrpcRouteSpec, "GRPCRoute", ["gateway.networking.k8s.io/v1"];
     /// TCPRoute.
-    TcpRoute, tcp_routes, TcpRouteSpec, "TCPRoute", ["gateway.networking.k8s.io/v1alpha2"];
+    TcpRoute, tcp_routes, TcpRouteSpec, "TCPRoute",
+        ["gateway.networking.k8s.io/v1alpha2", "gateway.networking.k8s.io/v1"];
     /// TLSRoute.
     TlsRoute, tls_routes, TlsRouteSpec, "TLSRoute",
         ["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha3", "gateway.networking.k8s.io/v1alpha2"];

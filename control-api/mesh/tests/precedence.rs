@@ -165,7 +165,12 @@ fn a_route_may_be_for_one_port_by_number_or_name() {
 
 /// What a route does: a status, or clusters with their weights; after that the share of the requests that come this far.
 fn actions(text: &str) -> Vec<String> {
-    let table = table(text, 80, "default");
+    actions_for(text, "default")
+}
+
+/// The same for callers of a namespace.
+fn actions_for(text: &str, caller: &str) -> Vec<String> {
+    let table = table(text, 80, caller);
     let routes = table.virtual_hosts[0].routes.iter();
     routes
         .map(|route| {
@@ -223,4 +228,30 @@ fn another_namespace_is_reached_with_a_grant_only() {
     assert_eq!(with(&grant("kind: HTTPRoute, namespace: default", ", name: three")), ["500"]);
     assert_eq!(with(&grant("kind: GRPCRoute, namespace: default", "")), ["500"]);
     assert_eq!(with(&grant("kind: HTTPRoute, namespace: third", "")), ["500"]);
+}
+
+/// The conformance case MeshConsumerRoute.
+#[test]
+fn a_consumer_route_leads_back_to_its_service_without_a_grant() {
+    let to = |backend: &str| {
+        let rules = format!("rules: [{{backendRefs: [{{namespace: default, port: 80, name: {backend}}}]}}]");
+        format!("{SERVICES}{}", route("HTTPRoute", "name: r, namespace: other", &rules))
+    };
+    let refused = |text: &str| {
+        let (_, found) = Documents::check([("mesh.yaml", text)]);
+        found.iter().any(|finding| finding.to_string().contains("no ReferenceGrant of default"))
+    };
+    let back = to("shop");
+    assert_eq!(actions_for(&back, "other"), ["outbound|80||shop.default.svc.cluster.local"]);
+    assert!(!refused(&back));
+    // Callers of one Service did not mean another one, also where the route is attached to both.
+    let both = back.replace(
+        "namespace: default}]",
+        "namespace: default}, {kind: Service, name: one, namespace: default}]",
+    );
+    assert_ne!(both, back);
+    for text in [to("one"), both] {
+        assert_eq!(actions_for(&text, "other"), ["500"]);
+        assert!(refused(&text));
+    }
 }

@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::document::{
-    AuthenticationPolicySpec, AuthorizationPolicySpec, Document, FaultPolicySpec, MtlsMode, PortRef,
-    RateLimitPolicySpec, ReferenceGrantSpec, ServiceSpec, TrafficPolicySpec,
+    AuthenticationPolicySpec, AuthorizationPolicySpec, Document, FaultPolicySpec, MtlsMode, ParentRef,
+    PortRef, RateLimitPolicySpec, ReferenceGrantSpec, ServiceSpec, TrafficPolicySpec,
 };
 use crate::kinds::{AnyDocument, Documents, Kind, Tables};
 use crate::name::{ByName, Key, Name};
@@ -191,7 +191,7 @@ impl Mesh {
         self.authentication(service).map(|policy| policy.spec.mode(port)).unwrap_or_default()
     }
 
-    /// The port that `from` refers to; None when there is none, or no ReferenceGrant lets it have it.
+    /// The port that `from` refers to; None when there is none, or it may not have it.
     pub(crate) fn backend(&self, from: &Key, to: PortRef<'_>) -> Option<(Name, u16)> {
         let own = &*from.name.namespace;
         let namespace = to.namespace.unwrap_or(own);
@@ -201,9 +201,16 @@ impl Mesh {
         (known && allowed).then(|| (service.name(), to.port))
     }
 
-    /// Whether a ReferenceGrant of `namespace` lets `from`, which is in another one, refer to a Service.
+    /// Whether `from`, which is in another namespace, may refer to a Service: a ReferenceGrant lets it, or it is a route that is attached
+    /// to this Service and to no other. Whoever it routes meant this one.
     pub(crate) fn granted(&self, from: &Key, namespace: &str, service: &str) -> bool {
-        self.grants(from, namespace, service).next().is_some()
+        if self.grants(from, namespace, service).next().is_some() {
+            return true;
+        }
+        let Some(route) = self.document(from) else { return false };
+        let is_it =
+            |parent: &ParentRef| parent.name == service && parent.namespace.as_deref() == Some(namespace);
+        !route.parents().is_empty() && route.parents().iter().all(is_it)
     }
 
     /// The ReferenceGrants of `namespace` that let `referrer`, which is in another one, refer to a Service.
