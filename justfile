@@ -77,7 +77,7 @@ acceptance *ARGS:
 deploy:
     .ci/run deploy
 
-# `remora control --kubernetes` at a real API server; builds one from source the first time (15 minutes of CPU)
+# `remora control --kubernetes` at a real API server, and the Gateway API's mesh conformance cases; builds Kubernetes the first time (15 minutes of CPU)
 test-kube:
     .ci/run kube
 

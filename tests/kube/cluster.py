@@ -71,6 +71,8 @@ class Cluster:
         self.folder, self.programs, self.processes = pathlib.Path(folder), pathlib.Path(programs), processes
         self.port, self.etcd = free_port(), free_port()
         self.server = f"https://localhost:{self.port}"
+        # Further arguments of the API server.
+        self.more = ()
         self.admin = self.folder / "admin.kubeconfig"
 
     def start(self):
@@ -96,9 +98,8 @@ class Cluster:
             "--tls-cert-file", self.folder / "server.pem", "--tls-private-key-file", self.folder / "server.key",
             "--service-cluster-ip-range=10.96.0.0/16", "--authorization-mode=RBAC",
             "--token-auth-file", self.folder / "tokens.csv", "--service-account-issuer=https://kubernetes.default.svc",
-
             "--service-account-key-file", self.folder / "accounts.pub",
-            "--service-account-signing-key-file", self.folder / "accounts.key", "--endpoint-reconciler-type=none"])
+            "--service-account-signing-key-file", self.folder / "accounts.key", "--endpoint-reconciler-type=none", *self.more])
         wait_for("the API server", lambda: self.kubectl("get", "--raw", "/readyz") == "ok", 120, 0.2)
 
     def certificates(self):

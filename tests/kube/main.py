@@ -72,10 +72,10 @@ def has_sidecar(pod):
 
 
 class Control:
-    """`remora control`, with the rights of the manifests."""
+    """`remora control`, with the rights of the manifests. Sidecars reach it at `address`."""
 
-    def __init__(self, cluster, name="control", *more):
-        self.cluster, self.folder, self.name, self.more = cluster, cluster.folder, name, more
+    def __init__(self, cluster, name="control", *more, address="127.0.0.1"):
+        self.cluster, self.folder, self.name, self.more, self.address = cluster, cluster.folder, name, more, address
         self.tls = free_port()
         token = cluster.kubectl("create", "token", "remora-control", "-n", "remora-system", "--duration", "4h").strip()
         (self.folder / "control.token").write_text(token)
@@ -86,7 +86,7 @@ class Control:
         addresses.unlink(missing_ok=True)
         self.process = self.cluster.processes.start(self.name, [
             REMORA, "control", f"--kubernetes={self.kubeconfig}", "--data", self.folder / self.name,
-            "--listen-xds", "127.0.0.1:0", "--listen-tls", f"127.0.0.1:{self.tls}", "--listen-rest", "127.0.0.1:0",
+            "--listen-xds", "127.0.0.1:0", "--listen-tls", f"{self.address}:{self.tls}", "--listen-rest", "127.0.0.1:0",
             "--address-path", addresses, *self.more,
             "--token-review", f"{self.cluster.server}/apis/authentication.k8s.io/v1/tokenreviews",
             "--token-review-ca", self.folder / "ca.pem", "--token-review-token", self.folder / "control.token",
@@ -189,18 +189,18 @@ class Edits:
         raise AssertionError(f"the sidecar says {self.location()} and not {wanted}")
 
 
-def installed(cluster):
-    """The definitions and the manifests, as a person applies them; the webhook is called by its address: there is no Service network."""
-    # Their types have enumerations with a null, of which kubectl knows nothing.
-    cluster.kubectl("apply", "--server-side", "--validate=false", "-f", os.environ["GATEWAY_CRDS"])
+def installed(cluster, *definitions):
+    """The files with the definitions of the Gateway API, and the manifests, as a person applies them."""
+    # The types of the crate have enumerations with a null, of which kubectl knows nothing.
+    files = (argument for path in definitions for argument in ("-f", str(path)))
+    cluster.kubectl("apply", "--server-side", "--validate=false", *files)
     cluster.kubectl("apply", "-f", str(ROOT / "deploy/kubernetes/crds.yaml"))
     cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
     cluster.kubectl("apply", "-f", str(ROOT / "deploy/kubernetes/control.yaml"))
-    cluster.apply(*({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
-                    for name, labels in ((SHOP, {"remora.dev/inject": "true"}), (PLAIN, {}))))
 
 
 def webhook(cluster, control):
+    """Its configuration, in which it is called by its address: there is no Service network. Returns the seconds until it is believed."""
     path = str(ROOT / "deploy/kubernetes/webhook.yaml")
     configuration = json.loads(cluster.kubectl("create", "--dry-run=client", "-o", "json", "-f", path))
     for hook in configuration["webhooks"]:
@@ -380,7 +380,9 @@ def main():
         cluster = Cluster(folder, os.environ["KUBERNETES"], processes)
         began = time.monotonic()
         cluster.start()
-        installed(cluster)
+        installed(cluster, os.environ["GATEWAY_CRDS"])
+        cluster.apply(*({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+                        for name, labels in ((SHOP, {"remora.dev/inject": "true"}), (PLAIN, {}))))
         control = Control(cluster, "control", "--listen-webhook", "127.0.0.1:0", "--inject-control", "127.0.0.1:1")
         control.more = (*control.more[:-1], f"127.0.0.1:{control.tls}")
         control.start()
