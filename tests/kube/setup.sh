@@ -1,14 +1,22 @@
 #!/usr/bin/env bash
 # Builds the Kubernetes of the checks from source: kube-apiserver and kube-controller-manager, as nobody packages them alone. They are
-# kept in a cache directory and built once a version. Needs go; etcd and kubectl are Debian's etcd-server and kubernetes-client.
-# Prints the directory of the programs. GOFLAGS=-p=1 leaves other work on the machine its share; it takes some minutes of CPU.
+# kept in a cache directory and built once a version. Needs go; etcd and kubectl are Debian's etcd-server and kubernetes-client, which
+# root installs here if they are missing. Prints the directory of the programs. GOFLAGS=-p=1 leaves other work on the machine its share;
+# it takes some minutes of CPU.
 set -euo pipefail
 version=1.36.3
 into=${KUBE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/remora/kubernetes-$version}
 
-for program in etcd kubectl; do
-    command -v "$program" >/dev/null || { echo "tests/kube/setup.sh: no $program: install etcd-server and kubernetes-client" >&2; exit 1; }
-done
+missing=()
+command -v etcd >/dev/null || missing+=(etcd-server)
+command -v kubectl >/dev/null || missing+=(kubernetes-client)
+if [ ${#missing[@]} -gt 0 ]; then
+    [ "$(id -u)" = 0 ] || { echo "tests/kube/setup.sh: install ${missing[*]}" >&2; exit 1; }
+    target=$into
+    mkdir -p "$target"
+    . "$(dirname "${BASH_SOURCE[0]}")/../install.sh"
+    packages "${missing[@]}"
+fi
 
 if [ ! -x "$into/kube-apiserver" ] || [ ! -x "$into/kube-controller-manager" ]; then
     mkdir -p "$into/module"
