@@ -288,7 +288,7 @@ impl Exchange<'_> {
         let nothing = |reason| Failed::new(reason, Sent::Nothing);
         let Self { worker, cluster, priority, fresh, upgrade, interim, time: _ } = *self;
         let spec = cluster.spec();
-        let pool = worker.pools.of(endpoint);
+        let pool = worker.pools.of(cluster, endpoint);
         let options = SendOptions {
             spelling: spelling(&spec.http.http1),
             secure: spec.tls.is_some(),

@@ -39,6 +39,8 @@ pub struct ClusterSpec {
     pub http: UpstreamHttp,
     /// `transport_socket`; None is plaintext.
     pub tls: Option<Arc<ClientTls>>,
+    /// Hash of what `transport_socket` says; 0 for none.
+    pub transport: u64,
     /// `circuit_breakers` of DEFAULT and HIGH.
     pub thresholds: [Thresholds; 2],
     /// `outlier_detection`.
@@ -246,10 +248,23 @@ impl ClusterState {
     }
 }
 
+/// Which `transport_socket` connections are made with, counted in the process: one that was edited has a higher number. Secrets that change
+/// by themselves are no edit: connections that were made with the old ones are as good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TransportVersion(u64);
+
+impl TransportVersion {
+    fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
 /// A cluster in a snapshot. Cloning is three reference counts.
 #[derive(Debug, Clone)]
 pub struct Cluster {
     spec: Arc<ClusterSpec>,
+    transport: TransportVersion,
     endpoints: Arc<EndpointSet>,
     state: Arc<ClusterState>,
     warm: bool,
@@ -267,11 +282,12 @@ impl Cluster {
         };
         let state = ClusterState::default();
         state.recount(&endpoints, &endpoints);
-        Self { spec, endpoints: Arc::new(endpoints), state: Arc::new(state), warm }
+        let transport = TransportVersion::next();
+        Self { spec, transport, endpoints: Arc::new(endpoints), state: Arc::new(state), warm }
     }
 
-    /// The same cluster after its resource was edited. Endpoints, pools, counters and permits go on; the endpoints that discovery
-    /// found stay until it finds others.
+    /// The same cluster after its resource was edited. Endpoints, counters and permits go on, and pools unless the transport socket is another;
+    /// the endpoints that discovery found stay until it finds others.
     #[must_use]
     pub fn with_spec(&self, spec: Arc<ClusterSpec>) -> Self {
         let warm = self.warm && !matches!(self.spec.discovery, Discovery::OriginalDst(_));
@@ -288,7 +304,9 @@ impl Cluster {
             _ => (Arc::new(self.endpoints.rebalance(&spec.lb)), warm),
         };
         self.state.recount(&self.endpoints, &endpoints);
-        Self { spec, endpoints, state: Arc::clone(&self.state), warm }
+        let same = self.spec.transport == spec.transport;
+        let transport = if same { self.transport } else { TransportVersion::next() };
+        Self { spec, transport, endpoints, state: Arc::clone(&self.state), warm }
     }
 
     /// The same cluster with the endpoints that discovery found.
@@ -316,6 +334,12 @@ impl Cluster {
     #[must_use]
     pub fn spec(&self) -> &Arc<ClusterSpec> {
         &self.spec
+    }
+
+    /// What its connections are made with.
+    #[must_use]
+    pub const fn transport(&self) -> TransportVersion {
+        self.transport
     }
 
     /// The endpoints.

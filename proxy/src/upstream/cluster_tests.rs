@@ -16,6 +16,7 @@ fn spec(discovery: Discovery) -> ClusterSpec {
         lb: LbSpec::default(),
         http: UpstreamHttp::default(),
         tls: None,
+        transport: 0,
         thresholds: [Thresholds::default(); 2],
         outlier: None,
         health_check: None,
@@ -70,6 +71,29 @@ fn an_edit_keeps_endpoints_counters_and_permits() {
     // The endpoints of the old discovery serve until the new one answers.
     let fourth = Cluster::new(Arc::new(spec(statics(&[7])))).with_spec(Arc::new(spec(eds())));
     assert_eq!(fourth.endpoints().len(), 1);
+}
+
+#[test]
+fn another_transport_socket_has_connections_of_its_own() {
+    use crate::upstream::pool::Pools;
+    use std::rc::Rc;
+    let plain = Cluster::new(Arc::new(spec(eds()))).with_assignment(&endpoints(&[1]));
+    let edited = plain.with_spec(Arc::new(ClusterSpec { buffer_limit: 1, ..spec(eds()) }));
+    let secure = edited.with_spec(Arc::new(ClusterSpec { transport: 7, ..spec(eds()) }));
+    let secure = secure.with_assignment(&endpoints(&[1, 2])).rebalanced();
+    let endpoint = Arc::clone(&plain.endpoints().endpoints()[0]);
+    assert_eq!(endpoint.key, secure.endpoints().endpoints()[0].key);
+    let pools = Pools::default();
+    let before = pools.of(&plain, &endpoint);
+    assert!(Rc::ptr_eq(&before, &pools.of(&edited, &endpoint)), "another edit changes nothing");
+    let after = pools.of(&secure, &endpoint);
+    assert!(!Rc::ptr_eq(&before, &after));
+    let late = pools.of(&edited, &endpoint);
+    assert!(
+        !Rc::ptr_eq(&late, &after) && !Rc::ptr_eq(&late, &before),
+        "a request that began before the edit"
+    );
+    assert!(Rc::ptr_eq(&after, &pools.of(&secure, &endpoint)), "does not undo it");
 }
 
 #[test]

@@ -196,7 +196,7 @@ impl Watcher {
     async fn run(self, mut checked: Checked) {
         let schedule = &self.spec.schedule;
         let mut rng = fastrand::Rng::new();
-        let mut prober = Prober::default();
+        let (mut prober, mut made_with) = (Prober::default(), None);
         let mut wait =
             if checked.is_first() { Checked::first_wait(schedule, &mut rng) } else { schedule.interval };
         loop {
@@ -206,6 +206,9 @@ impl Watcher {
                 wait = Duration::from_millis(10);
                 continue;
             };
+            if made_with.replace(cluster.transport()).is_some_and(|made| made != cluster.transport()) {
+                prober.close();
+            }
             let (finding, why) = self.check(&mut prober, &cluster, &endpoint).await;
             let Some(finding) = finding else {
                 tracing::warn!(cluster = &*self.cluster, why, "health check not made");

@@ -6,6 +6,7 @@
 //!
 //! A connection whose server's certificate was revoked takes no further request; those that it has finish.
 
+mod pools;
 mod shared;
 
 use std::cell::{Cell, RefCell};
@@ -17,13 +18,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use foldhash::HashMap;
 use h2::client::SendRequest;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::cluster::{Cluster, ClusterPermit};
-use super::endpoint::{Endpoint, EndpointKey};
+use super::cluster::{Cluster, ClusterPermit, TransportVersion};
+use super::endpoint::Endpoint;
 use super::lease::{H1Lease, H2Slot, IdleConn};
 use super::lifespan::{Lifespan, Limits};
 use super::server::Server;
@@ -33,54 +33,15 @@ use crate::http::h1::conn::Conn;
 use crate::http::h2::client as h2_client;
 use crate::resilience::breaker::{Resource, RoutingPriority};
 
+pub use pools::Pools;
 pub use shared::H2Conn;
-
-/// All pools of one worker.
-#[derive(Debug, Default)]
-pub struct Pools {
-    by_endpoint: RefCell<HashMap<EndpointKey, Rc<EndpointPool>>>,
-}
-
-impl Pools {
-    /// The pool of `endpoint`.
-    #[must_use]
-    pub fn of(&self, endpoint: &Arc<Endpoint>) -> Rc<EndpointPool> {
-        if let Some(pool) = self.by_endpoint.borrow().get(&endpoint.key) {
-            return Rc::clone(pool);
-        }
-        let pool = EndpointPool::new(Arc::clone(endpoint));
-        self.by_endpoint.borrow_mut().insert(endpoint.key, Rc::clone(&pool));
-        pool
-    }
-
-    /// Forgets the pools of endpoints that are gone: connections at rest close, those in use finish. Takes as long as there are
-    /// pools, however many endpoints there are: this runs between requests.
-    pub fn prune(&self) {
-        let mut removed = Vec::new();
-        self.by_endpoint.borrow_mut().retain(|_, pool| {
-            let stays = !pool.endpoint.state.is_gone();
-            if !stays {
-                removed.push(Rc::clone(pool));
-            }
-            stays
-        });
-        for pool in removed {
-            pool.close();
-        }
-    }
-
-    /// Connections of all pools: (at rest, HTTP/2).
-    #[must_use]
-    pub fn count(&self) -> (usize, usize) {
-        let pools = self.by_endpoint.borrow();
-        pools.values().fold((0, 0), |(idle, h2), p| (idle + p.idle.borrow().len(), h2 + p.h2.borrow().len()))
-    }
-}
 
 /// The connections of one worker to one endpoint.
 #[derive(Debug)]
 pub struct EndpointPool {
     endpoint: Arc<Endpoint>,
+    /// What its connections were made with.
+    transport: TransportVersion,
     idle: RefCell<VecDeque<IdleConn>>,
     h2: RefCell<Vec<Rc<H2Conn>>>,
     h2_connecting: Cell<bool>,
@@ -98,9 +59,10 @@ pub struct EndpointPool {
 pub struct Allowed(#[expect(dead_code, reason = "held, not read")] Option<ClusterPermit>);
 
 impl EndpointPool {
-    fn new(endpoint: Arc<Endpoint>) -> Rc<Self> {
+    fn new(endpoint: Arc<Endpoint>, transport: TransportVersion) -> Rc<Self> {
         Rc::new(Self {
             endpoint,
+            transport,
             idle: RefCell::default(),
             h2: RefCell::default(),
             h2_connecting: Cell::new(false),

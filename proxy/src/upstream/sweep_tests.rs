@@ -150,6 +150,7 @@ fn an_edit_keeps_ejections_and_the_end_of_detection_ends_them() {
             lb: spec.lb.clone(),
             http: spec.http.clone(),
             tls: None,
+            transport: 0,
             thresholds: spec.thresholds,
             outlier,
             health_check: None,

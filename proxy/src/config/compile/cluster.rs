@@ -12,6 +12,7 @@ mod http;
 mod lb;
 mod outlier;
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,6 +55,7 @@ pub fn compile_cluster(pb: &Cluster, at: &At<'_>, scope: &mut Scope<'_>) -> Opti
     let connect = connect::compile(pb, at, scope);
     let (lb, close_on_host_change) = lb::compile(pb, at, scope);
     let tls = pb.transport_socket.as_ref().and_then(|t| tls(t, &at.field("transport_socket"), scope));
+    let transport = pb.transport_socket.as_ref().map_or(0, hash_of_transport);
     let http = http::compile(pb, tls.is_some(), at, scope);
     let breakers = at.field("circuit_breakers");
     let thresholds = pb
@@ -92,6 +94,7 @@ pub fn compile_cluster(pb: &Cluster, at: &At<'_>, scope: &mut Scope<'_>) -> Opti
         lb,
         http,
         tls,
+        transport,
         thresholds,
         outlier,
         health_check,
@@ -309,6 +312,14 @@ fn original_dst(pb: &Cluster, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Orig
         }
     }
     Some(spec)
+}
+
+/// The name says nothing about connections.
+fn hash_of_transport(pb: &core::TransportSocket) -> u64 {
+    let Some(core::transport_socket::ConfigType::TypedConfig(any)) = &pb.config_type else { return 0 };
+    let mut hasher = DefaultHasher::new();
+    (&any.type_url, &any.value).hash(&mut hasher);
+    hasher.finish()
 }
 
 fn tls(pb: &core::TransportSocket, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Arc<ClientTls>> {

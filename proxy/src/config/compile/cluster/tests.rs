@@ -107,7 +107,7 @@ fn with_http(pb: Cluster, options: &HttpProtocolOptions) -> Cluster {
     Cluster { typed_extension_protocol_options, ..pb }
 }
 
-fn tls_socket() -> Option<core::TransportSocket> {
+fn tls_socket(sni: &str) -> Option<core::TransportSocket> {
     // Nothing is verified here, which has to be said.
     let accept = tls::certificate_validation_context::TrustChainVerification::AcceptUntrusted as i32;
     let validation =
@@ -119,7 +119,7 @@ fn tls_socket() -> Option<core::TransportSocket> {
         ..Default::default()
     };
     let context =
-        UpstreamTlsContext { sni: "c.test".into(), common_tls_context: Some(common), ..Default::default() };
+        UpstreamTlsContext { sni: sni.into(), common_tls_context: Some(common), ..Default::default() };
     let config = any(&context);
     let config_type = Some(core::transport_socket::ConfigType::TypedConfig(config));
     Some(core::TransportSocket { name: "envoy.transport_sockets.tls".into(), config_type })
@@ -208,7 +208,7 @@ fn everything_set() {
             ..Default::default()
         }),
         circuit_breakers: Some(CircuitBreakers { thresholds: vec![high], ..Default::default() }),
-        transport_socket: tls_socket(),
+        transport_socket: tls_socket("c.test"),
         upstream_connection_options: Some(UpstreamConnectionOptions {
             tcp_keepalive: Some(core::TcpKeepalive { keepalive_time: number(60), ..Default::default() }),
             ..Default::default()
@@ -222,7 +222,20 @@ fn everything_set() {
         per_connection_buffer_limit_bytes: number(32_768),
         ..with_http(cluster(DiscoveryType::StrictDns), &options)
     };
-    insta::assert_debug_snapshot!(compile(&pb).unwrap());
+    // A hash is nobody's promise.
+    let compiled = ClusterSpec { transport: 1, ..compile(&pb).unwrap() };
+    insta::assert_debug_snapshot!(compiled);
+}
+
+#[test]
+fn clusters_with_the_same_transport_socket_know_it() {
+    let transport = |socket| {
+        let pb = Cluster { transport_socket: socket, ..statics(vec![lb_endpoint("10.0.0.1", 80)]) };
+        compile(&pb).unwrap().transport
+    };
+    let [a, b] = ["a.example", "b.example"].map(|sni| transport(tls_socket(sni)));
+    assert_eq!(a, transport(tls_socket("a.example")));
+    assert!(a != b && a != transport(None));
 }
 
 #[test]

@@ -169,6 +169,6 @@ fn legacy_http_options() {
     assert_eq!(errors(&both).len(), 1);
     let auto = http_options(hpo::UpstreamProtocolOptions::AutoConfig(hpo::AutoHttpConfig::default()));
     assert_eq!(errors(&with_http(both, &auto)).len(), 3);
-    let auto = with_http(Cluster { transport_socket: tls_socket(), ..statics(vec![]) }, &auto);
+    let auto = with_http(Cluster { transport_socket: tls_socket("c.test"), ..statics(vec![]) }, &auto);
     assert_eq!(compile(&auto).unwrap().http.protocol, crate::upstream::cluster::UpstreamProtocol::Auto);
 }
