@@ -201,7 +201,7 @@ fn pick(
     if let Discovery::OriginalDst(original) = &cluster.spec().discovery {
         let address =
             original.destination(None, downstream.original_dst).ok_or(Reason::NoOriginalDestination)?;
-        return Ok(downstream.worker.original_endpoint(cluster, address));
+        return Ok(downstream.worker.original_endpoint(cluster, original, address));
     }
     let context = LbContext {
         exclude: tried,

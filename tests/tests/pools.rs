@@ -2,11 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use remora_tests::certs::Authority;
-use remora_tests::config::{Listener, cluster, cluster_http2, direct, merge, mutual_tls};
+use remora_tests::config::{Listener, cluster, cluster_http2, direct, merge, mutual_tls, to_cluster};
 use remora_tests::control_plane::ControlPlane;
 use remora_tests::proxy::Proxy;
 use remora_tests::resources::{cds, eds, eds_cluster, ingress, routes, under};
-use remora_tests::wait::eventually_async;
+use remora_tests::upstream::Upstream as _;
+use remora_tests::upstream::http2::{Answer, Http2Upstream};
+use remora_tests::wait::{eventually, eventually_async};
 use remora_xds::Kind;
 use serde_json::{Value, json};
 
@@ -68,4 +70,38 @@ async fn an_edited_tls_context_of_an_eds_cluster_holds_for_the_next_request() {
 #[tokio::test]
 async fn an_edited_tls_context_holds_for_the_next_stream() {
     another_transport_socket(eds_cluster("origin"), http2()).await;
+}
+
+/// Destinations that a header names may be any number: none stays because the configuration does.
+#[tokio::test]
+async fn original_destinations_that_nobody_asks_for_are_forgotten() {
+    let upstreams = [
+        Http2Upstream::answering(Answer::ok("first")).await,
+        Http2Upstream::answering(Answer::ok("second")).await,
+    ];
+    let mut origin = cluster_http2("origin", &[]);
+    origin.as_object_mut().unwrap().remove("load_assignment");
+    merge(
+        &mut origin,
+        json!({
+            "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED", "cleanup_interval": "0.1s",
+            "original_dst_lb_config": { "use_http_header": true },
+        }),
+    );
+    let listener = Listener::http("ingress").route(to_cluster("/", "origin"));
+    let proxy = Proxy::builder().listener(listener).cluster(origin).start().await;
+    let mut client = proxy.http1().await;
+    for round in 1..=2 {
+        for upstream in &upstreams {
+            let to = upstream.address();
+            let request =
+                format!("GET / HTTP/1.1\r\nHost: a.example\r\nx-envoy-original-dst-host: {to}\r\n\r\n");
+            client.send(request).await;
+            assert_eq!(client.response().await.unwrap().status, 200);
+        }
+        for upstream in &upstreams {
+            eventually("its connection is closed", || upstream.open_connections() == 0).await;
+            assert_eq!(upstream.connections(), round, "one for each round");
+        }
+    }
 }

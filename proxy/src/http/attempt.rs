@@ -228,7 +228,7 @@ fn pick(ctx: &RequestCtx, attempt: &Attempt<'_>) -> Result<Arc<Endpoint>, Failed
     if let Discovery::OriginalDst(spec) = &attempt.cluster.spec().discovery {
         let address = spec.destination(Some(&ctx.head.headers), ctx.downstream.original_dst);
         let address = address.ok_or_else(|| nothing(Reason::NoOriginalDestination))?;
-        return Ok(ctx.downstream.worker.original_endpoint(attempt.cluster, address));
+        return Ok(ctx.downstream.worker.original_endpoint(attempt.cluster, spec, address));
     }
     let Wanted { hash, subset } = attempt.wanted;
     let host = ctx.policy.as_ref().and_then(|policy| policy.host).filter(|_| !attempt.moved);

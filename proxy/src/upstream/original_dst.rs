@@ -47,43 +47,71 @@ impl OriginalDstSpec {
 #[derive(Debug)]
 pub struct OriginalDstTable {
     limit: usize,
-    known: HashMap<(Arc<str>, SocketAddr), (Arc<Endpoint>, Instant)>,
+    known: HashMap<(Arc<str>, SocketAddr), Destination>,
+    /// One made room since [`Self::expire`] looked.
+    left: bool,
+}
+
+#[derive(Debug)]
+struct Destination {
+    endpoint: Arc<Endpoint>,
+    used: Instant,
+    /// How long it may be unused.
+    cleanup: Duration,
 }
 
 impl OriginalDstTable {
     /// A table of at most `limit` destinations.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { limit: limit.max(1), known: HashMap::new() }
+        Self { limit: limit.max(1), known: HashMap::new(), left: false }
     }
 
-    /// The endpoint for `address` of the cluster of this name.
-    pub fn endpoint(&mut self, cluster: &Arc<str>, address: SocketAddr, now: Instant) -> Arc<Endpoint> {
+    /// The endpoint for `address` of the cluster of this name, which is forgotten when it was unused for `cleanup`.
+    pub fn endpoint(
+        &mut self,
+        cluster: &Arc<str>,
+        address: SocketAddr,
+        cleanup: Duration,
+        now: Instant,
+    ) -> Arc<Endpoint> {
         let key = (Arc::clone(cluster), address);
-        if let Some((endpoint, used)) = self.known.get_mut(&key) {
-            *used = now;
-            return Arc::clone(endpoint);
+        if let Some(known) = self.known.get_mut(&key) {
+            (known.used, known.cleanup) = (now, cleanup);
+            return Arc::clone(&known.endpoint);
         }
         if self.known.len() >= self.limit {
-            let oldest = self.known.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| key.clone());
-            if let Some((endpoint, _)) = oldest.and_then(|key| self.known.remove(&key)) {
-                endpoint.state.leave();
+            self.expire(now);
+        }
+        if self.known.len() >= self.limit {
+            let oldest = self.known.iter().min_by_key(|(_, known)| known.used).map(|(key, _)| key.clone());
+            if let Some(oldest) = oldest.and_then(|key| self.known.remove(&key)) {
+                oldest.endpoint.state.leave();
+                self.left = true;
             }
         }
         let endpoint = Arc::new(Endpoint::new(EndpointSpec::new(address)));
-        self.known.insert(key, (Arc::clone(&endpoint), now));
+        self.known.insert(key, Destination { endpoint: Arc::clone(&endpoint), used: now, cleanup });
         endpoint
     }
 
-    /// Forgets destinations unused for `idle` that no request uses now.
-    pub fn expire(&mut self, idle: Duration, now: Instant) {
-        self.known.retain(|_, (endpoint, used)| {
-            let stays = now.saturating_duration_since(*used) < idle || endpoint.state.active() > 0;
+    /// Forgets destinations that were unused long enough, and that no request uses now.
+    pub fn expire(&mut self, now: Instant) {
+        let left = &mut self.left;
+        self.known.retain(|_, known| {
+            let lately = now.saturating_duration_since(known.used) < known.cleanup;
+            let stays = lately || known.endpoint.state.active() > 0;
             if !stays {
-                endpoint.state.leave();
+                known.endpoint.state.leave();
+                *left = true;
             }
             stays
         });
+    }
+
+    /// Whether destinations were forgotten since this was asked last: their pools are to be given up.
+    pub const fn take_left(&mut self) -> bool {
+        std::mem::replace(&mut self.left, false)
     }
 
     /// Number of destinations.
@@ -104,9 +132,11 @@ mod tests {
     use super::*;
     use http::{HeaderMap, HeaderName};
 
+    const CLEANUP: Duration = Duration::from_secs(5);
+
     fn spec(header: bool, port: Option<u16>) -> OriginalDstSpec {
         let header = header.then(|| HeaderName::from_static("x-envoy-original-dst-host"));
-        OriginalDstSpec { header, port, cleanup: Duration::from_secs(5) }
+        OriginalDstSpec { header, port, cleanup: CLEANUP }
     }
 
     #[test]
@@ -130,17 +160,38 @@ mod tests {
         let mut table = OriginalDstTable::new(2);
         let one = Arc::from("one");
         let address = |n: u8| SocketAddr::from(([10, 0, 0, n], 80));
-        let first = table.endpoint(&one, address(1), now);
-        let second = table.endpoint(&one, address(2), now + Duration::from_secs(1));
-        assert_eq!(table.endpoint(&one, address(1), now + Duration::from_secs(2)).key, first.key);
-        let third = table.endpoint(&one, address(3), now + Duration::from_secs(3));
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let endpoint =
+            |table: &mut OriginalDstTable, n, seconds| table.endpoint(&one, address(n), CLEANUP, at(seconds));
+        let first = endpoint(&mut table, 1, 0);
+        let second = endpoint(&mut table, 2, 1);
+        assert_eq!(endpoint(&mut table, 1, 2).key, first.key);
+        assert!(!table.take_left());
+        let third = endpoint(&mut table, 3, 3);
+        assert!(table.take_left() && !table.take_left());
         assert_eq!(table.len(), 2);
-        assert_ne!(table.endpoint(&one, address(2), now + Duration::from_secs(4)).key, second.key);
+        assert_ne!(endpoint(&mut table, 2, 4).key, second.key);
         let _busy = third.begin();
-        table.expire(Duration::from_secs(5), now + Duration::from_secs(60));
+        table.expire(at(60));
+        assert!(table.take_left());
         assert_eq!(table.len(), 1);
-        assert_eq!(table.endpoint(&one, address(3), now).key, third.key);
+        assert_eq!(endpoint(&mut table, 3, 60).key, third.key);
         assert_eq!([&first, &second, &third].map(|endpoint| endpoint.state.is_gone()), [true, true, false]);
+    }
+
+    #[test]
+    fn each_is_forgotten_by_the_interval_of_its_cluster() {
+        let now = Instant::now();
+        let mut table = OriginalDstTable::new(9);
+        let address = SocketAddr::from(([10, 0, 0, 1], 80));
+        let soon = table.endpoint(&Arc::from("soon"), address, Duration::from_secs(1), now);
+        let late = table.endpoint(&Arc::from("late"), address, CLEANUP, now);
+        let gone = || [&soon, &late].map(|endpoint| endpoint.state.is_gone());
+        for (millis, expected) in [(999, [false, false]), (1000, [true, false]), (5000, [true, true])] {
+            table.expire(now + Duration::from_millis(millis));
+            assert_eq!(gone(), expected, "{millis}");
+        }
+        assert!(table.is_empty());
     }
 
     /// Two Services of one pod: their clusters lead to one port of its sidecar, and differ in server name and identity.
@@ -150,8 +201,8 @@ mod tests {
         let mut table = OriginalDstTable::new(9);
         let address = SocketAddr::from(([10, 0, 0, 1], 15_006));
         let [one, other] = ["one", "other"].map(Arc::from);
-        let first = table.endpoint(&one, address, now);
-        assert_ne!(table.endpoint(&other, address, now).key, first.key);
-        assert_eq!(table.endpoint(&one, address, now).key, first.key);
+        let first = table.endpoint(&one, address, CLEANUP, now);
+        assert_ne!(table.endpoint(&other, address, CLEANUP, now).key, first.key);
+        assert_eq!(table.endpoint(&one, address, CLEANUP, now).key, first.key);
     }
 }

@@ -11,11 +11,12 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use foldhash::HashMap;
 use http::HeaderValue;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use self::changes::Changes;
@@ -30,14 +31,16 @@ use crate::resilience::overload::Lag;
 use crate::telemetry::access_log::{AccessLog, WorkerLogs};
 use crate::telemetry::format::{Absent, Format};
 use crate::telemetry::record::AccessRecord;
-use crate::upstream::cluster::{Cluster, Discovery};
+use crate::upstream::cluster::Cluster;
 use crate::upstream::endpoint::Endpoint;
-use crate::upstream::original_dst::OriginalDstTable;
+use crate::upstream::original_dst::{OriginalDstSpec, OriginalDstTable};
 use crate::upstream::pool::Pools;
 use crate::why::WorkerStories;
 
 /// How many original destinations a worker remembers.
 const ORIGINAL_DESTINATIONS: usize = 10_000;
+/// How often it looks for those that nobody asks for any more, while there are any.
+const LOOK_FOR_UNUSED: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Debug)]
@@ -68,6 +71,8 @@ pub struct Worker {
     rng: RefCell<fastrand::Rng>,
     cursors: RefCell<HashMap<Arc<str>, WorkerCursor>>,
     originals: RefCell<OriginalDstTable>,
+    /// There is the first of them.
+    first_original: Notify,
     formats: RefCell<HashMap<Box<str>, Option<Rc<Format>>>>,
     date: RefCell<(u64, HeaderValue)>,
     connections: Cell<u64>,
@@ -114,6 +119,7 @@ impl Worker {
             rng: RefCell::new(fastrand::Rng::new()),
             cursors: RefCell::default(),
             originals: RefCell::new(OriginalDstTable::new(ORIGINAL_DESTINATIONS)),
+            first_original: Notify::new(),
             formats: RefCell::default(),
             date: RefCell::new((0, HeaderValue::from_static(""))),
             connections: Cell::new(0),
@@ -175,14 +181,35 @@ impl Worker {
     }
 
     /// The endpoint at an original destination.
-    pub fn original_endpoint(&self, cluster: &Arc<Cluster>, address: SocketAddr) -> Arc<Endpoint> {
+    pub fn original_endpoint(
+        &self,
+        cluster: &Arc<Cluster>,
+        spec: &OriginalDstSpec,
+        address: SocketAddr,
+    ) -> Arc<Endpoint> {
         let mut originals = self.originals.borrow_mut();
-        if let Discovery::OriginalDst(spec) = &cluster.spec().discovery
-            && originals.len() >= ORIGINAL_DESTINATIONS
-        {
-            originals.expire(spec.cleanup, Instant::now());
+        if originals.is_empty() {
+            self.first_original.notify_one();
         }
-        originals.endpoint(&cluster.spec().name, address, Instant::now())
+        originals.endpoint(&cluster.spec().name, address, spec.cleanup, Instant::now())
+    }
+
+    /// Forgets original destinations that nobody asks for any more, and their pools; for ever.
+    pub async fn forget_originals(&self) {
+        loop {
+            self.first_original.notified().await;
+            while !self.originals.borrow().is_empty() {
+                tokio::time::sleep(LOOK_FOR_UNUSED).await;
+                let left = {
+                    let mut originals = self.originals.borrow_mut();
+                    originals.expire(Instant::now());
+                    originals.take_left()
+                };
+                if left {
+                    self.pools.prune();
+                }
+            }
+        }
     }
 
     /// A header template, compiled once. None cannot happen for text that the compiler accepted.

@@ -50,6 +50,8 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
                 }
                 Err(error) => tracing::error!(listener = &*name, %error, "cannot listen"),
             },
+    let originals = Rc::clone(&worker);
+    tokio::task::spawn_local(async move { originals.forget_originals().await });
             Command::Close(name) => close_all(listeners.remove(&name).into_iter().flatten()),
             Command::CloseAll => close_all(listeners.drain().flat_map(|(_, all)| all)),
             Command::Release(addresses) => {
