@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use remora_tests::client::http1::{Http1Client, Response};
 use remora_tests::config::{Listener, to_cluster};
+use remora_tests::control_plane::ControlPlane;
 use remora_tests::proxy::{Builder, Proxy};
+use remora_tests::resources::{cds, eds, eds_cluster, routes, service, under};
+use remora_tests::upstream::Upstream as _;
 use remora_tests::upstream::http1::{Answer, Http1Upstream};
 use remora_tests::wait::eventually_async;
 use serde_json::{Value, json};
@@ -126,6 +129,19 @@ async fn nobody_is_let_in_when_memory_is_short() {
     let accepted = "remora_downstream_connections_total{listener=\"ingress\"}";
     assert_eq!(proxy.count(accepted).await, 0);
     assert!(origin.requests().is_empty());
+}
+
+/// Its socket is closed, and would reset whom the kernel has let in already.
+#[tokio::test]
+async fn who_waits_for_a_listener_that_is_removed_is_served() {
+    let origin = Http1Upstream::answering(Answer::ok("fine")).await;
+    let plane = ControlPlane::start().await;
+    plane.publish(service(origin.address(), 1));
+    let proxy = under(&[plane.address]).with(heap(1, &["stop_accepting_connections"])).start().await;
+    let mut waiting = proxy.http1().await;
+    waiting.send("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").await;
+    plane.publish([cds(&eds_cluster("origin")), eds("origin", &[origin.address()]), routes("origin", 1)]);
+    assert_eq!(waiting.response().await.unwrap().text(), "fine");
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! Accepting connections: one loop per listener and worker.
 
+use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -33,15 +34,46 @@ pub enum Until {
     Release,
 }
 
+/// A listener as its loops know it: whoever waits for one that was removed is served by its last version.
+#[derive(Debug)]
+pub struct Known {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Followed with every change, so that nobody waits for us to let an old version go.
+    last: RefCell<Option<Arc<ListenerSpec>>>,
+}
+
+impl Known {
+    /// The listener of this name.
+    #[must_use]
+    pub fn new(worker: &Worker, name: Arc<str>) -> Rc<Self> {
+        let known = Self { name, last: RefCell::default() };
+        known.follow(worker);
+        Rc::new(known)
+    }
+
+    /// The configuration has changed.
+    pub fn follow(&self, worker: &Worker) {
+        if let Some(newest) = worker.snapshot().listener(&self.name) {
+            self.last.replace(Some(Arc::clone(newest)));
+        }
+    }
+
+    /// The newest version.
+    fn newest(&self, worker: &Worker) -> Option<Arc<ListenerSpec>> {
+        worker.snapshot().listener(&self.name).cloned().or_else(|| self.last.borrow().clone())
+    }
+}
+
 /// Accepts until it is told to stop. Each connection is served by the newest version of the listener.
 pub async fn run(
     worker: Rc<Worker>,
     listener: TcpListener,
-    name: Arc<str>,
+    known: Rc<Known>,
     mut stop: watch::Receiver<Until>,
 ) {
     let _accepting = worker.drain.accepting();
-    let series = worker.metrics.counters.listener(&name);
+    let series = worker.metrics.counters.listener(&known.name);
     let mut backoff = Backoff::default();
     loop {
         let accepted = tokio::select! {
@@ -55,14 +87,14 @@ pub async fn run(
         match accepted {
             Ok((stream, peer)) => {
                 backoff = Backoff::default();
-                let Some(spec) = newest(&worker, &name) else { return };
+                let Some(spec) = known.newest(&worker) else { return };
                 start(&worker, &series, stream, peer, spec);
             }
             Err(error) if is_per_connection(&error) => {}
             Err(error) => {
                 // Out of file descriptors or memory: trying again at once would only burn the CPU.
                 let delay = backoff.next();
-                tracing::warn!(listener = &*name, %error, ?delay, "accept failed");
+                tracing::warn!(listener = &*known.name, %error, ?delay, "accept failed");
                 tokio::select! {
                     _ = stop.wait_for(|until| *until != Until::Told) => break,
                     () = tokio::time::sleep(delay) => {}
@@ -71,7 +103,7 @@ pub async fn run(
         }
     }
     let released = *stop.borrow() == Until::Release;
-    if let Some(spec) = newest(&worker, &name).filter(|_| !released) {
+    if let Some(spec) = known.newest(&worker).filter(|_| !released) {
         finish(&worker, listener, &spec, &series).await;
     }
 }
@@ -119,10 +151,6 @@ fn admit(worker: &Worker, stream: &TcpStream) -> Result<Connected, Refusal> {
         return Err(Refusal::Overloaded);
     }
     overload.try_connect().ok_or(Refusal::ConnectionLimit)
-}
-
-fn newest(worker: &Worker, name: &Arc<str>) -> Option<Arc<ListenerSpec>> {
-    worker.snapshot().listener(name).cloned()
 }
 
 fn start(

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::Worker;
 use super::timer::Ticker;
-use crate::listener::accept::{self, Until};
+use crate::listener::accept::{self, Known, Until};
 
 /// What the control runtime tells a worker.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub enum Command {
 
 /// Obeys `commands` until [`Command::Exit`] or the sender is gone.
 pub async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
-    let mut listeners: HashMap<Arc<str>, Vec<Accepting>> = HashMap::new();
+    let mut listeners: HashMap<Arc<str>, Listening> = HashMap::new();
     let logs = worker.logs().clone();
     tokio::task::spawn_local(async move { logs.run_flusher().await });
     let lag = Arc::clone(&worker.lag);
@@ -45,24 +45,28 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
             Command::Listen(name, socket) => match listening(socket) {
                 Ok((address, socket)) => {
                     let (until, stopped) = watch::channel(Until::Told);
-                    listeners.entry(Arc::clone(&name)).or_default().push(Accepting { address, until });
-                    tokio::task::spawn_local(accept::run(Rc::clone(&worker), socket, name, stopped));
+                    let new = || Listening::new(&worker, &name);
+                    let listening = listeners.entry(Arc::clone(&name)).or_insert_with(new);
+                    listening.loops.push(Accepting { address, until });
+                    let known = Rc::clone(&listening.known);
+                    tokio::task::spawn_local(accept::run(Rc::clone(&worker), socket, known, stopped));
                 }
                 Err(error) => tracing::error!(listener = &*name, %error, "cannot listen"),
             },
     let originals = Rc::clone(&worker);
     tokio::task::spawn_local(async move { originals.forget_originals().await });
-            Command::Close(name) => close_all(listeners.remove(&name).into_iter().flatten()),
-            Command::CloseAll => close_all(listeners.drain().flat_map(|(_, all)| all)),
+            Command::Close(name) => close_all(listeners.remove(&name)),
+            Command::CloseAll => close_all(listeners.drain().map(|(_, listening)| listening)),
             Command::Release(addresses) => {
-                for accepting in listeners
-                    .values_mut()
-                    .flat_map(|all| all.extract_if(.., |accepting| addresses.contains(&accepting.address)))
-                {
-                    accepting.until.send_replace(Until::Release);
+                let released = |accepting: &mut Accepting| addresses.contains(&accepting.address);
+                for listening in listeners.values_mut() {
+                    for accepting in listening.loops.extract_if(.., released) {
+                        accepting.until.send_replace(Until::Release);
+                    }
                 }
             }
             Command::Changed => {
+                listeners.values().for_each(|listening| listening.known.follow(&worker));
                 worker.prune();
                 worker.metrics.forget_labels();
                 worker.announce_changes();
@@ -75,6 +79,18 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
     worker.logs().flush_all();
 }
 
+/// A listener that this worker accepts for.
+struct Listening {
+    known: Rc<Known>,
+    loops: Vec<Accepting>,
+}
+
+impl Listening {
+    fn new(worker: &Worker, name: &Arc<str>) -> Self {
+        Self { known: Known::new(worker, Arc::clone(name)), loops: Vec::new() }
+    }
+}
+
 /// A loop that accepts.
 struct Accepting {
     address: SocketAddr,
@@ -85,8 +101,8 @@ fn listening(socket: TcpListener) -> std::io::Result<(SocketAddr, tokio::net::Tc
     Ok((socket.local_addr()?, tokio::net::TcpListener::from_std(socket)?))
 }
 
-fn close_all(loops: impl Iterator<Item = Accepting>) {
-    for accepting in loops {
+fn close_all(listeners: impl IntoIterator<Item = Listening>) {
+    for accepting in listeners.into_iter().flat_map(|listening| listening.loops) {
         accepting.until.send_replace(Until::Close);
     }
 }
