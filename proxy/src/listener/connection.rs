@@ -52,8 +52,7 @@ pub async fn serve(worker: Rc<Worker>, spec: Arc<ListenerSpec>, accepted: Accept
     let between = (remote, original_dst.unwrap_or(local));
     let mut read = BytesMut::new();
     let seen = match look(&spec, &mut stream, &mut read, (between.1.port(), &drain)).await {
-        Ok(Some(seen)) => seen,
-        Ok(None) => return,
+        Ok(seen) => seen,
         Err(why) => return refuse(&worker, &spec, between, why, known(&Seen::default())),
     };
     let Some(chain) = choose(&spec, &seen, between.1, remote) else {
@@ -172,18 +171,18 @@ struct Seen {
     http: Option<&'static [u8]>,
 }
 
-/// Looks at the first bytes when a listener filter asks for it; never waits longer than its timeout. None: nothing was said until
-/// draining ended the wait. `port` is the one that was called.
+/// Looks at the first bytes when a listener filter asks for it; never waits longer than its timeout, and not for a silent client when the
+/// process drains. `port` is the one that was called.
 async fn look(
     spec: &ListenerSpec,
     stream: &mut TcpStream,
     read: &mut BytesMut,
     (port, drain): (u16, &Registration),
-) -> Result<Option<Seen>, Refusal> {
+) -> Result<Seen, Refusal> {
     let tls = spec.inspect_tls && !spec.uninspected.tls.contains(port);
     let http = spec.inspect_http && !spec.uninspected.http.contains(port);
     if !tls && !http {
-        return Ok(Some(Seen::default()));
+        return Ok(Seen::default());
     }
     let detection = async {
         loop {
@@ -205,16 +204,16 @@ async fn look(
     };
     let detected = match within(spec.inspect_timeout, detection).await {
         Some(Some(detected)) => detected,
-        Some(None) => return Ok(None),
+        Some(None) => return Err(Refusal::Draining),
         None if spec.continue_on_inspect_timeout => Detected::Opaque,
         None => return Err(Refusal::DetectTimeout),
     };
-    Ok(Some(match detected {
+    Ok(match detected {
         Detected::Tls(hello) if tls => Seen { hello: Some(hello), http: None },
         Detected::Http2 if http => Seen { hello: None, http: Some(b"h2c") },
         Detected::Http1 if http => Seen { hello: None, http: Some(b"http/1.1") },
         _ => Seen::default(),
-    }))
+    })
 }
 
 /// Zero means no limit.

@@ -65,3 +65,24 @@ async fn l1_sigterm_to_a_supervisor_loses_nothing() {
     let scene = Scene::new().await;
     l1("L1, supervised", &scene, scene.proxy().workers(2).argument("--supervise")).await;
 }
+
+/// Whoever waits for the server to speak while the listener waits for the client's first word: closed at last, and not without a word.
+#[tokio::test]
+async fn who_says_nothing_until_the_end_is_refused_by_name() {
+    let scene = Scene::new().await;
+    let inspector = "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector";
+    let silent = Listener::http("silent").route(to_cluster("/", "origin")).with(json!({
+        "listener_filters_timeout": "0s",
+        "listener_filters": [{ "name": "tls_inspector", "typed_config": { "@type": inspector } }],
+    }));
+    let proxy = scene.proxy().listener(silent).start().await;
+    // The process has something to wait for.
+    let stream = scene.stream(&proxy).await;
+    let _client = tokio::net::TcpStream::connect(proxy.address("silent")).await.unwrap();
+    proxy.counts(r#"remora_downstream_connections_total{listener="silent"}"#, 1).await;
+    proxy.signal("TERM");
+    proxy.counts(r#"remora_downstream_rejected_total{reason="draining"}"#, 1).await;
+    let story = proxy.admin("GET", "/why?reason=draining").await.unwrap().text();
+    assert!(story.contains("silent"), "{story}");
+    stream.ends(&scene).await;
+}
