@@ -17,6 +17,7 @@ use crate::config::manager::{Applied, Changes, Manager};
 use crate::config::snapshot::Snapshot;
 use crate::config::source::ads::ClusterConnector;
 use crate::config::source::disk::LastGood;
+use crate::restart::PATIENCE;
 use crate::telemetry::metrics::ResourceKind;
 use crate::upstream::cluster::Cluster;
 
@@ -130,9 +131,14 @@ impl ControlPlane {
         news
     }
 
-    /// Another process keeps what is on disk.
-    pub(super) fn keep_nothing(&mut self) {
+    /// Another process keeps what is on disk: ours must not come after what it writes.
+    pub(super) async fn keep_nothing(&mut self) {
         (self.last_good, self.save_at) = (None, None);
+        if let Some(saving) = self.saving.take()
+            && tokio::time::timeout(PATIENCE / 2, saving).await.is_err()
+        {
+            tracing::warn!("the disk is slow: the last good configuration may be that of before");
+        }
     }
 
     /// When something is to be written to disk.
@@ -242,7 +248,9 @@ impl App {
     pub(super) async fn alarm_rang(&mut self) {
         let now = Instant::now();
         self.follow_promoted(Changes::default()).await;
-        if let Some(control_plane) = &mut self.control_plane {
+        if let Some(control_plane) = &mut self.control_plane
+            && self.restart.is_in_charge()
+        {
             control_plane.save(&self.manager, now);
         }
     }
@@ -256,6 +264,7 @@ impl App {
     /// When [`Self::alarm_rang`] is to be called.
     pub(super) fn alarm(&self) -> Option<Instant> {
         let save = self.control_plane.as_ref().and_then(ControlPlane::save_at);
+        let save = save.filter(|_| self.restart.is_in_charge());
         [self.manager.deadline(), save].into_iter().flatten().min()
     }
 

@@ -37,7 +37,9 @@ impl App {
         if let Outcome::Forced { connections, .. } = outcome {
             tracing::warn!(connections, "drain time is over; closing what is left");
         }
-        if let Some(control_plane) = &mut self.control_plane {
+        if let Some(control_plane) = &mut self.control_plane
+            && self.restart.is_in_charge()
+        {
             control_plane.save_all(&self.manager).await;
         }
         self.exit().await;

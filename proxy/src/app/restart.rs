@@ -83,6 +83,11 @@ impl Restart {
     /// Remembers open sockets, the first `inherited` of which are the predecessor's.
     pub(super) async fn opened(&mut self, place: &Place, sockets: &[TcpListener], inherited: usize) {
         if self.keeper.is_none() {
+    /// Whether this process has taken over, or has nobody to take over from: what is on disk is its own.
+    pub(super) const fn is_in_charge(&self) -> bool {
+        self.heir.is_none()
+    }
+
             return;
         }
         for (n, socket) in sockets.iter().enumerate() {
@@ -259,11 +264,16 @@ impl App {
         self.admin.release();
         let kept: Arc<[SocketAddr]> = kept.into();
         self.tell(|| Command::Release(Arc::clone(&kept))).await;
-        // The file is the heir's.
-        if let Some(control_plane) = &mut self.control_plane {
-            control_plane.keep_nothing();
-        }
-        self.last_good = None;
+        self.keep_nothing().await;
         self.drain.start();
     }
+
+    /// What is on disk is another process's.
+    async fn keep_nothing(&mut self) {
+        self.last_good = None;
+        if let Some(control_plane) = &mut self.control_plane {
+            control_plane.keep_nothing().await;
+        }
+    }
+                self.keep_nothing().await;
 }
