@@ -170,18 +170,25 @@ fn failed(keeper: &Keeper, error: &std::io::Error) -> StartError {
 }
 
 impl App {
-    /// While another process serves, there is no hurry: waits for a first configuration of the control plane, and a certificate.
-    pub(super) async fn wait_for_first(&mut self) {
+    /// While another process serves, there is no hurry: waits for a first configuration of the control plane, a certificate, and whatever the
+    /// configuration waits for, until `deadline`.
+    ///
+    /// # Errors
+    /// It has not come, and the other process serves on.
+    pub(super) async fn wait_while_other_serves(&mut self, deadline: Instant) -> Result<(), StartError> {
         let (mut quit, mut told) = (self.drain.watch(), false);
-        while self.restart.succeeds() && (self.first_config.is_some() || self.lacks_certificate()) {
+        while self.restart.succeeds()
+            && let Some(missing) = self.lacks()
+        {
             if !std::mem::replace(&mut told, true) {
-                tracing::warn!(
-                    "not taking over without a configuration and a certificate; the old process serves on"
-                );
+                tracing::warn!(missing, "not taking over without it; the old process serves on");
             }
             tokio::select! {
                 what = self.next() => self.take(what).await,
-                () = quit.reached(Phase::Draining) => return,
+                () = tokio::time::sleep_until(deadline), if !self.restart.is_stuck() => {
+                    return Err(StartError::Resource(missing, "not there in time; the old process serves on".into()));
+                }
+                () = quit.reached(Phase::Draining) => return Ok(()),
             }
         }
     }
@@ -229,6 +236,19 @@ impl App {
     pub(super) async fn restart_asked(&mut self, request: Request) {
         match request {
             // Who asked may be gone.
+        Ok(())
+    }
+
+    /// What this process has not, and the one that serves has.
+    fn lacks(&self) -> Option<String> {
+        if self.first_config.is_some() {
+            return Some("a configuration of the control plane".to_owned());
+        }
+        if self.lacks_certificate() {
+            return Some("a certificate".to_owned());
+        }
+        // One that is stopped has no endpoints for anybody.
+        if self.restart.is_stuck() || self.manager.is_warm() { None } else { self.manager.missing() }
             Request::Sockets(reply) => drop(reply.send(self.restart.copies_of_all())),
             Request::TakeOver(kept, done) => {
                 let first = !self.restart.handed_over;

@@ -1,10 +1,15 @@
 //! How the process begins to serve.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::{App, StartError};
 use crate::drain::Phase;
 use crate::readiness::ReadyGuard;
+
+/// A process that cannot take over within this time has failed: its predecessor serves, and whoever started it is to know.
+const READY_WITHIN: Duration = Duration::from_secs(300);
 
 impl App {
     /// Gets what is needed to serve, opens the listeners, and takes over from a predecessor. False: told to end before.
@@ -15,8 +20,9 @@ impl App {
         self.start_control_plane();
         self.watch();
         self.publish().await;
-        self.warm_up().await;
-        self.wait_for_first().await;
+        let began = Instant::now();
+        self.warm_up(began).await;
+        self.wait_while_other_serves(began + READY_WITHIN).await?;
         if self.is_called_off() {
             return Ok(false);
         }
@@ -28,15 +34,16 @@ impl App {
     }
 
     /// Waits for the first endpoints of clusters that have to find them.
-    async fn warm_up(&mut self) {
-        let began = Instant::now();
+    async fn warm_up(&mut self, began: Instant) {
         let mut quit = self.drain.watch();
         while !self.manager.is_warm() {
             let deadline = began + self.manager.patience();
             tokio::select! {
                 what = self.next() => self.take(what).await,
                 () = tokio::time::sleep_until(deadline) => {
-                    tracing::warn!("some endpoints, routes or secrets have not come; listening without them");
+                    if !self.restart.succeeds() || self.restart.is_stuck() {
+                        tracing::warn!("some endpoints, routes or secrets have not come; listening without them");
+                    }
                     return;
                 }
                 () = quit.reached(Phase::Draining) => return,

@@ -141,6 +141,30 @@ impl Manager {
         clusters.chain(listeners).chain(streams).max().unwrap_or_default()
     }
 
+    /// The first thing that [`Self::is_warm`] waits for, for people.
+    #[must_use]
+    pub fn missing(&self) -> Option<String> {
+        if !self.dynamic.is_warm() {
+            return Some("a configuration of the control plane".to_owned());
+        }
+        let cluster = self.clusters.iter().find(|(_, held)| !held.value.is_warm());
+        if let Some((name, held)) = cluster {
+            let ready = tls_is_ready(held.value.spec());
+            let what = if ready { "endpoints" } else { "secrets" };
+            return Some(format!("{what} of cluster {name}"));
+        }
+        for (name, held) in &self.listeners {
+            if !has_secrets(&held.value) {
+                return Some(format!("secrets of listener {name}"));
+            }
+            let mut tables = rds_of(&held.value).map(|rds| &rds.name);
+            if let Some(table) = tables.find(|table| !self.route_tables.contains_key(*table)) {
+                return Some(format!("routes {table} of listener {name}"));
+            }
+        }
+        None
+    }
+
     /// Whether there is a configuration of the control plane, now or from disk, in which nothing waits for something else; without a control
     /// plane always.
     #[must_use]
