@@ -7,6 +7,7 @@ use super::App;
 use crate::admin::DrainListeners;
 use crate::config::spec::{Direction, ListenerSpec};
 use crate::drain::{Outcome, Phase, Plan};
+use crate::restart::Place;
 use crate::worker::run::Command;
 
 impl App {
@@ -28,8 +29,8 @@ impl App {
                 outcome = &mut ended => break outcome,
                 () = closed.reached(Phase::Closed), if !told => {
                     told = true;
-                    self.closing_all().await;
-                    self.tell(|| Command::CloseAll).await;
+                    let shared = self.closing_all().await;
+                    self.tell(|| Command::CloseAll { shared }).await;
                 }
                 what = self.next() => self.take(what).await,
             }
@@ -45,10 +46,12 @@ impl App {
         self.exit().await;
     }
 
-    async fn closing_all(&mut self) {
+    /// Whether an heir that starts has the sockets, too.
+    async fn closing_all(&mut self) -> bool {
         let bound = self.shared.bound.load_full();
-        let addresses: Vec<_> = bound.values().flatten().copied().chain(self.admin.address()).collect();
-        self.restart.closing(&addresses).await;
+        let places = bound.iter().flat_map(|(name, all)| all.iter().map(move |at| Place::of(name, *at)));
+        let places: Vec<_> = places.chain(self.admin.address().map(Place::admin)).collect();
+        self.restart.closing(&places).await
     }
 
     pub(super) async fn drain_listeners(&mut self, request: DrainListeners) {
@@ -60,8 +63,8 @@ impl App {
         let meant = |l: &&Arc<ListenerSpec>| !request.inbound_only || l.direction == Direction::Inbound;
         let bound = self.shared.bound.load_full();
         for listener in snapshot.listeners.iter().filter(meant) {
-            self.restart.closing(bound.get(&listener.name).map_or(&[], Vec::as_slice)).await;
-            self.tell(|| Command::Close(Arc::clone(&listener.name))).await;
+            let at = bound.get(&listener.name).map_or(&[][..], Vec::as_slice);
+            self.close_listener(&listener.name, at).await;
         }
     }
 

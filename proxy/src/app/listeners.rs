@@ -80,8 +80,8 @@ impl App {
             snapshot.listeners.iter().filter(|l| l.bind).map(|l| (&l.name, l)).collect();
         let gone: Vec<_> = bound.keys().filter(|name| !wanted.contains_key(name)).cloned().collect();
         for name in gone {
-            self.restart.closing(&bound.remove(&name).unwrap_or_default()).await;
-            self.tell(|| Command::Close(Arc::clone(&name))).await;
+            let at = bound.remove(&name).unwrap_or_default();
+            self.close_listener(&name, &at).await;
         }
         let (mut opened, mut failed) = (Vec::new(), Vec::new());
         for (name, spec) in wanted {
@@ -114,13 +114,27 @@ impl App {
         Ok(all)
     }
 
+    /// Closes the sockets of a listener at these addresses. Its connections go on.
+    pub(super) async fn close_listener(&mut self, name: &Arc<str>, at: &[SocketAddr]) {
+        let shared = self.restart.closing(&places(name, at)).await;
+        self.tell(|| Command::Close { name: Arc::clone(name), shared }).await;
+    }
+
+    /// Closes the sockets of a listener at these addresses, because it is about to get others.
+    async fn renew_listener(&mut self, name: &Arc<str>, at: &[SocketAddr]) {
+        if self.restart.closing(&places(name, at)).await {
+            self.tell(|| Command::Renew(Arc::clone(name))).await;
+        } else {
+            self.tell(|| Command::Close { name: Arc::clone(name), shared: false }).await;
+        }
+    }
+
     /// Gives each worker its sockets.
     async fn accept_on(&mut self, opened: Vec<Opened>) {
         let mut all = BTreeMap::clone(&self.shared.bound.load());
         for Opened { name, bound } in opened {
             if let Some(old) = all.remove(&name) {
-                self.restart.closing(&old).await;
-                self.tell(|| Command::Close(Arc::clone(&name))).await;
+                self.renew_listener(&name, &old).await;
             }
             let addresses = bound.iter().map(|bound| bound.address).collect();
             for Bound { address, sockets, inherited } in bound {
@@ -134,6 +148,10 @@ impl App {
         }
         self.shared.bound.store(Arc::new(all));
     }
+}
+
+fn places(name: &str, at: &[SocketAddr]) -> Vec<Place> {
+    at.iter().map(|at| Place::of(name, *at)).collect()
 }
 
 /// A wanted port 0 is any port.

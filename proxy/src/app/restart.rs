@@ -1,18 +1,18 @@
 //! Hot restart's part of the wiring: which sockets came from a predecessor, and what becomes of them when an heir asks.
 
-use std::collections::BTreeSet;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::{App, StartError};
+use crate::config::snapshot::Snapshot;
 use crate::drain::Phase;
-use crate::listener::socket::let_everybody_in;
+use crate::listener::socket;
 use crate::restart::heir::Taken;
 use crate::restart::keeper::Door;
-use crate::restart::{Heir, Held, Keeper, Link, Place, Request};
+use crate::restart::{Heir, Held, Keeper, Link, Place, Request, SocketId};
 use crate::worker::run::Command;
 
 /// What this process knows of predecessor, supervisor and heirs.
@@ -22,8 +22,10 @@ pub(super) struct Restart {
     heir: Option<Heir>,
     /// The supervisor, once this process serves.
     link: Option<Link>,
-    /// Copies of what is open, for those who ask. A supervisor has its own.
-    copies: Vec<Copy>,
+    /// What is open.
+    open: Vec<Open>,
+    /// Each heir that was given sockets has one of these, for as long as it is there.
+    heirs: Arc<()>,
     handed_over: bool,
     /// Another heir was faster.
     late: bool,
@@ -31,10 +33,20 @@ pub(super) struct Restart {
     requests: mpsc::Receiver<Request>,
 }
 
-struct Copy {
-    held: Held,
+/// A socket that somebody accepts on.
+struct Open {
+    place: Place,
+    id: SocketId,
+    /// A copy for those who ask. None: a supervisor has its own.
+    copy: Option<TcpListener>,
     /// It is the predecessor's.
     inherited: bool,
+}
+
+impl Open {
+    fn held(&self) -> Option<Held> {
+        Some(Held { place: self.place.clone(), socket: self.copy.as_ref()?.try_clone().ok()? })
+    }
 }
 
 impl Restart {
@@ -52,7 +64,8 @@ impl Restart {
             keeper,
             heir,
             link: None,
-            copies: Vec::new(),
+            open: Vec::new(),
+            heirs: Arc::default(),
             handed_over: false,
             late: false,
             ask,
@@ -70,6 +83,11 @@ impl Restart {
         self.heir.as_ref().is_some_and(Heir::is_stuck)
     }
 
+    /// Whether this process has taken over, or has nobody to take over from: what is on disk is its own.
+    pub(super) const fn is_in_charge(&self) -> bool {
+        self.heir.is_none()
+    }
+
     /// Whether an heir has taken over from this process.
     pub(super) const fn is_handed_over(&self) -> bool {
         self.handed_over
@@ -83,11 +101,6 @@ impl Restart {
     /// Remembers open sockets, the first `inherited` of which are the predecessor's.
     pub(super) async fn opened(&mut self, place: &Place, sockets: &[TcpListener], inherited: usize) {
         if self.keeper.is_none() {
-    /// Whether this process has taken over, or has nobody to take over from: what is on disk is its own.
-    pub(super) const fn is_in_charge(&self) -> bool {
-        self.heir.is_none()
-    }
-
             return;
         }
         for (n, socket) in sockets.iter().enumerate() {
@@ -98,21 +111,30 @@ impl Restart {
                     continue;
                 }
             };
-            match &self.link {
-                Some(link) => link.give(&held).await,
-                None => self.copies.push(Copy { held, inherited: n < inherited }),
+            let (id, inherited) = (held.id(), n < inherited);
+            if let Some(link) = &self.link {
+                link.give(&held).await;
             }
+            let copy = self.link.is_none().then_some(held.socket);
+            self.open.push(Open { place: held.place, id, copy, inherited });
         }
     }
 
-    /// To be called before sockets are closed: those of the workers must be the last.
-    pub(super) async fn closing(&mut self, addresses: &[SocketAddr]) {
-        self.copies.retain(|copy| !addresses.contains(&copy.held.place.address));
-        if let Some(link) = self.link.as_ref().filter(|_| !self.handed_over) {
-            for address in addresses {
-                link.forget(*address).await;
+    /// To be called before sockets are closed: those of the workers must be the last. True: they are not, because an heir that starts has
+    /// them, too, and may go on with them.
+    pub(super) async fn closing(&mut self, places: &[Place]) -> bool {
+        let closed = self.open.extract_if(.., |open| places.contains(&open.place));
+        let closed: Vec<_> = closed.map(|open| open.id).collect();
+        if self.handed_over {
+            return false;
+        }
+        let mut shared = Arc::strong_count(&self.heirs) > 1;
+        if let Some(link) = &self.link {
+            for socket in closed {
+                shared |= link.forget(socket).await;
             }
         }
+        shared
     }
 
     /// The next request; never, without a keeper.
@@ -124,40 +146,63 @@ impl Restart {
         }
     }
 
-    /// Addresses of the predecessor's sockets that this process accepts on, until it has a supervisor.
-    fn inherited(&self) -> BTreeSet<SocketAddr> {
-        self.copies.iter().filter(|copy| copy.inherited).map(|copy| copy.held.place.address).collect()
+    /// The predecessor's sockets that this process accepts on.
+    fn inherited(&self) -> Vec<SocketId> {
+        self.open.iter().filter(|open| open.inherited).map(|open| open.id).collect()
     }
 
     fn copies_of_all(&self) -> Vec<Held> {
-        self.copies.iter().filter_map(|copy| copy.held.copy().ok()).collect()
+        self.open.iter().filter_map(Open::held).collect()
     }
 
-    /// Takes over, if there is somebody to take over from.
-    async fn take_over(&mut self) -> Result<Option<Taken>, StartError> {
-        let Some(heir) = self.heir.take() else { return Ok(None) };
-        let kept: Vec<_> = self.inherited().into_iter().collect();
-        let opened = self.copies.iter().filter(|copy| !copy.inherited);
-        let opened: Vec<_> = opened.filter_map(|copy| copy.held.copy().ok()).collect();
-        let taken = heir.take_over(&kept, &opened, self.ask.clone()).await;
-        let (taken, link) = taken
-            .map_err(|e| StartError::Resource("process that is to be succeeded".into(), e.to_string()))?;
-        // It may have been told to end before it was told who goes on.
-        self.copies.iter().filter(|copy| copy.inherited).for_each(|copy| let_everybody_in(&copy.held.socket));
-        if link.is_some() && !matches!(taken, Taken::Refused) {
-            self.copies.clear();
+    /// Takes over, if there is somebody to take over from, and lets heirs ask this process. The listeners are those of `config`.
+    async fn take_over(&mut self, config: &Snapshot) -> Result<Option<Taken>, StartError> {
+        // Before, because the predecessor goes on when this cannot be had.
+        let door = match &self.keeper {
+            Some(keeper @ Keeper::Process(path)) => {
+                Some((Door::beside(path).map_err(|error| failed(keeper, &error))?, keeper))
+            }
+            _ => None,
+        };
+        let (mut taken, mut link) = (None, None);
+        if let Some(heir) = self.heir.take() {
+            let kept = self.inherited();
+            let opened: Vec<_> =
+                self.open.iter().filter(|open| !open.inherited).filter_map(Open::held).collect();
+            let done = heir.take_over(&kept, &opened, self.ask.clone()).await;
+            let (how, to) = done
+                .map_err(|e| StartError::Resource("process that is to be succeeded".into(), e.to_string()))?;
+            (taken, link) = (Some(how), to);
         }
-        self.link = link;
-        Ok(Some(taken))
+        let is_in_charge = !matches!(taken, Some(Taken::Refused));
+        if let Some((mut door, keeper)) = door.filter(|_| is_in_charge) {
+            match door.take_place() {
+                Ok(()) => {
+                    tokio::spawn(door.serve(self.ask.clone()));
+                }
+                Err(error) if taken.is_none() => return Err(failed(keeper, &error)),
+                // There is nobody else any more.
+                Err(error) => tracing::error!("{}", failed(keeper, &error)),
+            }
+        }
+        // A proxy keeps its own door open until now.
+        self.link = link.filter(Link::is_supervised);
+        if is_in_charge {
+            self.make_own(config);
+        }
+        Ok(taken)
     }
 
-    /// Lets heirs ask this process.
-    fn open_door(&self) -> Result<(), StartError> {
-        if let Some(keeper @ Keeper::Process(path)) = &self.keeper {
-            let door = Door::open(path).map_err(|error| failed(keeper, &error))?;
-            tokio::spawn(door.serve(self.ask.clone()));
+    /// The sockets are nobody else's any more: they follow the configuration of this process.
+    fn make_own(&mut self, config: &Snapshot) {
+        let supervised = self.link.is_some();
+        for open in &mut self.open {
+            if let Some(copy) = open.copy.as_ref().filter(|_| open.inherited) {
+                let listener = config.listener(&open.place.listener);
+                socket::make_own(copy, listener.map(|listener| &listener.socket));
+            }
+            open.copy = open.copy.take().filter(|_| !supervised);
         }
-        Ok(())
     }
 }
 
@@ -191,12 +236,26 @@ impl App {
                 () = quit.reached(Phase::Draining) => return Ok(()),
             }
         }
+        Ok(())
+    }
+
+    /// What this process has not, and the one that serves has.
+    fn lacks(&self) -> Option<String> {
+        if self.first_config.is_some() {
+            return Some("a configuration of the control plane".to_owned());
+        }
+        if self.lacks_certificate() {
+            return Some("a certificate".to_owned());
+        }
+        // One that is stopped has no endpoints for anybody.
+        if self.restart.is_stuck() || self.manager.is_warm() { None } else { self.manager.missing() }
     }
 
     /// This process serves from now on, and its predecessor does no more.
     pub(super) async fn take_over(&mut self) -> Result<(), StartError> {
         let began = Instant::now();
-        let taken = self.restart.take_over().await?;
+        let config = self.shared.config.load_full();
+        let taken = self.restart.take_over(&config).await?;
         match &taken {
             None => {}
             Some(Taken::Over) => tracing::info!(took = ?began.elapsed(), "taken over"),
@@ -209,15 +268,15 @@ impl App {
             Some(Taken::Refused) => {
                 tracing::error!("another process has taken over before; this one drains");
                 // They are the other one's, too: they must not be closed as if nobody went on with them.
-                let shared: Arc<[SocketAddr]> = self.restart.inherited().into_iter().collect();
-                self.restart.copies.clear();
+                let shared: Arc<[SocketId]> = self.restart.inherited().into();
+                self.restart.open.clear();
                 self.tell(|| Command::Release(Arc::clone(&shared))).await;
+                self.keep_nothing().await;
                 self.drain.start();
                 return Ok(());
             }
         }
-        let rest =
-            [self.admin.open(&mut self.restart).await, self.open_identity_socket(), self.restart.open_door()];
+        let rest = [self.admin.open(&mut self.restart).await, self.open_identity_socket()];
         for error in rest.into_iter().filter_map(Result::err) {
             if taken.is_none() {
                 return Err(error);
@@ -236,20 +295,9 @@ impl App {
     pub(super) async fn restart_asked(&mut self, request: Request) {
         match request {
             // Who asked may be gone.
-        Ok(())
-    }
-
-    /// What this process has not, and the one that serves has.
-    fn lacks(&self) -> Option<String> {
-        if self.first_config.is_some() {
-            return Some("a configuration of the control plane".to_owned());
-        }
-        if self.lacks_certificate() {
-            return Some("a certificate".to_owned());
-        }
-        // One that is stopped has no endpoints for anybody.
-        if self.restart.is_stuck() || self.manager.is_warm() { None } else { self.manager.missing() }
-            Request::Sockets(reply) => drop(reply.send(self.restart.copies_of_all())),
+            Request::Sockets(reply) => {
+                drop(reply.send((self.restart.copies_of_all(), Arc::clone(&self.restart.heirs))));
+            }
             Request::TakeOver(kept, done) => {
                 let first = !self.restart.handed_over;
                 if first {
@@ -277,12 +325,12 @@ impl App {
     }
 
     /// An heir accepts on `kept`: this process accepts nothing more, and drains.
-    async fn hand_over(&mut self, kept: Vec<SocketAddr>) {
-        tracing::info!(addresses = kept.len(), "another process takes over; draining");
+    async fn hand_over(&mut self, kept: Vec<SocketId>) {
+        tracing::info!(sockets = kept.len(), "another process takes over; draining");
         self.restart.handed_over = true;
-        self.restart.copies.clear();
+        self.restart.open.clear();
         self.admin.release();
-        let kept: Arc<[SocketAddr]> = kept.into();
+        let kept: Arc<[SocketId]> = kept.into();
         self.tell(|| Command::Release(Arc::clone(&kept))).await;
         self.keep_nothing().await;
         self.drain.start();
@@ -295,5 +343,4 @@ impl App {
             control_plane.keep_nothing().await;
         }
     }
-                self.keep_nothing().await;
 }

@@ -61,6 +61,15 @@ pub struct ListenerSpec {
     pub access_log: Vec<Arc<AccessLog>>,
 }
 
+impl ListenerSpec {
+    /// Whether it listens at this address. Its port 0 is any port.
+    #[must_use]
+    pub fn is_at(&self, address: SocketAddr) -> bool {
+        let mut own = std::iter::once(&self.address).chain(&self.additional);
+        own.any(|own| own.ip() == address.ip() && (own.port() == 0 || own.port() == address.port()))
+    }
+}
+
 /// Destination ports on which a listener filter does not look.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Uninspected {

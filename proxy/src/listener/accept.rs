@@ -30,6 +30,8 @@ pub enum Until {
     Told,
     /// The socket is to be closed.
     Close,
+    /// The socket is to be closed here, but an heir that starts has it, too: whoever waits is served, and nobody is kept from coming.
+    Leave,
     /// Another process goes on with the socket and its queue: nothing is taken out, and nothing is done to it.
     Release,
 }
@@ -102,9 +104,9 @@ pub async fn run(
             }
         }
     }
-    let released = *stop.borrow() == Until::Release;
-    if let Some(spec) = known.newest(&worker).filter(|_| !released) {
-        finish(&worker, listener, &spec, &series).await;
+    let until = *stop.borrow();
+    if let Some(spec) = known.newest(&worker).filter(|_| until != Until::Release) {
+        finish(&worker, listener, &spec, (&series, until)).await;
     }
 }
 
@@ -120,12 +122,14 @@ async fn finish(
     worker: &Rc<Worker>,
     listener: TcpListener,
     spec: &Arc<ListenerSpec>,
-    series: &ListenerSeries,
+    (series, until): (&ListenerSeries, Until),
 ) {
-    if let Err(error) = socket::let_nobody_in(&listener) {
+    let shared = until == Until::Leave;
+    if !shared && let Err(error) = socket::let_nobody_in(&listener) {
         tracing::debug!(listener = &*spec.name, %error, "whoever connects at this moment is reset");
     }
-    let mut settled = std::pin::pin!(tokio::time::sleep(SETTLE));
+    let deadline = Instant::now() + SETTLE;
+    let mut settled = std::pin::pin!(tokio::time::sleep_until(deadline));
     loop {
         let accepted = tokio::select! {
             biased;
@@ -136,6 +140,10 @@ async fn finish(
             Ok((stream, peer)) => start(worker, series, stream, peer, Arc::clone(spec)),
             Err(error) if is_per_connection(&error) => {}
             Err(_) => return,
+        }
+        // Without a filter there may always be one more, and the heir serves them as well.
+        if shared && Instant::now() >= deadline {
+            return;
         }
     }
 }

@@ -29,24 +29,36 @@ pub fn listen(address: SocketAddr, spec: &SocketSpec, workers: usize) -> io::Res
     Ok(sockets)
 }
 
-/// Sockets that a predecessor opened, with the options of now; its backlog, keepalive and the like are left behind. None, if it opened them for other
+/// Sockets that a predecessor opened, as they are: until it is succeeded, they are its own. None, if it opened them for other
 /// protocols: with or without IPv4 is decided once, before an address is bound.
 ///
 /// # Errors
-/// An option is not permitted.
+/// One is no socket.
 pub fn adopt(sockets: Vec<TcpListener>, spec: &SocketSpec) -> io::Result<Vec<TcpListener>> {
     for listener in &sockets {
         let (address, socket) = (listener.local_addr()?, SockRef::from(listener));
         if address.is_ipv6() && socket.only_v6()? != only_v6(address, spec) {
             return Ok(Vec::new());
         }
-        set_options(&socket, address, spec)?;
-        // The predecessor may have been told to end just now.
-        let_everybody_in(listener);
-        // Listening again changes the length of the queue, and nothing else.
-        socket.listen(backlog(spec))?;
     }
     Ok(sockets)
+}
+
+/// Gives a socket of a predecessor, which was succeeded, the options of now; its backlog, keepalive and the like are left behind. `spec` is
+/// that of its listener; the admin port has none. What is not permitted stays as it is: this process may have fewer capabilities.
+pub fn make_own(listener: &TcpListener, spec: Option<&SocketSpec>) {
+    // The predecessor may have been told to end.
+    let_everybody_in(listener);
+    let Some(spec) = spec else { return };
+    let socket = SockRef::from(listener);
+    let set = listener.local_addr().and_then(|address| {
+        set_options(&socket, address, spec)?;
+        // Listening again changes the length of the queue, and nothing else.
+        socket.listen(backlog(spec))
+    });
+    if let Err(error) = set {
+        tracing::warn!(?listener, %error, "an option of the predecessor's socket stays as it was");
+    }
 }
 
 fn only_v6(address: SocketAddr, spec: &SocketSpec) -> bool {
@@ -191,6 +203,20 @@ mod tests {
         let mut said = [0; 5];
         accepted.read_exact(&mut said).unwrap();
         assert_eq!(&said, b"hello");
+    }
+
+    #[test]
+    fn a_socket_is_the_predecessors_until_it_is_succeeded() {
+        let keepalive = Keepalive { probes: None, time: None, interval: None };
+        let spec = SocketSpec { keepalive: Some(keepalive), ..SocketSpec::default() };
+        let predecessor = listen(loopback(), &SocketSpec::default(), 1).unwrap().remove(0);
+        let adopted = adopt(vec![predecessor.try_clone().unwrap()], &spec).unwrap();
+        assert!(!SockRef::from(&predecessor).keepalive().unwrap());
+        let_nobody_in(&predecessor).unwrap();
+        make_own(&adopted[0], Some(&spec));
+        assert!(SockRef::from(&predecessor).keepalive().unwrap());
+        let address = predecessor.local_addr().unwrap();
+        std::net::TcpStream::connect_timeout(&address, Duration::from_secs(5)).unwrap();
     }
 
     #[test]

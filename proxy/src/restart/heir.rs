@@ -2,9 +2,10 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, Signal, kill_process};
@@ -12,7 +13,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::wire::{Channel, Message};
-use super::{Held, Keeper, PATIENCE, Place, Request, same_user};
+use super::{Held, Keeper, PATIENCE, Place, Request, SocketId, same_user};
+
+/// How often a keeper is asked that goes away instead of answering, and the time between.
+const TRIES: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// What the keeper gave.
 #[derive(Debug)]
@@ -51,15 +56,30 @@ impl Heir {
     /// # Errors
     /// The keeper is another user's, or is none.
     pub async fn claim(keeper: &Keeper, requests: mpsc::Sender<Request>) -> io::Result<Option<Self>> {
-        let socket = match keeper {
-            Keeper::Process(path) => match connect(path)? {
-                Some(socket) => socket,
-                None => return Ok(None),
-            },
-            Keeper::Supervisor => io::stdin().as_fd().try_clone_to_owned()?,
+        let path = match keeper {
+            Keeper::Process(path) => path,
+            Keeper::Supervisor => {
+                return Self::ask(io::stdin().as_fd().try_clone_to_owned()?, true, requests).await;
+            }
         };
+        for _ in 0..TRIES {
+            let Some(socket) = connect(path)? else { return Ok(None) };
+            if let Some(heir) = Self::ask(socket, false, requests.clone()).await? {
+                return Ok(Some(heir));
+            }
+            // It ended in this moment, or gives way to its heir, who is there now.
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(None)
+    }
+
+    /// None: it is gone.
+    async fn ask(
+        socket: OwnedFd,
+        supervised: bool,
+        requests: mpsc::Sender<Request>,
+    ) -> io::Result<Option<Self>> {
         let channel = Channel::over(socket)?;
-        let supervised = *keeper == Keeper::Supervisor;
         let pid = same_user(&channel)?;
         let mut sockets = Vec::new();
         let mut succeeds = true;
@@ -72,14 +92,10 @@ impl Heir {
                     pid,
                     "the running proxy does not answer: this process opens sockets of its own"
                 );
-                return Ok(Some(Self {
-                    sockets: Vec::new(),
-                    succeeds,
-                    keeper: Partner::Stuck(channel, pid),
-                }));
+                let keeper = Partner::Stuck(channel, pid);
+                return Ok(Some(Self { sockets: Vec::new(), succeeds, keeper }));
             };
             match said? {
-                // It died in this moment: nobody is there.
                 None => return Ok(None),
                 Some((Message::Hello { serving, .. }, _)) => succeeds = serving,
                 Some((Message::Socket(place), Some(socket))) => {
@@ -129,13 +145,13 @@ impl Heir {
     }
 
     /// Takes over: this process accepts on `kept`, and has opened `opened` besides, which a supervisor is given copies of. The link is that to
-    /// a supervisor. `requests` as in [`Self::claim`].
+    /// the keeper; it waits with its end until a proxy drops it. `requests` as in [`Self::claim`].
     ///
     /// # Errors
     /// The process that does not answer cannot be ended either.
     pub async fn take_over(
         self,
-        kept: &[SocketAddr],
+        kept: &[SocketId],
         opened: &[Held],
         requests: mpsc::Sender<Request>,
     ) -> io::Result<(Taken, Option<Link>)> {
@@ -147,8 +163,8 @@ impl Heir {
             Partner::Stuck(channel, _) if channel.is_readable() => Link::start(channel, false, requests),
             Partner::Stuck(channel, pid) => return end(&channel, pid).map(|taken| (taken, None)),
         };
-        for address in kept {
-            link.say(Message::Keep { address: *address }).await;
+        for socket in kept {
+            link.say(Message::Keep(*socket)).await;
         }
         if link.supervised {
             for held in opened {
@@ -156,11 +172,11 @@ impl Heir {
             }
         }
         let taken = match timeout(PATIENCE, link.ask(Message::TakeOver)).await {
-            Ok(Some(true)) | Ok(None) => Taken::Over,
-            Ok(Some(false)) => Taken::Refused,
+            Ok(Some(Answer::Done { .. }) | None) => Taken::Over,
+            Ok(Some(Answer::Refused)) => Taken::Refused,
             Err(_) => Taken::Unanswered,
         };
-        Ok((taken, Some(link).filter(|link| link.supervised)))
+        Ok((taken, Some(link)))
     }
 }
 
@@ -196,7 +212,14 @@ struct Saying {
     message: Message,
     with: Option<OwnedFd>,
     /// Wants the answer.
-    answer: Option<oneshot::Sender<bool>>,
+    answer: Option<oneshot::Sender<Answer>>,
+}
+
+/// What a keeper answers.
+#[derive(Debug, Clone, Copy)]
+enum Answer {
+    Done { shared: bool },
+    Refused,
 }
 
 /// A conversation with a keeper. It goes on for as long as somebody has it.
@@ -218,8 +241,14 @@ impl Link {
         let _ = self.say.send(Saying { message, with: None, answer: None }).await;
     }
 
+    /// Whether the keeper is a supervisor.
+    #[must_use]
+    pub const fn is_supervised(&self) -> bool {
+        self.supervised
+    }
+
     /// The answer; None when the keeper is gone.
-    async fn ask(&self, message: Message) -> Option<bool> {
+    async fn ask(&self, message: Message) -> Option<Answer> {
         let (answer, answered) = oneshot::channel();
         let _ = self.say.send(Saying { message, with: None, answer: Some(answer) }).await;
         answered.await.ok()
@@ -238,10 +267,15 @@ impl Link {
         }
     }
 
-    /// Has the keeper close its copies of the sockets at an address. Afterwards those of this process are the last.
-    pub async fn forget(&self, address: SocketAddr) {
-        if timeout(PATIENCE, self.ask(Message::Forget { address })).await.is_err() {
-            tracing::warn!(%address, "the supervisor does not answer");
+    /// Has the keeper close its copy of a socket. Afterwards that of this process is the last; true: it is not, because an heir that starts
+    /// has one.
+    pub async fn forget(&self, socket: SocketId) -> bool {
+        match timeout(PATIENCE, self.ask(Message::Forget(socket))).await {
+            Ok(answer) => matches!(answer, Some(Answer::Done { shared: true })),
+            Err(_) => {
+                tracing::warn!(?socket, "the supervisor does not answer");
+                false
+            }
         }
     }
 }
@@ -252,7 +286,7 @@ async fn talk(
     mut says: mpsc::Receiver<Saying>,
     requests: mpsc::Sender<Request>,
 ) {
-    let mut unanswered: VecDeque<oneshot::Sender<bool>> = VecDeque::new();
+    let mut unanswered: VecDeque<oneshot::Sender<Answer>> = VecDeque::new();
     let mut kept = Vec::new();
     loop {
         let said = tokio::select! {
@@ -267,13 +301,15 @@ async fn talk(
             said = channel.receive() => said,
         };
         match said {
-            Ok(Some((Message::Done, _))) => answer(unanswered.pop_front(), true),
+            Ok(Some((Message::Done { shared }, _))) => {
+                answer(unanswered.pop_front(), Answer::Done { shared })
+            }
             Ok(Some((Message::Refused, _))) if unanswered.is_empty() => {
                 // A process that is about to end is asked nothing.
                 let _ = requests.send(Request::Late).await;
             }
-            Ok(Some((Message::Refused, _))) => answer(unanswered.pop_front(), false),
-            Ok(Some((Message::Keep { address }, _))) => kept.push(address),
+            Ok(Some((Message::Refused, _))) => answer(unanswered.pop_front(), Answer::Refused),
+            Ok(Some((Message::Keep(socket), _))) => kept.push(socket),
             Ok(Some((Message::TakeOver, _))) => {
                 let (done, _nobody_waits) = oneshot::channel();
                 // A process that is about to end is asked nothing.
@@ -293,7 +329,7 @@ async fn talk(
     let _ = requests.send(gone).await;
 }
 
-fn answer(asked: Option<oneshot::Sender<bool>>, answer: bool) {
+fn answer(asked: Option<oneshot::Sender<Answer>>, answer: Answer) {
     if let Some(asked) = asked {
         // Who asked may have lost patience.
         let _ = asked.send(answer);

@@ -20,21 +20,23 @@ const MODE: u32 = 0o600;
 /// One heir is usual; two are a mistake.
 const BACKLOG: i32 = 8;
 
-/// The socket at its path.
+/// The socket at its path, or still beside it.
 #[derive(Debug)]
 pub struct Door {
     listener: UnixListener,
     path: PathBuf,
+    /// Where it is until it takes its place.
+    beside: Option<PathBuf>,
     /// Device and inode of the file.
     file: Option<(u64, u64)>,
 }
 
 impl Door {
-    /// Takes the place of the socket at `path`, if there is one: at every moment somebody listens there.
+    /// Listens beside `path`, so that nothing is left to fail when [`Self::take_place`] is called.
     ///
     /// # Errors
     /// I/O, or the path is something else than a socket.
-    pub fn open(path: &Path) -> io::Result<Self> {
+    pub fn beside(path: &Path) -> io::Result<Self> {
         use std::os::unix::fs::FileTypeExt;
         if std::fs::symlink_metadata(path).is_ok_and(|there| !there.file_type().is_socket()) {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "is there and is no socket"));
@@ -48,12 +50,23 @@ impl Door {
         rustix::net::bind(&socket, &SocketAddrUnix::new(&beside)?)?;
         std::fs::set_permissions(&beside, std::fs::Permissions::from_mode(MODE))?;
         rustix::net::listen(&socket, BACKLOG)?;
-        std::fs::rename(&beside, path)?;
         let listener = UnixListener::from_std(StdListener::from(socket))?;
-        Ok(Self { listener, path: path.to_owned(), file: file_at(path) })
+        Ok(Self { listener, path: path.to_owned(), beside: Some(beside), file: None })
     }
 
-    /// Answers heirs until one of them has taken over, or until this is dropped.
+    /// Takes the place of the socket at the path, if there is one: at every moment somebody listens there.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn take_place(&mut self) -> io::Result<()> {
+        if let Some(beside) = self.beside.take() {
+            std::fs::rename(&beside, &self.path).inspect_err(|_| drop(std::fs::remove_file(&beside)))?;
+            self.file = file_at(&self.path);
+        }
+        Ok(())
+    }
+
+    /// Answers heirs until one of them has taken over and put its own socket in the place, or until this is dropped.
     pub async fn serve(mut self, requests: mpsc::Sender<Request>) {
         let (mut heirs, taken) = (JoinSet::new(), watch::Sender::new(false));
         loop {
@@ -69,14 +82,15 @@ impl Door {
                     }
                 },
                 Some(ended) = heirs.join_next() => match ended {
-                    Ok(Ok(true)) => {
-                        // The heir is about to put its own in the place.
+                    Ok(Ok(Some(successor))) => {
                         self.file = None;
                         taken.send_replace(true);
                         while heirs.join_next().await.is_some() {}
+                        // Until the heir has put its own in the place, somebody listens: who comes is not answered, and asks again.
+                        successor.closed().await;
                         return;
                     }
-                    Ok(Ok(false)) | Err(_) => {}
+                    Ok(Ok(None)) | Err(_) => {}
                     Ok(Err(error)) => tracing::warn!(%error, "a hot restart was given up; this process serves on"),
                 },
             }
@@ -86,8 +100,11 @@ impl Door {
 
 impl Drop for Door {
     fn drop(&mut self) {
+        // Gone in this moment is gone as well.
+        if let Some(beside) = &self.beside {
+            let _ = std::fs::remove_file(beside);
+        }
         if self.file.is_some() && file_at(&self.path) == self.file {
-            // Gone in this moment is gone as well.
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -97,18 +114,19 @@ fn file_at(path: &Path) -> Option<(u64, u64)> {
     std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
-/// True: this one has taken over.
+/// Some: this one has taken over.
 async fn heir(
     channel: io::Result<Channel>,
     requests: mpsc::Sender<Request>,
     mut taken: watch::Receiver<bool>,
-) -> io::Result<bool> {
+) -> io::Result<Option<Channel>> {
     let channel = channel?;
     let pid = same_user(&channel)?;
     let gone = || io::Error::other("this process ends");
     let (reply, sockets) = oneshot::channel();
     requests.send(Request::Sockets(reply)).await.map_err(|_| gone())?;
-    let sockets = sockets.await.map_err(|_| gone())?;
+    // By this the process knows that there is an heir.
+    let (sockets, _known) = sockets.await.map_err(|_| gone())?;
     tracing::info!(pid, sockets = sockets.len(), "another process takes the sockets");
     channel.send(&Message::Hello { pid: std::process::id(), serving: true }, None).await?;
     for held in &sockets {
@@ -123,15 +141,15 @@ async fn heir(
             said = channel.receive() => said?,
             _ = async { taken.wait_for(|taken| *taken).await.is_ok() } => {
                 channel.send(&Message::Refused, None).await?;
-                return Ok(false);
+                return Ok(None);
             }
         };
         match said {
             None => {
                 tracing::warn!(pid, "the other process ended before it took over; this one serves on");
-                return Ok(false);
+                return Ok(None);
             }
-            Some((Message::Keep { address }, _)) => kept.push(address),
+            Some((Message::Keep(socket), _)) => kept.push(socket),
             Some((Message::TakeOver, _)) => break,
             Some(_) => {}
         }
@@ -139,21 +157,29 @@ async fn heir(
     let (done, answer) = oneshot::channel();
     requests.send(Request::TakeOver(kept, done)).await.map_err(|_| gone())?;
     let first = answer.await.unwrap_or(false);
-    let said = channel.send(if first { &Message::Done } else { &Message::Refused }, None).await;
+    let answer = if first { Message::Done { shared: false } } else { Message::Refused };
+    let said = channel.send(&answer, None).await;
     // An heir that died in this moment: there is no way back.
     if let Err(error) = said {
         tracing::error!(pid, %error, "the other process took over and is gone");
     }
-    Ok(first)
+    Ok(first.then_some(channel))
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
+    use std::sync::Arc;
 
     use super::super::heir::{Heir, Taken};
-    use super::super::{Held, Keeper, Place};
+    use super::super::{Held, Keeper, Place, SocketId};
     use super::*;
+
+    fn open(path: &Path) -> io::Result<Door> {
+        let mut door = Door::beside(path)?;
+        door.take_place()?;
+        Ok(door)
+    }
 
     fn listening(name: &str) -> Held {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -165,13 +191,14 @@ mod tests {
         Heir::claim(&Keeper::Process(path.to_owned()), ask).await.unwrap()
     }
 
-    /// Answers as a proxy with these sockets does; the addresses that the first heir kept.
-    async fn proxy(sockets: Vec<Held>, mut requests: mpsc::Receiver<Request>) -> Vec<std::net::SocketAddr> {
+    /// Answers as a proxy with these sockets does; the sockets that the first heir kept.
+    async fn proxy(sockets: Vec<Held>, mut requests: mpsc::Receiver<Request>) -> Vec<SocketId> {
         let mut first = None;
         while let Some(request) = requests.recv().await {
             match request {
                 Request::Sockets(reply) => {
-                    reply.send(sockets.iter().map(|held| held.copy().unwrap()).collect()).unwrap();
+                    let copies = sockets.iter().map(|held| held.copy().unwrap()).collect();
+                    reply.send((copies, Arc::default())).unwrap();
                 }
                 Request::TakeOver(kept, done) => {
                     done.send(first.is_none()).unwrap();
@@ -189,10 +216,10 @@ mod tests {
         let path = folder.path().join("restart.sock");
         assert!(claim(&path).await.is_none(), "nobody is there");
         let (a, b) = (listening("a"), listening("b"));
-        let (at_a, at_b) = (a.place.address, b.place.address);
+        let (id_a, id_b, at_b) = (a.id(), b.id(), b.place.address);
         let (ask, requests) = mpsc::channel(4);
         let second = Held { place: a.place.clone(), socket: a.socket.try_clone().unwrap() };
-        let served = tokio::spawn(Door::open(&path).unwrap().serve(ask));
+        let served = tokio::spawn(open(&path).unwrap().serve(ask));
         let proxy = tokio::spawn(proxy(vec![a, second, b], requests));
 
         let mut heir = claim(&path).await.unwrap();
@@ -205,16 +232,45 @@ mod tests {
         assert_eq!(heir.take(&any_port).len(), 2, "one of each worker");
         assert_eq!(heir.take(&any_port).len(), 0);
         assert_eq!(late.take(&Place::of("renamed", at_b)).len(), 1, "an address is whose it is now");
-        let (taken, link) = heir.take_over(&[at_a], &[], mpsc::channel(1).0).await.unwrap();
-        assert!(matches!(taken, Taken::Over) && link.is_none());
+        let (taken, link) = heir.take_over(&[id_a], &[], mpsc::channel(1).0).await.unwrap();
+        assert!(matches!(taken, Taken::Over) && link.is_some_and(|link| !link.is_supervised()));
         assert!(matches!(hears.recv().await, Some(Request::Late)), "whoever does not even try is told");
         drop(never);
-        let (taken, _) = late.take_over(&[at_b], &[], mpsc::channel(1).0).await.unwrap();
+        let (taken, _) = late.take_over(&[id_b], &[], mpsc::channel(1).0).await.unwrap();
         assert!(!matches!(taken, Taken::Unanswered | Taken::Ended));
         served.await.unwrap();
-        assert_eq!(proxy.await.unwrap(), [at_a]);
+        assert_eq!(proxy.await.unwrap(), [id_a]);
         assert!(path.exists(), "it is the heir's to replace");
         assert!(claim(&path).await.is_none());
+    }
+
+    /// The old process is done, and the new one has not put its own socket in the place yet.
+    #[tokio::test]
+    async fn nobody_finds_the_place_empty_while_it_changes_hands() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("restart.sock");
+        let (ask, requests) = mpsc::channel(4);
+        let old = tokio::spawn(open(&path).unwrap().serve(ask));
+        let _old_proxy = tokio::spawn(proxy(vec![listening("old")], requests));
+        let heir = claim(&path).await.unwrap();
+        let mut next_door = Door::beside(&path).unwrap();
+        let (taken, link) = heir.take_over(&[], &[], mpsc::channel(1).0).await.unwrap();
+        assert!(matches!(taken, Taken::Over));
+        // The next one asks now.
+        let asks = path.clone();
+        let next = tokio::spawn(async move { claim(&asks).await });
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        next_door.take_place().unwrap();
+        drop(link);
+        let (ask, requests) = mpsc::channel(4);
+        let new = tokio::spawn(next_door.serve(ask));
+        let _new_proxy = tokio::spawn(proxy(vec![listening("new")], requests));
+        let mut next = next.await.unwrap().expect("somebody is there");
+        assert_eq!(next.take(&Place::of("new", "127.0.0.1:0".parse().unwrap())).len(), 1);
+        old.await.unwrap();
+        new.abort();
     }
 
     #[tokio::test]
@@ -222,7 +278,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("restart.sock");
         let (ask, requests) = mpsc::channel(4);
-        let served = tokio::spawn(Door::open(&path).unwrap().serve(ask));
+        let served = tokio::spawn(open(&path).unwrap().serve(ask));
         let proxy = tokio::spawn(proxy(vec![listening("a")], requests));
         drop(claim(&path).await.unwrap());
         assert!(claim(&path).await.is_some(), "it is asked again");
@@ -234,16 +290,16 @@ mod tests {
     async fn a_successor_replaces_the_file_and_what_is_no_socket_stays() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("restart.sock");
-        let old = Door::open(&path).unwrap();
+        let old = open(&path).unwrap();
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, MODE);
-        let new = Door::open(&path).unwrap();
+        let new = open(&path).unwrap();
         drop(old);
         assert!(path.exists(), "the file is the new one's");
         drop(new);
         assert!(!path.exists(), "who leaves takes the file along");
         std::fs::write(&path, "mine").unwrap();
-        assert!(Door::open(&path).is_err());
+        assert!(open(&path).is_err());
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "mine");
     }
 
@@ -252,7 +308,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("restart.sock");
         // The kernel takes connections for it, and nobody serves them.
-        let _door = Door::open(&path).unwrap();
+        let _door = open(&path).unwrap();
         let heir = claim(&path).await.unwrap();
         assert!(heir.is_stuck() && heir.succeeds());
     }

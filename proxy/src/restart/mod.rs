@@ -9,14 +9,15 @@ pub mod supervisor;
 mod wire;
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 pub use self::heir::{Heir, Link};
-pub use self::wire::Place;
+pub use self::wire::{Place, SocketId};
 
 /// A keeper that says nothing for this long is stuck: stopped, frozen, or worse.
 pub const PATIENCE: Duration = Duration::from_secs(1);
@@ -47,15 +48,21 @@ impl Held {
     pub fn copy(&self) -> io::Result<Self> {
         Ok(Self { place: self.place.clone(), socket: self.socket.try_clone()? })
     }
+
+    /// Which socket it is.
+    #[must_use]
+    pub fn id(&self) -> SocketId {
+        SocketId::of(self.place.address, &self.socket)
+    }
 }
 
 /// What a process is asked by its heir.
 #[derive(Debug)]
 pub enum Request {
-    /// Copies of all listening sockets.
-    Sockets(oneshot::Sender<Vec<Held>>),
-    /// To accept no more, because an heir does on these addresses, and to drain. The answer is false when there was another heir before.
-    TakeOver(Vec<SocketAddr>, oneshot::Sender<bool>),
+    /// Copies of all listening sockets, and something that the heir is known by for as long as it is there.
+    Sockets(oneshot::Sender<(Vec<Held>, Arc<()>)>),
+    /// To accept no more, because an heir does on these sockets, and to drain. The answer is false when there was another heir before.
+    TakeOver(Vec<SocketId>, oneshot::Sender<bool>),
     /// To end: another heir was faster than this process.
     Late,
     /// The predecessor is gone before this process took over: nobody serves.

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
 
@@ -36,25 +36,63 @@ pub(super) enum Message {
     End,
     /// The process that served is gone before the heir took over.
     Alone,
-    /// The heir accepts on every socket of this address.
-    Keep {
-        /// Where it is bound.
-        address: SocketAddr,
-    },
+    /// The heir accepts on this socket.
+    Keep(SocketId),
     /// The heir serves.
     TakeOver,
-    /// Nobody listens at this address any more.
-    Forget {
-        /// Where it is bound.
-        address: SocketAddr,
-    },
+    /// The proxy closes this socket.
+    Forget(SocketId),
     /// The answer to [`Message::TakeOver`] and [`Message::Forget`].
-    Done,
+    Done {
+        /// The socket that is closed was given to an heir that starts.
+        #[serde(default)]
+        shared: bool,
+    },
     /// The other answer to [`Message::TakeOver`], or said before that: there was another heir.
     Refused,
     /// Something that only newer versions say.
     #[serde(other)]
     Unknown,
+}
+
+/// Which socket is meant, in any process that has it. Several may be at one address: one for each worker, and new ones beside those
+/// that are about to be closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketId {
+    address: SocketAddr,
+    /// `SO_COOKIE` (socket(7)). None: another version of this program means every socket at the address.
+    #[serde(default)]
+    cookie: Option<u64>,
+}
+
+impl SocketId {
+    /// That of a socket at `address`.
+    #[must_use]
+    pub fn of(address: SocketAddr, socket: &TcpListener) -> Self {
+        // Every Linux that we run on has it (4.12).
+        Self { address, cookie: rustix::net::sockopt::socket_cookie(socket).ok() }
+    }
+
+    /// Where it is bound.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Whether both mean the same socket.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        match (self.cookie, other.cookie) {
+            (Some(one), Some(other)) => one == other,
+            _ => self.address == other.address,
+        }
+    }
+
+    /// Whether it is among `all`.
+    #[must_use]
+    pub fn is_in(&self, all: &[Self]) -> bool {
+        all.iter().any(|other| self.is(other))
+    }
 }
 
 /// Whose a listening socket is.
@@ -133,6 +171,11 @@ impl Channel {
         self.peek().is_ok_and(|read| read > 0)
     }
 
+    /// Waits until the other end is gone, whatever it says before.
+    pub(super) async fn closed(&self) {
+        while let Ok(Some(_)) = self.receive().await {}
+    }
+
     fn peek(&self) -> rustix::io::Result<usize> {
         let mut byte = [0];
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
@@ -205,7 +248,7 @@ mod tests {
     #[tokio::test]
     async fn a_socket_arrives_as_the_same_socket() {
         let (ours, theirs) = ends();
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let place = Place::of("ingress", listener.local_addr().unwrap());
         ours.send(&Message::Hello { pid: 7, serving: true }, None).await.unwrap();
         ours.send(&Message::Socket(place.clone()), Some(listener.as_fd())).await.unwrap();
@@ -216,7 +259,7 @@ mod tests {
         assert_eq!((hello, none.is_none()), (Message::Hello { pid: 7, serving: true }, true));
         let (said, with) = theirs.receive().await.unwrap().unwrap();
         assert_eq!(said, Message::Socket(place));
-        let listener = std::net::TcpListener::from(with.unwrap());
+        let listener = TcpListener::from(with.unwrap());
         assert_eq!(listener.accept().unwrap().1, client.local_addr().unwrap());
         drop(ours);
         assert!(theirs.receive().await.unwrap().is_none());
@@ -231,6 +274,35 @@ mod tests {
         assert_eq!(theirs.receive().await.unwrap().unwrap().0, Message::Unknown);
         assert_eq!(theirs.receive().await.unwrap().unwrap().0, Message::End);
         assert!(theirs.receive().await.is_err());
+    }
+
+    #[test]
+    fn sockets_at_one_address_are_told_apart_in_every_process() {
+        let socket = || {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            socket.set_reuse_port(true).unwrap();
+            socket
+        };
+        let bind = |socket: socket2::Socket, address: SocketAddr| {
+            socket.bind(&address.into()).unwrap();
+            socket.listen(1).unwrap();
+            TcpListener::from(socket)
+        };
+        let one = bind(socket(), "127.0.0.1:0".parse().unwrap());
+        let address = one.local_addr().unwrap();
+        let other = bind(socket(), address);
+        let [one_id, copy, other] =
+            [&one, &one.try_clone().unwrap(), &other].map(|socket| SocketId::of(address, socket));
+        assert!(one_id.is(&copy) && !one_id.is(&other));
+        let old: Message = serde_json::from_str(r#"{"say":"keep","address":"127.0.0.1:80"}"#).unwrap();
+        let Message::Keep(old) = old else { panic!("{old:?}") };
+        assert!(!old.is(&one_id) && SocketId { address: old.address, ..one_id }.is(&old));
+        let text = serde_json::to_string(&Message::Keep(old)).unwrap();
+        assert_eq!(text, r#"{"say":"keep","address":"127.0.0.1:80","cookie":null}"#);
+        assert_eq!(
+            serde_json::from_str::<Message>(r#"{"say":"done"}"#).unwrap(),
+            Message::Done { shared: false }
+        );
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! A worker's thread: starts the runtime, obeys commands, ends when its connections have.
 
 use std::collections::HashMap;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::Worker;
 use super::timer::Ticker;
 use crate::listener::accept::{self, Known, Until};
+use crate::restart::SocketId;
 
 /// What the control runtime tells a worker.
 #[derive(Debug)]
@@ -18,7 +19,15 @@ pub enum Command {
     /// Accept on this socket for the listener of this name.
     Listen(Arc<str>, TcpListener),
     /// Stop accepting for the listener; its connections go on.
-    Close(Arc<str>),
+    Close {
+        /// Of the listener.
+        name: Arc<str>,
+        /// An heir that starts has its sockets, too.
+        shared: bool,
+    },
+    /// The listener is bound anew, and an heir that starts has its sockets of before. Those at addresses that it still has are accepted on as
+    /// well, until the heir does or they are closed with the others: the kernel goes on giving them their share.
+    Renew(Arc<str>),
     /// Pools, cursors and labels follow the newest configuration; policy judges again what is open.
     Changed,
     /// Certificates were revoked: open connections are judged again.
@@ -26,9 +35,12 @@ pub enum Command {
     /// Finish what is running and take nothing new: answers carry `Connection: close` or GOAWAY. Listeners stay open.
     Drain,
     /// Stop accepting for all listeners.
-    CloseAll,
-    /// Stop accepting on the sockets of these addresses, which another process goes on with.
-    Release(Arc<[SocketAddr]>),
+    CloseAll {
+        /// An heir that starts has their sockets, too.
+        shared: bool,
+    },
+    /// Stop accepting on these sockets, which another process goes on with.
+    Release(Arc<[SocketId]>),
     /// End now, whatever is still open.
     Exit,
 }
@@ -38,27 +50,34 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
     let mut listeners: HashMap<Arc<str>, Listening> = HashMap::new();
     let logs = worker.logs().clone();
     tokio::task::spawn_local(async move { logs.run_flusher().await });
+    let originals = Rc::clone(&worker);
+    tokio::task::spawn_local(async move { originals.forget_originals().await });
     let lag = Arc::clone(&worker.lag);
     tokio::task::spawn_local(Ticker::install().run(move |late| lag.note(late)));
     while let Some(command) = commands.recv().await {
         match command {
             Command::Listen(name, socket) => match listening(socket) {
-                Ok((address, socket)) => {
+                Ok((id, socket)) => {
                     let (until, stopped) = watch::channel(Until::Told);
                     let new = || Listening::new(&worker, &name);
                     let listening = listeners.entry(Arc::clone(&name)).or_insert_with(new);
-                    listening.loops.push(Accepting { address, until });
+                    listening.loops.push(Accepting { id, until });
                     let known = Rc::clone(&listening.known);
                     tokio::task::spawn_local(accept::run(Rc::clone(&worker), socket, known, stopped));
                 }
                 Err(error) => tracing::error!(listener = &*name, %error, "cannot listen"),
             },
-    let originals = Rc::clone(&worker);
-    tokio::task::spawn_local(async move { originals.forget_originals().await });
-            Command::Close(name) => close_all(listeners.remove(&name)),
-            Command::CloseAll => close_all(listeners.drain().map(|(_, listening)| listening)),
-            Command::Release(addresses) => {
-                let released = |accepting: &mut Accepting| addresses.contains(&accepting.address);
+            Command::Close { name, shared } => close_all(listeners.remove(&name), shared),
+            Command::Renew(name) => {
+                if let Some(listening) = listeners.get_mut(&name) {
+                    listening.leave_others(&worker);
+                }
+            }
+            Command::CloseAll { shared } => {
+                close_all(listeners.drain().map(|(_, listening)| listening), shared);
+            }
+            Command::Release(sockets) => {
+                let released = |accepting: &mut Accepting| accepting.id.is_in(&sockets);
                 for listening in listeners.values_mut() {
                     for accepting in listening.loops.extract_if(.., released) {
                         accepting.until.send_replace(Until::Release);
@@ -89,20 +108,32 @@ impl Listening {
     fn new(worker: &Worker, name: &Arc<str>) -> Self {
         Self { known: Known::new(worker, Arc::clone(name)), loops: Vec::new() }
     }
+
+    /// Leaves the sockets at addresses that the listener has no longer to an heir.
+    fn leave_others(&mut self, worker: &Worker) {
+        let snapshot = worker.snapshot();
+        let spec = snapshot.listener(&self.known.name);
+        let gone = |accepting: &mut Accepting| spec.is_none_or(|spec| !spec.is_at(accepting.id.address()));
+        for accepting in self.loops.extract_if(.., gone) {
+            accepting.until.send_replace(Until::Leave);
+        }
+    }
 }
 
 /// A loop that accepts.
 struct Accepting {
-    address: SocketAddr,
+    id: SocketId,
     until: watch::Sender<Until>,
 }
 
-fn listening(socket: TcpListener) -> std::io::Result<(SocketAddr, tokio::net::TcpListener)> {
-    Ok((socket.local_addr()?, tokio::net::TcpListener::from_std(socket)?))
+fn listening(socket: TcpListener) -> std::io::Result<(SocketId, tokio::net::TcpListener)> {
+    let id = SocketId::of(socket.local_addr()?, &socket);
+    Ok((id, tokio::net::TcpListener::from_std(socket)?))
 }
 
-fn close_all(listeners: impl IntoIterator<Item = Listening>) {
+fn close_all(listeners: impl IntoIterator<Item = Listening>, shared: bool) {
+    let until = if shared { Until::Leave } else { Until::Close };
     for accepting in listeners.into_iter().flat_map(|listening| listening.loops) {
-        accepting.until.send_replace(Until::Close);
+        accepting.until.send_replace(until);
     }
 }

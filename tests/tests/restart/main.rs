@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod handover;
+mod overlap;
 mod start;
 mod supervised;
 mod terminate;

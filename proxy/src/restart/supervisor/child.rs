@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -11,8 +10,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::super::Held;
 use super::super::wire::{Channel, Message};
+use super::super::{Held, SocketId};
 
 /// What is started, again and again: the path is looked up each time, so that another binary may be there.
 #[derive(Debug, Clone)]
@@ -39,8 +38,8 @@ pub(super) struct Child {
     pub(super) stage: Stage,
     /// When it is ended by force.
     pub(super) deadline: Option<Instant>,
-    /// Addresses that it keeps of what it was given, and what it has opened besides: until it takes over.
-    pub(super) kept: Vec<SocketAddr>,
+    /// What it keeps of what it was given, and what it has opened besides: until it takes over.
+    pub(super) kept: Vec<SocketId>,
     pub(super) opened: Vec<Held>,
     tell: mpsc::Sender<Vec<Message>>,
 }

@@ -16,8 +16,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use self::child::{Child, Program, Said, Stage};
-use super::Held;
 use super::wire::Message;
+use super::{Held, SocketId};
 
 /// A child that has not ended so long after its drain time is stuck.
 const GRACE: Duration = Duration::from_secs(5);
@@ -47,6 +47,8 @@ struct Supervisor {
     drain: Duration,
     /// The sockets of the proxy that serves, or served last.
     store: Vec<Held>,
+    /// Sockets that it closes while a child starts that was given them, and may keep them.
+    closing: Vec<Held>,
     children: Vec<Child>,
     /// Whether a proxy ever served.
     served: bool,
@@ -68,6 +70,7 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>, drain: Duration)
         program,
         drain,
         store: Vec::new(),
+        closing: Vec::new(),
         children: Vec::new(),
         served: false,
         ending: false,
@@ -138,6 +141,7 @@ impl Supervisor {
                 self.restart_at = None;
                 // The proxy must have the last descriptors: what it closes is to be closed.
                 self.store.clear();
+                self.closing.clear();
                 let deadline = Instant::now() + self.drain + GRACE;
                 for child in &mut self.children {
                     child.signal(Signal::TERM);
@@ -197,12 +201,10 @@ impl Supervisor {
                     _ => {}
                 }
             }
-            (Message::Keep { address }, _) => child.kept.push(address),
-            (Message::Forget { address }, _) => {
-                if serves {
-                    self.store.retain(|held| held.place.address != address);
-                }
-                child.tell(vec![Message::Done]);
+            (Message::Keep(socket), _) => child.kept.push(socket),
+            (Message::Forget(socket), _) => {
+                let shared = serves && self.forget(socket);
+                self.children[at].tell(vec![Message::Done { shared }]);
             }
             (Message::TakeOver, _) if self.ending || child.stage != Stage::Starting => {
                 child.tell(vec![Message::Refused]);
@@ -212,6 +214,18 @@ impl Supervisor {
         }
     }
 
+    /// The proxy that serves closes a socket. Whether a child that starts has it, too: then who waits in its queue waits for that one.
+    fn forget(&mut self, socket: SocketId) -> bool {
+        let shared = self.is_starting() && !self.ending;
+        let closed = self.store.extract_if(.., |held| held.id().is(&socket));
+        if shared {
+            self.closing.extend(closed)
+        } else {
+            closed.for_each(drop)
+        }
+        shared
+    }
+
     /// The child at `heir` serves from now on.
     fn hand_over(&mut self, heir: usize) {
         let now = Instant::now();
@@ -219,17 +233,18 @@ impl Supervisor {
         let kept = std::mem::take(&mut self.children[heir].kept);
         let opened = std::mem::take(&mut self.children[heir].opened);
         // The old process closes what nobody keeps: it must have the last descriptor.
-        self.store.retain(|held| kept.contains(&held.place.address));
+        self.store.append(&mut self.closing);
+        self.store.retain(|held| held.id().is_in(&kept));
         self.store.extend(opened);
         self.children[heir].stage = Stage::Serving(now);
         self.served = true;
         if let Some(old) = old {
             let old = &mut self.children[old];
             (old.stage, old.deadline) = (Stage::Leaving, Some(now + self.drain + GRACE));
-            let kept = kept.into_iter().map(|address| Message::Keep { address });
+            let kept = kept.into_iter().map(Message::Keep);
             old.tell(kept.chain([Message::TakeOver]).collect());
         }
-        self.children[heir].tell(vec![Message::Done]);
+        self.children[heir].tell(vec![Message::Done { shared: false }]);
         tracing::info!(
             pid = self.children[heir].pid.as_raw_pid(),
             sockets = self.store.len(),
@@ -243,6 +258,9 @@ impl Supervisor {
         while let Ok(Some((pid, ended))) = rustix::process::wait(WaitOptions::NOHANG) {
             let Some(at) = self.children.iter().position(|child| child.pid == pid) else { continue };
             let child = self.children.swap_remove(at);
+            if !self.is_starting() {
+                self.closing.clear();
+            }
             if matches!(child.stage, Stage::Serving(_)) {
                 for heir in self.children.iter().filter(|other| other.stage == Stage::Starting) {
                     heir.tell(vec![Message::Alone]);
