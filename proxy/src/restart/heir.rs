@@ -10,11 +10,13 @@ use std::time::Duration;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::wire::{Channel, Message};
+use super::wire::{Channel, Message, Received};
 use super::{Held, Keeper, PATIENCE, Place, Request, SocketId, same_user};
 
+/// A keeper that says nothing, and is not stopped, has so much to do, and gets this long.
+const BUSY: Duration = Duration::from_secs(10);
 /// How often a keeper is asked that goes away instead of answering, and the time between.
 const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(50);
@@ -33,8 +35,18 @@ pub struct Heir {
 enum Partner {
     /// It answers.
     Awake(Link),
-    /// It does not. Its process, if it is known.
-    Stuck(Channel, Option<i32>),
+    /// It does not.
+    Stuck(Stuck),
+}
+
+/// A keeper that does not answer.
+#[derive(Debug)]
+struct Stuck {
+    channel: Channel,
+    /// Its process, if it is known.
+    pid: Option<i32>,
+    /// Until then it may be busy.
+    busy_until: Instant,
 }
 
 /// How taking over ended.
@@ -83,8 +95,9 @@ impl Heir {
         let pid = same_user(&channel)?;
         let mut sockets = Vec::new();
         let mut succeeds = true;
+        let busy_until = Instant::now() + BUSY;
         loop {
-            let Ok(said) = timeout(PATIENCE, channel.receive()).await else {
+            let Some(said) = patiently(&channel, pid, busy_until).await else {
                 if supervised {
                     return Err(io::Error::new(io::ErrorKind::TimedOut, "nobody says anything on it"));
                 }
@@ -92,7 +105,7 @@ impl Heir {
                     pid,
                     "the running proxy does not answer: this process opens sockets of its own"
                 );
-                let keeper = Partner::Stuck(channel, pid);
+                let keeper = Partner::Stuck(Stuck { channel, pid, busy_until });
                 return Ok(Some(Self { sockets: Vec::new(), succeeds, keeper }));
             };
             match said? {
@@ -159,9 +172,14 @@ impl Heir {
         drop(self.sockets);
         let link = match self.keeper {
             Partner::Awake(link) => link,
-            // It was only slow: it is told to close what it has, since this process has sockets of its own.
-            Partner::Stuck(channel, _) if channel.is_readable() => Link::start(channel, false, requests),
-            Partner::Stuck(channel, pid) => return end(&channel, pid).map(|taken| (taken, None)),
+            Partner::Stuck(stuck) => {
+                // It was only slow: it is told to close what it has, since this process has sockets of its own.
+                if stuck.answers().await {
+                    Link::start(stuck.channel, false, requests)
+                } else {
+                    return end(&stuck.channel, stuck.pid).map(|taken| (taken, None));
+                }
+            }
         };
         for socket in kept {
             link.say(Message::Keep(*socket)).await;
@@ -178,6 +196,47 @@ impl Heir {
         };
         Ok((taken, Some(link)))
     }
+}
+
+impl Stuck {
+    /// Whether it has something to say now, or soon because it was only busy.
+    async fn answers(&self) -> bool {
+        while !self.channel.is_readable() {
+            let now = Instant::now();
+            if now >= self.busy_until || is_stopped(self.pid) || self.channel.is_closed() {
+                return false;
+            }
+            let next = self.busy_until.min(now + PATIENCE);
+            // Whatever it says is received later.
+            let _ = timeout_at(next, self.channel.readable()).await;
+        }
+        true
+    }
+}
+
+/// What a keeper says. None: it is stopped, or has said nothing until `busy_until`.
+async fn patiently(
+    channel: &Channel,
+    pid: Option<i32>,
+    busy_until: Instant,
+) -> Option<io::Result<Option<Received>>> {
+    loop {
+        if let Ok(said) = timeout(PATIENCE, channel.receive()).await {
+            return Some(said);
+        }
+        if Instant::now() >= busy_until || is_stopped(pid) {
+            return None;
+        }
+        tracing::warn!(pid, "the keeper of the sockets is slow to answer");
+    }
+}
+
+/// Whether a process is stopped (SIGSTOP, a debugger), as far as it can be known: proc_pid_stat(5).
+fn is_stopped(pid: Option<i32>) -> bool {
+    let stat = pid.and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok());
+    // The name before may have parentheses, too.
+    let state = stat.as_deref().and_then(|stat| stat.rsplit_once(") ")?.1.chars().next());
+    matches!(state, Some('T' | 't'))
 }
 
 /// None: nobody listens there.
@@ -333,5 +392,27 @@ fn answer(asked: Option<oneshot::Sender<Answer>>, answer: Answer) {
     if let Some(asked) = asked {
         // Who asked may have lost patience.
         let _ = asked.send(answer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_that_is_stopped_is_told_from_one_that_is_busy() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let tell = |signal| kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+        assert!(!is_stopped(Some(pid)) && !is_stopped(None));
+        for (signal, expected) in [(Signal::STOP, true), (Signal::CONT, false)] {
+            tell(signal);
+            while is_stopped(Some(pid)) != expected {
+                tokio::task::yield_now().await;
+            }
+        }
+        tell(Signal::KILL);
+        child.wait().unwrap();
+        assert!(!is_stopped(Some(pid)));
     }
 }

@@ -309,7 +309,26 @@ mod tests {
         let path = folder.path().join("restart.sock");
         // The kernel takes connections for it, and nobody serves them.
         let _door = open(&path).unwrap();
+        let began = tokio::time::Instant::now();
         let heir = claim(&path).await.unwrap();
         assert!(heir.is_stuck() && heir.succeeds());
+        // It is not stopped.
+        assert!(began.elapsed() >= Duration::from_secs(10), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_keeper_that_is_busy_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("restart.sock");
+        let door = open(&path).unwrap();
+        let (ask, requests) = mpsc::channel(4);
+        let served = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            door.serve(ask).await;
+        });
+        let _proxy = tokio::spawn(proxy(vec![listening("a")], requests));
+        let heir = claim(&path).await.unwrap();
+        assert!(!heir.is_stuck());
+        served.abort();
     }
 }

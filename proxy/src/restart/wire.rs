@@ -171,6 +171,15 @@ impl Channel {
         self.peek().is_ok_and(|read| read > 0)
     }
 
+    /// Waits until there is something to receive, or the other end is gone.
+    ///
+    /// # Errors
+    /// The socket is broken.
+    pub(super) async fn readable(&self) -> io::Result<()> {
+        let look = || self.peek().map(drop).map_err(io::Error::from);
+        self.0.async_io(Interest::READABLE, look).await
+    }
+
     /// Waits until the other end is gone, whatever it says before.
     pub(super) async fn closed(&self) {
         while let Ok(Some(_)) = self.receive().await {}
