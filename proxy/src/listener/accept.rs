@@ -20,8 +20,8 @@ use crate::worker::Worker;
 
 /// How long accepting pauses before it looks again whether there is room.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long connections that have begun may take until they can be accepted, before a listener closes: a round trip.
-const SETTLE: Duration = Duration::from_millis(20);
+/// How long connections that have begun may take until they can be accepted, before a listener closes: a round trip, to far away.
+const SETTLE: Duration = Duration::from_millis(100);
 
 /// How long a loop accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,7 +141,7 @@ async fn finish(
             Err(error) if is_per_connection(&error) => {}
             Err(_) => return,
         }
-        // Without a filter there may always be one more, and the heir serves them as well.
+        // Where nobody is refused there may always be one more, and the heir serves them as well.
         if shared && Instant::now() >= deadline {
             return;
         }
