@@ -20,6 +20,7 @@ pub mod store;
 mod bench;
 mod check;
 mod commands;
+mod connections;
 mod demo;
 mod files;
 mod init;

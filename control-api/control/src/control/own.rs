@@ -7,11 +7,16 @@ use std::time::{Duration, SystemTime};
 use rcgen::SanType;
 use remora_proxy::tls;
 use remora_proxy::tls::material::OwnCertificate;
-use tokio::time::Instant;
+use remora_proxy::tls::secret::Secret;
+use tokio::time::{Instant, sleep_until};
+use tracing::error;
 
 use crate::ca::issued::Log;
 use crate::ca::{Ca, Refused};
 use crate::clock::unix;
+
+/// Between attempts to get a certificate.
+pub(crate) const RETRY: Duration = Duration::from_secs(1);
 
 /// Who a port is.
 #[derive(Debug, Clone)]
@@ -27,7 +32,7 @@ pub(crate) struct Own {
 pub(crate) struct Held {
     root: String,
     /// Half of its life is over.
-    pub(crate) until: Instant,
+    until: Instant,
 }
 
 impl Own {
@@ -50,8 +55,44 @@ impl Own {
     }
 
     /// Whether another root signs than the one that signed it.
-    pub(crate) fn is_outdated(&self, held: &Held) -> bool {
+    fn is_outdated(&self, held: &Held) -> bool {
         let signing = self.ca.read(|authority| authority.signing().map(|root| root.id == held.root));
         matches!(signing, Ok(Ok(false)))
+    }
+
+    /// Replaces the certificate that `port` shows at half of its life, and when another root signs, while there is an authority.
+    /// `changed` is called whenever the authority is another one than before.
+    pub(crate) async fn renew(
+        &self,
+        port: &'static str,
+        shown: &Secret<OwnCertificate>,
+        mut held: Held,
+        changed: impl Fn() + Send,
+    ) {
+        let mut changes = self.ca.changes();
+        loop {
+            tokio::select! {
+                () = sleep_until(held.until) => {}
+                more = changes.next() => {
+                    changed();
+                    if !more {
+                        return;
+                    }
+                    if !self.is_outdated(&held) {
+                        continue;
+                    }
+                }
+            }
+            match self.issue().await {
+                Ok((own, next)) => {
+                    shown.set(Arc::new(own));
+                    held = next;
+                }
+                Err(error) => {
+                    error!(%error, "the certificate of {port} is not replaced; tried again");
+                    held.until = Instant::now() + RETRY;
+                }
+            }
+        }
     }
 }

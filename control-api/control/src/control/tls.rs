@@ -16,18 +16,19 @@ use remora_proxy::tls::verify::{PeerRules, Trust};
 use remora_xds::server::{AdsService, PeerCertificates, Settings};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tonic::codegen::InterceptedService;
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 use tonic::{Request, Status};
-use tracing::{debug, error, warn};
+use tracing::{debug, error};
 
-use super::own::{Held, Own};
+use super::own::{Held, Own, RETRY};
 use crate::ca::authority::Authority;
 use crate::ca::service::{PeerAddress, Shown};
 use crate::ca::{self, Ca, Refused};
+use crate::connections::{self, Place};
 use crate::publish::Publisher;
 use crate::quota;
 
@@ -35,8 +36,6 @@ use crate::quota;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Connections at one time, as many as the streams of ADS and some more; what is above waits to be accepted.
 const CONNECTIONS: usize = 12_000;
-/// Between attempts to get a certificate of our own.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// What the port is served with.
 #[derive(Debug)]
@@ -102,36 +101,13 @@ impl Port {
         Ok(Trust::in_roots(roots))
     }
 
-    /// Replaces whom to trust when that changes, and the certificate at half of its life or when another root signs.
-    async fn renew(&self, shaking: &Shaking, mut held: Held) {
-        let mut changes = self.own.ca.changes();
-        loop {
-            tokio::select! {
-                () = sleep_until(held.until) => {}
-                more = changes.next() => {
-                    match self.trust() {
-                        Ok(trust) => shaking.trust.set(Arc::new(trust)),
-                        Err(error) => error!(%error, "the TLS port goes on trusting what it did"),
-                    }
-                    if !more {
-                        return;
-                    }
-                    if !self.own.is_outdated(&held) {
-                        continue;
-                    }
-                }
-            }
-            match self.own.issue().await {
-                Ok((own, next)) => {
-                    shaking.own.set(Arc::new(own));
-                    held = next;
-                }
-                Err(error) => {
-                    error!(%error, "the certificate of the TLS port is not replaced; tried again");
-                    held.until = Instant::now() + RETRY;
-                }
-            }
-        }
+    /// Replaces whom to trust when that changes, and the certificate in time.
+    async fn renew(&self, shaking: &Shaking, held: Held) {
+        let trust = || match self.trust() {
+            Ok(trust) => shaking.trust.set(Arc::new(trust)),
+            Err(error) => error!(%error, "the TLS port goes on trusting what it did"),
+        };
+        self.own.renew("the TLS port", &shaking.own, held, trust).await;
     }
 }
 
@@ -141,21 +117,10 @@ async fn accept(
     shaking: Arc<Shaking>,
     accepted: mpsc::Sender<io::Result<Connection>>,
 ) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        // It is never closed.
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        let (stream, peer) = match listener.accept().await {
-            Ok(connection) => connection,
-            Err(error) => {
-                warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
+    let serve = move |stream, peer, place| {
         let (shaking, accepted) = (Arc::clone(&shaking), accepted.clone());
         tokio::spawn(async move {
-            let shaken = timeout(HANDSHAKE, Connection::shake(&shaking.tls, stream, peer, slot)).await;
+            let shaken = timeout(HANDSHAKE, Connection::shake(&shaking.tls, stream, peer, place)).await;
             match shaken {
                 // Its receiver is the server, which lives as long as this process.
                 Ok(Ok(connection)) => drop(accepted.send(Ok(connection)).await),
@@ -163,14 +128,15 @@ async fn accept(
                 Err(_) => debug!(%peer, "no handshake in time"),
             }
         });
-    }
+    };
+    connections::accept(listener, CONNECTIONS, serve).await;
 }
 
 /// A connection whose handshake is done.
 struct Connection {
     stream: ServerStream<TcpStream>,
     info: Info,
-    _slot: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 /// What requests know of their connection.
@@ -189,7 +155,7 @@ impl Connection {
         tls: &ServerTls,
         stream: TcpStream,
         peer: SocketAddr,
-        slot: OwnedSemaphorePermit,
+        place: Place,
     ) -> Result<Self, String> {
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
         let tcp = stream.connect_info();
@@ -197,7 +163,11 @@ impl Connection {
         let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let certificates = PeerCertificates(Arc::new(certificates.iter().map(|der| der.to_vec()).collect()));
         let shown = certificates.0.first().map(|leaf| Shown::of(leaf));
-        Ok(Self { stream, info: Info { tcp, peer, certificates, shown, stale: Arc::default() }, _slot: slot })
+        Ok(Self {
+            stream,
+            info: Info { tcp, peer, certificates, shown, stale: Arc::default() },
+            _place: place,
+        })
     }
 }
 

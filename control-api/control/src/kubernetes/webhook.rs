@@ -3,17 +3,19 @@
 //! Its certificate is the mesh's authority's, for the name of the Service before it; it is replaced at half of its life and when another
 //! root signs. The roots are written to the MutatingWebhookConfiguration, all that are trusted: a root is announced before it signs.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::body::Body;
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use http_body_util::{BodyExt, Limited};
 use kube::Client;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::core::ApiResource;
@@ -22,27 +24,31 @@ use remora_proxy::tls::material::OwnCertificate;
 use remora_proxy::tls::secret::Secret;
 use remora_proxy::tls::server::{ServerParams, ServerTls};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, MissedTickBehavior, sleep, sleep_until, timeout};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{MissedTickBehavior, sleep, timeout};
 use tracing::{debug, error, info, warn};
 
 use crate::ca::Refused;
 use crate::ca::authority::Authority;
-use crate::control::own::{Held, Own};
+use crate::connections::{self, Limits, Place};
+use crate::control::own::{Held, Own, RETRY};
 use crate::inject::{Settings, review};
-use crate::rest;
 
 /// For a handshake.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Connections at one time; what is above waits to be accepted.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Connections at one time. What is above waits, while one of them that says nothing is closed.
 const CONNECTIONS: usize = 256;
-/// Between attempts to get a certificate.
-const RETRY: Duration = Duration::from_secs(1);
+/// API servers keep a connection for 90 s without a question.
+const LIMITS: Limits = Limits { first: Duration::from_secs(10), idle: Duration::from_secs(120), streams: 16 };
 /// Between looks at what API servers believe: somebody may have written the configuration anew.
 const LOOK: Duration = Duration::from_secs(5);
-/// Largest question: an object has at most 1.5 MiB in etcd, and a review has it twice when it changes.
-const MAX_BODY: usize = 8 << 20;
+/// Largest question: an API server takes objects of 3 MiB, and JSON of what came as protobuf is longer.
+const MAX_BODY: usize = 4 << 20;
+/// Bytes of all questions that are on their way or being answered. What is above waits.
+const MAX_BODIES: usize = 64 << 20;
+/// For all of a question. An API server waits 10 s for the answer.
+const ARRIVES_IN: Duration = Duration::from_secs(5);
 
 /// See the module.
 #[derive(Debug)]
@@ -69,7 +75,8 @@ impl Webhook {
             sleep(RETRY).await;
         };
         let accept = accept(listener, tls, router(self.settings.clone()));
-        tokio::join!(accept, self.renew(&shown, held), self.believed(client));
+        let renew = self.own.renew("the webhook", &shown, held, || ());
+        tokio::join!(accept, renew, self.believed(client));
     }
 
     async fn begin(&self) -> Result<(ServerTls, Arc<Secret<OwnCertificate>>, Held), Refused> {
@@ -81,34 +88,6 @@ impl Webhook {
         let own = Secret::inline(own);
         let tls = ServerTls::new(params, vec![Arc::clone(&own)], None);
         Ok((tls.map_err(|e| Refused::Signing(e.to_string()))?, own, held))
-    }
-
-    /// Replaces the certificate in time.
-    async fn renew(&self, shown: &Secret<OwnCertificate>, mut held: Held) {
-        let mut changes = self.own.ca.changes();
-        loop {
-            tokio::select! {
-                () = sleep_until(held.until) => {}
-                more = changes.next() => {
-                    if !more {
-                        return;
-                    }
-                    if !self.own.is_outdated(&held) {
-                        continue;
-                    }
-                }
-            }
-            match self.own.issue().await {
-                Ok((own, next)) => {
-                    shown.set(Arc::new(own));
-                    held = next;
-                }
-                Err(error) => {
-                    error!(%error, "the certificate of the webhook is not replaced; tried again");
-                    held.until = Instant::now() + RETRY;
-                }
-            }
-        }
     }
 
     /// Keeps the roots in the configuration.
@@ -178,36 +157,83 @@ async fn believe(api: &Api<DynamicObject>, name: &str, roots: &str) -> Result<bo
     Ok(true)
 }
 
+/// What answers are made with.
+#[derive(Debug)]
+struct Answering {
+    settings: Settings,
+    /// A permit for a byte.
+    room: Arc<Semaphore>,
+}
+
 /// By the path: whether the namespace of a pod has opted in, which API servers know without a race, since they chose the webhook by the
 /// namespace's labels.
 fn router(settings: Settings) -> Router {
-    let asked = Arc::new(settings);
+    let answering = Arc::new(Answering { settings, room: Arc::new(Semaphore::new(MAX_BODIES)) });
+    let review = |opted_in| {
+        post(
+            move |State(all): State<Arc<Answering>>, body: Body| async move { all.answer(body, opted_in).await },
+        )
+    };
     Router::new()
-        .route(
-            "/inject",
-            post(|State(settings): State<Arc<Settings>>, body: Bytes| answer(settings, body, true)),
-        )
-        .route(
-            "/inject/asked",
-            post(|State(settings): State<Arc<Settings>>, body: Bytes| answer(settings, body, false)),
-        )
+        .route("/inject", review(true))
+        .route("/inject/asked", review(false))
         // For the kubelet.
         .route("/readyz", get(async || "ok\n"))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .with_state(asked)
+        .with_state(answering)
 }
 
-async fn answer(settings: Arc<Settings>, body: Bytes, opted_in: bool) -> Response {
-    let asked: Value = match serde_json::from_slice(&body) {
-        Ok(asked) => asked,
-        Err(error) => {
-            return (StatusCode::BAD_REQUEST, format!("no AdmissionReview: {error}\n")).into_response();
+impl Answering {
+    async fn answer(&self, body: Body, opted_in: bool) -> Response {
+        let (body, _room) = match question(body, &self.room, ARRIVES_IN).await {
+            Ok(question) => question,
+            Err(refused) => return refused.into_response(),
+        };
+        let asked: Value = match serde_json::from_slice(&body) {
+            Ok(asked) => asked,
+            Err(error) => {
+                return (StatusCode::BAD_REQUEST, format!("no AdmissionReview: {error}\n")).into_response();
+            }
+        };
+        drop(body);
+        let answer = review(&asked, &self.settings, opted_in);
+        tell(&asked["request"], &answer["response"]);
+        let kind = [(header::CONTENT_TYPE, "application/json")];
+        (kind, answer.to_string()).into_response()
+    }
+}
+
+/// All of a body, and its part of `room`, which is taken as it arrives: what was only announced takes none.
+async fn question(
+    body: Body,
+    room: &Arc<Semaphore>,
+    within: Duration,
+) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), (StatusCode, &'static str)> {
+    let arrives = async {
+        let mut body = Limited::new(body, MAX_BODY);
+        let (mut all, mut part): (Vec<u8>, Option<OwnedSemaphorePermit>) = (Vec::new(), None);
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| {
+                if error.is::<http_body_util::LengthLimitError>() {
+                    (StatusCode::PAYLOAD_TOO_LARGE, "a question has at most 4 MiB\n")
+                } else {
+                    (StatusCode::BAD_REQUEST, "the question did not arrive\n")
+                }
+            })?;
+            // Trailers say nothing.
+            let Ok(data) = frame.into_data() else { continue };
+            let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
+            // It is never closed.
+            let more = Arc::clone(room).acquire_many_owned(bytes).await.ok();
+            match (&mut part, more) {
+                (Some(part), Some(more)) => part.merge(more),
+                (part, more) => *part = part.take().or(more),
+            }
+            all.extend_from_slice(&data);
         }
+        Ok::<_, (StatusCode, &'static str)>((all, part))
     };
-    let answer = review(&asked, &settings, opted_in);
-    tell(&asked["request"], &answer["response"]);
-    let kind = [(header::CONTENT_TYPE, "application/json")];
-    (kind, answer.to_string()).into_response()
+    let late = (StatusCode::REQUEST_TIMEOUT, "the question takes too long\n");
+    timeout(within, arrives).await.unwrap_or(Err(late))
 }
 
 fn tell(request: &Value, response: &Value) {
@@ -226,30 +252,23 @@ fn tell(request: &Value, response: &Value) {
 
 /// Accepts connections, each in its own task.
 async fn accept(listener: TcpListener, tls: Arc<ServerTls>, router: Router) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        // It is never closed.
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        let (stream, address) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                warn!(%error, "cannot accept a connection");
-                sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
+    let serve = move |stream: TcpStream, address: SocketAddr, place: Place| {
         let (tls, router) = (Arc::clone(&tls), router.clone());
         tokio::spawn(async move {
             // Without an answer to this the socket works all the same.
             let _ = stream.set_nodelay(true);
-            match timeout(HANDSHAKE, tls.accept(stream, &[])).await {
-                Ok(Ok((stream, _))) => rest::connection(stream, address, router).await,
-                Ok(Err(why)) => debug!(%address, %why, "no handshake"),
-                Err(_) => debug!(%address, "no handshake in time"),
+            let shaken = tokio::select! {
+                shaken = tls.accept(stream, &[]) => Some(shaken),
+                () = place.patience(HANDSHAKE) => None,
+            };
+            match shaken {
+                Some(Ok((stream, _))) => connections::http(stream, address, router, LIMITS, place).await,
+                Some(Err(why)) => debug!(%address, %why, "no handshake"),
+                None => debug!(%address, "no handshake in time"),
             }
-            drop(slot);
         });
-    }
+    };
+    connections::accept(listener, CONNECTIONS, serve).await;
 }
 
 /// What the webhook is called by its Service: `NAME.NAMESPACE.svc`.
@@ -265,10 +284,12 @@ pub(crate) fn names(service: &str) -> Result<Vec<String>, String> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::net::SocketAddr;
 
-    use http_body_util::BodyExt;
+    use axum::body::Bytes;
+    use http_body_util::StreamBody;
+    use hyper::body::Frame;
     use tonic::codegen::Service;
+    use tonic::codegen::tokio_stream;
 
     use super::*;
 
@@ -307,6 +328,38 @@ mod tests {
         }
         let (code, text) = ask("/inject", "{".into()).await;
         assert!(code == StatusCode::BAD_REQUEST && text.contains("no AdmissionReview"), "{code} {text}");
+    }
+
+    /// A body whose end does not come.
+    fn endless(begins: &'static [u8]) -> Body {
+        use tonic::codegen::tokio_stream::StreamExt;
+        let begin =
+            tokio_stream::once(Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from_static(begins))));
+        Body::new(StreamBody::new(begin.chain(tokio_stream::pending())))
+    }
+
+    #[tokio::test]
+    async fn a_question_has_a_largest_size_and_a_time_to_arrive() {
+        let (code, _) = ask("/inject", " ".repeat(MAX_BODY + 1)).await;
+        assert_eq!(code, StatusCode::PAYLOAD_TOO_LARGE);
+        let room = Arc::new(Semaphore::new(100));
+        let late = question(endless(b"{"), &room, Duration::from_millis(20)).await.unwrap_err();
+        assert_eq!(late.0, StatusCode::REQUEST_TIMEOUT);
+        assert_eq!(room.available_permits(), 100, "it gave its part back");
+    }
+
+    #[tokio::test]
+    async fn all_questions_together_have_a_largest_size() {
+        let room = Arc::new(Semaphore::new(10));
+        let patience = Duration::from_secs(20);
+        let (first, part) = question(Body::from("12345678"), &room, patience).await.unwrap();
+        assert_eq!((first.len(), room.available_permits()), (8, 2));
+        let short = Duration::from_millis(20);
+        assert!(question(Body::from("123"), &room, short).await.is_err(), "there is no room for it");
+        let waits = question(Body::from("123"), &room, patience);
+        let gives = async { drop(part) };
+        let (second, ()) = tokio::join!(waits, gives);
+        assert_eq!(second.unwrap().0, b"123");
     }
 
     #[test]

@@ -37,7 +37,6 @@ use failure::Failure;
 
 pub use bulk::{Outcome, Results, Texts};
 pub use ca::{Distrust, Revocation, Shown, ShownRoot};
-pub(crate) use serve::connection;
 pub use serve::serve;
 
 /// What every answer is made of.
