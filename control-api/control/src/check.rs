@@ -91,7 +91,7 @@ fn check_bootstrap(path: &Path, findings: &mut Vec<Finding>, fine: &mut Vec<Stri
     match remora_proxy::app::load(&path, true).and_then(remora_proxy::app::check) {
         Ok(()) => fine.push(format!("{}: OK", path.display())),
         Err(remora_proxy::app::StartError::Config(errors)) => {
-            findings.extend(errors.into_iter().map(|error| mistake(Rule::Invalid, error)));
+            findings.extend(errors.into_iter().map(|error| Finding::mistake(Rule::Invalid, error)));
         }
         Err(error) => findings.push(unreadable(&path, &error.to_string())),
     }
@@ -100,9 +100,8 @@ fn check_bootstrap(path: &Path, findings: &mut Vec<Finding>, fine: &mut Vec<Stri
 fn unreadable(path: &Path, message: &str) -> Finding {
     let source: std::sync::Arc<str> = path.display().to_string().into();
     let message = message.strip_prefix(&*format!("{source}: ")).unwrap_or(message).to_owned();
-    mistake(Rule::Syntax, ConfigError { source, position: None, path: String::new(), message, fix: None })
-}
-
-const fn mistake(rule: Rule, error: ConfigError) -> Finding {
-    Finding { severity: Severity::Error, rule, error, related: None }
+    Finding::mistake(
+        Rule::Syntax,
+        ConfigError { source, position: None, path: String::new(), message, fix: None },
+    )
 }

@@ -29,7 +29,7 @@ use crate::kinds::{AnyDocument, Documents};
 use crate::mesh::Mesh;
 
 pub(crate) use order::warnings;
-pub use report::{Finding, Related, Rule, Severity};
+pub use report::{Finding, Lack, Related, Rule, Severity};
 
 use report::Report;
 

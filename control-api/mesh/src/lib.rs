@@ -22,7 +22,7 @@ mod read;
 mod resource;
 mod span;
 
-pub use check::{Finding, Related, Rule, Severity, findings, senseless};
+pub use check::{Finding, Lack, Related, Rule, Severity, findings, senseless};
 pub use compile::names;
 pub use compile::{
     BadNode, Callers, Compiler, Credentials, Lease, Listening, NodeKind, NodeRequest, NodeResources,

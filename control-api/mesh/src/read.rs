@@ -7,10 +7,11 @@ use remora_xds::nearest;
 use remora_xds::yaml::{self, Entry, Node, Value};
 use serde::de::DeserializeOwned;
 
-use crate::check::{self, Finding, Rule, Severity};
+use crate::check::{self, Finding, Lack, Rule, Severity};
 use crate::de::Input;
-use crate::document::{Document, EndpointSliceSpec, Envelope, Metadata, SliceEnvelope};
+use crate::document::{DEFAULT, Document, EndpointSliceSpec, Envelope, Metadata, SliceEnvelope};
 use crate::kinds::{Documents, Kind};
+use crate::name::Name;
 
 impl Documents {
     /// Reads texts, each of one document or several between lines of `---`, and checks them together. The first of each pair is
@@ -25,20 +26,21 @@ impl Documents {
         if errors.is_empty() { Ok(all) } else { Err(errors) }
     }
 
-    /// Reads texts like [`Self::read`], and answers everything that was found in them: also what is no mistake, and does nothing.
+    /// Reads texts like [`Self::read`], and answers everything that was found in them: also what is no mistake, and does nothing. What
+    /// cannot be read is left out, and the rest is checked: references to what was left out are not held against anybody.
     pub fn check<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> (Self, Vec<Finding>) {
-        match Self::read_alone(texts) {
-            Ok(all) => {
-                let findings = check::check(&all);
-                (all, findings)
-            }
-            // What could not be read would be missed by others.
-            Err(errors) => {
-                let finding =
-                    |error| Finding { severity: Severity::Error, rule: Rule::Syntax, error, related: None };
-                (Self::default(), errors.into_iter().map(finding).collect())
-            }
+        let (all, unread) = Self::read_each(texts);
+        let mut others = check::check(&all);
+        if !unread.is_empty() {
+            // What does nothing, it does in the whole, which is not there.
+            others.retain(|found| {
+                found.severity == Severity::Error && !unread.iter().any(|one| one.explains(found))
+            });
         }
+        let errors = unread.into_iter().flat_map(|one| one.errors);
+        let mut findings: Vec<_> = errors.map(|error| Finding::mistake(Rule::Syntax, error)).collect();
+        findings.extend(others);
+        (all, findings)
     }
 
     /// Reads texts like [`Self::read`], without the checks of what documents say together: what they refer to may come from
@@ -49,19 +51,26 @@ impl Documents {
     pub fn read_alone<'a>(
         texts: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Result<Self, Vec<ConfigError>> {
-        let (mut all, mut errors) = (Self::default(), Vec::new());
-        for (name, text) in texts {
-            let source: Arc<str> = name.into();
-            for (skipped, part) in split(text) {
-                if let Err(mistakes) = all.add(&source, part, skipped) {
-                    errors.extend(mistakes);
-                }
-            }
-        }
+        let (all, unread) = Self::read_each(texts);
+        let errors: Vec<_> = unread.into_iter().flat_map(|one| one.errors).collect();
         if errors.is_empty() { Ok(all) } else { Err(errors) }
     }
 
-    fn add(&mut self, source: &Arc<str>, text: &str, skipped: u32) -> Result<(), Vec<ConfigError>> {
+    /// Everything that can be read, and what cannot.
+    fn read_each<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> (Self, Vec<Unread>) {
+        let (mut all, mut unread) = (Self::default(), Vec::new());
+        for (name, text) in texts {
+            let source: Arc<str> = name.into();
+            for (skipped, part) in split(text) {
+                if let Err(one) = all.add(&source, part, skipped) {
+                    unread.push(one);
+                }
+            }
+        }
+        (all, unread)
+    }
+
+    fn add(&mut self, source: &Arc<str>, text: &str, skipped: u32) -> Result<(), Unread> {
         let error = |at: Position, path: String, message: String, fix: Option<String>| ConfigError {
             source: Arc::clone(source),
             position: Some(moved(at, skipped)),
@@ -70,39 +79,81 @@ impl Documents {
             fix,
         };
         let node = yaml::parse(text).map_err(|errors| {
-            errors.into_iter().map(|e| error(e.at, e.path, e.message, None)).collect::<Vec<_>>()
+            Unread::unknown(errors.into_iter().map(|e| error(e.at, e.path, e.message, None)).collect())
         })?;
         if node.is_null() {
             return Ok(());
         }
         let Value::Map(entries) = &node.value else {
-            return Err(vec![error(node.at, String::new(), "a document is a mapping".into(), None)]);
+            let text = "a document is a mapping".into();
+            return Err(Unread::unknown(vec![error(node.at, String::new(), text, None)]));
         };
         let (version, kind) = (scalar(entries, "apiVersion"), scalar(entries, "kind"));
-        let at = entries.iter().find(|e| e.key == "kind").map_or(node.at, |e| e.key_at);
-        let read = Read { node: &node, source, skipped };
         let known = Kind::ALL.into_iter().find(|k| k.as_str() == kind && k.api_versions().contains(&version));
-        match known {
-            Some(Kind::Service) => self.services.push(read.document()?),
-            Some(Kind::Workload) => self.workloads.push(read.document()?),
-            Some(Kind::EndpointSlice) => self.slices.push(read.slice()?),
-            Some(Kind::HttpRoute) => self.http_routes.push(read.document()?),
-            Some(Kind::GrpcRoute) => self.grpc_routes.push(read.document()?),
-            Some(Kind::TcpRoute) => self.tcp_routes.push(read.document()?),
-            Some(Kind::TlsRoute) => self.tls_routes.push(read.document()?),
-            Some(Kind::ReferenceGrant) => self.grants.push(read.document()?),
-            Some(Kind::TrafficPolicy) => self.policies.push(read.document()?),
-            Some(Kind::AuthenticationPolicy) => self.authentications.push(read.document()?),
-            Some(Kind::AuthorizationPolicy) => self.authorizations.push(read.document()?),
-            Some(Kind::RateLimitPolicy) => self.rate_limits.push(read.document()?),
-            Some(Kind::FaultPolicy) => self.faults.push(read.document()?),
-            None => {
-                let (said, fix) = unknown(version, kind);
-                return Err(vec![error(at, "kind".into(), said, Some(fix))]);
-            }
+        let unread = |errors| Unread { errors, kind: known, name: name(entries) };
+        let Some(known) = known else {
+            let at = entries.iter().find(|e| e.key == "kind").map_or(node.at, |e| e.key_at);
+            let (said, fix) = unknown(version, kind);
+            return Err(unread(vec![error(at, "kind".into(), said, Some(fix))]));
+        };
+        self.take(known, &Read { node: &node, source, skipped }).map_err(unread)
+    }
+
+    /// Adds a document of a kind.
+    fn take(&mut self, kind: Kind, read: &Read<'_>) -> Result<(), Vec<ConfigError>> {
+        match kind {
+            Kind::Service => self.services.push(read.document()?),
+            Kind::Workload => self.workloads.push(read.document()?),
+            Kind::EndpointSlice => self.slices.push(read.slice()?),
+            Kind::HttpRoute => self.http_routes.push(read.document()?),
+            Kind::GrpcRoute => self.grpc_routes.push(read.document()?),
+            Kind::TcpRoute => self.tcp_routes.push(read.document()?),
+            Kind::TlsRoute => self.tls_routes.push(read.document()?),
+            Kind::ReferenceGrant => self.grants.push(read.document()?),
+            Kind::TrafficPolicy => self.policies.push(read.document()?),
+            Kind::AuthenticationPolicy => self.authentications.push(read.document()?),
+            Kind::AuthorizationPolicy => self.authorizations.push(read.document()?),
+            Kind::RateLimitPolicy => self.rate_limits.push(read.document()?),
+            Kind::FaultPolicy => self.faults.push(read.document()?),
         }
         Ok(())
     }
+}
+
+/// A document that cannot be read, as far as it is known which one it is.
+struct Unread {
+    errors: Vec<ConfigError>,
+    kind: Option<Kind>,
+    name: Option<Name>,
+}
+
+impl Unread {
+    const fn unknown(errors: Vec<ConfigError>) -> Self {
+        Self { errors, kind: None, name: None }
+    }
+
+    /// Whether `found` may be so only because this document is left out.
+    fn explains(&self, found: &Finding) -> bool {
+        let is = |kind| self.kind.is_none_or(|own| own == kind);
+        match &found.lacks {
+            Some(Lack::Service(service)) => {
+                is(Kind::Service) && self.name.as_ref().is_none_or(|own| own == service)
+            }
+            Some(Lack::Grant(service)) => {
+                let there = self.name.as_ref().is_none_or(|own| own.namespace == service.namespace);
+                is(Kind::ReferenceGrant) && there
+            }
+            Some(Lack::Port(_)) | None => false,
+        }
+    }
+}
+
+/// Namespace and name, as far as they can be read.
+fn name(entries: &[Entry<'_>]) -> Option<Name> {
+    let metadata = entries.iter().find(|e| e.key == "metadata")?;
+    let Value::Map(metadata) = &metadata.node.value else { return None };
+    let (namespace, name) = (scalar(metadata, "namespace"), scalar(metadata, "name"));
+    (!name.is_empty()).then(|| Name::new(if namespace.is_empty() { DEFAULT } else { namespace }, name))
 }
 
 /// Kinds that people know from elsewhere, or that are planned, and what to do without them.

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use remora_mesh::{Compiler, Documents, Mesh, NodeKind, NodeRequest, Resource};
+use remora_mesh::{Compiler, Documents, Lack, Mesh, Name, NodeKind, NodeRequest, Resource, Rule};
 use remora_xds::Schema;
 use support::mutilated::mutilated;
 use support::profile::profile;
@@ -279,6 +279,26 @@ metadata: {name: W}
 spec: {address: 10.0.0.9, ports: [{port: 8081}], egress: [{service: b}, {service: a, port: 1}]}
 ";
     insta::assert_snapshot!("wrong", read(&format!("{SERVICES}{wrong}")).unwrap_err());
+}
+
+/// What cannot be read is left out; the others are checked, and what refers to it is no mistake of theirs.
+#[test]
+fn one_unreadable_document_does_not_hide_the_mistakes_of_others() {
+    let route = |name: &str, to: &str| {
+        format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}}}\nspec:\n  \
+             parentRefs: [{{kind: Service, name: a}}]\n  rules: [{{backendRefs: [{{name: {to}, port: 8081}}]}}]\n"
+        )
+    };
+    let broken = "---\napiVersion: v1\nkind: Service\nmetadata: {name: c}\nspec: {ports: [{port: 80800}]}\n";
+    let text = [SERVICES, broken, &route("to-c", "c"), &route("to-nobody", "d")].concat();
+    let (documents, findings) = Documents::check([("mesh.yaml", text.as_str())]);
+    let found: Vec<_> = findings.iter().map(|found| (found.rule, found.error.message.as_str())).collect();
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert_eq!(found[0].0, Rule::Syntax);
+    assert_eq!(found[1], (Rule::Reference, "there is no Service default/d"));
+    assert_eq!(findings[1].lacks, Some(Lack::Service(Name::new("default", "d"))));
+    assert_eq!(documents.http_routes.len(), 2);
 }
 
 #[test]

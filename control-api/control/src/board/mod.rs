@@ -1,5 +1,6 @@
 //! What proxies make of the documents: who is connected, who has what, who refuses what and why.
 
+mod flaw;
 mod standing;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use serde_json::Value;
 
 use crate::store::{Key, Revision};
 
+pub use flaw::Flaw;
 pub use standing::Standing;
 
 /// Refusals of one proxy that are kept.
@@ -158,7 +160,7 @@ impl Stream {
 pub struct Board {
     streams: Mutex<BTreeMap<u64, Stream>>,
     /// Documents that are left out, and why.
-    left_out: RwLock<BTreeMap<Key, Vec<String>>>,
+    left_out: RwLock<BTreeMap<Key, Vec<Flaw>>>,
     /// What nodes should have and cannot be sent, by their ids.
     problems: RwLock<BTreeMap<String, Vec<Problem>>>,
     /// The newest write that is in the snapshots.
@@ -222,8 +224,8 @@ impl Board {
         lag.map(|stream| stream.proxy.node.clone()).collect()
     }
 
-    /// Documents that are left out because they are not right together with the others, and why.
-    pub fn left_out(&self, documents: BTreeMap<Key, Vec<String>>) {
+    /// Documents that are not right, alone or together with the others, and why. Those that cannot be read are left out.
+    pub fn left_out(&self, documents: BTreeMap<Key, Vec<Flaw>>) {
         *self.left_out.write().unwrap_or_else(PoisonError::into_inner) = documents;
     }
 

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use remora_mesh::Problem;
 use serde_json::{Value, json};
 
-use super::Refusal;
+use super::{Flaw, Refusal};
 use crate::clock::rfc3339;
 use crate::document::Record;
 use crate::store::{Key, Revision};
@@ -19,7 +19,7 @@ const NAMED: usize = 10;
 pub struct Standing {
     /// The newest write that is in what proxies are to have.
     followed: Revision,
-    left_out: BTreeMap<Key, Vec<String>>,
+    left_out: BTreeMap<Key, Vec<Flaw>>,
     /// By path of the document.
     marks: HashMap<String, Marks>,
 }
@@ -51,7 +51,7 @@ impl Verdict {
 }
 
 impl Standing {
-    pub(super) fn new(followed: Revision, left_out: BTreeMap<Key, Vec<String>>) -> Self {
+    pub(super) fn new(followed: Revision, left_out: BTreeMap<Key, Vec<Flaw>>) -> Self {
         Self { followed, left_out, marks: HashMap::new() }
     }
 
@@ -75,6 +75,12 @@ impl Standing {
         self.mark(&problem.document.to_string()).problems.push(line);
     }
 
+    /// What is wrong with a document.
+    #[must_use]
+    pub fn flaws(&self, document: &Key) -> &[Flaw] {
+        self.left_out.get(document).map_or(&[], Vec::as_slice)
+    }
+
     /// `status` of a document: whether it is right (Accepted), whether the proxies that use it have it (Programmed), and who does not
     /// want it (RefusedBy).
     #[must_use]
@@ -92,7 +98,10 @@ impl Standing {
         };
         let accepted = match self.left_out.get(&record.key) {
             None => Verdict::yes("Accepted"),
-            Some(why) => Verdict::no("Invalid", why.join("\n")),
+            Some(flaws) => {
+                let texts: Vec<_> = flaws.iter().map(|flaw| flaw.text.as_str()).collect();
+                Verdict::no("Invalid", texts.join("\n"))
+            }
         };
         let programmed = if accepted.holds {
             self.programmed(record, marks)

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::Publisher;
 use super::change::change;
+use crate::board::Flaw;
 use crate::ca::{self, keeper::NAMESPACE};
 use crate::control::CONTROL_PLANE;
 use crate::document::Record;
@@ -142,9 +143,17 @@ pub async fn follow(registry: Arc<Registry>, publisher: Arc<Publisher>, ready: o
 async fn check(registry: &Arc<Registry>, publisher: &Publisher, unreadable: BTreeMap<Key, Vec<String>>) {
     let registry = Arc::clone(registry);
     let found = tokio::task::spawn_blocking(move || registry.mistakes()).await.unwrap_or_default();
-    let mut left_out = unreadable;
-    for (key, text) in found {
-        left_out.entry(key).or_default().push(text);
+    let mut left_out: BTreeMap<Key, Vec<Flaw>> = BTreeMap::new();
+    for (key, why) in unreadable {
+        left_out.insert(key, why.into_iter().map(Flaw::unreadable).collect());
+    }
+    for (key, found) in found {
+        let flaws = left_out.entry(key).or_default();
+        let flaw = Flaw::of(found);
+        // What cannot be read was found by who compiles it already.
+        if !flaws.iter().any(|known| known.text == flaw.text) {
+            flaws.push(flaw);
+        }
     }
     publisher.board.left_out(left_out);
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use remora_mesh::Documents;
+use remora_mesh::{Documents, Finding, Severity};
 use remora_xds::diag::ConfigError;
 use serde::{Deserialize, Serialize};
 
@@ -141,12 +141,12 @@ impl Registry {
 
     /// What is wrong with the documents as they are, by document.
     #[must_use]
-    pub fn mistakes(&self) -> Vec<(Key, String)> {
+    pub fn mistakes(&self) -> Vec<(Key, Finding)> {
         let texts = self.documents().into_iter().map(|record| (record.key.path(), record.text()));
-        let named = |error: ConfigError| {
-            Some((Key::parse(&error.source)?, format!("{}: {}", error.path, error.message)))
-        };
-        mistakes(texts).into_iter().filter_map(named).collect()
+        mistakes(texts)
+            .into_iter()
+            .filter_map(|found| Some((Key::parse(&found.error.source)?, found)))
+            .collect()
     }
 
     /// Everything that people wrote.
@@ -169,7 +169,7 @@ fn together(
     let texts = documents.iter().map(|d| (d.key.path(), d.text()));
     let all = texts.chain(kept.map(|record| (record.key.path(), record.text())));
     let (mut own, mut others) = (Vec::new(), Vec::new());
-    for error in mistakes(all) {
+    for error in errors(all) {
         let key = Key::parse(&error.source);
         match key.as_ref().and_then(|key| new.get(key)) {
             Some(document) => own.push(document.mistake(&error)),
@@ -182,10 +182,8 @@ fn together(
     if others.is_empty() {
         return Ok(Vec::new());
     }
-    let now: BTreeSet<_> = mistakes(there.iter().map(|record| (record.key.path(), record.text())))
-        .into_iter()
-        .map(|error| error.source)
-        .collect();
+    let now = errors(there.iter().map(|record| (record.key.path(), record.text())));
+    let now: BTreeSet<_> = now.map(|error| error.source).collect();
     others.retain(|error| !now.contains(&error.source));
     let name = |error: &ConfigError| {
         let key = Key::parse(&error.source).map_or_else(|| error.source.to_string(), |key| key.to_string());
@@ -195,8 +193,14 @@ fn together(
 }
 
 /// What is wrong with `texts`, which are named by the paths of their keys.
-pub(super) fn mistakes(texts: impl Iterator<Item = (String, String)>) -> Vec<ConfigError> {
+fn mistakes(texts: impl Iterator<Item = (String, String)>) -> Vec<Finding> {
     let texts: Vec<_> = texts.collect();
-    let read = Documents::read(texts.iter().map(|(name, text)| (name.as_str(), text.as_str())));
-    read.err().unwrap_or_default()
+    let (_, mut found) = Documents::check(texts.iter().map(|(name, text)| (name.as_str(), text.as_str())));
+    found.retain(|found| found.severity == Severity::Error);
+    found
+}
+
+/// The same, without what only programs read.
+pub(super) fn errors(texts: impl Iterator<Item = (String, String)>) -> impl Iterator<Item = ConfigError> {
+    mistakes(texts).into_iter().map(|found| found.error)
 }

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-use super::change::mistakes;
+use super::change::errors;
 use super::{Registry, mirror};
 use crate::clock::rfc3339;
 use crate::document::Record;
@@ -233,8 +233,7 @@ impl Instances {
         let own = "registration".to_owned();
         let texts: BTreeMap<String, String> =
             called.map(|record| (record.key.path(), record.text())).collect();
-        let wrong: Vec<_> = mistakes(texts.into_iter().chain([(own.clone(), workload.to_string())]))
-            .into_iter()
+        let wrong: Vec<_> = errors(texts.into_iter().chain([(own.clone(), workload.to_string())]))
             .filter(|error| *error.source == *own)
             .map(|error| {
                 let fix = error.fix.map(|fix| format!(" ({fix})")).unwrap_or_default();

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use remora_control::document::{Incoming, Text, read};
 use remora_control::registry::change::{How, Mode, Refused};
 use remora_control::registry::instances::{self, Health, Instances, REGISTRATION, Registration, health};
-use remora_control::store::Key;
+use remora_control::store::{Expect, Key, Put};
 use serde_json::json;
 
 use crate::gate::{Gate, Rigged, gated};
-use crate::support::{SERVICE, until};
+use crate::support::{ROUTE, SERVICE, until};
 
 const APPLY: How = How { mode: Mode::Apply, dry_run: false, force: false };
 
@@ -136,4 +136,22 @@ fn documents_are_checked_while_others_are_answered() {
         assert!(work.await.unwrap().is_err(), "nobody sent anything");
         assert_eq!(write.await.unwrap().len(), 2);
     });
+}
+
+/// As one of a newer version, or of Kubernetes, which nobody checked.
+#[tokio::test]
+async fn one_document_that_cannot_be_read_hides_no_mistake_of_another() {
+    let rig = gated().await;
+    let key = Key::new("Service", "default", "newer");
+    let metadata = json!({"name": "newer", "namespace": "default"});
+    let body =
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"weather": "good"}});
+    let put = Put { key: key.clone(), value: body.to_string().into(), expect: Expect::Any, lease: None };
+    rig.registry.store().put(put).await.unwrap();
+    until("it is there", async || rig.registry.get(&key).is_some()).await;
+    let refused = rig.registry.write(&documents(ROUTE.into()), APPLY).await;
+    assert!(matches!(refused, Err(Refused::Invalid(_))), "its Service is not there: {refused:?}");
+    rig.registry.write(&documents(format!("{SERVICE}---\n{ROUTE}")), APPLY).await.unwrap();
+    let found = rig.registry.mistakes();
+    assert!(matches!(&found[..], [(of, _)] if *of == key), "{found:?}");
 }

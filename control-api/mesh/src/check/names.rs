@@ -3,10 +3,11 @@
 use remora_xds::diag::At;
 use remora_xds::nearest;
 
-use super::report::Report;
+use super::report::{Lack, Report};
 use crate::document::{Document, ServiceSpec};
 use crate::kinds::Kind;
 use crate::mesh::Mesh;
+use crate::name::Name;
 
 /// As Kubernetes has it. Values become parts of labels in metrics.
 pub(super) fn is_label_value(value: &str) -> bool {
@@ -52,7 +53,8 @@ pub(super) fn need_service<'a>(
     if found.is_none() {
         let names = mesh.services(namespace).map(|s| s.metadata.name.as_str());
         let fix = nearest(name, names).map(|near| format!("did you mean {near}?"));
-        report.missing(at, format!("there is no Service {namespace}/{name}")).fix = fix;
+        let lack = Lack::Service(Name::new(namespace, name));
+        report.lacking(at, lack, format!("there is no Service {namespace}/{name}")).fix = fix;
     }
     found.map(AsRef::as_ref)
 }
@@ -67,7 +69,7 @@ pub(super) fn need_port(
     if let Some(port) = port.filter(|port| !ports.contains(port)) {
         let known: Vec<_> = ports.iter().map(ToString::to_string).collect();
         let text = format!("Service {:?} has no port {port}", service.metadata.name);
-        let error = report.missing(at, text);
+        let error = report.lacking(at, Lack::Port(service.name()), text);
         error.fix = (!known.is_empty()).then(|| format!("it has {}", known.join(", ")));
     }
 }

@@ -42,7 +42,7 @@ pub(crate) fn warnings(mesh: &Mesh) -> Vec<Finding> {
 fn warning(document: &AnyDocument, path: String, rule: Rule, message: String) -> Finding {
     let position = document.map().position(&path);
     let error = ConfigError { source: Arc::clone(document.source()), position, path, message, fix: None };
-    Finding { severity: Severity::Warning, rule, error, related: None }
+    Finding { severity: Severity::Warning, ..Finding::mistake(rule, error) }
 }
 
 fn unreachable_rules(mesh: &Mesh, routes: &Routes, port: &ServicePort, list: &mut Vec<Finding>) {

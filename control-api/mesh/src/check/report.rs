@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use remora_xds::diag::{At, ConfigError, Position, SourceMap};
 
+use crate::name::Name;
+
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
@@ -90,6 +92,17 @@ pub struct Related {
     pub message: String,
 }
 
+/// What a reference lacks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lack {
+    /// There is no such Service.
+    Service(Name),
+    /// This Service has no such port.
+    Port(Name),
+    /// No ReferenceGrant lets the document refer to this Service.
+    Grant(Name),
+}
+
 /// Something found in a document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
@@ -101,6 +114,16 @@ pub struct Finding {
     pub error: ConfigError,
     /// The other place, when there are two.
     pub related: Option<Related>,
+    /// What is missing, of a reference to a Service.
+    pub lacks: Option<Lack>,
+}
+
+impl Finding {
+    /// A mistake.
+    #[must_use]
+    pub const fn mistake(rule: Rule, error: ConfigError) -> Self {
+        Self { severity: Severity::Error, rule, error, related: None, lacks: None }
+    }
 }
 
 impl fmt::Display for Finding {
@@ -147,6 +170,19 @@ impl Report {
         self.add(Rule::Reference, at, message.into())
     }
 
+    /// Adds a reference to a Service that is not as the document has it, or may not be referred to.
+    pub(super) fn lacking(
+        &mut self,
+        at: &At<'_>,
+        lack: Lack,
+        message: impl Into<String>,
+    ) -> &mut ConfigError {
+        let next = self.list.len();
+        self.add(Rule::Reference, at, message.into());
+        self.list[next].lacks = Some(lack);
+        &mut self.list[next].error
+    }
+
     /// Adds something that another document has said already, there.
     pub(super) fn conflict(
         &mut self,
@@ -172,7 +208,7 @@ impl Report {
         let position = self.map.position(&path);
         let error = ConfigError { source: Arc::clone(&self.source), position, path, message, fix: None };
         let next = self.list.len();
-        self.list.push(Finding { severity: Severity::Error, rule, error, related: None });
+        self.list.push(Finding::mistake(rule, error));
         &mut self.list[next].error
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use remora_xds::diag::At;
 
 use super::names::{need_kind, need_port, need_service};
-use super::report::Report;
+use super::report::{Lack, Report};
 use crate::document::{
     BackendRef, Document, ParentRef, PortRef, ReferenceGrantSpec, ServiceSpec, TcpRouteSpec, TcpRule,
     TlsRouteSpec, Unsupported,
@@ -46,7 +46,7 @@ pub(super) fn parents(
             && !service.spec.ports.iter().any(|port| port.name.as_ref() == Some(wanted))
         {
             let text = format!("Service {:?} has no port named {wanted:?}", parent.name);
-            report.missing(&at.field("sectionName"), text);
+            report.lacking(&at.field("sectionName"), Lack::Port(service.name()), text);
         }
     }
 }
@@ -93,7 +93,7 @@ pub(super) fn reference<'m>(
             from.kind.group(),
             from.kind
         );
-        report.missing(&at.field("namespace"), text).fix(fix);
+        report.lacking(&at.field("namespace"), Lack::Grant(service.name()), text).fix(fix);
     }
     Some(service)
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use remora_xds::diag::At;
 
 use super::names::need_service;
-use super::report::Report;
+use super::report::{Lack, Report};
 use crate::document::{Document, EndpointSliceSpec, SERVICE_NAME, ServiceSpec};
 use crate::mesh::Mesh;
 
@@ -103,8 +103,9 @@ pub(super) fn slice(mesh: &Mesh, document: &Document<EndpointSliceSpec>, report:
         let known = |service: &Document<ServiceSpec>| {
             service.spec.ports.iter().any(|p| p.name.as_deref().unwrap_or_default() == name)
         };
-        if service.is_some_and(|service| !known(service)) {
-            report.missing(&ports.index(i), format!("the Service has no port named {name:?}"));
+        if let Some(service) = service.filter(|service| !known(service)) {
+            let text = format!("the Service has no port named {name:?}");
+            report.lacking(&ports.index(i), Lack::Port(service.name()), text);
         }
     }
 }

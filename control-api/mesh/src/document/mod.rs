@@ -156,8 +156,11 @@ impl<'de> Deserialize<'de> for Unsupported {
     }
 }
 
+/// The namespace of documents that name none.
+pub(crate) const DEFAULT: &str = "default";
+
 fn default_name() -> String {
-    "default".into()
+    DEFAULT.into()
 }
 
 /// The whole text of a document.
