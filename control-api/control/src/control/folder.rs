@@ -14,19 +14,18 @@ use tracing::{error, info};
 use crate::audit::Audit;
 use crate::board::Board;
 use crate::clock::rfc3339;
-use crate::document::{Incoming, Record, Text, read};
+use crate::document::{Record, Text, read};
 use crate::files;
 use crate::registry::Registry;
 use crate::registry::change::{How, Mode, Outcome, Refused, Verb};
+use crate::registry::mirror::{ORIGIN, origin};
 use crate::store::{Key, Revision};
 
 /// Between looks.
 const LOOK: Duration = Duration::from_millis(500);
 /// Texts of one file.
 const MAX_FILE: u64 = 16 << 20;
-/// Documents that came from the folder say so.
-const ORIGIN: &str = "remora.dev/origin";
-/// Value of the annotation.
+/// Value of the annotation [`ORIGIN`].
 const FOLDER: &str = "folder";
 
 /// Length and time of each file: what differs is read.
@@ -115,7 +114,7 @@ async fn take(registry: &Registry, audit: &Audit, folder: &Path, marks: &Marks) 
         Wrong::Texts(mistakes.iter().map(ToString::to_string).collect())
     };
     let mut documents = read(&texts, "default").map_err(told)?;
-    documents.iter_mut().for_each(mark);
+    documents.iter_mut().for_each(|document| document.annotate(ORIGIN, Some(FOLDER)));
     let wanted: BTreeSet<&Key> = documents.iter().map(|document| &document.key).collect();
     let gone: Vec<Key> = registry
         .documents()
@@ -142,14 +141,6 @@ async fn take(registry: &Registry, audit: &Audit, folder: &Path, marks: &Marks) 
     Ok(format!("{} documents, {changed} of them new or changed, {} removed", documents.len(), gone.len()))
 }
 
-fn mark(document: &mut Incoming) {
-    let Some(Value::Object(metadata)) = document.body.get_mut("metadata") else { return };
-    let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
-    if let Value::Object(annotations) = annotations {
-        annotations.insert(ORIGIN.into(), FOLDER.into());
-    }
-}
-
 fn is_marked(record: &Record) -> bool {
-    record.metadata().get("annotations").and_then(|all| all.get(ORIGIN)) == Some(&FOLDER.into())
+    origin(record).as_deref() == Some(FOLDER)
 }

@@ -192,6 +192,9 @@ impl Plane {
 
         let name = store.describe();
         let registry = Arc::new(Registry::new(store));
+        if options.cluster.is_some() {
+            registry.reads_kubernetes();
+        }
         let board = Arc::new(Board::default());
         let publisher = Arc::new(Publisher::new(profile(&options), Arc::clone(&board)));
         let audit = Arc::new(Audit::at(&options.data.join("audit.jsonl")));

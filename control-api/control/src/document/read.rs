@@ -116,6 +116,26 @@ impl Incoming {
         Mistake { document: Some(self.key.to_string()), ..mistake }
     }
 
+    /// The value of an annotation.
+    #[must_use]
+    pub fn annotation(&self, name: &str) -> Option<&str> {
+        self.body.get("metadata")?.get("annotations")?.get(name)?.as_str()
+    }
+
+    /// Sets an annotation, or takes it out.
+    pub fn annotate(&mut self, name: &str, value: Option<&str>) {
+        let Some(Value::Object(metadata)) = self.body.get_mut("metadata") else { return };
+        let annotations = metadata.entry("annotations").or_insert_with(|| Map::new().into());
+        let Value::Object(annotations) = annotations else { return };
+        match value {
+            Some(value) => drop(annotations.insert(name.to_owned(), value.into())),
+            None => drop(annotations.remove(name)),
+        }
+        if annotations.is_empty() {
+            metadata.remove("annotations");
+        }
+    }
+
     /// Where it stands: `mesh.yaml:7`.
     #[must_use]
     pub fn place(&self) -> String {

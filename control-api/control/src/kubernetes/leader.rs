@@ -8,21 +8,20 @@ use tokio::time::{Instant, sleep};
 use tracing::{debug, info};
 
 use crate::quota::Owner;
+use crate::registry::mirror::READER;
 
-/// What is held in the store. Domains of rate limits have a slash.
-const DOMAIN: &str = "kubernetes";
 /// Between attempts to become the one, and between looks whether it still is.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Runs what `start` starts while this control plane is the one, for ever. Where a store is open in one process, it always is.
 pub(super) async fn lead(owner: Arc<Owner>, start: impl Fn(&mut JoinSet<()>)) {
     loop {
-        match owner.take(DOMAIN).await {
+        match owner.take(READER).await {
             Ok(()) => {
                 info!("this control plane reads Kubernetes");
                 let mut tasks = JoinSet::new();
                 start(&mut tasks);
-                while owner.opens(DOMAIN, Instant::now()).is_some() {
+                while owner.opens(READER, Instant::now()).is_some() {
                     sleep(LOOK).await;
                 }
                 info!("another control plane may read Kubernetes");

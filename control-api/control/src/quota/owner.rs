@@ -143,8 +143,9 @@ impl Owner {
     }
 }
 
-/// A domain may be any text, and a name of the store has no slash.
-fn key(domain: &str) -> Key {
+/// What is there while somebody has a domain, in a store that several may have open. A domain may be any text, and a name of the store
+/// has no slash.
+pub(crate) fn key(domain: &str) -> Key {
     let name = percent_encoding::utf8_percent_encode(domain, percent_encoding::NON_ALPHANUMERIC);
     Key::new(KIND, NAMESPACE, &name.to_string())
 }

@@ -7,7 +7,7 @@ use remora_mesh::{Documents, Finding, Severity};
 use remora_xds::diag::ConfigError;
 use serde::{Deserialize, Serialize};
 
-use super::{Registry, mirror};
+use super::Registry;
 use crate::document::{Incoming, Mistake, Record};
 use crate::kinds::KINDS;
 use crate::store::{Key, Revision, StoreError};
@@ -102,11 +102,8 @@ pub struct How {
 
 impl Mode {
     /// Whether `document` may be written where `there` is.
-    pub(super) fn admit(self, document: &Incoming, there: Option<&Record>) -> Result<(), Refused> {
+    fn admit(self, document: &Incoming, there: Option<&Record>) -> Result<(), Refused> {
         match (self, there) {
-            (_, Some(there)) if mirror::is_mirrored(there) => {
-                return Err(Refused::Mirrored(document.key.clone()));
-            }
             (Self::Create, Some(_)) => return Err(Refused::Exists(document.key.clone())),
             (Self::Replace, None) => return Err(Refused::NotFound(document.key.clone())),
             _ => {}
@@ -122,6 +119,19 @@ impl Mode {
 }
 
 impl Registry {
+    /// Whether `document` may be written where `there` is.
+    pub(super) fn admit(
+        &self,
+        document: &Incoming,
+        mode: Mode,
+        there: Option<&Record>,
+    ) -> Result<(), Refused> {
+        if there.is_some_and(|there| self.is_locked(there)) {
+            return Err(Refused::Mirrored(document.key.clone()));
+        }
+        mode.admit(document, there)
+    }
+
     /// Checks everything as it will be. Mistakes of `documents` are an error; the answer names the others that are right now, and
     /// would not be any more.
     pub(super) async fn check(

@@ -16,8 +16,8 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
+use super::Registry;
 use super::change::errors;
-use super::{Registry, mirror};
 use crate::clock::rfc3339;
 use crate::document::Record;
 use crate::kinds::Kind;
@@ -206,7 +206,7 @@ impl Instances {
     /// That `key` is not of Kubernetes.
     fn own(&self, key: &Key) -> Result<(), Refused> {
         match self.registry.get(key) {
-            Some(record) if mirror::is_mirrored(&record) => Err(Refused::Mirrored(key.clone())),
+            Some(record) if self.registry.is_locked(&record) => Err(Refused::Mirrored(key.clone())),
             _ => Ok(()),
         }
     }

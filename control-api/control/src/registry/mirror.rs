@@ -5,6 +5,7 @@
 //! and what is wrong with one is its status.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -12,6 +13,7 @@ use tracing::{info, warn};
 
 use super::Registry;
 use crate::document::Record;
+use crate::quota::owner;
 use crate::store::{Expect, Key, MAX_VALUE, MAX_WRITES, Put, StoreError, Write};
 
 /// Documents that came from elsewhere say so.
@@ -21,16 +23,39 @@ pub const KUBERNETES: &str = "kubernetes";
 /// Between attempts while the store is away: it doubles from the first to the last.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// Whether a document is changed in Kubernetes, and not here.
+/// The domain ([`owner::key`]) of the one control plane of a store that reads Kubernetes. Those of rate limits have a slash.
+pub(crate) const READER: &str = "kubernetes";
+
+/// Whether a document came from Kubernetes.
 #[must_use]
 pub fn is_mirrored(record: &Record) -> bool {
-    record.metadata().get("annotations").and_then(|all| all.get(ORIGIN)) == Some(&KUBERNETES.into())
+    origin(record).as_deref() == Some(KUBERNETES)
+}
+
+/// Where a document came from. None: people wrote it here.
+#[must_use]
+pub fn origin(record: &Record) -> Option<String> {
+    Some(record.metadata().get("annotations")?.get(ORIGIN)?.as_str()?.to_owned())
 }
 
 /// What each document is to be: its whole body, or nothing.
 pub type Wanted = BTreeMap<Key, Option<Value>>;
 
 impl Registry {
+    /// Says that this process reads Kubernetes, or would if no other one did.
+    pub fn reads_kubernetes(&self) {
+        self.reads_kubernetes.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a document is changed in Kubernetes, and not here: it came from there, and some control plane of this store reads there.
+    /// When none does any more, it belongs to whoever wants to change or remove it.
+    #[must_use]
+    pub fn is_locked(&self, record: &Record) -> bool {
+        let is_read =
+            || self.reads_kubernetes.load(Ordering::Relaxed) || self.get(&owner::key(READER)).is_some();
+        is_mirrored(record) && is_read()
+    }
+
     /// Writes what is to be different from what is there, in as few transactions as the store takes. A document of the same name that
     /// somebody wrote here is replaced: Kubernetes' holds; one of theirs is not removed. Tries until it is done, and answers how many
     /// writes it took.

@@ -9,6 +9,7 @@ mod follow;
 mod state;
 mod transaction;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -45,6 +46,8 @@ pub struct Registry {
     health: watch::Sender<Health>,
     /// Held by the one change whose documents are being checked.
     checking: Arc<Mutex<()>>,
+    /// Documents of Kubernetes are changed there.
+    reads_kubernetes: AtomicBool,
 }
 
 impl Registry {
@@ -57,6 +60,7 @@ impl Registry {
             progress: watch::Sender::new(Position::default()),
             health: watch::Sender::new(Health::Starting),
             checking: Arc::default(),
+            reads_kubernetes: AtomicBool::new(false),
         }
     }
 

@@ -6,8 +6,8 @@ use std::time::SystemTime;
 
 use serde_json::Value;
 
+use super::Registry;
 use super::change::{How, Mode, Outcome, Refused, Verb};
-use super::{Registry, mirror};
 use crate::document::{Incoming, Record, diff};
 use crate::kinds::Kind;
 use crate::store::{Entry, Expect, Key, MAX_VALUE, MAX_WRITES, Put, Revision, StoreError, Write};
@@ -31,7 +31,7 @@ impl Registry {
     pub async fn write(&self, documents: &[Incoming], how: How) -> Result<Vec<Outcome>, Refused> {
         for document in documents {
             // To refuse it before all are checked; what counts is what is there when it is written.
-            how.mode.admit(document, self.get(&document.key).as_deref())?;
+            self.admit(document, how.mode, self.get(&document.key).as_deref())?;
         }
         let others = self.check(documents, &BTreeSet::new()).await?;
         if !others.is_empty() && !how.force {
@@ -72,7 +72,7 @@ impl Registry {
         if let Some(missing) = keys.iter().find(|key| self.get(key).is_none()) {
             return Err(Refused::NotFound(missing.clone()));
         }
-        let mirrored = |key: &&Key| self.get(key).is_some_and(|record| mirror::is_mirrored(&record));
+        let mirrored = |key: &&Key| self.get(key).is_some_and(|record| self.is_locked(&record));
         if let Some(key) = keys.iter().find(mirrored) {
             return Err(Refused::Mirrored(key.clone()));
         }
@@ -157,7 +157,7 @@ impl Registry {
     fn prepare(&self, document: &Incoming, mode: Mode) -> Result<Prepared, Refused> {
         let key = document.key.clone();
         let old = self.get(&key);
-        mode.admit(document, old.as_deref())?;
+        self.admit(document, mode, old.as_deref())?;
         let before = old.as_ref().map(|old| old.to_value(None));
         let after = Value::Object(document.body.clone());
         let diff = diff(before.as_ref(), Some(&after), &key.path());

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::body::{Asked, Caller, Utf8, json};
-use super::documents::{Query, audited, yes};
+use super::documents::{Query, audited, without_origin, yes};
 use super::failure::Failure;
 use crate::document::{Text, read};
 use crate::registry::change::{self, How, Mode, Verb};
@@ -78,6 +78,7 @@ pub(super) async fn apply(
 ) -> Result<Response, Failure> {
     let texts = texts(&body)?;
     let documents = read(&texts.files, &texts.namespace).map_err(|mistakes| Failure::invalid(&mistakes))?;
+    let documents = without_origin(&app, documents)?;
     let how = query.how(Mode::Apply)?;
     let outcomes = app.registry.write(&documents, how).await;
     let outcomes = audited(&app, &caller, how, outcomes).await?;
@@ -107,6 +108,7 @@ pub(super) async fn delete(
 pub(super) async fn check(State(app): State<App>, Utf8(body): Utf8) -> Result<Response, Failure> {
     let texts = texts(&body)?;
     let documents = read(&texts.files, &texts.namespace).map_err(|mistakes| Failure::invalid(&mistakes))?;
+    let documents = without_origin(&app, documents)?;
     let how = How { mode: Mode::Apply, dry_run: true, force: false };
     let outcomes = app.registry.write(&documents, how).await?;
     let value: Value = json!({"documents": outcomes.len()});

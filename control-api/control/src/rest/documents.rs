@@ -12,9 +12,10 @@ use super::failure::Failure;
 use super::selector::Selector;
 use super::watch;
 use crate::board::Standing;
-use crate::document::{Incoming, Record, Text, read};
+use crate::document::{Incoming, Mistake, Record, Text, read};
 use crate::kinds::Kind;
 use crate::registry::change::{How, Mode, Outcome, Refused, Verb};
+use crate::registry::mirror::{KUBERNETES, ORIGIN, origin};
 use crate::store::{Key, Scope};
 
 /// Parts of a path.
@@ -215,7 +216,7 @@ async fn write(
     caller: &Caller,
     text: String,
 ) -> Result<Response, Failure> {
-    let document = one(parts, text)?;
+    let document = one(app, parts, text)?;
     let outcomes = app.registry.write(std::slice::from_ref(&document), how).await;
     let outcomes = audited(app, caller, how, outcomes).await?;
     let Some(Outcome { verb, record: Some(record), .. }) = outcomes.first() else {
@@ -226,10 +227,11 @@ async fn write(
 }
 
 /// The one document of a body, which must be the one of the path.
-fn one(parts: &Parts, text: String) -> Result<Incoming, Failure> {
+fn one(app: &App, parts: &Parts, text: String) -> Result<Incoming, Failure> {
     let (kind, namespace) = (parts.kind()?, parts.namespace.as_deref().unwrap_or("default"));
     let texts = [Text { name: "body".into(), text }];
-    let mut documents = read(&texts, namespace).map_err(|mistakes| Failure::invalid(&mistakes))?;
+    let documents = read(&texts, namespace).map_err(|mistakes| Failure::invalid(&mistakes))?;
+    let mut documents = without_origin(app, documents)?;
     let (Some(document), true) = (documents.pop(), documents.is_empty()) else {
         return Err(Failure::bad_request("the body must be one document; several go to /remora/v1/apply"));
     };
@@ -238,6 +240,27 @@ fn one(parts: &Parts, text: String) -> Result<Incoming, Failure> {
         return Err(Failure::bad_request(format!("the body is {}, which is not at this path", document.key)));
     }
     Ok(document)
+}
+
+/// Documents that come by REST do not say where they come from: sources say that of theirs. One that was got from here and comes back
+/// says what it said; when it was of Kubernetes, and no control plane reads there any more, it is its author's now.
+pub(super) fn without_origin(app: &App, mut documents: Vec<Incoming>) -> Result<Vec<Incoming>, Failure> {
+    let mut mistakes = Vec::new();
+    for document in &mut documents {
+        let Some(said) = document.annotation(ORIGIN) else { continue };
+        let there = app.registry.get(&document.key);
+        let known = there.as_ref().and_then(|there| origin(there)).is_some_and(|known| known == said);
+        if !known {
+            let text = format!(
+                "{ORIGIN} is written by the control plane, of what it takes from files or Kubernetes"
+            );
+            let field = format!("metadata.annotations.{ORIGIN}");
+            mistakes.push(Mistake { suggestion: Some("remove it".into()), ..document.refused(&field, text) });
+        } else if said == KUBERNETES {
+            document.annotate(ORIGIN, None);
+        }
+    }
+    if mistakes.is_empty() { Ok(documents) } else { Err(Failure::invalid(&mistakes)) }
 }
 
 /// Writes down who changed what, also when not all of it was done.

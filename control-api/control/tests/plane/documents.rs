@@ -247,3 +247,20 @@ async fn every_route_of_the_openapi_document_is_there() {
     let (_, metrics) = rig.get("/metrics").await;
     assert!(metrics.as_str().unwrap().contains("remora_control_documents{kind=\"Service\"} 1"), "{metrics}");
 }
+
+#[tokio::test]
+async fn a_document_that_comes_by_rest_does_not_say_where_it_comes_from() {
+    let rig = Rig::start().await;
+    for origin in ["kubernetes", "folder"] {
+        let annotated = format!("{{name: shop, annotations: {{remora.dev/origin: {origin}}}}}");
+        let text = SERVICE.replace("{name: shop}", &annotated);
+        for (status, answer) in
+            [rig.apply(&text, "").await, rig.send(Method::POST, SERVICES, YAML, &text).await]
+        {
+            assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{answer}");
+            let message = answer["message"].as_str().unwrap();
+            assert!(message.contains("metadata.annotations.remora.dev/origin: "), "{message}");
+        }
+    }
+    assert_eq!(rig.get(&format!("{SERVICES}/shop")).await.0, StatusCode::NOT_FOUND);
+}
