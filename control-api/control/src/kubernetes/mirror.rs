@@ -1,5 +1,8 @@
 //! What was seen of Kubernetes, on its way to the registry.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -49,6 +52,8 @@ pub(super) struct Mirror {
     board: Arc<Board>,
     /// Of those that are being listed, what was there so far.
     listed: BTreeMap<What, BTreeSet<Key>>,
+    /// What is there as far as it was told, whether the registry has it by now or not.
+    there: BTreeMap<What, BTreeSet<Key>>,
     /// Of which kinds everything has been seen.
     complete: BTreeSet<What>,
     pods: ByName<Pod>,
@@ -62,6 +67,7 @@ impl Mirror {
             registry,
             board,
             listed: BTreeMap::new(),
+            there: BTreeMap::new(),
             complete: BTreeSet::new(),
             pods: ByName::new(),
             services: ByName::new(),
@@ -118,11 +124,15 @@ impl Mirror {
                 }
             }
             Seen::End => {
-                let there = self.listed.remove(&what).unwrap_or_default();
+                let listed = self.listed.remove(&what).unwrap_or_default();
+                // What an earlier control plane wrote, and what was told before this list: it may be on its way to the registry.
                 let kept = self.registry.list(&Scope::Kind(kind(what).into())).1;
-                let left = kept.iter().filter(|record| is_mirrored(record)).map(|record| record.key.clone());
-                let gone: Vec<_> = left.filter(|key| !there.contains(key)).collect();
+                let kept = kept.iter().filter(|record| is_mirrored(record)).map(|record| record.key.clone());
+                let mut gone: BTreeSet<_> =
+                    kept.chain(self.there.remove(&what).unwrap_or_default()).collect();
+                gone.retain(|key| !listed.contains(key));
                 gone.into_iter().for_each(|key| self.gone(what, key));
+                self.there.insert(what, listed);
                 if self.complete.insert(what) && kind(what) == SERVICE {
                     let pods = self.pods.iter().flat_map(|(namespace, pods)| {
                         pods.keys().map(move |name| Key::new(REGISTRATION, namespace, name))
@@ -137,6 +147,7 @@ impl Mirror {
     /// Takes what an object says. Its key, if it has one.
     fn put(&mut self, what: What, object: &Value) -> Option<Key> {
         let key = map::key(kind(what), object)?;
+        self.there.entry(what).or_default().insert(key.clone());
         match what.kind() {
             None => match Pod::of(object) {
                 Some(pod) => {
@@ -159,6 +170,7 @@ impl Mirror {
     }
 
     fn gone(&mut self, what: What, key: Key) {
+        self.there.get_mut(&what).map(|there| there.remove(&key));
         match what.kind() {
             None => drop(remove(&mut self.pods, &key)),
             Some(kind) if kind.name == SERVICE => self.select(&key, None),
@@ -214,135 +226,4 @@ fn remove<T>(map: &mut ByName<T>, key: &Key) -> Option<T> {
         map.remove(&key.namespace);
     }
     old
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::document::{Text, read};
-    use crate::kinds::KINDS;
-    use crate::registry;
-    use crate::registry::change::{How, Mode, Refused};
-    use crate::store::redb::{Options, RedbStore};
-
-    fn what(kind: &str) -> What {
-        KINDS.iter().position(|known| known.name == kind).map_or(What::Pods, What::Documents)
-    }
-
-    fn service(name: &str, port: u16) -> Value {
-        json!({
-            "metadata": {"name": name, "namespace": "shop"},
-            "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": port}]},
-        })
-    }
-
-    fn pod() -> Value {
-        json!({
-            "metadata": {"name": "web-1", "namespace": "shop", "labels": {"app": "web"}},
-            "spec": {"containers": [{"name": crate::inject::PROXY}]},
-            "status": {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]},
-        })
-    }
-
-    struct World {
-        registry: Arc<Registry>,
-        events: mpsc::Sender<Told>,
-        _folder: tempfile::TempDir,
-    }
-
-    impl World {
-        async fn new() -> Self {
-            let folder = tempfile::tempdir().unwrap();
-            let store =
-                RedbStore::open(&folder.path().join("remora.redb"), Options::default()).await.unwrap();
-            let registry = Arc::new(Registry::new(Arc::new(store)));
-            tokio::spawn(registry::follow(Arc::clone(&registry)));
-            registry.filled().await;
-            let (events, taken) = mpsc::channel(100);
-            tokio::spawn(Mirror::new(Arc::clone(&registry), Arc::default()).follow(taken));
-            Self { registry, events, _folder: folder }
-        }
-
-        async fn tell(&self, what: What, seen: impl IntoIterator<Item = Seen>) {
-            for seen in seen {
-                self.events.send((what, seen)).await.unwrap();
-            }
-        }
-
-        /// Waits until `there` holds.
-        async fn until(&self, there: impl Fn(&Registry) -> bool) {
-            let mut progress = self.registry.progress();
-            while !there(&self.registry) {
-                progress.changed().await.unwrap();
-            }
-        }
-
-        fn ports(&self) -> Option<Value> {
-            let record = self.registry.get(&Key::new(REGISTRATION, "shop", "web-1"))?;
-            Some(record.get("spec")?["workload"]["ports"].clone())
-        }
-    }
-
-    #[tokio::test]
-    async fn what_is_listed_is_there_and_what_is_not_is_gone() {
-        let world = World::new().await;
-        let texts = [Text {
-            name: "mine.yaml".into(),
-            text: "apiVersion: v1\nkind: Service\nmetadata: {name: mine, namespace: shop}\nspec: {ports: [{port: 80}]}\n".into(),
-        }];
-        let mine = read(&texts, "shop").unwrap();
-        let how = How { mode: Mode::Apply, dry_run: false, force: false };
-        world.registry.write(&mine, how).await.unwrap();
-        let key = |name: &str| Key::new("Service", "shop", name);
-        let listed = [Seen::Begin, Seen::Listed(service("a", 1)), Seen::Listed(service("b", 1)), Seen::End];
-        world.tell(what("Service"), listed).await;
-        world.until(|r| r.get(&key("a")).is_some() && r.get(&key("b")).is_some()).await;
-        assert!(world.registry.get(&marker()).is_none(), "the others were not read");
-        for other in What::all().filter(|other| *other != what("Service")) {
-            world.tell(other, [Seen::Begin, Seen::End]).await;
-        }
-        super::super::read_once(&world.registry).await;
-
-        world.tell(what("Service"), [Seen::Begin, Seen::Listed(service("b", 1)), Seen::End]).await;
-        world.until(|r| r.get(&key("a")).is_none()).await;
-        assert!(world.registry.get(&key("b")).is_some());
-        assert!(world.registry.get(&key("mine")).is_some(), "what people wrote here is theirs");
-        let revision = world.registry.get(&key("b")).unwrap().revision;
-        world.tell(what("Service"), [Seen::Changed(service("b", 1)), Seen::Changed(service("c", 1))]).await;
-        world.until(|r| r.get(&key("c")).is_some()).await;
-        assert_eq!(
-            world.registry.get(&key("b")).unwrap().revision,
-            revision,
-            "what says the same is not written"
-        );
-
-        let refused = world.registry.remove(&[key("b")], None, How { force: true, ..how }).await;
-        assert!(matches!(refused, Err(Refused::Mirrored(_))), "{refused:?}");
-        world.tell(what("Service"), [Seen::Changed(service("mine", 1))]).await;
-        world.until(|r| r.get(&key("mine")).is_some_and(|record| is_mirrored(&record))).await;
-        let refused = world.registry.write(&mine, how).await;
-        assert!(matches!(refused, Err(Refused::Mirrored(_))), "{refused:?}");
-    }
-
-    #[tokio::test]
-    async fn a_pod_is_told_with_the_ports_of_services_and_not_before_they_are_known() {
-        let world = World::new().await;
-        world.tell(What::Pods, [Seen::Begin, Seen::Listed(pod()), Seen::End]).await;
-        world
-            .tell(
-                what("Workload"),
-                [Seen::Begin, Seen::Listed(json!({"metadata": {"name": "w", "namespace": "shop"}}))],
-            )
-            .await;
-        world.until(|r| r.get(&Key::new("Workload", "shop", "w")).is_some()).await;
-        assert_eq!(world.ports(), None);
-        world.tell(what("Service"), [Seen::Begin, Seen::Listed(service("a", 8080)), Seen::End]).await;
-        world.until(|_| world.ports() == Some(json!([{"port": 8080}]))).await;
-        world.tell(what("Service"), [Seen::Changed(service("a", 9090))]).await;
-        world.until(|_| world.ports() == Some(json!([{"port": 9090}]))).await;
-        world.tell(what("Service"), [Seen::Gone(service("a", 9090))]).await;
-        world.until(|_| world.ports() == Some(json!([]))).await;
-        world.tell(What::Pods, [Seen::Gone(pod())]).await;
-        world.until(|_| world.ports().is_none()).await;
-    }
 }

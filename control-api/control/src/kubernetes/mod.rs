@@ -5,6 +5,8 @@ pub mod crds;
 pub mod map;
 pub mod pods;
 
+#[cfg(test)]
+mod fake;
 mod leader;
 mod mirror;
 mod roots;
