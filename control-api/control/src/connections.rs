@@ -225,7 +225,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = Router::new().route("/", get(async || "ok"));
-        let serve = move |stream, address, place| {
+        let serve = move |stream: TcpStream, address, place| {
             tokio::spawn(http(stream, address, router.clone(), limits, place));
         };
         tokio::spawn(accept(listener, most, serve));

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::SystemTime;
 
-use remora_mesh::Problem;
+use remora_mesh::{Problem, Rule};
 use serde_json::{Value, json};
 
 use super::{Flaw, Refusal};
@@ -85,6 +85,17 @@ impl Standing {
     /// want it (RefusedBy).
     #[must_use]
     pub fn of(&self, record: &Record) -> Value {
+        self.told(record, self.flaws(&record.key).is_empty())
+    }
+
+    /// Like [`Self::of`], of a document that is in force as far as it can be compiled, whatever is wrong with it: a route that nobody
+    /// checked before it was kept.
+    #[must_use]
+    pub fn as_far_as_it_goes(&self, record: &Record) -> Value {
+        self.told(record, self.flaws(&record.key).iter().all(|flaw| flaw.rule != Rule::Syntax))
+    }
+
+    fn told(&self, record: &Record, in_force: bool) -> Value {
         let none = Marks::default();
         let marks = self.marks.get(&record.key.path()).unwrap_or(&none);
         let generation = record.generation();
@@ -103,11 +114,8 @@ impl Standing {
                 Verdict::no("Invalid", texts.join("\n"))
             }
         };
-        let programmed = if accepted.holds {
-            self.programmed(record, marks)
-        } else {
-            Verdict::no("NotAccepted", String::new())
-        };
+        let programmed =
+            if in_force { self.programmed(record, marks) } else { Verdict::no("NotAccepted", String::new()) };
         let mut conditions = vec![condition("Accepted", accepted), condition("Programmed", programmed)];
         if !marks.refusals.is_empty() {
             let message = some(&marks.refusals, "\n");

@@ -9,6 +9,7 @@ pub mod pods;
 mod fake;
 mod leader;
 mod mirror;
+mod parents;
 mod roots;
 mod status;
 mod watch;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::Router;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::connections::{self, Limits};
 
@@ -14,7 +14,7 @@ const LIMITS: Limits =
 
 /// Serves `router` on `listener` for ever.
 pub async fn serve(listener: TcpListener, router: Router) {
-    let serve = move |stream, address, place| {
+    let serve = move |stream: TcpStream, address, place| {
         tokio::spawn(connections::http(stream, address, router.clone(), LIMITS, place));
     };
     connections::accept(listener, CONNECTIONS, serve).await;
