@@ -255,3 +255,41 @@ fn a_consumer_route_leads_back_to_its_service_without_a_grant() {
         assert!(refused(&text));
     }
 }
+
+/// HTTPRouteFilter: one that is not supported must not be skipped, whoever wrote the route without having it checked.
+#[test]
+fn requests_of_a_filter_that_is_not_supported_are_refused() {
+    let refused = |rule: &str| -> Vec<Option<u32>> {
+        let route = route("HTTPRoute", "name: r", &format!("rules: [{rule}]"));
+        let table = table(&format!("{SERVICES}{route}"), 80, "default");
+        let status = |action: &Option<Action>| match action {
+            Some(Action::DirectResponse(answer)) => Some(answer.status),
+            _ => None,
+        };
+        table.virtual_hosts[0].routes.iter().map(|route| status(&route.action)).collect()
+    };
+    let (auth, extension) = (
+        "{type: ExternalAuth, externalAuth: {protocol: GRPC}}",
+        "{type: ExtensionRef, extensionRef: {group: a.example, kind: B, name: c}}",
+    );
+    for filter in [auth, extension] {
+        assert_eq!(
+            refused(&format!("{{filters: [{filter}], backendRefs: [{{name: one, port: 80}}]}}")),
+            [Some(500)],
+            "{filter}"
+        );
+        let redirect = "{type: RequestRedirect, requestRedirect: {hostname: a.example}}";
+        assert_eq!(refused(&format!("{{filters: [{redirect}, {filter}]}}")), [Some(500)], "{filter}");
+        let some = format!("{{name: one, port: 80, filters: [{filter}]}}, {{name: shop, port: 80}}");
+        assert_eq!(
+            refused(&format!("{{backendRefs: [{some}]}}")),
+            [Some(500), None],
+            "its share of {filter}"
+        );
+    }
+    let rewrite = "{type: URLRewrite, urlRewrite: {hostname: a.example}}";
+    assert_eq!(
+        refused(&format!("{{backendRefs: [{{name: one, port: 80, filters: [{rewrite}]}}]}}")),
+        [Some(500)]
+    );
+}

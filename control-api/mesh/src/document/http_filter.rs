@@ -21,9 +21,9 @@ pub enum HttpFilterType {
     /// Answers pages of other origins.
     #[serde(rename = "CORS")]
     Cors,
-    /// Not supported yet.
+    /// Not supported yet: requests of its rule are refused.
     ExternalAuth,
-    /// Not supported: there are no extensions.
+    /// Not supported, there are no extensions: requests of its rule are refused.
     ExtensionRef,
 }
 
@@ -41,6 +41,19 @@ impl HttpFilterType {
             Self::ExternalAuth => "ExternalAuth",
             Self::ExtensionRef => "ExtensionRef",
         }
+    }
+
+    /// Whether a rule can have it. Requests of a rule with one that is not supported are refused: left out, it would let through what it
+    /// may be there to stop (`HTTPRouteFilter` of the Gateway API).
+    #[must_use]
+    pub const fn is_supported(self) -> bool {
+        !matches!(self, Self::ExternalAuth | Self::ExtensionRef)
+    }
+
+    /// The same for one backend of a rule.
+    #[must_use]
+    pub const fn is_supported_for_one_backend(self) -> bool {
+        matches!(self, Self::RequestHeaderModifier | Self::ResponseHeaderModifier)
     }
 }
 

@@ -57,8 +57,8 @@ impl Actions<'_> {
         }
     }
 
-    /// What a rule does with what one of its matches matches. Two routes when some of its backends do not exist: the Gateway API
-    /// wants a 500 for their share.
+    /// What a rule does with what one of its matches matches. Two routes when some of its backends do not exist, or have filters that are
+    /// not supported: the Gateway API wants a 500 for their share.
     pub(super) fn compile(&mut self, candidate: &Candidate<'_>) -> Vec<Route> {
         let name = &candidate.route.name;
         let modifiers = Modifiers::of(candidate.filters);
@@ -72,6 +72,9 @@ impl Actions<'_> {
             typed_per_filter_config: self.overrides(candidate),
             ..Route::default()
         };
+        if candidate.filters.iter().any(|filter| !filter.kind.is_supported()) {
+            return vec![refusal(&route, 1, 1)];
+        }
         if let Some(redirect) = candidate.filters.iter().find_map(|f| f.request_redirect.as_ref()) {
             let action = Action::Redirect(redirect_to(redirect, candidate.prefix));
             return vec![Route { action: Some(action), ..route }];
@@ -126,11 +129,13 @@ impl Actions<'_> {
         policies
     }
 
-    /// The backends that get requests, and the weight of those that do not exist.
+    /// The backends that get requests, and the weight of those whose requests are refused.
     fn split<'r>(&mut self, candidate: &Candidate<'r>) -> (Vec<Backend<'r>>, u64) {
         let (mut found, mut missing) = (Vec::new(), 0);
         for backend in candidate.backends.iter().filter(|b| b.weight > 0) {
-            let Some((name, port)) = self.mesh.backend(&candidate.route, backend.to()) else {
+            let filtered = backend.filters.iter().all(|filter| filter.kind.is_supported_for_one_backend());
+            let found_at = self.mesh.backend(&candidate.route, backend.to()).filter(|_| filtered);
+            let Some((name, port)) = found_at else {
                 missing += u64::from(backend.weight);
                 continue;
             };
