@@ -292,4 +292,10 @@ fn requests_of_a_filter_that_is_not_supported_are_refused() {
         refused(&format!("{{backendRefs: [{{name: one, port: 80, filters: [{rewrite}]}}]}}")),
         [Some(500)]
     );
+    let bucket = "{group: a.example, kind: Bucket, name: one, port: 80}";
+    assert_eq!(
+        refused(&format!("{{backendRefs: [{bucket}]}}")),
+        [Some(500)],
+        "no Service of that name is meant"
+    );
 }

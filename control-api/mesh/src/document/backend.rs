@@ -57,6 +57,13 @@ pub(crate) struct PortRef<'a> {
     pub(crate) port: u16,
 }
 
+impl PortRef<'_> {
+    /// Whether it is a Service that it refers to.
+    pub(crate) fn is_service(&self) -> bool {
+        matches!(self.group, None | Some("" | "core")) && self.kind.is_none_or(|kind| kind == "Service")
+    }
+}
+
 /// Where requests go.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -191,10 +191,13 @@ impl Mesh {
         self.authentication(service).map(|policy| policy.spec.mode(port)).unwrap_or_default()
     }
 
-    /// The port that `from` refers to; None when there is none, or it may not have it.
+    /// The port that `from` refers to; None when there is none, when it is none of a Service, or `from` may not have it.
     pub(crate) fn backend(&self, from: &Key, to: PortRef<'_>) -> Option<(Name, u16)> {
         let own = &*from.name.namespace;
         let namespace = to.namespace.unwrap_or(own);
+        if !to.is_service() {
+            return None;
+        }
         let service = self.service(namespace, to.name)?;
         let known = service.spec.ports.iter().any(|port| port.port == to.port);
         let allowed = namespace == own || self.granted(from, namespace, to.name);
