@@ -23,7 +23,7 @@ use crate::{bench, check, commands, control, demo, init, inject, run};
   remora apply -f mesh.yaml         mesh documents; also get, diff, delete, status
   remora token create --service-account orders
                                     what a program on another machine gets its identity with
-  remora certs                      roots and certificates; also certs rotate-root, certs revoke
+  remora certs                      roots and certificates; also certs roots, certs rotate-root, certs revoke
   remora why rbac_denied            what a refusal means, and who met with it; also why REQUEST-ID
   remora inject -f web.yaml --control 10.96.0.12:15012 | kubectl apply -f -
                                     pods with sidecars

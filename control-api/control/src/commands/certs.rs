@@ -24,7 +24,7 @@ const ROWS: usize = 20;
     args_conflicts_with_subcommands = true,
     after_help = "Examples:
   remora certs                               roots with their phases, and the last certificates
-  remora certs -o json | jq -r .trusted      what everybody trusts, in PEM
+  remora certs roots > roots.pem             what everybody trusts, in PEM
   remora certs rotate-root                   announces a new root; it signs after --root-overlap of the control plane
   remora certs distrust-root 5a91…           a root whose key was stolen, when another one signs
   remora certs revoke --serial 5a91…         one certificate
@@ -45,6 +45,8 @@ pub(crate) struct CertsArgs {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Print the roots that are trusted, in PEM: all of them, also one that is announced or retires
+    Roots,
     /// Announce a new root
     RotateRoot,
     /// Trust a root no more that does not sign, nor what it signed: its workloads need certificates of another one
@@ -98,6 +100,11 @@ pub(crate) fn certs(args: CertsArgs) -> ExitCode {
                     }
                     output => output.print(&answer),
                 }
+            }
+            Some(Verb::Roots) => {
+                let answer = server.call(Method::GET, "/remora/v1/ca", None).await?;
+                let roots = answer["trusted"].as_str().context("the control plane answers something else")?;
+                println!("{}", roots.trim_end());
             }
             Some(Verb::RotateRoot) => {
                 let answer = post("rotate", None).await?;

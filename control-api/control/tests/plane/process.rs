@@ -197,6 +197,10 @@ async fn people_see_and_change_the_authority_by_commands() {
     assert!(code == Some(0) && out.ends_with(" announced\n"), "{out}");
     let json = || serde_json::from_str::<Value>(&remora(&control, &["certs", "-o", "json"]).1).unwrap();
     until("the new root signs", async || json()["roots"][1]["phase"] == "Signing").await;
+    let (code, roots, _) = remora(&control, &["certs", "roots"]);
+    assert!(code == Some(0) && roots.starts_with("-----BEGIN CERTIFICATE-----\n"), "{roots}");
+    assert!(roots.ends_with("\n-----END CERTIFICATE-----\n"), "{roots}");
+    assert_eq!(roots.matches("BEGIN").count(), 2, "one retires, and is trusted still");
     let serial = json()["issued"][0]["serial"].as_str().unwrap().to_owned();
     assert_eq!(
         remora(&control, &["certs", "revoke", "--serial", &serial]).1,
