@@ -10,6 +10,7 @@ mod fake;
 mod leader;
 mod mirror;
 mod parents;
+mod plain;
 mod roots;
 mod status;
 mod watch;
