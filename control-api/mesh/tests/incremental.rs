@@ -134,12 +134,10 @@ fn tcp_route() -> impl Strategy<Value = String> {
 
 fn slice() -> impl Strategy<Value = String> {
     let conditions = prop::sample::select(vec!["{}", "{ready: false}", "{ready: false, terminating: true}"]);
-    let sidecars = prop::sample::select(vec!["{}", "{remora.dev/sidecars: none}"]);
-    let parts = (namespace(), 0..2_u8, 0..3_u8, 0..5_u8, conditions, sidecars);
-    parts.prop_map(|(namespace, number, service, target, conditions, sidecars)| {
+    (namespace(), 0..2_u8, 0..3_u8, 0..5_u8, conditions).prop_map(|(namespace, number, service, target, conditions)| {
         format!(
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
-             metadata: {{name: e{number}, namespace: {namespace}, labels: {{kubernetes.io/service-name: s{service}}}, annotations: {sidecars}}}\n\
+             metadata: {{name: e{number}, namespace: {namespace}, labels: {{kubernetes.io/service-name: s{service}}}}}\n\
              addressType: IPv4\nports: [{{name: http, port: 8081}}, {{name: db, port: 5433}}]\nendpoints:\n\
              - {{addresses: [10.1.0.{target}], conditions: {conditions}, targetRef: {{kind: Pod, name: w{target}}}}}\n\
              - {{addresses: [10.2.0.{number}], zone: z{number}}}\n"

@@ -8,7 +8,7 @@ mod support {
 
 use std::sync::Arc;
 
-use remora_mesh::{AnyDocument, Change, Compiler, Documents, Health, Instance, Key, Kind, Name};
+use remora_mesh::{AnyDocument, Change, Compiler, Key, Kind, Name};
 use remora_xds::Schema;
 use remora_xds::any;
 use remora_xds::pb::envoy::config::listener::v3::Listener;
@@ -147,95 +147,11 @@ fn a_workload_of_another_trust_domain_is_called_by_its_name() {
         "{}",
         cluster(&compiler)
     );
-    let documents = Documents::read([("mesh.yaml", &*foreign)]).unwrap();
+    let documents = remora_mesh::Documents::read([("mesh.yaml", &*foreign)]).unwrap();
     compiler.apply(documents.iter().map(Change::Put));
     let there = cluster(&compiler);
     assert!(there.contains("exact: spiffe://partner.test/ns/default/sa/default"), "{there}");
     assert!(!there.contains("mesh.test"), "{there}");
     let said = found(&foreign.replace("partner.test", "\"Partner.test/x\""));
     assert!(said.contains("spec.trustDomain: is no trust domain"), "{said}");
-}
-
-/// A Service with an endpoint that is known to have no sidecar, and one of its own namespace that calls it.
-const PLAIN: &str = "apiVersion: v1
-kind: Service
-metadata: {name: dns}
-spec: {selector: {app: dns}, ports: [{name: tcp-dns, port: 53}]}
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: {name: dns-1, labels: {kubernetes.io/service-name: dns}, annotations: {remora.dev/sidecars: none}}
-addressType: IPv4
-ports: [{name: tcp-dns, port: 53}]
-endpoints: [{addresses: [10.0.0.53], targetRef: {kind: Pod, name: dns-a}}]
-";
-
-/// What calls to that Service use, as text.
-fn called(compiler: &Compiler) -> String {
-    let service = compiler.resources(&Name::new("default", "dns")).unwrap();
-    shown([&service.ports[0].cluster, &service.ports[0].endpoints])
-}
-
-fn put(compiler: &mut Compiler, text: &str) {
-    let documents = Documents::read_alone([("more.yaml", text)]).unwrap();
-    compiler.apply(documents.iter().map(Change::Put));
-}
-
-#[test]
-fn a_service_that_is_known_to_have_no_sidecars_is_called_in_plaintext() {
-    let mut compiler = compiler(PLAIN);
-    let plain = |compiler: &Compiler| {
-        let text = called(compiler);
-        let (tls, address) = (text.contains("transport_socket"), text.contains("10.0.0.53"));
-        assert_ne!(tls, address, "its program, or nobody: {text}");
-        !tls
-    };
-    assert!(plain(&compiler));
-
-    // Its own policy says otherwise.
-    let strict = "apiVersion: remora.dev/v1alpha1
-kind: AuthenticationPolicy
-metadata: {name: dns}
-spec: {targetRefs: [{name: dns}], mtls: {mode: Strict}}
-";
-    put(&mut compiler, strict);
-    assert!(!plain(&compiler));
-    let key = Key::new(Kind::AuthenticationPolicy, Name::new("default", "dns"));
-    compiler.apply([Change::Remove(key)]);
-    assert!(plain(&compiler));
-
-    // Somebody of whom that is not known.
-    let unknown = PLAIN.rsplit("---\n").next().unwrap().replace("dns-1", "dns-2");
-    put(&mut compiler, &unknown.replace(", annotations: {remora.dev/sidecars: none}", ""));
-    assert!(!plain(&compiler));
-    // An empty slice says nothing.
-    let empty = unknown.replace("[{addresses: [10.0.0.53], targetRef: {kind: Pod, name: dns-a}}]", "[]");
-    put(&mut compiler, &empty.replace(", annotations: {remora.dev/sidecars: none}", ""));
-    assert!(plain(&compiler));
-}
-
-#[test]
-fn the_first_workload_with_a_sidecar_ends_plaintext() {
-    let mut compiler = compiler(PLAIN);
-    let workload = "apiVersion: remora.dev/v1alpha1
-kind: Workload
-metadata: {name: dns-b, labels: {app: dns}}
-spec: {address: 10.0.0.54, ports: [{port: 53}]}
-";
-    let documents = Documents::read_alone([("lease", workload)]).unwrap();
-    let workload = Arc::new(documents.workloads[0].clone());
-    let mut is = |health| {
-        let workload = Arc::clone(&workload);
-        compiler.apply([Change::Register(Arc::new(Instance { workload, health, services: Vec::new() }))]);
-        called(&compiler)
-    };
-    let starts = is(Health::Absent);
-    assert!(starts.contains("transport_socket") && !starts.contains("10.0.0."), "{starts}");
-    let ready = is(Health::Ready);
-    assert!(ready.contains("10.0.0.54") && !ready.contains("10.0.0.53"), "{ready}");
-    // That the only one with a sidecar does not answer is no reason to go on without mTLS.
-    let fails = is(Health::Absent);
-    assert!(fails.contains("transport_socket") && !fails.contains("10.0.0."), "{fails}");
-    compiler.apply([Change::Deregister(Name::new("default", "dns-b"))]);
-    assert!(!called(&compiler).contains("transport_socket"), "it has gone");
 }

@@ -25,7 +25,7 @@ pub fn document(kind: &'static Kind, object: &Value) -> Option<Value> {
             }
             object["metadata"]["labels"].get(SERVICE_NAME)?;
             document["addressType"] = object["addressType"].clone();
-            document["endpoints"] = called(object).map(endpoint).collect();
+            document["endpoints"] = list(&object["endpoints"]).filter_map(endpoint).collect();
             document["ports"] = list(&object["ports"]).filter(|port| is_tcp(port)).map(slice_port).collect();
         }
         "HTTPRoute" | "GRPCRoute" | "TLSRoute" | "TCPRoute" => document["spec"] = route(&object["spec"])?,
@@ -100,22 +100,19 @@ fn protocol(port: &Value, kept: &mut Value) {
     kept["appProtocol"] = known.into();
 }
 
-/// The endpoints of a slice that are called: one that is not ready is none, but for one that finishes what it has.
-pub(super) fn called(slice: &Value) -> impl Iterator<Item = &Value> {
-    list(&slice["endpoints"]).filter(|endpoint| {
-        let conditions = &endpoint["conditions"];
-        conditions["ready"] != false || conditions["serving"] == true && conditions["terminating"] == true
-    })
-}
-
-fn endpoint(endpoint: &Value) -> Value {
+/// An endpoint that is not ready is none, but for one that finishes what it has.
+fn endpoint(endpoint: &Value) -> Option<Value> {
+    let conditions = &endpoint["conditions"];
+    if conditions["ready"] == false && !(conditions["serving"] == true && conditions["terminating"] == true) {
+        return None;
+    }
     let mut kept = only(endpoint, &["addresses", "conditions", "zone"]);
     let target = &endpoint["targetRef"];
     // The mesh knows pods by their names; what else may stand behind an address, it does not.
     if target["kind"] == "Pod" {
         kept["targetRef"] = only(target, &["kind", "name"]);
     }
-    kept
+    Some(kept)
 }
 
 fn slice_port(port: &Value) -> Value {

@@ -12,7 +12,6 @@ use tokio::sync::mpsc;
 use tracing::info;
 
 use super::map;
-use super::plain::Plain;
 use super::pods::{Pod, Selection};
 use super::watch::{Seen, Told, What};
 use crate::board::Board;
@@ -25,8 +24,6 @@ use crate::store::{Key, Scope};
 
 /// The kind that says what ports of a pod are asked for.
 const SERVICE: &str = "Service";
-/// The kind that says where they are.
-const SLICE: &str = "EndpointSlice";
 /// Events that are taken together.
 const TOGETHER: usize = 512;
 
@@ -61,7 +58,6 @@ pub(super) struct Mirror {
     complete: BTreeSet<What>,
     pods: ByName<Pod>,
     services: ByName<Selection>,
-    plain: Plain,
     wanted: Wanted,
 }
 
@@ -75,7 +71,6 @@ impl Mirror {
             complete: BTreeSet::new(),
             pods: ByName::new(),
             services: ByName::new(),
-            plain: Plain::default(),
             wanted: Wanted::new(),
         }
     }
@@ -138,17 +133,12 @@ impl Mirror {
                 gone.retain(|key| !listed.contains(key));
                 gone.into_iter().for_each(|key| self.gone(what, key));
                 self.there.insert(what, listed);
-                let first = self.complete.insert(what);
-                if first && kind(what) == SERVICE {
+                if self.complete.insert(what) && kind(what) == SERVICE {
                     let pods = self.pods.iter().flat_map(|(namespace, pods)| {
                         pods.keys().map(move |name| Key::new(REGISTRATION, namespace, name))
                     });
                     let pods: Vec<_> = pods.collect();
                     pods.into_iter().for_each(|key| self.tell_pod(key));
-                }
-                if first && what == What::Pods {
-                    let slices: Vec<_> = self.plain.slices().cloned().collect();
-                    slices.into_iter().for_each(|key| self.tell_slice(key));
                 }
             }
         }
@@ -159,22 +149,14 @@ impl Mirror {
         let key = map::key(kind(what), object)?;
         self.there.entry(what).or_default().insert(key.clone());
         match what.kind() {
-            None => {
-                let slices = self.plain.pod(&key, Some(object));
-                slices.into_iter().for_each(|slice| self.tell_slice(slice));
-                match Pod::of(object) {
-                    Some(pod) => {
-                        insert(&mut self.pods, &key, pod);
-                        self.tell_pod(key.clone());
-                    }
-                    None => self.no_instance(key.clone()),
+            None => match Pod::of(object) {
+                Some(pod) => {
+                    insert(&mut self.pods, &key, pod);
+                    self.tell_pod(key.clone());
                 }
-            }
+                None => self.gone(what, key.clone()),
+            },
             Some(kind) => match map::document(kind, object) {
-                Some(document) if kind.name == SLICE => {
-                    self.plain.slice(&key, object, &document);
-                    self.tell_slice(key.clone());
-                }
                 Some(document) => {
                     if kind.name == SERVICE {
                         self.select(&key, Selection::of(&document));
@@ -189,20 +171,11 @@ impl Mirror {
 
     fn gone(&mut self, what: What, key: Key) {
         self.there.get_mut(&what).map(|there| there.remove(&key));
-        match kind(what) {
-            REGISTRATION => {
-                self.plain.pod(&key, None);
-                return self.no_instance(key);
-            }
-            SERVICE => self.select(&key, None),
-            SLICE => self.plain.no_slice(&key),
-            _ => {}
+        match what.kind() {
+            None => drop(remove(&mut self.pods, &key)),
+            Some(kind) if kind.name == SERVICE => self.select(&key, None),
+            Some(_) => {}
         }
-        self.wanted.insert(key, None);
-    }
-
-    fn no_instance(&mut self, key: Key) {
-        remove(&mut self.pods, &key);
         self.wanted.insert(key, None);
     }
 
@@ -213,14 +186,6 @@ impl Mirror {
         if let Some(pod) = pod {
             let body = pod.registration(self.services_of(&key.namespace));
             self.wanted.insert(key, Some(body));
-        }
-    }
-
-    /// A slice as it is now. Who has a sidecar is known when all pods are: until then what was told of it earlier holds.
-    fn tell_slice(&mut self, key: Key) {
-        let known = self.complete.contains(&What::Pods);
-        if let Some(document) = self.plain.document(&key).filter(|_| known) {
-            self.wanted.insert(key, Some(document));
         }
     }
 

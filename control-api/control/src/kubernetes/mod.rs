@@ -10,7 +10,6 @@ mod fake;
 mod leader;
 mod mirror;
 mod parents;
-mod plain;
 mod roots;
 mod status;
 mod watch;

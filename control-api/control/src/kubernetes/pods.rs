@@ -59,8 +59,10 @@ impl Pod {
     #[must_use]
     pub fn of(object: &Value) -> Option<Self> {
         let (spec, status) = (&object["spec"], &object["status"]);
-        let containers = containers(spec);
-        if !has_sidecar(object) || matches!(status["phase"].as_str(), Some("Succeeded" | "Failed")) {
+        let containers = ["initContainers", "containers"].into_iter().flat_map(|part| list(&spec[part]));
+        if !containers.clone().any(|container| container["name"] == PROXY)
+            || matches!(status["phase"].as_str(), Some("Succeeded" | "Failed"))
+        {
             return None;
         }
         let address = status["podIP"].as_str().filter(|address| !address.is_empty())?.to_owned();
@@ -123,16 +125,6 @@ impl Pod {
         }
         (!found.is_empty()).then_some(Value::Object(found))
     }
-}
-
-/// Whether a pod has a sidecar of the mesh.
-#[must_use]
-pub fn has_sidecar(object: &Value) -> bool {
-    containers(&object["spec"]).any(|container| container["name"] == PROXY)
-}
-
-fn containers(spec: &Value) -> impl Iterator<Item = &Value> + Clone {
-    ["initContainers", "containers"].into_iter().flat_map(|part| list(&spec[part]))
 }
 
 fn list(value: &Value) -> impl Iterator<Item = &Value> + Clone {

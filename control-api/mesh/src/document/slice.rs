@@ -9,9 +9,6 @@ use super::{AppProtocol, Document, Kept, Metadata, Transport, port};
 /// The label that says which Service a slice belongs to.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
-/// The annotation that says which of the endpoints have a sidecar: none of them, where it is `none`.
-pub const SIDECARS: &str = "remora.dev/sidecars";
-
 /// `discovery.k8s.io/v1` EndpointSlice: endpoints of a Service that somebody else knows of.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EndpointSliceSpec {
@@ -28,12 +25,6 @@ impl Document<EndpointSliceSpec> {
     #[must_use]
     pub fn service(&self) -> Option<&str> {
         self.metadata.labels.get(SERVICE_NAME).map(String::as_str)
-    }
-
-    /// Whether somebody who knows says that none of the endpoints has a sidecar.
-    #[must_use]
-    pub fn has_no_sidecars(&self) -> bool {
-        self.metadata.annotations.get(SIDECARS).is_some_and(|which| which == "none")
     }
 }
 

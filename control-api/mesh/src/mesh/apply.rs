@@ -211,7 +211,7 @@ impl Mesh {
         touched
     }
 
-    /// Who answers for each of `services`.
+    /// The accounts of each of `services`, with the ports that they answer for.
     fn accounts_of(&self, services: &BTreeSet<Name>) -> Accounts {
         let found = services.iter().filter_map(|name| self.tables.services.of(name));
         found
@@ -221,24 +221,14 @@ impl Mesh {
                     let accounts = self.accounts(service, port).into_iter();
                     accounts.map(|a| (port.port, a.trust_domain.map(str::to_owned), a.name.to_owned()))
                 });
-                let mtls = !self.has_no_sidecars(service);
-                (service.name(), Answering { mtls, accounts: each.collect() })
+                (service.name(), each.collect())
             })
             .collect()
     }
 }
 
-/// By Service.
-type Accounts = BTreeMap<Name, Answering>;
-
-/// Who answers for a Service.
-#[derive(Debug, PartialEq, Eq)]
-struct Answering {
-    /// Some of them may have a sidecar.
-    mtls: bool,
-    /// Ports, and trust domain and name of each account behind them.
-    accounts: BTreeSet<(u16, Option<String>, String)>,
-}
+/// Of each Service: ports, and trust domain and name of each account behind them.
+type Accounts = BTreeMap<Name, BTreeSet<(u16, Option<String>, String)>>;
 
 impl Touched {
     /// The endpoints of a Service changed, and everything if others may answer for it than before.

@@ -186,25 +186,9 @@ impl Mesh {
         keys.filter_map(|key| self.tables.authorizations.of(&key.name))
     }
 
-    /// What the policy of a Service says of mTLS on a port, for those of its endpoints that have a sidecar.
-    pub(crate) fn demanded(&self, service: &Document<ServiceSpec>, port: u16) -> MtlsMode {
-        self.authentication(service).map(|policy| policy.spec.mode(port)).unwrap_or_default()
-    }
-
-    /// Whether callers of a Service's port use mTLS: what its policy says, and else wherever there is somebody to speak it.
+    /// Whether callers of a Service's port must use mTLS.
     pub(crate) fn mtls(&self, service: &Document<ServiceSpec>, port: u16) -> MtlsMode {
-        if self.authentication(service).is_none() && self.has_no_sidecars(service) {
-            return MtlsMode::Disabled;
-        }
-        self.demanded(service, port)
-    }
-
-    /// Whether all endpoints of a Service are known to have no sidecar (docs/decisions/0020). One that nobody knows of might have one.
-    pub(crate) fn has_no_sidecars(&self, service: &Document<ServiceSpec>) -> bool {
-        let mut slices = self.slices(service).filter(|slice| !slice.spec.endpoints.is_empty()).peekable();
-        slices.peek().is_some()
-            && slices.all(|slice| slice.has_no_sidecars())
-            && self.behind(service).is_empty()
+        self.authentication(service).map(|policy| policy.spec.mode(port)).unwrap_or_default()
     }
 
     /// The port that `from` refers to; None when there is none, when it is none of a Service, or `from` may not have it.

@@ -176,39 +176,3 @@ async fn nobody_holds_what_came_from_kubernetes_when_no_control_plane_reads_ther
     assert!(other.seen(revision).await);
     assert!(remove(&other, &key).await.is_none());
 }
-
-#[tokio::test]
-async fn slices_say_whether_their_pods_have_sidecars_and_not_before_all_pods_are_known() {
-    let (registry, _folder) = fake::registry().await;
-    let mut mirror = Mirror::new(registry, Arc::default());
-    let slice = |pods: &[&str]| {
-        let endpoint = |uid: &&str| json!({"addresses": ["10.0.0.1"], "targetRef": {"kind": "Pod", "name": "p", "uid": uid}});
-        json!({
-            "metadata": {"name": "web-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
-            "addressType": "IPv4", "endpoints": pods.iter().map(endpoint).collect::<Vec<_>>(), "ports": [],
-        })
-    };
-    let mut plain = pod();
-    plain["metadata"]["uid"] = "u1".into();
-    plain["spec"]["containers"][0]["name"] = "web".into();
-    let key = Key::new("EndpointSlice", "shop", "web-1");
-    let says = |mirror: &Mirror| {
-        let document = mirror.wanted.get(&key)?.clone()?;
-        Some(document["metadata"]["annotations"]["remora.dev/sidecars"] == "none")
-    };
-    mirror.take(what("EndpointSlice"), Seen::Changed(slice(&["u1"])));
-    assert_eq!(says(&mirror), None, "what was told of it earlier holds");
-    for seen in [Seen::Begin, Seen::Listed(plain), Seen::End] {
-        mirror.take(What::Pods, seen);
-    }
-    assert_eq!(says(&mirror), Some(true));
-    mirror.take(what("EndpointSlice"), Seen::Changed(slice(&["u1", "u2"])));
-    assert_eq!(says(&mirror), Some(false), "nobody has heard of the other one");
-    let mut injected = pod();
-    injected["metadata"]["name"] = "web-2".into();
-    injected["metadata"]["uid"] = "u2".into();
-    mirror.take(What::Pods, Seen::Changed(injected));
-    assert_eq!(says(&mirror), Some(false), "it has a sidecar");
-    mirror.take(what("EndpointSlice"), Seen::Gone(slice(&[])));
-    assert!(mirror.wanted.get(&key).is_some_and(Option::is_none));
-}
