@@ -7,6 +7,7 @@ use super::App;
 use crate::admin::DrainListeners;
 use crate::config::spec::{Direction, ListenerSpec};
 use crate::drain::{Outcome, Phase, Plan};
+use crate::listener::accept::Newcomers;
 use crate::restart::Place;
 use crate::worker::run::Command;
 
@@ -29,8 +30,8 @@ impl App {
                 outcome = &mut ended => break outcome,
                 () = closed.reached(Phase::Closed), if !told => {
                     told = true;
-                    let shared = self.closing_all().await;
-                    self.tell(|| Command::CloseAll { shared }).await;
+                    let newcomers = self.closing_all().await;
+                    self.tell(|| Command::CloseAll { newcomers }).await;
                 }
                 what = self.next() => self.take(what).await,
             }
@@ -46,8 +47,7 @@ impl App {
         self.exit().await;
     }
 
-    /// Whether an heir that starts has the sockets, too.
-    async fn closing_all(&mut self) -> bool {
+    async fn closing_all(&mut self) -> Newcomers {
         let bound = self.shared.bound.load_full();
         let places = bound.iter().flat_map(|(name, all)| all.iter().map(move |at| Place::of(name, *at)));
         let places: Vec<_> = places.chain(self.admin.address().map(Place::admin)).collect();

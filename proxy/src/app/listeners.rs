@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::{App, StartError};
 use crate::config::spec::ListenerSpec;
+use crate::listener::accept::Newcomers;
 use crate::listener::socket;
 use crate::restart::Place;
 use crate::telemetry::metrics::ResourceKind;
@@ -116,16 +117,21 @@ impl App {
 
     /// Closes the sockets of a listener at these addresses. Its connections go on.
     pub(super) async fn close_listener(&mut self, name: &Arc<str>, at: &[SocketAddr]) {
-        let shared = self.restart.closing(&places(name, at)).await;
-        self.tell(|| Command::Close { name: Arc::clone(name), shared }).await;
+        let newcomers = match self.restart.closing(&places(name, at)).await {
+            // Another listener may be about to have its address.
+            Newcomers::Refused => Newcomers::Ignored,
+            other => other,
+        };
+        self.tell(|| Command::Close { name: Arc::clone(name), newcomers }).await;
     }
 
     /// Closes the sockets of a listener at these addresses, because it is about to get others.
     async fn renew_listener(&mut self, name: &Arc<str>, at: &[SocketAddr]) {
-        if self.restart.closing(&places(name, at)).await {
+        if self.restart.closing(&places(name, at)).await == Newcomers::Wait {
             self.tell(|| Command::Renew(Arc::clone(name))).await;
         } else {
-            self.tell(|| Command::Close { name: Arc::clone(name), shared: false }).await;
+            let newcomers = Newcomers::Ignored;
+            self.tell(|| Command::Close { name: Arc::clone(name), newcomers }).await;
         }
     }
 

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::{App, StartError};
 use crate::config::snapshot::Snapshot;
 use crate::drain::Phase;
+use crate::listener::accept::Newcomers;
 use crate::listener::socket;
 use crate::restart::heir::Taken;
 use crate::restart::keeper::Door;
@@ -120,13 +121,16 @@ impl Restart {
         }
     }
 
-    /// To be called before sockets are closed: those of the workers must be the last. True: they are not, because an heir that starts has
-    /// them, too, and may go on with them.
-    pub(super) async fn closing(&mut self, places: &[Place]) -> bool {
+    /// To be called before sockets are closed: those of the workers must be the last. Where they are not, because an heir that starts has
+    /// them, too, and may go on with them, newcomers wait for it.
+    pub(super) async fn closing(&mut self, places: &[Place]) -> Newcomers {
+        if self.keeper.is_none() {
+            return Newcomers::Refused;
+        }
         let closed = self.open.extract_if(.., |open| places.contains(&open.place));
         let closed: Vec<_> = closed.map(|open| open.id).collect();
         if self.handed_over {
-            return false;
+            return Newcomers::Ignored;
         }
         let mut shared = Arc::strong_count(&self.heirs) > 1;
         if let Some(link) = &self.link {
@@ -134,7 +138,7 @@ impl Restart {
                 shared |= link.forget(socket).await;
             }
         }
-        shared
+        if shared { Newcomers::Wait } else { Newcomers::Ignored }
     }
 
     /// The next request; never, without a keeper.

@@ -22,18 +22,29 @@ use crate::worker::Worker;
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long connections that have begun may take until they can be accepted, before a listener closes: a round trip, to far away.
 const SETTLE: Duration = Duration::from_millis(100);
+/// The same where newcomers are let down meanwhile.
+const SETTLE_SOON: Duration = Duration::from_millis(20);
 
 /// How long a loop accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Until {
     /// It goes on.
     Told,
-    /// The socket is to be closed.
-    Close,
-    /// The socket is to be closed here, but an heir that starts has it, too: whoever waits is served, and nobody is kept from coming.
-    Leave,
+    /// The socket is to be closed, once whoever waits is served.
+    Close(Newcomers),
     /// Another process goes on with the socket and its queue: nothing is taken out, and nothing is done to it.
     Release,
+}
+
+/// What becomes of those who connect while a socket is being closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Newcomers {
+    /// They are refused: no other process ever has the socket, and no other socket has its address.
+    Refused,
+    /// They are ignored, and try again after a second: another process may come to have the socket, and a refusal is for good.
+    Ignored,
+    /// They wait for an heir that starts, and has the socket, too.
+    Wait,
 }
 
 /// A listener as its loops know it: whoever waits for one that was removed is served by its last version.
@@ -105,8 +116,10 @@ pub async fn run(
         }
     }
     let until = *stop.borrow();
-    if let Some(spec) = known.newest(&worker).filter(|_| until != Until::Release) {
-        finish(&worker, listener, &spec, (&series, until)).await;
+    if let Until::Close(newcomers) = until
+        && let Some(spec) = known.newest(&worker)
+    {
+        finish(&worker, listener, &spec, (&series, newcomers)).await;
     }
 }
 
@@ -122,13 +135,18 @@ async fn finish(
     worker: &Rc<Worker>,
     listener: TcpListener,
     spec: &Arc<ListenerSpec>,
-    (series, until): (&ListenerSeries, Until),
+    (series, newcomers): (&ListenerSeries, Newcomers),
 ) {
-    let shared = until == Until::Leave;
-    if !shared && let Err(error) = socket::let_nobody_in(&listener) {
+    let kept_out = match newcomers {
+        Newcomers::Refused => socket::refuse_newcomers(&listener),
+        Newcomers::Ignored => socket::ignore_newcomers(&listener),
+        Newcomers::Wait => Ok(()),
+    };
+    if let Err(error) = kept_out {
         tracing::debug!(listener = &*spec.name, %error, "whoever connects at this moment is reset");
     }
-    let deadline = Instant::now() + SETTLE;
+    let refused = newcomers == Newcomers::Refused;
+    let deadline = Instant::now() + if refused { SETTLE } else { SETTLE_SOON };
     let mut settled = std::pin::pin!(tokio::time::sleep_until(deadline));
     loop {
         let accepted = tokio::select! {
@@ -141,8 +159,8 @@ async fn finish(
             Err(error) if is_per_connection(&error) => {}
             Err(_) => return,
         }
-        // Where nobody is refused there may always be one more, and the heir serves them as well.
-        if shared && Instant::now() >= deadline {
+        // Where nobody is kept out there may always be one more.
+        if Instant::now() >= deadline {
             return;
         }
     }

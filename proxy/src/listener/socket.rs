@@ -112,17 +112,20 @@ const NOWHERE: NonZeroU32 = NonZeroU32::new(i32::MAX.unsigned_abs()).unwrap();
 /// the listener of a new connection by interface, too, so the socket is bound to one that is not there (SO_BINDTOIFINDEX): each handshake that has begun
 /// has found it already. It is for good, because undoing it needs privileges: only for sockets that no other process has.
 ///
-/// Before Linux 5.7 that is not permitted to everybody: then newcomers are ignored, which costs them a second.
+/// Before Linux 5.7 that is not permitted to everybody: then newcomers are ignored. So they are where another socket listens at the same address.
 ///
 /// # Errors
 /// The kernel can do neither for us.
-pub fn let_nobody_in<S: std::os::fd::AsFd>(listener: &S) -> io::Result<()> {
+pub fn refuse_newcomers<S: std::os::fd::AsFd>(listener: &S) -> io::Result<()> {
     // The option is the same for IPv6.
     SockRef::from(listener).bind_device_by_index_v4(Some(NOWHERE)).or_else(|_| ignore_newcomers(listener))
 }
 
 /// Drops the first packet of each new connection. Nobody is told: a client that begins now tries again after a second (RFC 6298 §2).
-fn ignore_newcomers<S: std::os::fd::AsFd>(listener: &S) -> io::Result<()> {
+///
+/// # Errors
+/// Socket filters are not permitted.
+pub fn ignore_newcomers<S: std::os::fd::AsFd>(listener: &S) -> io::Result<()> {
     // What a filter of a TCP socket sees begins with the TCP header (RFC 9293 §3.1); its 14th byte has the flags.
     const LOAD_BYTE: u16 = 0x30;
     const AND: u16 = 0x54;
@@ -139,7 +142,7 @@ fn ignore_newcomers<S: std::os::fd::AsFd>(listener: &S) -> io::Result<()> {
     ])
 }
 
-/// Undoes [`ignore_newcomers`], which a predecessor of an earlier version may have called.
+/// Undoes [`ignore_newcomers`], which a predecessor may have called.
 fn let_everybody_in<S: std::os::fd::AsFd>(listener: &S) {
     // Mostly there is no filter, which is an error for the kernel.
     let _ = SockRef::from(listener).detach_filter();
@@ -200,12 +203,12 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_lets_nobody_in_keeps_whom_it_has() {
+    fn a_socket_that_refuses_newcomers_keeps_whom_it_has() {
         use std::io::{Read, Write};
         let listener = listen(loopback(), &SocketSpec::default(), 1).unwrap().remove(0);
         let address = listener.local_addr().unwrap();
         let mut early = std::net::TcpStream::connect(address).unwrap();
-        let_nobody_in(&listener).unwrap();
+        refuse_newcomers(&listener).unwrap();
         let late = std::net::TcpStream::connect(address);
         assert_eq!(late.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
         let (mut accepted, _) = listener.accept().unwrap();
@@ -218,11 +221,11 @@ mod tests {
 
     /// It has not joined those that refuse.
     #[test]
-    fn an_address_whose_socket_lets_nobody_in_can_be_listened_on_again() {
+    fn an_address_whose_socket_refuses_newcomers_can_be_listened_on_again() {
         let spec = SocketSpec::default();
         let old = listen(loopback(), &spec, 2).unwrap();
         let address = old[0].local_addr().unwrap();
-        old.iter().try_for_each(let_nobody_in).unwrap();
+        old.iter().try_for_each(refuse_newcomers).unwrap();
         let new = listen(address, &spec, 1).unwrap().remove(0);
         for _ in 0..20 {
             std::net::TcpStream::connect(address).unwrap();

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::Worker;
 use super::timer::Ticker;
-use crate::listener::accept::{self, Known, Until};
+use crate::listener::accept::{self, Known, Newcomers, Until};
 use crate::restart::SocketId;
 
 /// What the control runtime tells a worker.
@@ -22,8 +22,8 @@ pub enum Command {
     Close {
         /// Of the listener.
         name: Arc<str>,
-        /// An heir that starts has its sockets, too.
-        shared: bool,
+        /// Those who connect meanwhile.
+        newcomers: Newcomers,
     },
     /// The listener is bound anew, and an heir that starts has its sockets of before. Those at addresses that it still has are accepted on as
     /// well, until the heir does or they are closed with the others: the kernel goes on giving them their share.
@@ -36,8 +36,8 @@ pub enum Command {
     Drain,
     /// Stop accepting for all listeners.
     CloseAll {
-        /// An heir that starts has their sockets, too.
-        shared: bool,
+        /// Those who connect meanwhile.
+        newcomers: Newcomers,
     },
     /// Stop accepting on these sockets, which another process goes on with.
     Release(Arc<[SocketId]>),
@@ -67,14 +67,14 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
                 }
                 Err(error) => tracing::error!(listener = &*name, %error, "cannot listen"),
             },
-            Command::Close { name, shared } => close_all(listeners.remove(&name), shared),
+            Command::Close { name, newcomers } => close_all(listeners.remove(&name), newcomers),
             Command::Renew(name) => {
                 if let Some(listening) = listeners.get_mut(&name) {
                     listening.leave_others(&worker);
                 }
             }
-            Command::CloseAll { shared } => {
-                close_all(listeners.drain().map(|(_, listening)| listening), shared);
+            Command::CloseAll { newcomers } => {
+                close_all(listeners.drain().map(|(_, listening)| listening), newcomers);
             }
             Command::Release(sockets) => {
                 let released = |accepting: &mut Accepting| accepting.id.is_in(&sockets);
@@ -115,7 +115,7 @@ impl Listening {
         let spec = snapshot.listener(&self.known.name);
         let gone = |accepting: &mut Accepting| spec.is_none_or(|spec| !spec.is_at(accepting.id.address()));
         for accepting in self.loops.extract_if(.., gone) {
-            accepting.until.send_replace(Until::Leave);
+            accepting.until.send_replace(Until::Close(Newcomers::Wait));
         }
     }
 }
@@ -131,9 +131,8 @@ fn listening(socket: TcpListener) -> std::io::Result<(SocketId, tokio::net::TcpL
     Ok((id, tokio::net::TcpListener::from_std(socket)?))
 }
 
-fn close_all(listeners: impl IntoIterator<Item = Listening>, shared: bool) {
-    let until = if shared { Until::Leave } else { Until::Close };
+fn close_all(listeners: impl IntoIterator<Item = Listening>, newcomers: Newcomers) {
     for accepting in listeners.into_iter().flat_map(|listening| listening.loops) {
-        accepting.until.send_replace(until);
+        accepting.until.send_replace(Until::Close(newcomers));
     }
 }
