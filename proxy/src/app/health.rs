@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::App;
 use crate::clock::at;
+use crate::config::manager::Changes;
 use crate::config::snapshot::Snapshot;
 use crate::resilience::outlier::Cause;
 use crate::telemetry::metrics::{Collect, MetricFamily, counters, gauges};
@@ -42,13 +43,15 @@ impl App {
         let snapshot = self.shared.config.load_full();
         let Health { sweep, checks, rng } = &mut self.health;
         let mut changed = sweep.turn(&snapshot, Instant::now(), rng);
-        while let Some(told) = report.take() {
-            if let Some((cluster, endpoint, healthy)) = told.apply(&snapshot) {
-                let spec = cluster.spec().outlier.as_ref();
-                if healthy && spec.is_some_and(|spec| spec.uneject_on_health_check) {
-                    sweep.restore(&cluster, &endpoint);
+        let mut warms = false;
+        while let Some(ended) = report.take() {
+            if let Some(told) = ended.apply(&snapshot) {
+                let spec = told.cluster.spec().outlier.as_ref();
+                if told.healthy && spec.is_some_and(|spec| spec.uneject_on_health_check) {
+                    sweep.restore(&told.cluster, &told.endpoint);
                 }
-                changed.push(Arc::clone(&cluster.spec().name));
+                warms |= told.warms;
+                changed.push(Arc::clone(&told.cluster.spec().name));
             }
             report = checks.try_next();
         }
@@ -57,6 +60,10 @@ impl App {
         if !changed.is_empty() {
             self.manager.rebalance(&changed);
             self.publish().await;
+        }
+        if warms {
+            // Routes and listeners may have waited for it.
+            self.follow_promoted(Changes::default()).await;
         }
     }
 }

@@ -33,7 +33,7 @@ impl App {
         Ok(true)
     }
 
-    /// Waits for the first endpoints of clusters that have to find them.
+    /// Waits for the first endpoints of clusters that have to find them, and for their first health checks.
     async fn warm_up(&mut self, began: Instant) {
         let mut quit = self.drain.watch();
         while !self.manager.is_warm() {
@@ -42,7 +42,7 @@ impl App {
                 what = self.next() => self.take(what).await,
                 () = tokio::time::sleep_until(deadline) => {
                     if !self.restart.succeeds() || self.restart.is_stuck() {
-                        tracing::warn!("some endpoints, routes or secrets have not come; listening without them");
+                        tracing::warn!("some endpoints, health checks, routes or secrets have not come; listening without them");
                     }
                     return;
                 }

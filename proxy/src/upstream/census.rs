@@ -12,10 +12,11 @@ const EJECTED: u8 = 2;
 const FAILED_HEALTH_CHECK: u8 = 4;
 const BY_DISCOVERY: u8 = 8;
 const GONE: u8 = 16;
+const CHECKED: u8 = 32;
 
-/// That nobody lists it is no reason to count it differently: [`Census::forget`] does that.
+/// That nobody lists it is no reason to count it differently: [`Census::forget`] does that. Nor is whether it was ever checked.
 const fn is_in(bits: u8) -> bool {
-    bits & !GONE == COUNTED
+    bits & !(GONE | CHECKED) == COUNTED
 }
 
 /// Why an endpoint is out.
@@ -61,6 +62,17 @@ impl Standing {
     #[must_use]
     pub fn has_failed_health_check(&self) -> bool {
         self.bits() & FAILED_HEALTH_CHECK != 0
+    }
+
+    /// A first health check has ended.
+    #[must_use]
+    pub fn was_checked(&self) -> bool {
+        self.bits() & CHECKED != 0
+    }
+
+    /// See [`Self::was_checked`]. For good.
+    pub fn checked(&self) {
+        self.set(CHECKED, true);
     }
 
     /// Nobody lists the endpoint any more.
@@ -252,6 +264,19 @@ mod tests {
         assert!(census.set(&all[1], Out::HealthCheck, true));
         assert_eq!(census.eject(&all[1], 3), Ok(()));
         assert_eq!((census.is_in(), census.ejected()), (2, 1));
+    }
+
+    #[test]
+    fn a_check_that_ended_counts_nobody() {
+        let (census, all) = listed(2);
+        all[0].checked();
+        assert!(all[0].was_checked() && !all[1].was_checked());
+        assert!(census.set(&all[0], Out::HealthCheck, true));
+        assert_eq!(census.is_in(), 1);
+        assert!(census.set(&all[0], Out::HealthCheck, false));
+        assert_eq!(census.is_in(), 2);
+        census.forget(&all[0]);
+        assert_eq!(census.is_in(), 1);
     }
 
     #[test]

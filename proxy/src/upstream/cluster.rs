@@ -1,7 +1,7 @@
 //! Clusters: what the file said ([`ClusterSpec`]), what outlives its edits ([`ClusterState`]), and the two joined with the
 //! endpoints of the moment ([`Cluster`]), which is what a snapshot holds.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -182,6 +182,8 @@ pub struct ClusterState {
     outlier: OnceLock<Box<OutlierCounts>>,
     /// Health checks that passed, and that did not.
     pub(super) check_counts: [AtomicU64; 2],
+    /// See [`Cluster::awaits_checks`].
+    is_checked: AtomicBool,
     panics: AtomicU64,
     nobody: AtomicU64,
 }
@@ -360,10 +362,38 @@ impl Cluster {
         matches!(self.spec.lb.policy, LbPolicy::PeakEwma(_)) || self.spec.outlier.is_some()
     }
 
-    /// Whether discovery has answered once, with endpoints or without, and the secrets of its TLS context have come.
+    /// Whether discovery has answered once, with endpoints or without, the secrets of its TLS context have come, and so have first health
+    /// checks ([`Self::awaits_checks`]).
     #[must_use]
     pub fn is_warm(&self) -> bool {
-        self.warm && self.spec.tls.as_ref().is_none_or(|tls| tls.is_ready())
+        self.is_discovered()
+            && self.spec.tls.as_ref().is_none_or(|tls| tls.is_ready())
+            && !self.awaits_checks()
+    }
+
+    /// Whether discovery has answered once.
+    #[must_use]
+    pub const fn is_discovered(&self) -> bool {
+        self.warm
+    }
+
+    /// Whether an endpoint of the first ones has neither served a request nor been checked, so that it gets none. Those that come later do
+    /// not make the cluster cold again. Envoy, too, does not initialise a cluster before.
+    #[must_use]
+    pub fn awaits_checks(&self) -> bool {
+        let awaits = |endpoint: &Arc<Endpoint>| {
+            let state = &endpoint.state;
+            !(endpoint.spec.is_unchecked() || state.standing().was_checked() || state.requests() > 0)
+        };
+        self.spec.health_check.is_some()
+            && !self.state.is_checked.load(Ordering::Relaxed)
+            && self.endpoints.endpoints().iter().any(awaits)
+    }
+
+    /// A health check of an endpoint ended. Answers whether the cluster awaits no more of them.
+    pub(crate) fn was_checked(&self, endpoint: &Endpoint) -> bool {
+        endpoint.state.standing().checked();
+        !self.awaits_checks() && !self.state.is_checked.swap(true, Ordering::Relaxed)
     }
 
     /// Picks the endpoint of a request; see [`EndpointSet::pick`]. None is [`crate::error::Reason::NoHealthyUpstream`].

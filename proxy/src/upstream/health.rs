@@ -39,12 +39,25 @@ pub struct HealthCheckSpec {
     pub fingerprint: u64,
 }
 
-/// A check of an endpoint changed its health.
+/// A check of an endpoint changed its health, or was the first.
 #[derive(Debug)]
 pub struct Report {
     cluster: Arc<str>,
     key: EndpointKey,
     healthy: bool,
+}
+
+/// What a [`Report`] is about.
+#[derive(Debug)]
+pub struct Told {
+    /// The cluster of the endpoint.
+    pub cluster: Arc<Cluster>,
+    /// The endpoint.
+    pub endpoint: Arc<Endpoint>,
+    /// Whether it is healthy.
+    pub healthy: bool,
+    /// Whether the cluster has waited for this and nothing else: [`Cluster::awaits_checks`].
+    pub warms: bool,
 }
 
 /// All endpoints that are checked.
@@ -128,7 +141,7 @@ impl Checks {
         let healthy = if known { !standing.has_failed_health_check() } else { endpoint.state.requests() > 0 };
         let out = cluster.state().census().set(standing, Out::HealthCheck, !healthy);
         let mut checked = Checked::new(healthy);
-        if known {
+        if standing.was_checked() {
             checked.resume();
         }
         let watcher = Watcher {
@@ -157,9 +170,9 @@ impl Checks {
 }
 
 impl Report {
-    /// Makes the change known to the balancer. Answers the cluster, the endpoint and whether it is healthy, when there is a change.
+    /// Makes it known to the balancer. None: neither is there any more.
     #[must_use]
-    pub fn apply(&self, snapshot: &Snapshot) -> Option<(Arc<Cluster>, Arc<Endpoint>, bool)> {
+    pub fn apply(&self, snapshot: &Snapshot) -> Option<Told> {
         let cluster = snapshot.cluster_by_name(&self.cluster)?;
         let endpoint = cluster.endpoints().endpoints().iter().find(|endpoint| endpoint.key == self.key)?;
         cluster.spec().health_check.as_ref().filter(|_| !endpoint.spec.is_unchecked())?;
@@ -174,7 +187,13 @@ impl Report {
             (true, false) => tracing::warn!(cluster = name, endpoint = %address, "health checks fail"),
             (false, _) => {}
         }
-        Some((Arc::clone(cluster), Arc::clone(endpoint), self.healthy))
+        let warms = cluster.was_checked(endpoint);
+        Some(Told {
+            cluster: Arc::clone(cluster),
+            endpoint: Arc::clone(endpoint),
+            healthy: self.healthy,
+            warms,
+        })
     }
 }
 
@@ -223,6 +242,7 @@ impl Watcher {
             let restores = finding == Finding::Passed && checked.is_healthy() && ends_ejection(&cluster);
             if changed
                 || (restores && standing.is_ejected())
+                || !standing.was_checked()
                 || checked.is_healthy() == standing.has_failed_health_check()
             {
                 let report = Report {

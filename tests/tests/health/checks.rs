@@ -3,16 +3,18 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use remora_tests::config::{Listener, cluster, cluster_http2, merge, to_cluster};
 use remora_tests::proxy::{Builder, Proxy};
 use remora_tests::upstream::Upstream as _;
+use remora_tests::upstream::http1::{Answer as Answer1, Http1Upstream};
 use remora_tests::upstream::http2::{Answer, Http2Upstream};
 use remora_tests::wait::eventually_async;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::{Moody, flags, who};
+use crate::{Moody, flags, get, who};
 
 const OUT: &str = "/failed_active_hc";
 
@@ -77,6 +79,36 @@ async fn a_check_that_passes_ends_an_ejection() {
     b.answers(200);
     b.healthy.store(true, Ordering::SeqCst);
     become_(&proxy, &["healthy", "healthy"]).await;
+}
+
+/// An endpoint whose checks are answered with `status`, but only after a while.
+async fn slow_to_check(status: u16) -> Http1Upstream {
+    Http1Upstream::scripted(move |request, _| match request.target() {
+        "/health" => {
+            let said = format!("HTTP/1.1 {status} Said\r\ncontent-length: 0\r\n\r\n");
+            Answer1::nothing().pause(Duration::from_millis(500)).send(said)
+        }
+        _ => Answer1::ok("a"),
+    })
+    .await
+}
+
+/// As in Envoy, where a cluster is not initialised before the first check of each endpoint has ended.
+#[tokio::test]
+async fn no_request_comes_before_the_first_check_has_ended() {
+    let origin = slow_to_check(200).await;
+    let mut cluster = cluster("origin", &[origin.address()]);
+    merge(&mut cluster, json!({ "common_lb_config": { "healthy_panic_threshold": { "value": 0 } } }));
+    let proxy = checked(cluster.clone(), "http_health_check", json!({ "path": "/health" })).start().await;
+    assert_eq!(get(&proxy, "/").await.status, 200);
+    assert_eq!(origin.requests()[0].target(), "/health");
+    // One that fails ends the wait, too.
+    let origin = slow_to_check(503).await;
+    cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]
+        ["port_value"] = json!(origin.address().port());
+    let proxy = checked(cluster, "http_health_check", json!({ "path": "/health" })).start().await;
+    assert_eq!(proxy.count("remora_health_checks_total{cluster=\"origin\",result=\"failed\"}").await, 1);
+    assert_eq!(get(&proxy, "/").await.status, 503);
 }
 
 /// Accepts connections and says `hello` until it is told to stop.

@@ -123,7 +123,7 @@ impl Manager {
         let Some(held) = self.clusters.get_mut(name) else { return };
         if let Some(assignment) = assignment {
             let next = held.value.with_assignment(assignment);
-            if !(held.value.is_warm() && same_endpoints(&held.value, &next)) {
+            if !(held.value.is_discovered() && same_endpoints(&held.value, &next)) {
                 held.value = Arc::new(next);
             }
         }

@@ -12,6 +12,7 @@ use super::*;
 
 mod addresses;
 mod authz;
+mod checks;
 mod strays;
 mod zones;
 

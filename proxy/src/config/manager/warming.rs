@@ -36,10 +36,10 @@ fn bounded(wait: Duration) -> Duration {
     if wait.is_zero() { INIT_TIMEOUT } else { wait.min(INIT_TIMEOUT) }
 }
 
-/// How long a cluster waits for its first endpoints.
+/// How long a cluster waits for its first endpoints and their first checks.
 fn endpoints_wait(cluster: &Cluster) -> Duration {
     match &cluster.spec().discovery {
-        Discovery::Eds(eds) => bounded(eds.initial_fetch_timeout),
+        Discovery::Eds(eds) if !cluster.is_discovered() => bounded(eds.initial_fetch_timeout),
         _ => INIT_TIMEOUT,
     }
 }
@@ -149,8 +149,11 @@ impl Manager {
         }
         let cluster = self.clusters.iter().find(|(_, held)| !held.value.is_warm());
         if let Some((name, held)) = cluster {
-            let ready = tls_is_ready(held.value.spec());
-            let what = if ready { "endpoints" } else { "secrets" };
+            let what = match &held.value {
+                cluster if !tls_is_ready(cluster.spec()) => "secrets",
+                cluster if cluster.is_discovered() => "first health checks",
+                _ => "endpoints",
+            };
             return Some(format!("{what} of cluster {name}"));
         }
         for (name, held) in &self.listeners {
