@@ -51,7 +51,14 @@ impl App {
         let bound = self.shared.bound.load_full();
         let places = bound.iter().flat_map(|(name, all)| all.iter().map(move |at| Place::of(name, *at)));
         let places: Vec<_> = places.chain(self.admin.address().map(Place::admin)).collect();
-        self.restart.closing(&places).await
+        match self.restart.closing(&places).await {
+            // The heir may go on with them.
+            true => Newcomers::Wait,
+            // It has sockets at the same addresses, and these are among them for a moment longer.
+            false if self.restart.is_handed_over() => Newcomers::Ignored,
+            // Nobody listens here any more.
+            false => Newcomers::Refused,
+        }
     }
 
     pub(super) async fn drain_listeners(&mut self, request: DrainListeners) {

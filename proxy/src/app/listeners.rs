@@ -117,17 +117,15 @@ impl App {
 
     /// Closes the sockets of a listener at these addresses. Its connections go on.
     pub(super) async fn close_listener(&mut self, name: &Arc<str>, at: &[SocketAddr]) {
-        let newcomers = match self.restart.closing(&places(name, at)).await {
-            // Another listener may be about to have its address.
-            Newcomers::Refused => Newcomers::Ignored,
-            other => other,
-        };
+        let shared = self.restart.closing(&places(name, at)).await;
+        // Not refused: another listener may be about to have its address.
+        let newcomers = if shared { Newcomers::Wait } else { Newcomers::Ignored };
         self.tell(|| Command::Close { name: Arc::clone(name), newcomers }).await;
     }
 
     /// Closes the sockets of a listener at these addresses, because it is about to get others.
     async fn renew_listener(&mut self, name: &Arc<str>, at: &[SocketAddr]) {
-        if self.restart.closing(&places(name, at)).await == Newcomers::Wait {
+        if self.restart.closing(&places(name, at)).await {
             self.tell(|| Command::Renew(Arc::clone(name))).await;
         } else {
             let newcomers = Newcomers::Ignored;

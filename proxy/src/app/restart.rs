@@ -9,7 +9,6 @@ use tokio::time::Instant;
 use super::{App, StartError};
 use crate::config::snapshot::Snapshot;
 use crate::drain::Phase;
-use crate::listener::accept::Newcomers;
 use crate::listener::socket;
 use crate::restart::heir::Taken;
 use crate::restart::keeper::Door;
@@ -105,32 +104,30 @@ impl Restart {
             return;
         }
         for (n, socket) in sockets.iter().enumerate() {
-            let held = match socket.try_clone() {
-                Ok(socket) => Held { place: place.clone(), socket },
+            let id = SocketId::of(place.address, socket);
+            let mut copy = match socket.try_clone() {
+                Ok(socket) => Some(socket),
                 Err(error) => {
                     tracing::warn!(address = %place.address, %error, "a hot restart will not have this socket");
-                    continue;
+                    None
                 }
             };
-            let (id, inherited) = (held.id(), n < inherited);
-            if let Some(link) = &self.link {
-                link.give(&held).await;
+            if let Some(link) = &self.link
+                && let Some(socket) = copy.take()
+            {
+                link.give(&Held { place: place.clone(), socket }).await;
             }
-            let copy = self.link.is_none().then_some(held.socket);
-            self.open.push(Open { place: held.place, id, copy, inherited });
+            self.open.push(Open { place: place.clone(), id, copy, inherited: n < inherited });
         }
     }
 
-    /// To be called before sockets are closed: those of the workers must be the last. Where they are not, because an heir that starts has
-    /// them, too, and may go on with them, newcomers wait for it.
-    pub(super) async fn closing(&mut self, places: &[Place]) -> Newcomers {
-        if self.keeper.is_none() {
-            return Newcomers::Refused;
-        }
+    /// To be called before sockets are closed: those of the workers must be the last. True: they are not, because an heir that starts has
+    /// them, too, and may go on with them.
+    pub(super) async fn closing(&mut self, places: &[Place]) -> bool {
         let closed = self.open.extract_if(.., |open| places.contains(&open.place));
         let closed: Vec<_> = closed.map(|open| open.id).collect();
         if self.handed_over {
-            return Newcomers::Ignored;
+            return false;
         }
         let mut shared = Arc::strong_count(&self.heirs) > 1;
         if let Some(link) = &self.link {
@@ -138,7 +135,7 @@ impl Restart {
                 shared |= link.forget(socket).await;
             }
         }
-        if shared { Newcomers::Wait } else { Newcomers::Ignored }
+        shared
     }
 
     /// The next request; never, without a keeper.

@@ -39,9 +39,9 @@ pub enum Until {
 /// What becomes of those who connect while a socket is being closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Newcomers {
-    /// They are refused: no other process ever has the socket, and no other socket has its address.
+    /// They are refused, for good: no other process has the socket any more, and no other socket has its address.
     Refused,
-    /// They are ignored, and try again after a second: another process may come to have the socket, and a refusal is for good.
+    /// They are ignored, and try again after a second: other sockets have the address, or are about to.
     Ignored,
     /// They wait for an heir that starts, and has the socket, too.
     Wait,
