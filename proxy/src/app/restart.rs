@@ -20,6 +20,8 @@ pub(super) struct Restart {
     keeper: Option<Keeper>,
     /// What the predecessor left, until this process has taken over.
     heir: Option<Heir>,
+    /// Where heirs ask, until this process has taken over.
+    door: Option<Door>,
     /// The supervisor, once this process serves.
     link: Option<Link>,
     /// What is open.
@@ -63,6 +65,7 @@ impl Restart {
         Ok(Self {
             keeper,
             heir,
+            door: None,
             link: None,
             open: Vec::new(),
             heirs: Arc::default(),
@@ -131,9 +134,7 @@ impl Restart {
         }
         let mut shared = Arc::strong_count(&self.heirs) > 1;
         if let Some(link) = &self.link {
-            for socket in closed {
-                shared |= link.forget(socket).await;
-            }
+            shared |= link.forget(closed).await;
         }
         shared
     }
@@ -156,15 +157,21 @@ impl Restart {
         self.open.iter().filter_map(Open::held).collect()
     }
 
+    /// Gets all that a take-over may fail for: before this process accepts anything, because the predecessor goes on then.
+    pub(super) async fn prepare(&mut self) -> Result<(), StartError> {
+        let Some(keeper) = &self.keeper else { return Ok(()) };
+        if let Some(heir) = &self.heir {
+            heir.prepare().await.map_err(|error| failed(keeper, &error))?;
+        }
+        if let Keeper::Process(path) = keeper {
+            self.door = Some(Door::beside(path).map_err(|error| failed(keeper, &error))?);
+        }
+        Ok(())
+    }
+
     /// Takes over, if there is somebody to take over from, and lets heirs ask this process. The listeners are those of `config`.
     async fn take_over(&mut self, config: &Snapshot) -> Result<Option<Taken>, StartError> {
-        // Before, because the predecessor goes on when this cannot be had.
-        let door = match &self.keeper {
-            Some(keeper @ Keeper::Process(path)) => {
-                Some((Door::beside(path).map_err(|error| failed(keeper, &error))?, keeper))
-            }
-            _ => None,
-        };
+        let door = self.door.take().zip(self.keeper.as_ref());
         let (mut taken, mut link) = (None, None);
         if let Some(heir) = self.heir.take() {
             let kept = self.inherited();

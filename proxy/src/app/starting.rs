@@ -26,6 +26,7 @@ impl App {
         if self.is_called_off() {
             return Ok(false);
         }
+        self.restart.prepare().await?;
         self.listening = true;
         self.open_first().await?;
         drop(starting);

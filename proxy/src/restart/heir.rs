@@ -1,6 +1,5 @@
 //! The new process: takes sockets, and takes over when it is ready.
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,9 +8,10 @@ use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::link::{Answer, Link};
 use super::wire::{Channel, Message, Received};
 use super::{Held, Keeper, PATIENCE, Place, Request, SocketId, same_user};
 
@@ -143,6 +143,19 @@ impl Heir {
         matches!(self.keeper, Partner::Stuck(..))
     }
 
+    /// Looks whether there is a way to take over, before this process accepts anything.
+    ///
+    /// # Errors
+    /// The other process neither answers nor can be ended.
+    pub async fn prepare(&self) -> io::Result<()> {
+        match &self.keeper {
+            Partner::Stuck(stuck) if stuck.pid.is_none() && !stuck.answers().await => {
+                if stuck.channel.is_closed() { Ok(()) } else { Err(foreign()) }
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The sockets of a listener at an address; with port 0 those that it has at any port. All of them are to be accepted on.
     pub fn take(&mut self, wanted: &Place) -> Vec<TcpListener> {
         let fits = |held: &Held| {
@@ -184,7 +197,7 @@ impl Heir {
         for socket in kept {
             link.say(Message::Keep(*socket)).await;
         }
-        if link.supervised {
+        if link.is_supervised() {
             for held in opened {
                 link.give(held).await;
             }
@@ -256,7 +269,7 @@ fn end(channel: &Channel, pid: Option<i32>) -> io::Result<Taken> {
         return Ok(Taken::Over);
     }
     let Some(pid) = pid.and_then(Pid::from_raw) else {
-        return Err(io::Error::other("the process that does not answer is in another PID namespace"));
+        return Err(foreign());
     };
     match kill_process(pid, Signal::KILL) {
         Ok(()) => Ok(Taken::Ended),
@@ -265,139 +278,59 @@ fn end(channel: &Channel, pid: Option<i32>) -> io::Result<Taken> {
     }
 }
 
-/// What is said to a keeper.
-#[derive(Debug)]
-struct Saying {
-    message: Message,
-    with: Option<OwnedFd>,
-    /// Wants the answer.
-    answer: Option<oneshot::Sender<Answer>>,
-}
-
-/// What a keeper answers.
-#[derive(Debug, Clone, Copy)]
-enum Answer {
-    Done { shared: bool },
-    Refused,
-}
-
-/// A conversation with a keeper. It goes on for as long as somebody has it.
-#[derive(Debug)]
-pub struct Link {
-    say: mpsc::Sender<Saying>,
-    supervised: bool,
-}
-
-impl Link {
-    fn start(channel: Channel, supervised: bool, requests: mpsc::Sender<Request>) -> Self {
-        let (say, says) = mpsc::channel(64);
-        tokio::spawn(talk(channel, supervised, says, requests));
-        Self { say, supervised }
-    }
-
-    async fn say(&self, message: Message) {
-        // A keeper that is gone hears nothing.
-        let _ = self.say.send(Saying { message, with: None, answer: None }).await;
-    }
-
-    /// Whether the keeper is a supervisor.
-    #[must_use]
-    pub const fn is_supervised(&self) -> bool {
-        self.supervised
-    }
-
-    /// The answer; None when the keeper is gone.
-    async fn ask(&self, message: Message) -> Option<Answer> {
-        let (answer, answered) = oneshot::channel();
-        let _ = self.say.send(Saying { message, with: None, answer: Some(answer) }).await;
-        answered.await.ok()
-    }
-
-    /// Gives the keeper a copy of a socket.
-    pub async fn give(&self, held: &Held) {
-        match held.socket.as_fd().try_clone_to_owned() {
-            Ok(socket) => {
-                let message = Message::Socket(held.place.clone());
-                let _ = self.say.send(Saying { message, with: Some(socket), answer: None }).await;
-            }
-            Err(error) => {
-                tracing::warn!(address = %held.place.address, %error, "the supervisor gets no copy")
-            }
-        }
-    }
-
-    /// Has the keeper close its copy of a socket. Afterwards that of this process is the last; true: it is not, because an heir that starts
-    /// has one.
-    pub async fn forget(&self, socket: SocketId) -> bool {
-        match timeout(PATIENCE, self.ask(Message::Forget(socket))).await {
-            Ok(answer) => matches!(answer, Some(Answer::Done { shared: true })),
-            Err(_) => {
-                tracing::warn!(?socket, "the supervisor does not answer");
-                false
-            }
-        }
-    }
-}
-
-async fn talk(
-    channel: Channel,
-    supervised: bool,
-    mut says: mpsc::Receiver<Saying>,
-    requests: mpsc::Sender<Request>,
-) {
-    let mut unanswered: VecDeque<oneshot::Sender<Answer>> = VecDeque::new();
-    let mut kept = Vec::new();
-    loop {
-        let said = tokio::select! {
-            saying = says.recv() => {
-                let Some(Saying { message, with, answer }) = saying else { return };
-                unanswered.extend(answer);
-                if channel.send(&message, with.as_ref().map(AsFd::as_fd)).await.is_err() {
-                    break;
-                }
-                continue;
-            }
-            said = channel.receive() => said,
-        };
-        match said {
-            Ok(Some((Message::Done { shared }, _))) => {
-                answer(unanswered.pop_front(), Answer::Done { shared })
-            }
-            Ok(Some((Message::Refused, _))) if unanswered.is_empty() => {
-                // A process that is about to end is asked nothing.
-                let _ = requests.send(Request::Late).await;
-            }
-            Ok(Some((Message::Refused, _))) => answer(unanswered.pop_front(), Answer::Refused),
-            Ok(Some((Message::Keep(socket), _))) => kept.push(socket),
-            Ok(Some((Message::TakeOver, _))) => {
-                let (done, _nobody_waits) = oneshot::channel();
-                // A process that is about to end is asked nothing.
-                let _ = requests.send(Request::TakeOver(std::mem::take(&mut kept), done)).await;
-            }
-            Ok(Some((Message::Alone, _))) => drop(requests.send(Request::Alone).await),
-            Ok(Some(_)) => {}
-            Ok(None) => break,
-            Err(error) => {
-                tracing::warn!(%error, "the keeper of the sockets cannot be understood");
-                break;
-            }
-        }
-    }
-    drop(unanswered);
-    let gone = if supervised { Request::Orphaned } else { Request::Alone };
-    let _ = requests.send(gone).await;
-}
-
-fn answer(asked: Option<oneshot::Sender<Answer>>, answer: Answer) {
-    if let Some(asked) = asked {
-        // Who asked may have lost patience.
-        let _ = asked.send(answer);
-    }
+fn foreign() -> io::Error {
+    io::Error::other("the process that does not answer is in another PID namespace")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::process::getpid;
+
+    /// A keeper that gives nothing, and then says and does what `then` does.
+    async fn heir_of(then: impl AsyncFnOnce(&Channel)) -> (Heir, Channel) {
+        let (keeper, theirs) = Channel::pair().unwrap();
+        let pid = getpid().as_raw_nonzero().get().cast_unsigned();
+        keeper.send(&Message::Hello { pid, serving: true }, None).await.unwrap();
+        keeper.send(&Message::End, None).await.unwrap();
+        let heir = Heir::ask(theirs, false, mpsc::channel(4).0).await.unwrap().unwrap();
+        then(&keeper).await;
+        (heir, keeper)
+    }
+
+    fn id() -> SocketId {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        SocketId::of(socket.local_addr().unwrap(), &socket)
+    }
+
+    async fn take_over(heir: Heir) -> Taken {
+        heir.take_over(&[id(), id()], &[], mpsc::channel(4).0).await.unwrap().0
+    }
+
+    /// Whether the word was heard before the question, or comes while the question cannot be sent any more.
+    #[tokio::test]
+    async fn who_was_refused_knows_it_whenever_it_asks() {
+        for _ in 0..50 {
+            let (heir, keeper) =
+                heir_of(async |keeper| keeper.send(&Message::Refused, None).await.unwrap()).await;
+            drop(keeper);
+            let taken = take_over(heir).await;
+            assert!(matches!(taken, Taken::Refused), "{taken:?}");
+            let (heir, keeper) = heir_of(async |keeper| {
+                keeper.send(&Message::Refused, None).await.unwrap();
+                for _ in 0..10 {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await;
+            let taken = take_over(heir).await;
+            assert!(matches!(taken, Taken::Refused), "{taken:?}");
+            drop(keeper);
+        }
+        let (heir, keeper) = heir_of(async |_| {}).await;
+        drop(keeper);
+        assert!(matches!(take_over(heir).await, Taken::Over), "one that died cannot refuse");
+    }
 
     #[tokio::test]
     async fn a_process_that_is_stopped_is_told_from_one_that_is_busy() {

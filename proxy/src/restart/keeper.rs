@@ -13,12 +13,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::wire::{Channel, Message};
-use super::{Request, same_user};
+use super::{PATIENCE, Request, same_user};
 
 /// Only this user may ask; the other end is looked at besides.
 const MODE: u32 = 0o600;
-/// One heir is usual; two are a mistake.
-const BACKLOG: i32 = 8;
+/// One heir is usual; two are a mistake. One that finds no place is not there at all.
+const BACKLOG: i32 = 64;
 
 /// The socket at its path, or still beside it.
 #[derive(Debug)]
@@ -141,6 +141,8 @@ async fn heir(
             said = channel.receive() => said?,
             _ = async { taken.wait_for(|taken| *taken).await.is_ok() } => {
                 channel.send(&Message::Refused, None).await?;
+                // It may be about to take over: what it says is read, so that it reads this.
+                let _ = tokio::time::timeout(PATIENCE, async { while let Ok(Some(_)) = channel.receive().await {} }).await;
                 return Ok(None);
             }
         };

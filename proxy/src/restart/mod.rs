@@ -5,6 +5,7 @@
 
 pub mod heir;
 pub mod keeper;
+pub mod link;
 pub mod supervisor;
 mod wire;
 
@@ -16,7 +17,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-pub use self::heir::{Heir, Link};
+pub use self::heir::Heir;
+pub use self::link::Link;
 pub use self::wire::{Place, SocketId};
 
 /// A keeper that says nothing for this long is stuck: stopped, frozen, or worse.

@@ -77,6 +77,15 @@ impl Child {
         Ok(Self { pid, stage: Stage::Starting, deadline: None, kept, opened, tell })
     }
 
+    /// One that does nothing, for tests of what it is told.
+    #[cfg(test)]
+    pub(super) fn silent(pid: i32, stage: Stage) -> (Self, mpsc::Receiver<Vec<Message>>) {
+        let (tell, told) = mpsc::channel(64);
+        let (kept, opened) = (Vec::new(), Vec::new());
+        let pid = Pid::from_raw(pid).unwrap();
+        (Self { pid, stage, deadline: None, kept, opened, tell }, told)
+    }
+
     /// Says something to it, without waiting.
     pub(super) fn tell(&self, messages: Vec<Message>) {
         // One that does not listen has ended, or will be ended at its deadline.

@@ -66,18 +66,7 @@ struct Supervisor {
 pub async fn run(arguments: impl IntoIterator<Item = OsString>, drain: Duration) -> io::Result<u8> {
     let (said, mut says) = mpsc::channel(64);
     let program = program(arguments)?;
-    let mut supervisor = Supervisor {
-        program,
-        drain,
-        store: Vec::new(),
-        closing: Vec::new(),
-        children: Vec::new(),
-        served: false,
-        ending: false,
-        failures: 0,
-        restart_at: None,
-        said,
-    };
+    let mut supervisor = Supervisor { drain, ..idle(program, said) };
     let mut asked = Signals::install()?;
     supervisor.start()?;
     loop {
@@ -96,6 +85,22 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>, drain: Duration)
         if let Some(status) = ended {
             return Ok(status);
         }
+    }
+}
+
+/// One that has started nothing yet.
+fn idle(program: Program, said: mpsc::Sender<Said>) -> Supervisor {
+    Supervisor {
+        program,
+        drain: Duration::ZERO,
+        store: Vec::new(),
+        closing: Vec::new(),
+        children: Vec::new(),
+        served: false,
+        ending: false,
+        failures: 0,
+        restart_at: None,
+        said,
     }
 }
 
@@ -203,7 +208,7 @@ impl Supervisor {
             }
             (Message::Keep(socket), _) => child.kept.push(socket),
             (Message::Forget(socket), _) => {
-                let shared = serves && self.forget(socket);
+                let shared = if serves { self.forget(socket) } else { self.has(socket) };
                 self.children[at].tell(vec![Message::Done { shared }]);
             }
             (Message::TakeOver, _) if self.ending || child.stage != Stage::Starting => {
@@ -224,6 +229,11 @@ impl Supervisor {
             closed.for_each(drop)
         }
         shared
+    }
+
+    /// Whether the proxy that serves has a socket. One that leaves may not have heard yet that it shares it.
+    fn has(&self, socket: SocketId) -> bool {
+        self.store.iter().any(|held| held.id().is(&socket))
     }
 
     /// The child at `heir` serves from now on.
@@ -346,6 +356,31 @@ impl Signals {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A successor has taken over, and the old proxy closes its sockets before it has heard of that.
+    #[test]
+    fn a_proxy_that_leaves_is_told_what_its_successor_has() {
+        let (said, _says) = mpsc::channel(1);
+        let program = Program { path: OsString::new(), arguments: Vec::new() };
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let held = Held { place: super::super::Place::of("a", socket.local_addr().unwrap()), socket };
+        let (kept, other) = (held.id(), TcpListener::bind("127.0.0.1:0").unwrap());
+        let other = SocketId::of(other.local_addr().unwrap(), &other);
+        let (old, mut told) = Child::silent(1, Stage::Serving(Instant::now()));
+        let (new, _new_told) = Child::silent(2, Stage::Starting);
+        let mut supervisor =
+            Supervisor { store: vec![held], children: vec![old, new], ..idle(program, said) };
+        let (old, new) = (supervisor.children[0].pid, supervisor.children[1].pid);
+        supervisor.hear(new, Message::Keep(kept), None);
+        supervisor.hear(new, Message::TakeOver, None);
+        assert!(matches!(&told.try_recv().unwrap()[..], [Message::Keep(_), Message::TakeOver]));
+        for (socket, expected) in [(kept, true), (other, false)] {
+            supervisor.hear(old, Message::Forget(socket), None);
+            let answers = told.try_recv().unwrap();
+            assert!(matches!(&answers[..], [Message::Done { shared }] if *shared == expected), "{answers:?}");
+        }
+        assert_eq!(supervisor.store.len(), 1, "it is the successor's");
+    }
 
     #[test]
     fn the_child_knows_that_it_is_one() {
