@@ -216,6 +216,34 @@ def webhook(cluster, control):
     return time.monotonic() - began
 
 
+def definitions(cluster, _):
+    """The schemas of our own kinds take what the examples say, find mistakes, and explain fields."""
+    count = 0
+    for path in sorted((ROOT / "deploy/examples").rglob("*.yaml")):
+        if "remora.dev/" not in path.read_text():
+            continue
+        told = cluster.kubectl("create", "--dry-run=client", "--validate=false", "-o", "json", "-f", str(path))
+        decoder, items = json.JSONDecoder(), []
+        while told := told.lstrip():
+            item, end = decoder.raw_decode(told)
+            items += item.get("items", [item])
+            told = told[end:]
+        ours = [item for item in items if item["apiVersion"].startswith("remora.dev/")]
+        for item in ours:
+            item["metadata"]["namespace"] = SHOP
+        if ours:
+            listed = {"apiVersion": "v1", "kind": "List", "items": ours}
+            cluster.kubectl("apply", "--dry-run=server", "-f", "-", text=json.dumps(listed))
+        count += len(ours)
+    check(count >= 10, f"{count} examples")
+    for retries, told in (({"num": "many"}, "spec.retries.num"), ({"budget": 1}, "spec.retries.budget")):
+        wrong = cluster.kubectl("apply", "-f", "-", text=json.dumps(policy("wrong", retries)), check=False)
+        check(wrong.returncode != 0 and told in wrong.stderr, f"a wrong type is told: {wrong.stderr}")
+    explained = cluster.kubectl("explain", "trafficpolicy.spec.circuitBreaker.waitDurationInOpenState")
+    check("no call is let through" in explained, f"fields are explained: {explained}")
+    return f"{count} documents of the examples fit their schemas; wrong types are refused by name; kubectl explain"
+
+
 def injection(cluster, control):
     took = webhook(cluster, control)
     began = time.monotonic()
@@ -375,7 +403,7 @@ def restarts(cluster, control):
 def main():
     folder = pathlib.Path(tempfile.mkdtemp(prefix="remora-kube-"))
     processes = Processes(folder)
-    checks = (injection, sources, sidecar, rotation, restarts, replicas)
+    checks = (definitions, injection, sources, sidecar, rotation, restarts, replicas)
     try:
         cluster = Cluster(folder, os.environ["KUBERNETES"], processes)
         began = time.monotonic()

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # `remora control --kubernetes` at a real API server: etcd, kube-apiserver and kube-controller-manager of Kubernetes, on loopback.
 #
+#   definitions   the schemas of our own kinds: they take what the examples say, refuse wrong types, and explain fields
 #   injection     a Deployment of kubectl becomes pods with sidecars, by the webhook of deploy/kubernetes, with the rights of its RBAC
 #   sources       Services, routes, policies and pods of the cluster are documents and instances with a status; REST does not change them
 #   sidecar       the sidecar of an injected pod, with its own arguments and a service account's token, and how fast an edit of an

@@ -20,6 +20,7 @@ mod mesh;
 mod name;
 mod read;
 mod resource;
+pub mod schema;
 mod span;
 
 pub use check::{Finding, Lack, Related, Rule, Severity, findings, senseless};

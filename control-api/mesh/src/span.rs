@@ -39,6 +39,9 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
+// What [`Span::parse`] reads.
+crate::schema::written!(Span, "Duration", { "type": "string", "pattern": "^([0-9]{1,5}(h|m|s|ms)){1,4}$" });
+
 #[cfg(test)]
 mod tests {
     use super::*;

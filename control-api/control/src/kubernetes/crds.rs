@@ -1,5 +1,9 @@
 //! The definitions of our own kinds for a cluster (CustomResourceDefinition): `deploy/kubernetes/crds.yaml` is made of them.
 
+use kube::core::schema::{OptionalEnum, OptionalIntOrString, StructuralSchemaRewriter};
+use schemars::Schema;
+use schemars::generate::SchemaSettings;
+use schemars::transform::{AddNullable, Transform, transform_subschemas};
 use serde_json::{Value, json};
 
 use crate::kinds::{KINDS, Kind};
@@ -12,10 +16,13 @@ pub fn all() -> impl Iterator<Item = Value> {
     KINDS.iter().filter(|kind| kind.group == GROUP).map(definition)
 }
 
-/// What a spec says is checked by the control plane, with all other documents and with the place of every mistake; here it is any
-/// mapping. So an older definition is right for a newer control plane.
+/// The API server knows the types of fields, so that `kubectl explain` shows them and `kubectl apply` finds mistakes. Fields that it does not
+/// know stay: the control plane checks the whole, with all other documents and with the place of every mistake, and an older definition is
+/// right for a newer control plane.
 fn definition(kind: &Kind) -> Value {
-    let any = |what: &str| json!({"type": "object", "description": what, "x-kubernetes-preserve-unknown-fields": true});
+    let status = json!({
+        "type": "object", "description": "What the control plane says of it.", KEEPS_UNKNOWN: true,
+    });
     let schema = json!({
         "type": "object",
         "required": ["spec"],
@@ -23,8 +30,8 @@ fn definition(kind: &Kind) -> Value {
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
-            "spec": any(&format!("See the {} in docs/reference/documents.md.", kind.name)),
-            "status": any("What the control plane says of it."),
+            "spec": spec(kind),
+            "status": status,
         },
     });
     json!({
@@ -48,4 +55,41 @@ fn definition(kind: &Kind) -> Value {
             }],
         },
     })
+}
+
+const KEEPS_UNKNOWN: &str = "x-kubernetes-preserve-unknown-fields";
+
+/// The structural schema of its spec, made of the type that reads it.
+fn spec(kind: &Kind) -> Value {
+    let settings = SchemaSettings::openapi3()
+        .with(|settings| settings.meta_schema = None)
+        .with_transform(AddNullable::default())
+        .with_transform(StructuralSchemaRewriter)
+        .with_transform(OptionalEnum)
+        .with_transform(OptionalIntOrString)
+        .with_transform(Lenient);
+    let known = remora_mesh::Kind::ALL.into_iter().find(|known| known.as_str() == kind.name);
+    let schema = known.and_then(|known| remora_mesh::schema::of(known, settings)).map(Schema::to_value);
+    schema.unwrap_or_else(|| json!({"type": "object", KEEPS_UNKNOWN: true}))
+}
+
+/// What is left to the control plane: unknown fields, defaults (which would be written into documents), and formats that an API server warns of.
+#[derive(Debug, Clone)]
+struct Lenient;
+
+impl Transform for Lenient {
+    fn transform(&mut self, schema: &mut Schema) {
+        transform_subschemas(self, schema);
+        schema.remove("default");
+        schema.remove("title");
+        if schema
+            .get("format")
+            .is_some_and(|format| !matches!(format.as_str(), Some("int32" | "int64" | "double")))
+        {
+            schema.remove("format");
+        }
+        if schema.get("properties").is_some() {
+            schema.insert(KEEPS_UNKNOWN.into(), true.into());
+        }
+    }
 }

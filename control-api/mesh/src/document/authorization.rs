@@ -1,5 +1,6 @@
 //! AuthorizationPolicy, with the words of Istio's: rules that people have are rules here.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{Provider, TargetRef};
@@ -8,7 +9,7 @@ use super::{Provider, TargetRef};
 ///
 /// About what a `Custom` matches somebody is asked. What a `Deny` matches is refused. As soon as one `Allow` is attached to a Service, only
 /// what an `Allow` matches passes.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AuthorizationPolicySpec {
     /// The Services (GEP-713). A Service may have many AuthorizationPolicies.
@@ -28,7 +29,7 @@ pub struct AuthorizationPolicySpec {
 }
 
 /// What a policy does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 pub enum Action {
     /// What matches may pass.
     #[default]
@@ -58,7 +59,7 @@ impl Action {
 }
 
 /// One way to match: one of `from`, one of `to` and all of `when`; what is left out matches everything.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AuthorizationRule {
     /// Who calls.
@@ -73,7 +74,7 @@ pub struct AuthorizationRule {
 }
 
 /// An entry of `from`.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct From {
     /// Who.
@@ -81,7 +82,7 @@ pub struct From {
 }
 
 /// An entry of `to`.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct To {
     /// What.
@@ -89,7 +90,7 @@ pub struct To {
 }
 
 /// A caller: all of the fields that are there must match, each by one of its entries (`not…`: by none).
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Source {
     /// SPIFFE IDs, with or without `spiffe://`; `*` at the beginning or the end is anything.
@@ -116,7 +117,7 @@ pub struct Source {
 }
 
 /// What is asked for; see [`Source`].
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Operation {
     /// Host of the request, in any case, with or without a port. HTTP only.
@@ -139,7 +140,7 @@ pub struct Operation {
 }
 
 /// An attribute of the request or connection.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Condition {
     /// `request.headers[NAME]`, `source.ip`, `remote.ip`, `source.namespace`, `source.principal`, `connection.sni`, or of the token of

@@ -1,11 +1,12 @@
 //! References to Services.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{HttpFilter, one, port, some_port};
 
 /// What a route is attached to.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ParentRef {
     /// Must be empty or `core`.
@@ -28,7 +29,7 @@ pub struct ParentRef {
 }
 
 /// A port of a Service (`BackendObjectReference` of the Gateway API).
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BackendObjectReference {
     /// Must be empty or `core`.
@@ -65,7 +66,7 @@ impl PortRef<'_> {
 }
 
 /// Where requests go.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BackendRef {
     /// Must be empty or `core`.

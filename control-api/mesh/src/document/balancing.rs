@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, IntoDeserializer, MapAccess, Visitor};
@@ -51,6 +52,9 @@ impl<'de> Deserialize<'de> for LoadBalancing {
     }
 }
 
+// A name alone, or a mapping: no structural schema can say both.
+crate::schema::written!(LoadBalancing, "LoadBalancing", { "x-kubernetes-preserve-unknown-fields": true });
+
 /// A policy alone, or all fields.
 struct Short;
 
@@ -72,7 +76,7 @@ impl<'de> Visitor<'de> for Short {
 }
 
 /// Who is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum LbPolicy {
     /// Of two random ones the one whose latency, as a peak that decays, times its load is less.
     PeakEwma,
@@ -89,7 +93,7 @@ pub enum LbPolicy {
 }
 
 /// New endpoints get their share little by little.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SlowStart {
     /// How long it takes. 10 seconds are right for most programs on a JVM.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{BackendObjectReference, Percent, Statuses};
@@ -10,7 +11,7 @@ use crate::span::Span;
 
 /// A circuit breaker with the states CLOSED, OPEN and HALF_OPEN, in each caller's sidecar and for all endpoints together. Words, meaning and
 /// defaults are Resilience4j's.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CircuitBreaker {
     /// Whether the window is one of calls or of seconds; of calls when it is left out.
@@ -52,7 +53,7 @@ pub struct CircuitBreaker {
 }
 
 /// What a window counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 pub enum WindowType {
     /// The last calls.
     #[default]
@@ -75,7 +76,7 @@ impl WindowType {
 }
 
 /// What callers get instead of a Service: `lastGood`, or one of the others, or both.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Fallback {
     /// An answer of the sidecar's. HTTP only, and not to gRPC.
@@ -91,7 +92,7 @@ pub struct Fallback {
 }
 
 /// Which answers are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LastGood {
     /// None that is older is given; 5 minutes when it is left out.
@@ -126,7 +127,7 @@ impl LastGood {
 }
 
 /// An answer that is always the same.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FixedAnswer {
     /// 200 to 599.

@@ -1,11 +1,12 @@
 //! Which pages of other origins may call, and copies of requests: filters of HTTPRoute.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::BackendObjectReference;
 
 /// `cors` of a filter (GEP-1767).
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Cors {
     /// `scheme://host[:port]`, with `*` for the first labels of the host; `*` is everybody.
@@ -29,7 +30,7 @@ pub struct Cors {
 }
 
 /// `requestMirror` of a filter: a copy goes there, and its answer nowhere.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RequestMirror {
     /// Where copies go.
@@ -55,7 +56,7 @@ impl RequestMirror {
 }
 
 /// A part of the requests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Fraction {
     /// So many

@@ -1,12 +1,13 @@
 //! FaultPolicy.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{HttpMatch, Percent, TargetRef};
 use crate::span::Span;
 
 /// `remora.dev/v1alpha1` FaultPolicy: a Service that is slow or fails on purpose, so that everybody sees what callers make of it.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FaultPolicySpec {
     /// The Services (GEP-713). A Service has at most one FaultPolicy.
@@ -16,7 +17,7 @@ pub struct FaultPolicySpec {
 }
 
 /// A delay, an abort or, if both are decided, one after the other.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Fault {
     /// Which requests; all of them when it is left out.
@@ -31,7 +32,7 @@ pub struct Fault {
 }
 
 /// A delay before the program gets a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Delay {
     /// How long.
@@ -41,7 +42,7 @@ pub struct Delay {
 }
 
 /// An answer in place of the program's: one of `httpStatus` and `grpcStatus`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Abort {
     /// 200 to 599.

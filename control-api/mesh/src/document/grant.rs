@@ -1,9 +1,10 @@
 //! ReferenceGrant.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// Gateway API `ReferenceGrant`: lets routes of other namespaces lead to Services of this one, and policies ask them.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ReferenceGrantSpec {
     /// Which routes and policies.
@@ -13,7 +14,7 @@ pub struct ReferenceGrantSpec {
 }
 
 /// Documents of one kind and namespace.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GrantFrom {
     /// `gateway.networking.k8s.io`; `remora.dev` for policies.
@@ -26,7 +27,7 @@ pub struct GrantFrom {
 }
 
 /// Services of this namespace.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GrantTo {
     /// Empty: a Service is in the core group.

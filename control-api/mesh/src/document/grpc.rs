@@ -1,11 +1,12 @@
 //! GRPCRoute.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{BackendRef, HttpFilter, ParentRef, Unsupported, ValueMatch, ValueMatchType};
 
 /// Gateway API `GRPCRoute`, attached to Services. Where one is attached, HTTPRoutes of the same port do nothing (GEP-1426).
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GrpcRouteSpec {
     /// The Services whose callers it routes.
@@ -22,7 +23,7 @@ pub struct GrpcRouteSpec {
 }
 
 /// A rule of a route.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GrpcRule {
     /// Name, for people.
@@ -43,7 +44,7 @@ pub struct GrpcRule {
 }
 
 /// All of these must match.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GrpcMatch {
     /// gRPC service and method; all of them when it is left out.
@@ -62,7 +63,7 @@ impl GrpcMatch {
 }
 
 /// A gRPC service, a method, or both.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GrpcMethod {
     /// How both are compared.

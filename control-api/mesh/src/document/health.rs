@@ -1,12 +1,13 @@
 //! How callers find out whether endpoints are healthy.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{AppProtocol, ServicePort, Statuses, some_port};
 use crate::span::Span;
 
 /// An active health check, by each caller's sidecar: one of `http`, `grpc` and `tcp`.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HealthCheck {
     /// A port of the Service. Left out: every port that can be asked so and that no other check names.
@@ -60,7 +61,7 @@ impl HealthCheck {
 }
 
 /// A request.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpCheck {
     /// Path, and query if there is one.
@@ -74,7 +75,7 @@ pub struct HttpCheck {
 }
 
 /// A call of `grpc.health.v1.Health/Check`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GrpcCheck {
     /// The service that is asked for; the server as a whole when it is left out.
@@ -83,7 +84,7 @@ pub struct GrpcCheck {
 }
 
 /// A connection, and what goes over it.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TcpCheck {
     /// Sent as soon as there is a connection.

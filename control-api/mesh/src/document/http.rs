@@ -1,12 +1,13 @@
 //! HTTPRoute.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{BackendRef, HttpFilter, ParentRef, SessionPersistence, Unsupported};
 use crate::span::Span;
 
 /// Gateway API `HTTPRoute`, attached to Services.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpRouteSpec {
     /// The Services whose callers it routes.
@@ -23,7 +24,7 @@ pub struct HttpRouteSpec {
 }
 
 /// A rule of a route.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpRule {
     /// Name, for people.
@@ -50,7 +51,7 @@ pub struct HttpRule {
 }
 
 /// What is tried again, besides what was certainly not processed (GEP-1731).
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpRetry {
     /// Statuses, 400 to 599.
@@ -65,7 +66,7 @@ pub struct HttpRetry {
 }
 
 /// All of these must match.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpMatch {
     /// Path; every path when it is left out.
@@ -83,7 +84,7 @@ pub struct HttpMatch {
 }
 
 /// How a path is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 pub enum PathMatchType {
     /// The whole path.
     Exact,
@@ -95,7 +96,7 @@ pub enum PathMatchType {
 }
 
 /// A path match.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PathMatch {
     /// How.
@@ -126,7 +127,7 @@ impl Default for PathMatch {
 }
 
 /// How a value is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 pub enum ValueMatchType {
     /// The whole value.
     #[default]
@@ -136,7 +137,7 @@ pub enum ValueMatchType {
 }
 
 /// A header or query parameter.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ValueMatch {
     /// How.
@@ -149,7 +150,7 @@ pub struct ValueMatch {
 }
 
 /// Time limits of a rule.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpTimeouts {
     /// The whole request, retries included; 0s is none.

@@ -1,11 +1,12 @@
 //! Filters of HTTPRoute and GRPCRoute.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{Cors, RequestMirror, Unsupported, some_port};
 
 /// `type` of a filter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum HttpFilterType {
     /// Changes headers of the request.
     RequestHeaderModifier,
@@ -58,7 +59,7 @@ impl HttpFilterType {
 }
 
 /// A filter: the field of its type is set, and no other.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpFilter {
     /// Which.
@@ -91,7 +92,7 @@ pub struct HttpFilter {
 }
 
 /// Changes of headers.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HeaderModifier {
     /// Replaced, or added.
@@ -106,7 +107,7 @@ pub struct HeaderModifier {
 }
 
 /// A header.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Header {
     /// Name.
@@ -116,7 +117,7 @@ pub struct Header {
 }
 
 /// A rewrite.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UrlRewrite {
     /// The new host.
@@ -128,7 +129,7 @@ pub struct UrlRewrite {
 }
 
 /// How a path is replaced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum PathModifierType {
     /// As a whole.
     ReplaceFullPath,
@@ -137,7 +138,7 @@ pub enum PathModifierType {
 }
 
 /// A new path.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PathModifier {
     /// How.
@@ -152,7 +153,7 @@ pub struct PathModifier {
 }
 
 /// A redirect.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RequestRedirect {
     /// `http` or `https`; the request's when it is left out.

@@ -2,13 +2,14 @@
 
 use std::net::IpAddr;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::span::Span;
 
 /// An issuer whose tokens are believed. A token that does not say what a rule asks for is refused (401); a request without one
 /// passes, and is nobody's: an AuthorizationPolicy may demand one.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct JwtRule {
     /// `iss` of its tokens.
@@ -49,7 +50,7 @@ pub struct JwtRule {
 }
 
 /// A header with a token.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct JwtHeader {
     /// Name.
@@ -60,7 +61,7 @@ pub struct JwtHeader {
 }
 
 /// A claim that the program gets in a header.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ClaimToHeader {
     /// Name of the header.

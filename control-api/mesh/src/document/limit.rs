@@ -1,12 +1,13 @@
 //! RateLimitPolicy.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{BackendObjectReference, HttpMatch, TargetRef};
 use crate::span::Span;
 
 /// `remora.dev/v1alpha1` RateLimitPolicy: how many requests a Service takes, counted in front of its programs.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RateLimitPolicySpec {
     /// The Services (GEP-713). A Service has at most one RateLimitPolicy.
@@ -26,7 +27,7 @@ pub struct RateLimitPolicySpec {
 }
 
 /// So many requests in a time.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Limit {
     /// Name: a limit with a name keeps its state wherever it stands in the list.
@@ -51,7 +52,7 @@ pub struct Limit {
 }
 
 /// Who counts the requests of a limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 pub enum LimitScope {
     /// Each sidecar by itself.
     #[default]
@@ -61,7 +62,7 @@ pub enum LimitScope {
 }
 
 /// What requests have in common: one of the fields. Those that do not have it have that in common.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LimitBy {
     /// The workload that calls, by its certificate.
@@ -76,7 +77,7 @@ pub struct LimitBy {
 }
 
 /// Limits that a service counts (`envoy.service.ratelimit.v3.RateLimitService`).
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GlobalLimits {
     /// The service. It speaks gRPC.
@@ -94,7 +95,7 @@ pub struct GlobalLimits {
 }
 
 /// What a request is, in the words of the service. It is not asked about a request that lacks one of the entries.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Descriptor {
     /// In this order.
@@ -102,7 +103,7 @@ pub struct Descriptor {
 }
 
 /// A key and its value: one of `value`, `header` and `queryParameter`.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Entry {
     /// Key.

@@ -28,6 +28,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use remora_xds::diag::SourceMap;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, Unexpected};
 
@@ -102,7 +103,7 @@ impl<S> Document<S> {
 }
 
 /// `metadata` of Kubernetes, the part that means something here.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Metadata {
     /// Unique in its kind and namespace.
@@ -155,6 +156,9 @@ impl<'de> Deserialize<'de> for Unsupported {
         IgnoredAny::deserialize(deserializer).map(|_| Self(()))
     }
 }
+
+crate::schema::written!(Kept, "Kept", { "x-kubernetes-preserve-unknown-fields": true });
+crate::schema::written!(Unsupported, "Unsupported", { "x-kubernetes-preserve-unknown-fields": true });
 
 /// The namespace of documents that name none.
 pub(crate) const DEFAULT: &str = "default";

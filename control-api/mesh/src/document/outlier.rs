@@ -1,11 +1,12 @@
 //! Which endpoints are left out for a while because of what they answer.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::span::Span;
 
 /// Outlier detection, by each caller's sidecar. The words are Istio's where it has them, else Envoy's.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct OutlierDetection {
     /// Whether endpoints are ejected at all.
@@ -66,7 +67,7 @@ const fn yes() -> bool {
 }
 
 /// Ejection of endpoints whose success rate is far below the average.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SuccessRate {
     /// Fewest endpoints with enough requests; 5 when it is left out.
@@ -81,7 +82,7 @@ pub struct SuccessRate {
 }
 
 /// Ejection of endpoints with too many failures.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FailurePercentage {
     /// Percentage of failures that is too much; 85 when it is left out.

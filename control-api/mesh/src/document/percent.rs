@@ -91,6 +91,9 @@ impl<'de> Deserialize<'de> for Statuses {
     }
 }
 
+crate::schema::written!(Percent, "Percent", { "type": "number", "minimum": 0, "maximum": 100 });
+crate::schema::written!(Statuses, "Statuses", { "x-kubernetes-int-or-string": true });
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::JwtRule;
 
 /// What a policy is attached to: a Service of its own namespace.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TargetRef {
     /// Must be empty or `core`.
@@ -21,7 +22,7 @@ pub struct TargetRef {
 }
 
 /// `remora.dev/v1alpha1` AuthenticationPolicy: how the callers of a Service prove who they are.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AuthenticationPolicySpec {
     /// The Services (GEP-713). A Service has at most one AuthenticationPolicy.
@@ -49,7 +50,7 @@ impl AuthenticationPolicySpec {
 }
 
 /// TLS between sidecars, of one port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PortMtls {
     /// Whether it is demanded.
@@ -57,7 +58,7 @@ pub struct PortMtls {
 }
 
 /// TLS between sidecars.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Mtls {
     /// Whether it is demanded.
@@ -66,7 +67,7 @@ pub struct Mtls {
 }
 
 /// Whether mTLS is demanded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 pub enum MtlsMode {
     /// Callers reach the sidecars of the Service, over mTLS, or nobody.
     #[default]

@@ -1,12 +1,13 @@
 //! External authorisation services, with the words of the Gateway API's HTTPRoute filter ExternalAuth (GEP-1494).
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{AppProtocol, BackendObjectReference};
 use crate::span::Span;
 
 /// Who is asked whether a request may go on, and how.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Provider {
     /// What the service speaks.
@@ -31,7 +32,7 @@ pub struct Provider {
 }
 
 /// What a service speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum ProviderProtocol {
     /// `envoy.service.auth.v3.Authorization/Check`.
     #[serde(rename = "GRPC")]
@@ -62,7 +63,7 @@ impl ProviderProtocol {
 }
 
 /// What a service that speaks gRPC is told.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GrpcAuth {
     /// Headers of the request; all of them when it is left out, or empty.
@@ -71,7 +72,7 @@ pub struct GrpcAuth {
 }
 
 /// What a service that speaks HTTP is told, and what of its answer counts.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpAuth {
     /// Stands before the path of the request.
@@ -86,7 +87,7 @@ pub struct HttpAuth {
 }
 
 /// How much of a body is shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ForwardBody {
     /// Bytes; what is longer is shown up to here. 0 shows nothing.

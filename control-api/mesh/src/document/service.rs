@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, Visitor};
 
 use super::{Kept, Unsupported, port};
 
 /// `v1` Service: a name for the workloads that its selector matches.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServiceSpec {
     /// Labels that a workload of the same namespace must have. Empty: no workloads, only HTTPRoutes lead somewhere.
@@ -41,7 +42,7 @@ pub struct ServiceSpec {
 }
 
 /// A port of a Service.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServicePort {
     /// Name, needed when there are several.
@@ -62,7 +63,7 @@ pub struct ServicePort {
 }
 
 /// `protocol` of a port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 pub enum Transport {
     /// The only one.
     #[default]
@@ -71,7 +72,7 @@ pub enum Transport {
 }
 
 /// `appProtocol` of a port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum AppProtocol {
     /// HTTP/1 to the application.
     #[serde(rename = "http", alias = "HTTP")]
@@ -112,6 +113,8 @@ impl<'de> Deserialize<'de> for Vip {
         })
     }
 }
+
+crate::schema::written!(Vip, "Vip", { "type": "string" });
 
 impl ServicePort {
     /// What is spoken on the port.
@@ -157,3 +160,5 @@ impl<'de> Deserialize<'de> for TargetPort {
         deserializer.deserialize_any(Either)
     }
 }
+
+crate::schema::written!(TargetPort, "TargetPort", { "x-kubernetes-int-or-string": true });

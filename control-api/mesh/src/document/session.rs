@@ -1,12 +1,13 @@
 //! What requests that belong together have in common.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::Unsupported;
 use crate::span::Span;
 
 /// What an endpoint is chosen by: one of the fields.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HashOn {
     /// The values of a header.
@@ -27,7 +28,7 @@ pub struct HashOn {
 }
 
 /// A cookie.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Cookie {
     /// Name.
@@ -41,7 +42,7 @@ pub struct Cookie {
 }
 
 /// A session stays with its endpoint as long as that is healthy: one of `cookie` and `header`.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Session {
     /// The client gets its endpoint in a cookie.
@@ -56,7 +57,7 @@ pub struct Session {
 }
 
 /// `sessionPersistence` of a rule (GEP-1619): its sessions stay with their endpoints.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SessionPersistence {
     /// Name of the cookie or header; see [`Self::name`] when it is left out.
@@ -108,7 +109,7 @@ impl SessionPersistence {
 }
 
 /// Where a client has its endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 pub enum SessionType {
     /// In a cookie.
     #[default]
@@ -118,7 +119,7 @@ pub enum SessionType {
 }
 
 /// Of a cookie.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CookieConfig {
     /// How long it lives.
@@ -127,7 +128,7 @@ pub struct CookieConfig {
 }
 
 /// How long a cookie lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 pub enum LifetimeType {
     /// As long as the client runs.
     #[default]

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{AppProtocol, Document, Kept, Metadata, Transport, port};
@@ -53,7 +54,7 @@ impl SliceEnvelope {
 }
 
 /// An endpoint of a slice.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SliceEndpoint {
     /// The first one counts, as in Kubernetes.
@@ -78,7 +79,7 @@ pub struct SliceEndpoint {
 }
 
 /// How an endpoint is. What is left out is unknown and counts as ready, as in Kubernetes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Conditions {
     /// It gets requests.
@@ -93,7 +94,7 @@ pub struct Conditions {
 }
 
 /// A reference to what an endpoint is.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ObjectRef {
     /// `Pod` or `Workload`.
@@ -114,7 +115,7 @@ pub struct ObjectRef {
 }
 
 /// A port of a slice.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SlicePort {
     /// The name of the Service's port; empty or left out for one without a name.

@@ -1,11 +1,12 @@
 //! TCPRoute and TLSRoute.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{BackendRef, ParentRef, Unsupported};
 
 /// Gateway API `TCPRoute`, attached to Services: where their connections go.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TcpRouteSpec {
     /// The Services whose callers it routes.
@@ -20,7 +21,7 @@ pub struct TcpRouteSpec {
 
 /// Gateway API `TLSRoute`, attached to Services: where connections go that the programs themselves speak TLS on, by the server
 /// name that the client asks for. Where one is attached, TCPRoutes of the same port do nothing (GEP-1426).
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TlsRouteSpec {
     /// The Services whose callers it routes.
@@ -37,7 +38,7 @@ pub struct TlsRouteSpec {
 }
 
 /// A rule of a route.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TcpRule {
     /// Name, for people.

@@ -1,12 +1,13 @@
 //! How callers treat a Service.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{CircuitBreaker, HealthCheck, LoadBalancing, OutlierDetection, TargetRef};
 use crate::span::Span;
 
 /// `remora.dev/v1alpha1` TrafficPolicy: how callers treat a Service.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficPolicySpec {
     /// The Services (GEP-713). A Service has at most one TrafficPolicy.
@@ -35,7 +36,7 @@ pub struct TrafficPolicySpec {
 }
 
 /// Retries.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Retries {
     /// Envoy's conditions (`5xx`, `reset`, …), besides those that are always safe: the request was not processed.
@@ -63,7 +64,7 @@ pub struct Retries {
 }
 
 /// Retries that may begin: a share of the requests of an interval, or so many a second if that is more.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RetryBudget {
     /// Percent; 20 when it is left out.
@@ -78,7 +79,7 @@ pub struct RetryBudget {
 }
 
 /// Time limits of a policy. A rule's own hold before these.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Timeouts {
     /// The whole request, retries included; none when it is left out.
@@ -93,7 +94,7 @@ pub struct Timeouts {
 }
 
 /// Limits towards a Service, for each caller's sidecar.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Connections {
     /// Connections; 10,000 when it is left out.
