@@ -1,12 +1,17 @@
-//! Connections of the ports of a control plane: how many there are at one time, and, where HTTP is served, how long one may say nothing.
+//! Connections of the ports of a control plane: how many there are at one time, and, where HTTP is served, how long one may say nothing and
+//! how long an exchange takes.
 //!
-//! Where all places are taken and somebody waits, a connection on which nothing runs has to give its place up soon: silent ones, however
-//! many, keep nobody out.
+//! Where all places are taken and somebody waits, the connection on which nothing has come to its end for longest gives up its place, whether
+//! something runs on it or not: neither silent ones nor such that leave answers unread, however many, keep anybody out.
 
+mod place;
+#[cfg(test)]
+mod tests;
+
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::Pin;
-use std::sync::Arc;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,52 +20,32 @@ use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::response::Response;
 use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::rt::Executor;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::codegen::Service;
 use tracing::{debug, warn};
+
+pub(crate) use place::Place;
+use place::{Places, Runs};
 
 /// For the head of a request of HTTP/1, and between two of them.
 const HEAD: Duration = Duration::from_secs(10);
 /// Between questions whether an HTTP/2 client is still there.
 const PING: Duration = Duration::from_secs(20);
-/// What a connection on which nothing runs has left when somebody waits for its place.
-const HURRY: Duration = Duration::from_secs(1);
 /// For a client to take note that its connection ends.
 const GOODBYE: Duration = Duration::from_secs(1);
 /// After an accept that failed.
 const RETRY: Duration = Duration::from_millis(100);
-
-/// The place of a connection among those that there may be at one time. Given back when it is dropped.
-#[derive(Debug)]
-pub(crate) struct Place {
-    _slot: OwnedSemaphorePermit,
-    /// Whether somebody waits for a place.
-    crowded: watch::Receiver<bool>,
-}
-
-impl Place {
-    /// Ends after `limit`, or after a second when somebody waits for a place.
-    pub(crate) async fn patience(&self, limit: Duration) {
-        let mut crowded = self.crowded.clone();
-        let hurry = async {
-            if crowded.wait_for(|crowded| *crowded).await.is_err() {
-                // Nobody accepts connections any more, so that nobody waits.
-                std::future::pending::<()>().await;
-            }
-            sleep(HURRY).await;
-        };
-        tokio::select! {
-            () = sleep(limit) => {}
-            () = hurry => {}
-        }
-    }
-}
+/// Bytes of a question of HTTP/2 that may be on their way before somebody reads them, and of all questions of a connection.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 128 << 10;
+/// Bytes of a connection of HTTP/1 that are read ahead, a head among them.
+const READ_AHEAD: usize = 64 << 10;
 
 /// Accepts connections for ever, at most `most` at one time, and gives each to `serve`, which is not to wait.
 pub(crate) async fn accept(
@@ -68,8 +53,7 @@ pub(crate) async fn accept(
     most: usize,
     serve: impl Fn(TcpStream, SocketAddr, Place) + Send,
 ) {
-    let slots = Arc::new(Semaphore::new(most));
-    let crowded = watch::Sender::new(false);
+    let places = Places::new(most);
     loop {
         let (stream, address) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -79,17 +63,8 @@ pub(crate) async fn accept(
                 continue;
             }
         };
-        let slot = match Arc::clone(&slots).try_acquire_owned() {
-            Ok(slot) => slot,
-            Err(_) => {
-                crowded.send_replace(true);
-                // It is never closed.
-                let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-                crowded.send_replace(false);
-                slot
-            }
-        };
-        serve(stream, address, Place { _slot: slot, crowded: crowded.subscribe() });
+        let Some(place) = places.take().await else { return };
+        serve(stream, address, place);
     }
 }
 
@@ -100,42 +75,88 @@ pub(crate) struct Limits {
     pub(crate) first: Duration,
     /// From the end of the last answer to the head of the next request. (Of HTTP/1 at most 10 s.)
     pub(crate) idle: Duration,
+    /// From the head of a request to the end of its answer, whoever is slow.
+    pub(crate) exchange: Duration,
     /// Requests at one time, of HTTP/2.
     pub(crate) streams: u32,
 }
 
-/// Serves `router` on one connection, until it ends or says nothing for too long.
+/// Of an answer that is meant to last, among its extensions: how long at most. It is kept where others have to make room.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lasts(pub(crate) Duration);
+
+tokio::task_local! {
+    /// When the exchange of this task has to be over. Only a stream of HTTP/2 has a task.
+    static UNTIL: Cell<Instant>;
+}
+
+/// Runs streams of HTTP/2, each as long as its exchange may take. One that is dropped is reset: also if its answer only waits for the client
+/// to take more, when nobody asks for what comes next.
+#[derive(Debug, Clone, Copy)]
+struct Streams(Duration);
+
+impl<F> Executor<F> for Streams
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        let in_time = async move {
+            let mut stream = pin!(stream);
+            loop {
+                let until = UNTIL.with(Cell::get);
+                tokio::select! {
+                    _ = &mut stream => return,
+                    // It may be a later one by now.
+                    () = sleep_until(until) => if UNTIL.with(Cell::get) <= until { return },
+                }
+            }
+        };
+        tokio::spawn(UNTIL.scope(Cell::new(Instant::now() + self.0), in_time));
+    }
+}
+
+/// Serves `router` on one connection, until it ends, says nothing for too long, or has to make room.
 pub(crate) async fn http<IO>(stream: IO, address: SocketAddr, router: Router, limits: Limits, place: Place)
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (running, watched) = watch::channel(0);
-    let running = Arc::new(running);
+    let doing = place.doing().clone();
     let answer = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(address);
-        let (mut router, runs) = (router.clone(), Runs::new(&running));
+        let (mut router, runs) = (router.clone(), Runs::new(&doing, limits.exchange));
         async move {
             let response: Response = router.call(request).await?;
+            if let Some(Lasts(most)) = response.extensions().get() {
+                let until = Instant::now() + *most;
+                runs.lasts(until);
+                // Of HTTP/1 the connection ends then.
+                let _ = UNTIL.try_with(|of_stream| of_stream.set(until));
+            }
             Ok::<_, Infallible>(response.map(|body| Body::new(Counted { body, _runs: runs })))
         }
     });
-    let mut server = auto::Builder::new(TokioExecutor::new());
-    server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
+    let mut server = auto::Builder::new(Streams(limits.exchange));
+    server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(READ_AHEAD);
     server
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(Some(PING))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(limits.streams);
     let mut serving = Box::pin(server.serve_connection(TokioIo::new(stream), answer));
     let ended = tokio::select! {
         ended = serving.as_mut() => Some(ended),
-        () = silence(watched, limits, &place) => None,
+        () = has_to_end(&place, limits) => None,
     };
     match ended {
         Some(Ok(())) => {}
         Some(Err(error)) => debug!(%address, %error, "a connection ended"),
         None => {
-            debug!(%address, "a connection that says nothing is closed");
+            debug!(%address, "a connection that took too long is closed");
+            // Who waits for it does not wait for a goodbye.
+            drop(place);
             serving.as_mut().graceful_shutdown();
             // Whoever takes no note finds it closed.
             let _ = timeout(GOODBYE, serving).await;
@@ -143,45 +164,29 @@ where
     }
 }
 
-/// Ends when nothing ran on a connection for too long.
-async fn silence(mut running: watch::Receiver<usize>, limits: Limits, place: &Place) {
-    let mut limit = limits.first;
+/// Ends when nothing ran on a connection, or something that cannot be stopped alone, for too long; or when somebody waits for its place.
+async fn has_to_end(place: &Place, limits: Limits) {
+    let first = Instant::now() + limits.first;
+    let mut doing = place.doing().subscribe();
     loop {
-        let runs = *running.borrow_and_update() > 0;
-        let changed = if runs {
-            running.changed().await
-        } else {
-            tokio::select! {
-                changed = running.changed() => changed,
-                () = place.patience(limit) => return,
+        let until = {
+            let doing = doing.borrow_and_update();
+            if doing.told {
+                return;
             }
+            let idle = || doing.ended().map_or(first, |ended| ended + limits.idle);
+            // A stream is reset before.
+            doing.due().map_or_else(idle, |due| due + GOODBYE)
         };
-        if changed.is_err() {
-            // Nothing is served on it any more.
-            return;
+        tokio::select! {
+            // The other end of it is in the place.
+            changed = doing.changed() => if changed.is_err() { return },
+            () = sleep_until(until) => return,
         }
-        limit = limits.idle;
     }
 }
 
-/// A request that runs: from its head to the end of its answer.
-#[derive(Debug)]
-struct Runs(Arc<watch::Sender<usize>>);
-
-impl Runs {
-    fn new(running: &Arc<watch::Sender<usize>>) -> Self {
-        running.send_modify(|running| *running += 1);
-        Self(Arc::clone(running))
-    }
-}
-
-impl Drop for Runs {
-    fn drop(&mut self) {
-        self.0.send_modify(|running| *running -= 1);
-    }
-}
-
-/// The body of an answer, with which its request ends.
+/// The body of an answer, with which its exchange ends.
 struct Counted {
     body: Body,
     _runs: Runs,
@@ -204,88 +209,5 @@ impl hyper::body::Body for Counted {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use axum::routing::get;
-    use http_body_util::{BodyExt, Empty};
-    use tokio::io::AsyncReadExt;
-
-    use super::*;
-
-    /// Longest that anything takes on a slow machine.
-    const PATIENCE: Duration = Duration::from_secs(20);
-    const HOUR: Duration = Duration::from_secs(3600);
-    const SHORT: Duration = Duration::from_millis(50);
-
-    /// A port with so many places.
-    async fn port(most: usize, limits: Limits) -> SocketAddr {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let router = Router::new().route("/", get(async || "ok"));
-        let serve = move |stream: TcpStream, address, place| {
-            tokio::spawn(http(stream, address, router.clone(), limits, place));
-        };
-        tokio::spawn(accept(listener, most, serve));
-        address
-    }
-
-    type Asking<C> = (C, tokio::task::JoinHandle<hyper::Result<()>>);
-
-    async fn http1(to: SocketAddr) -> Asking<hyper::client::conn::http1::SendRequest<Empty<Bytes>>> {
-        let stream = TcpStream::connect(to).await.unwrap();
-        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-        (sender, tokio::spawn(connection))
-    }
-
-    async fn http2(to: SocketAddr) -> Asking<hyper::client::conn::http2::SendRequest<Empty<Bytes>>> {
-        let stream = TcpStream::connect(to).await.unwrap();
-        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
-        let (sender, connection) = handshake.await.unwrap();
-        (sender, tokio::spawn(connection))
-    }
-
-    fn question(to: SocketAddr) -> http::Request<Empty<Bytes>> {
-        http::Request::get(format!("http://{to}/")).header("host", to.to_string()).body(Empty::new()).unwrap()
-    }
-
-    async fn text(response: http::Response<Incoming>) -> String {
-        String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().into()).unwrap()
-    }
-
-    #[tokio::test]
-    async fn connections_that_say_nothing_give_their_place_to_one_that_asks() {
-        let to = port(2, Limits { first: HOUR, idle: HOUR, streams: 1 }).await;
-        // One that was never asked anything, and one that was.
-        let mut silent = TcpStream::connect(to).await.unwrap();
-        let (mut earlier, _still) = http2(to).await;
-        assert_eq!(text(earlier.send_request(question(to)).await.unwrap()).await, "ok");
-        let asked = async {
-            let (mut sender, _connection) = http1(to).await;
-            text(sender.send_request(question(to)).await.unwrap()).await
-        };
-        assert_eq!(timeout(PATIENCE, asked).await.expect("it is served"), "ok");
-        let closed = timeout(PATIENCE, silent.read(&mut [0; 1])).await.expect("it gave its place up");
-        assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
-    }
-
-    #[tokio::test]
-    async fn a_first_request_and_a_next_one_have_to_come_in_time() {
-        let to = port(10, Limits { first: SHORT, idle: HOUR, streams: 1 }).await;
-        let mut silent = TcpStream::connect(to).await.unwrap();
-        let closed = timeout(PATIENCE, silent.read(&mut [0; 1])).await.expect("it is closed");
-        assert!(matches!(closed, Ok(0)), "{closed:?}");
-
-        let to = port(10, Limits { first: HOUR, idle: SHORT, streams: 1 }).await;
-        let (mut sender, connection) = http2(to).await;
-        assert_eq!(text(sender.send_request(question(to)).await.unwrap()).await, "ok");
-        let _ended = timeout(PATIENCE, connection).await.expect("it is closed").unwrap();
-        assert!(sender.send_request(question(to)).await.is_err());
-
-        let (mut sender, connection) = http1(to).await;
-        assert_eq!(text(sender.send_request(question(to)).await.unwrap()).await, "ok");
-        let _ended = timeout(PATIENCE, connection).await.expect("it is closed").unwrap();
     }
 }

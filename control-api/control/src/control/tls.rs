@@ -117,7 +117,9 @@ async fn accept(
     shaking: Arc<Shaking>,
     accepted: mpsc::Sender<io::Result<Connection>>,
 ) {
-    let serve = move |stream, peer, place| {
+    let serve = move |stream, peer, place: Place| {
+        // A stream of ADS lasts for ever.
+        place.stays();
         let (shaking, accepted) = (Arc::clone(&shaking), accepted.clone());
         tokio::spawn(async move {
             let shaken = timeout(HANDSHAKE, Connection::shake(&shaking.tls, stream, peer, place)).await;

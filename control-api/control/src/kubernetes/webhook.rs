@@ -37,10 +37,15 @@ use crate::inject::{Settings, review};
 
 /// For a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Connections at one time. What is above waits, while one of them that says nothing is closed.
+/// Connections at one time. What is above waits, while the one on which nothing has come to its end for longest is closed.
 const CONNECTIONS: usize = 256;
-/// API servers keep a connection for 90 s without a question.
-const LIMITS: Limits = Limits { first: Duration::from_secs(10), idle: Duration::from_secs(120), streams: 16 };
+/// API servers keep a connection for 90 s without a question, and wait 10 s for an answer.
+const LIMITS: Limits = Limits {
+    first: Duration::from_secs(10),
+    idle: Duration::from_secs(120),
+    exchange: Duration::from_secs(15),
+    streams: 16,
+};
 /// Between looks at what API servers believe: somebody may have written the configuration anew.
 const LOOK: Duration = Duration::from_secs(5);
 /// Largest question: an API server takes objects of 3 MiB, and JSON of what came as protobuf is longer.

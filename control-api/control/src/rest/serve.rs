@@ -7,10 +7,15 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::connections::{self, Limits};
 
-/// Connections at one time. What is above waits, while one of them that says nothing is closed.
+/// Connections at one time. What is above waits, while the one on which nothing has come to its end for longest is closed.
 const CONNECTIONS: usize = 1024;
-const LIMITS: Limits =
-    Limits { first: Duration::from_secs(30), idle: Duration::from_secs(120), streams: 200 };
+const LIMITS: Limits = Limits {
+    first: Duration::from_secs(30),
+    idle: Duration::from_secs(120),
+    // Watches last longer.
+    exchange: Duration::from_secs(120),
+    streams: 200,
+};
 
 /// Serves `router` on `listener` for ever.
 pub async fn serve(listener: TcpListener, router: Router) {

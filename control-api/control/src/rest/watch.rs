@@ -16,6 +16,7 @@ use super::documents::shown;
 use super::failure::Failure;
 use super::selector::Selector;
 use crate::board::Standing;
+use crate::connections::Lasts;
 use crate::kinds::Kind;
 use crate::registry::{Change, Position};
 use crate::store::{Revision, Scope};
@@ -42,6 +43,7 @@ pub(super) struct Asked {
 
 /// The answer, which goes on.
 pub(super) fn start(app: App, asked: Asked) -> Response {
+    let lasts = Lasts(asked.lasts() + PATIENCE);
     let (send, lines) = mpsc::channel::<Result<Bytes, Infallible>>(QUEUE);
     tokio::spawn(async move {
         let mut watch = Watch { app, asked, send };
@@ -49,7 +51,16 @@ pub(super) fn start(app: App, asked: Asked) -> Response {
         let _ = watch.run().await;
     });
     let kind = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-    (kind, Body::from_stream(ReceiverStream::new(lines))).into_response()
+    let mut response = (kind, Body::from_stream(ReceiverStream::new(lines))).into_response();
+    response.extensions_mut().insert(lasts);
+    response
+}
+
+impl Asked {
+    /// How long the watch goes on.
+    fn lasts(&self) -> Duration {
+        Duration::from_secs(self.seconds.unwrap_or(AT_MOST).min(AT_MOST))
+    }
 }
 
 struct Watch {
@@ -63,7 +74,7 @@ struct Left;
 
 impl Watch {
     async fn run(&mut self) -> Result<(), Left> {
-        let end = Instant::now() + Duration::from_secs(self.asked.seconds.unwrap_or(AT_MOST).min(AT_MOST));
+        let end = Instant::now() + self.asked.lasts();
         let mut progress = self.app.registry.progress();
         let Some(mut position) = self.begin().await? else { return Ok(()) };
         let mut bookmark = Instant::now() + BOOKMARK;
