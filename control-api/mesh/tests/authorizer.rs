@@ -162,8 +162,10 @@ fn what_means_nothing_is_refused_by_name() {
         (
             backend,
             "backendRef: {name: authorizr, namespace: security, port: 9000}",
-            "did you mean authorizer?",
+            // What else is there, nobody is told who may not ask it.
+            "no ReferenceGrant of security lets this policy ask authorizr",
         ),
+        (backend, "backendRef: {name: cart, port: 8080}", "did you mean carts?"),
         (backend, "backendRef: {name: authorizer, namespace: security, port: 9001}", "has no port 9001"),
         (
             backend,

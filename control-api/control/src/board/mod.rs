@@ -159,8 +159,8 @@ impl Stream {
 #[derive(Debug, Default)]
 pub struct Board {
     streams: Mutex<BTreeMap<u64, Stream>>,
-    /// Documents that are left out, and why.
-    left_out: RwLock<BTreeMap<Key, Vec<Flaw>>>,
+    /// Documents that are left out, and why; and the newest write that was looked at.
+    left_out: RwLock<(Revision, BTreeMap<Key, Vec<Flaw>>)>,
     /// What nodes should have and cannot be sent, by their ids.
     problems: RwLock<BTreeMap<String, Vec<Problem>>>,
     /// The newest write that is in the snapshots.
@@ -224,9 +224,10 @@ impl Board {
         lag.map(|stream| stream.proxy.node.clone()).collect()
     }
 
-    /// Documents that are not right, alone or together with the others, and why. Those that cannot be read are left out.
-    pub fn left_out(&self, documents: BTreeMap<Key, Vec<Flaw>>) {
-        *self.left_out.write().unwrap_or_else(PoisonError::into_inner) = documents;
+    /// Documents that are not right, alone or together with the others, and why: of all that were written up to `checked`. Those that
+    /// cannot be read are left out.
+    pub fn left_out(&self, checked: Revision, documents: BTreeMap<Key, Vec<Flaw>>) {
+        *self.left_out.write().unwrap_or_else(PoisonError::into_inner) = (checked, documents);
     }
 
     /// What a node should have and cannot be sent; nothing when it has gone.
@@ -309,7 +310,7 @@ impl Board {
     pub fn metrics(&self) -> Vec<(&'static str, &'static str, &'static str, f64)> {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
         let connected = self.streams().len() as f64;
-        let left_out = self.left_out.read().unwrap_or_else(PoisonError::into_inner).len() as f64;
+        let left_out = self.left_out.read().unwrap_or_else(PoisonError::into_inner).1.len() as f64;
         vec![
             ("remora_control_xds_streams", "Open streams of proxies.", "gauge", connected),
             (

@@ -19,6 +19,8 @@ const NAMED: usize = 10;
 pub struct Standing {
     /// The newest write that is in what proxies are to have.
     followed: Revision,
+    /// The newest write that was looked at for flaws.
+    checked: Revision,
     left_out: BTreeMap<Key, Vec<Flaw>>,
     /// By path of the document.
     marks: HashMap<String, Marks>,
@@ -51,8 +53,14 @@ impl Verdict {
 }
 
 impl Standing {
-    pub(super) fn new(followed: Revision, left_out: BTreeMap<Key, Vec<Flaw>>) -> Self {
-        Self { followed, left_out, marks: HashMap::new() }
+    pub(super) fn new(followed: Revision, (checked, left_out): (Revision, BTreeMap<Key, Vec<Flaw>>)) -> Self {
+        Self { followed, checked, left_out, marks: HashMap::new() }
+    }
+
+    /// Whether a document was looked at as it is: else nobody knows whether it is right.
+    #[must_use]
+    pub const fn is_checked(&self, record: &Record) -> bool {
+        record.revision <= self.checked
     }
 
     fn mark(&mut self, document: &str) -> &mut Marks {

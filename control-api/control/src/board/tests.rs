@@ -72,7 +72,7 @@ fn a_refusal_is_told_to_the_author_until_the_proxy_takes_the_resource() {
 #[test]
 fn a_document_that_is_left_out_says_why() {
     let board = Board::default();
-    board.left_out(BTreeMap::from([(route().key, vec![Flaw::unreadable("there is no Service".into())])]));
+    board.left_out(1, BTreeMap::from([(route().key, vec![Flaw::unreadable("there is no Service".into())])]));
     assert_eq!(conditions(&board)[0], ("Accepted=False".into(), "there is no Service".into()));
     assert_eq!(conditions(&board)[1].0, "Programmed=False");
 }

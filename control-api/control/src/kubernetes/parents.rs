@@ -143,6 +143,9 @@ spec: {ports: [{name: http, port: 80}]}
             ("{name: nobody, port: 80}", "BackendNotFound"),
             ("{name: web, port: 81}", "BackendNotFound"),
             ("{name: vault, namespace: bank, port: 80}", "RefNotPermitted"),
+            // What is there, nobody is told who may not refer to it.
+            ("{name: vault, namespace: bank, port: 81}", "RefNotPermitted"),
+            ("{name: nobody, namespace: bank, port: 80}", "RefNotPermitted"),
             ("{name: web, kind: Bucket, group: store.example, port: 80}", "InvalidKind"),
         ] {
             let unresolved = format!("ResolvedRefs=False {reason}");

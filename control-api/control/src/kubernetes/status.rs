@@ -1,5 +1,8 @@
 //! What proxies make of objects, written where people look for it: in their status.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -30,6 +33,10 @@ const REST: u32 = 20;
 const AT_ONCE: usize = 50;
 /// Until an object whose status was refused is tried again.
 const LATER: Duration = Duration::from_secs(60);
+/// Until an object is looked at again of which nothing new is said: somebody else may have written its status.
+const AGAIN: Duration = Duration::from_secs(300);
+/// Of those, in one look.
+const AGAIN_AT_ONCE: usize = 10;
 /// Characters of a message.
 const MESSAGE: usize = 1024;
 
@@ -73,10 +80,34 @@ struct Writer {
     registry: Arc<Registry>,
     board: Arc<Board>,
     /// What was said last.
-    said: BTreeMap<Key, Said>,
+    said: BTreeMap<Key, Last>,
+    again: Duration,
     /// Those that were refused, until they are tried again.
     put_off: BTreeMap<Key, Instant>,
     resources: BTreeMap<What, ApiResource>,
+}
+
+/// What was said last of an object.
+struct Last {
+    /// Which it was, of those that had its name.
+    uid: Option<String>,
+    said: Said,
+    at: Instant,
+}
+
+/// What came of a status.
+#[derive(Debug, PartialEq, Eq)]
+enum Written {
+    /// It is there.
+    Done,
+    /// Somebody else was faster, or there is no such kind: there will be another look.
+    Later,
+    /// There is no such object, or another one of its name.
+    Gone,
+}
+
+fn uid(record: &Record) -> Option<String> {
+    record.metadata().get("uid")?.as_str().map(str::to_owned)
 }
 
 /// Keeps the status of objects for ever.
@@ -102,36 +133,46 @@ pub(super) async fn keep(client: Client, registry: Arc<Registry>, board: Arc<Boa
 impl Writer {
     fn new(client: Client, registry: Arc<Registry>, board: Arc<Board>) -> Self {
         let (said, put_off, resources) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { client, registry, board, said, put_off, resources }
+        Self { client, registry, board, said, again: AGAIN, put_off, resources }
     }
 
-    /// Says what has changed, of as many objects as one look takes.
+    /// Says what has changed, of as many objects as one look takes. Of what nobody has checked yet it says nothing.
     ///
     /// # Errors
     /// What went wrong. An object whose status is refused keeps back that of no other.
     async fn look(&mut self) -> Result<(), String> {
         let (standing, now) = (self.board.standing(), Instant::now());
-        let (mut left, mut refused) = (AT_ONCE, Vec::new());
+        let (mut left, mut again, mut refused) = (AT_ONCE, AGAIN_AT_ONCE, Vec::new());
         let registry = Arc::clone(&self.registry);
-        self.said.retain(|key, _| registry.get(key).is_some());
         self.put_off.retain(|_, until| now < *until);
+        self.left(&mut refused).await?;
         for what in kinds() {
             let Some(kind) = what.kind() else { continue };
             for record in registry.list(&Scope::Kind(kind.name.into())).1 {
-                if !is_mirrored(&record) || self.put_off.contains_key(&record.key) {
+                if !is_mirrored(&record)
+                    || !standing.is_checked(&record)
+                    || self.put_off.contains_key(&record.key)
+                {
                     continue;
                 }
-                let said = Said::of(&standing, &record);
-                if self.said.get(&record.key) == Some(&said) {
-                    continue;
+                let (said, uid) = (Said::of(&standing, &record), uid(&record));
+                if let Some(last) = self.said.get(&record.key)
+                    && (&last.uid, &last.said) == (&uid, &said)
+                {
+                    if again == 0 || now < last.at + self.again {
+                        continue;
+                    }
+                    again -= 1;
                 }
                 if left == 0 {
                     return told(&refused);
                 }
                 left -= 1;
-                match self.write(what, &record, &said).await {
-                    Ok(true) => drop(self.said.insert(record.key.clone(), said)),
-                    Ok(false) => {}
+                match self.write(what, &record.key, uid.as_deref(), &said).await {
+                    Ok(Written::Done) => {
+                        self.said.insert(record.key.clone(), Last { uid, said, at: now });
+                    }
+                    Ok(Written::Later | Written::Gone) => {}
                     Err(kube::Error::Api(status)) => {
                         self.put_off.insert(record.key.clone(), now + LATER);
                         refused.push(format!("{}: {}", record.key, status.message));
@@ -144,35 +185,62 @@ impl Writer {
         told(&refused)
     }
 
-    /// False: somebody else was faster, or the object is another one by now; there will be another look.
-    async fn write(&mut self, what: What, record: &Record, said: &Said) -> Result<bool, kube::Error> {
+    /// What we said of routes that the mesh has no more is taken back, once: they are there for somebody else, or have gone.
+    async fn left(&mut self, refused: &mut Vec<String>) -> Result<(), String> {
+        let gone: Vec<_> =
+            self.said.keys().filter(|key| self.registry.get(key).is_none()).take(AT_ONCE).cloned().collect();
+        for key in gone {
+            let what = kinds().find(|what| what.kind().is_some_and(|kind| kind.name == &*key.kind));
+            if let Some(what) = what.filter(|_| is_route(&key.kind)) {
+                let uid = self.said.get(&key).and_then(|last| last.uid.clone());
+                match self.write(what, &key, uid.as_deref(), &Said::Parents(Vec::new())).await {
+                    Ok(Written::Later) => continue,
+                    Ok(Written::Done | Written::Gone) => {}
+                    Err(kube::Error::Api(status)) => refused.push(format!("{key}: {}", status.message)),
+                    Err(error) => return Err(error.to_string()),
+                }
+            }
+            self.said.remove(&key);
+        }
+        Ok(())
+    }
+
+    async fn write(
+        &mut self,
+        what: What,
+        key: &Key,
+        uid: Option<&str>,
+        said: &Said,
+    ) -> Result<Written, kube::Error> {
         let resource = match self.resources.get(&what) {
             Some(resource) => resource.clone(),
             None => {
-                let Some(resource) = served(&self.client, what).await? else { return Ok(false) };
+                let Some(resource) = served(&self.client, what).await? else { return Ok(Written::Later) };
                 self.resources.insert(what, resource.clone());
                 resource
             }
         };
-        let api: Api<DynamicObject> =
-            Api::namespaced_with(self.client.clone(), &record.key.namespace, &resource);
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &key.namespace, &resource);
         let written = async {
-            let object = api.get_status(&record.key.name).await?;
+            let object = api.get_status(&key.name).await?;
+            if uid.is_some() && object.metadata.uid.as_deref().is_some_and(|there| Some(there) != uid) {
+                return Ok(Written::Gone);
+            }
             let old = object.data.get("status").cloned().unwrap_or_default();
             let new = status(&old, said, &rfc3339(SystemTime::now()));
             if new == old {
-                return Ok(());
+                return Ok(Written::Done);
             }
             let patch =
                 json!({"metadata": {"resourceVersion": object.metadata.resource_version}, "status": new});
             let patch = Patch::Merge(patch);
-            api.patch_status(&record.key.name, &PatchParams::default(), &patch).await.map(drop)
+            api.patch_status(&key.name, &PatchParams::default(), &patch).await.map(|_| Written::Done)
         };
         match written.await {
-            Ok(()) => Ok(true),
+            Ok(written) => Ok(written),
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
                 self.resources.remove(&what);
-                Ok(false)
+                Ok(if status.code == 404 { Written::Gone } else { Written::Later })
             }
             Err(error) => Err(error),
         }
@@ -215,6 +283,9 @@ fn status(old: &Value, said: &Said, now: &str) -> Value {
     };
     let there: Vec<Value> = old["parents"].as_array().cloned().unwrap_or_default();
     let is_ours = |entry: &&Value| entry["controllerName"] == CONTROLLER;
+    if parents.is_empty() && !there.iter().any(|entry| is_ours(&entry)) {
+        return old.clone();
+    }
     let mut all: Vec<Value> = there.iter().filter(|entry| !is_ours(entry)).cloned().collect();
     for (parent, conditions) in parents {
         let before = there.iter().filter(is_ours).find(|entry| entry["parentRef"] == *parent);
@@ -239,102 +310,4 @@ fn dated(old: &Value, new: &Value, now: &str) -> Value {
         condition
     });
     all.collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Mutex;
-
-    use super::super::{fake, map};
-    use super::*;
-    use crate::kinds::Kind;
-    use crate::registry::mirror::Wanted;
-
-    fn condition(kind: &str, holds: &str, reason: &str) -> Value {
-        json!({"type": kind, "status": holds, "reason": reason, "message": "", "observedGeneration": 1})
-    }
-
-    fn at(mut condition: Value, time: &str) -> Value {
-        condition["lastTransitionTime"] = time.into();
-        condition
-    }
-
-    #[test]
-    fn a_condition_has_the_time_since_when_it_is_so() {
-        let said = |programmed: Value| {
-            Said::Conditions(json!([condition("Accepted", "True", "Accepted"), programmed]))
-        };
-        let pending = said(condition("Programmed", "False", "Pending"));
-        let first = status(&Value::Null, &pending, "t1");
-        assert_eq!(first["conditions"][0], at(condition("Accepted", "True", "Accepted"), "t1"));
-        let programmed = said(condition("Programmed", "True", "Programmed"));
-        let second = status(&first, &programmed, "t2");
-        let expected = [
-            at(condition("Accepted", "True", "Accepted"), "t1"),
-            at(condition("Programmed", "True", "Programmed"), "t2"),
-        ];
-        assert_eq!(second["conditions"], json!(expected));
-        assert_eq!(status(&second, &programmed, "t3"), second, "nothing to write");
-    }
-
-    #[test]
-    fn a_route_has_a_status_for_each_service_beside_those_of_others() {
-        let others = json!({"parentRef": {"name": "front"}, "controllerName": "example.com/gateway", "conditions": []});
-        let stale = json!({"parentRef": {"name": "gone"}, "controllerName": CONTROLLER, "conditions": []});
-        let web = json!({"group": "", "kind": "Service", "name": "web"});
-        let said = json!([condition("Accepted", "False", "NoMatchingParent")]);
-        let new =
-            status(&json!({"parents": [others, stale]}), &Said::Parents(vec![(web.clone(), said)]), "t1");
-        let conditions = [at(condition("Accepted", "False", "NoMatchingParent"), "t1")];
-        let ours = json!({"parentRef": web, "controllerName": CONTROLLER, "conditions": conditions});
-        assert_eq!(new, json!({"parents": [others, ours]}));
-    }
-
-    const GROUP: &str = "/apis/remora.dev/v1alpha1";
-
-    /// An API server with two policies; it takes no status of the first.
-    fn server(patched: &Arc<Mutex<Vec<String>>>) -> Client {
-        let patched = Arc::clone(patched);
-        fake::client(move |method, path, _| {
-            if path == GROUP {
-                let kind = json!({
-                    "name": "trafficpolicies", "singularName": "", "namespaced": true, "kind": "TrafficPolicy", "verbs": [],
-                });
-                return (
-                    200,
-                    json!({
-                        "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "remora.dev/v1alpha1",
-                        "resources": [kind],
-                    }),
-                );
-            }
-            let name = path.trim_end_matches("/status").rsplit('/').next().unwrap_or_default();
-            if method == http::Method::PATCH {
-                if name == "a" {
-                    return fake::failure(403, "Forbidden", "not this one");
-                }
-                patched.lock().unwrap().push(name.to_owned());
-            }
-            let metadata = json!({"name": name, "namespace": "shop"});
-            (200, json!({"apiVersion": "remora.dev/v1alpha1", "kind": "TrafficPolicy", "metadata": metadata}))
-        })
-    }
-
-    #[tokio::test]
-    async fn a_status_that_is_refused_keeps_back_no_other() {
-        let (registry, _folder) = fake::registry().await;
-        let kind = Kind::named("TrafficPolicy").unwrap();
-        let policy = |name: &str| {
-            let object = json!({"metadata": {"name": name, "namespace": "shop"}, "spec": {"targetRefs": []}});
-            (Key::new(kind.name, "shop", name), map::document(kind, &object))
-        };
-        registry.mirror(Wanted::from([policy("a"), policy("b")])).await;
-        let patched = Arc::default();
-        let mut writer = Writer::new(server(&patched), registry, Arc::default());
-        let told = writer.look().await.unwrap_err();
-        assert!(told.contains("TrafficPolicy shop/a: not this one"), "{told}");
-        assert_eq!(*patched.lock().unwrap(), ["b"]);
-        assert_eq!(writer.look().await, Ok(()), "it is put off");
-        assert_eq!(patched.lock().unwrap().len(), 1, "nothing new is said");
-    }
 }

@@ -80,6 +80,24 @@ fn closed(record: &Record) -> Option<Change> {
     read(&record.key.path(), &denies.to_string()).ok().map(Change::Put)
 }
 
+/// The key of [`beside`]. No document has such a name.
+pub(super) fn beside_key(policy: &store::Key) -> Key {
+    Key::new(Kind::AuthenticationPolicy, Name::new(&policy.namespace, &format!("{}:unreadable", policy.name)))
+}
+
+/// What stands beside an AuthenticationPolicy that cannot be read any more, whose targets go on as they were: it keeps everybody from those
+/// that are new. Of the two, the policy holds: it is as old, and before it by name.
+pub(super) fn beside(record: &Record) -> Option<Change> {
+    if *record.key.kind != *Kind::AuthenticationPolicy.as_str() {
+        return None;
+    }
+    let Some(Change::Put(AnyDocument::AuthenticationPolicy(mut policy))) = unreadable(record) else {
+        return None;
+    };
+    Arc::make_mut(&mut policy).metadata.name = beside_key(&record.key).name.name.to_string();
+    Some(Change::Put(AnyDocument::AuthenticationPolicy(policy)))
+}
+
 /// An AuthenticationPolicy in the place of `record` that keeps everybody from the targets that it names.
 fn unreadable(record: &Record) -> Option<Change> {
     let spec = record.get("spec").unwrap_or_default();

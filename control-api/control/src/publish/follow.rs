@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
 use super::Publisher;
-use super::change::change;
+use super::change::{beside, beside_key, change};
 use crate::board::Flaw;
 use crate::ca::{self, keeper::NAMESPACE};
 use crate::control::CONTROL_PLANE;
@@ -40,19 +40,21 @@ type Changed = Vec<(Key, Option<Arc<Record>>)>;
 
 /// How far a publisher has followed a registry.
 #[derive(Debug, Default)]
-struct Progress {
+pub(super) struct Progress {
     position: Position,
     known: BTreeSet<Key>,
     /// Of these a state is in force that could be read.
     readable: BTreeSet<Key>,
     unreadable: BTreeMap<Key, Vec<String>>,
+    /// Beside these stands one that closes their new targets.
+    beside: BTreeSet<Key>,
     /// Documents changed since they were checked together.
     unchecked: bool,
 }
 
 impl Progress {
     /// Hands some changes on. False: there is none.
-    fn step(&mut self, registry: &Registry, publisher: &Publisher) -> bool {
+    pub(super) fn step(&mut self, registry: &Registry, publisher: &Publisher) -> bool {
         let (revision, changes) = match registry.changes(self.position, STEP) {
             Ok(changes) => {
                 self.position = changes.last().map_or(self.position, |last| last.position);
@@ -67,6 +69,9 @@ impl Progress {
         for (key, new) in changes.iter().filter(|(key, _)| !is_own(key)) {
             self.unchecked |= *key.kind != *REGISTRATION;
             self.unreadable.remove(key);
+            if self.beside.remove(key) {
+                made.push(Change::Remove(beside_key(key)));
+            }
             if new.is_some() {
                 self.known.insert(key.clone())
             } else {
@@ -82,7 +87,12 @@ impl Progress {
                     made.push(change);
                 }
                 Err((instead, why)) => {
+                    let goes_on = instead.is_none();
                     made.extend(instead);
+                    if let Some(closed) = new.as_deref().filter(|_| goes_on).and_then(beside) {
+                        self.beside.insert(key.clone());
+                        made.push(closed);
+                    }
                     self.unreadable.insert(key.clone(), why);
                 }
             }
@@ -142,7 +152,8 @@ pub async fn follow(registry: Arc<Registry>, publisher: Arc<Publisher>, ready: o
 /// What is wrong with documents together: their status says so.
 async fn check(registry: &Arc<Registry>, publisher: &Publisher, unreadable: BTreeMap<Key, Vec<String>>) {
     let registry = Arc::clone(registry);
-    let found = tokio::task::spawn_blocking(move || registry.mistakes()).await.unwrap_or_default();
+    let checked = tokio::task::spawn_blocking(move || registry.mistakes()).await;
+    let (revision, found) = checked.unwrap_or_default();
     let mut left_out: BTreeMap<Key, Vec<Flaw>> = BTreeMap::new();
     for (key, why) in unreadable {
         left_out.insert(key, why.into_iter().map(Flaw::unreadable).collect());
@@ -155,5 +166,5 @@ async fn check(registry: &Arc<Registry>, publisher: &Publisher, unreadable: BTre
             flaws.push(flaw);
         }
     }
-    publisher.board.left_out(left_out);
+    publisher.board.left_out(revision, left_out);
 }

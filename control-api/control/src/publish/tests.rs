@@ -128,6 +128,49 @@ fn tokens_that_a_newer_version_asks_for_are_not_done_without() {
     assert!(closed.spec.unreadable && closed.spec.target_refs.len() == 1);
 }
 
+/// An edit that cannot be read leaves what was closed closed, and what it would close too.
+#[tokio::test]
+async fn the_new_targets_of_a_policy_that_cannot_be_read_any_more_are_not_open() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = store::redb::Options::default();
+    let store = store::redb::RedbStore::open(&folder.path().join("remora.redb"), options).await;
+    let registry = Arc::new(crate::registry::Registry::new(Arc::new(store.unwrap())));
+    tokio::spawn(crate::registry::follow(Arc::clone(&registry)));
+    registry.filled().await;
+    let key = store::Key::new("AuthenticationPolicy", "default", "guard");
+    let publisher = publisher();
+    let mut progress = follow::Progress::default();
+    let mut holds = async |spec: serde_json::Value| {
+        let body = serde_json::json!({
+            "apiVersion": "remora.dev/v1alpha1", "kind": "AuthenticationPolicy",
+            "metadata": {
+                "name": "guard", "namespace": "default", "creationTimestamp": "2026-11-27T10:00:00Z",
+                "annotations": {"remora.dev/origin": "kubernetes"},
+            },
+            "spec": spec,
+        });
+        registry.mirror(crate::registry::mirror::Wanted::from([(key.clone(), Some(body))])).await;
+        while progress.step(&registry, &publisher) {}
+        let state = publisher.state();
+        ["guard", "guard:unreadable"].map(|name| {
+            let name = remora_mesh::Name::new("default", name);
+            let key = remora_mesh::Key::new(remora_mesh::Kind::AuthenticationPolicy, name);
+            let Some(AnyDocument::AuthenticationPolicy(policy)) = state.compiler.mesh().document(&key) else {
+                return None;
+            };
+            let targets = policy.spec.target_refs.iter().map(|target| target.name.clone());
+            Some((policy.spec.unreadable, targets.collect::<Vec<_>>().join(" ")))
+        })
+    };
+    let shop = Some((false, "shop".to_owned()));
+    let readable = serde_json::json!({"targetRefs": [{"name": "shop"}]});
+    assert_eq!(holds(readable.clone()).await, [shop.clone(), None]);
+    let newer = serde_json::json!({"targetRefs": [{"name": "shop"}, {"name": "till"}], "weather": "good"});
+    let closed = Some((true, "shop till".to_owned()));
+    assert_eq!(holds(newer).await, [shop.clone(), closed], "of both, the older name holds");
+    assert_eq!(holds(readable).await, [shop, None]);
+}
+
 #[test]
 fn what_connections_had_of_their_own_goes_with_them() {
     let publisher = publisher();

@@ -149,22 +149,25 @@ impl Registry {
         checked.await.map_err(|error| Refused::Store(StoreError::Unavailable(error.to_string())))?
     }
 
-    /// What is wrong with the documents as they are, by document.
+    /// What is wrong with the documents as they are, by document, and the newest write that is among them.
     #[must_use]
-    pub fn mistakes(&self) -> Vec<(Key, Finding)> {
-        let texts = self.documents().into_iter().map(|record| (record.key.path(), record.text()));
-        mistakes(texts)
-            .into_iter()
-            .filter_map(|found| Some((Key::parse(&found.error.source)?, found)))
-            .collect()
+    pub fn mistakes(&self) -> (Revision, Vec<(Key, Finding)>) {
+        let (revision, all) = self.written();
+        let texts = all.into_iter().map(|record| (record.key.path(), record.text()));
+        let found = mistakes(texts).into_iter();
+        (revision, found.filter_map(|found| Some((Key::parse(&found.error.source)?, found))).collect())
     }
 
     /// Everything that people wrote.
     #[must_use]
     pub fn documents(&self) -> Vec<Arc<Record>> {
-        let (.., mut all) = self.all();
+        self.written().1
+    }
+
+    fn written(&self) -> (Revision, Vec<Arc<Record>>) {
+        let (_, revision, mut all) = self.all();
         all.retain(|record| KINDS.iter().any(|kind| kind.name == &*record.key.kind));
-        all
+        (revision, all)
     }
 }
 

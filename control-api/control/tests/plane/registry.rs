@@ -152,6 +152,7 @@ async fn one_document_that_cannot_be_read_hides_no_mistake_of_another() {
     let refused = rig.registry.write(&documents(ROUTE.into()), APPLY).await;
     assert!(matches!(refused, Err(Refused::Invalid(_))), "its Service is not there: {refused:?}");
     rig.registry.write(&documents(format!("{SERVICE}---\n{ROUTE}")), APPLY).await.unwrap();
-    let found = rig.registry.mistakes();
+    let (checked, found) = rig.registry.mistakes();
+    assert_eq!(checked, rig.registry.revision());
     assert!(matches!(&found[..], [(of, _)] if *of == key), "{found:?}");
 }

@@ -12,7 +12,7 @@ use crate::document::{
 };
 use crate::kinds::{AnyDocument, Kind};
 use crate::mesh::Mesh;
-use crate::name::Key;
+use crate::name::{Key, Name};
 
 /// A route is attached to Services that exist, and to no gateways.
 pub(super) fn parents(
@@ -68,7 +68,7 @@ pub(super) fn backends(mesh: &Mesh, route: &Key, list: &[BackendRef], at: &At<'_
     }
 }
 
-/// A port of a Service that `from` may refer to.
+/// A port of a Service that `from` may refer to. Of a Service of a namespace that does not let it, nothing is said.
 pub(super) fn reference<'m>(
     mesh: &'m Mesh,
     from: &Key,
@@ -79,8 +79,7 @@ pub(super) fn reference<'m>(
     need_kind(to.group, to.kind, at, report);
     let own = &*from.name.namespace;
     let namespace = to.namespace.unwrap_or(own);
-    let service = need_service(mesh, namespace, to.name, &at.field("name"), report)?;
-    need_port(service, Some(to.port), &at.field("port"), report);
+    // What is in a namespace that does not grant it is nobody's business.
     if namespace != own && !mesh.granted(from, namespace, to.name) {
         let may = match from.kind {
             Kind::AuthorizationPolicy | Kind::RateLimitPolicy => "policy ask",
@@ -93,8 +92,12 @@ pub(super) fn reference<'m>(
             from.kind.group(),
             from.kind
         );
-        report.lacking(&at.field("namespace"), Lack::Grant(service.name()), text).fix(fix);
+        let lack = Lack::Grant(Name::new(namespace, to.name));
+        report.lacking(&at.field("namespace"), lack, text).fix(fix);
+        return None;
     }
+    let service = need_service(mesh, namespace, to.name, &at.field("name"), report)?;
+    need_port(service, Some(to.port), &at.field("port"), report);
     Some(service)
 }
 
