@@ -23,10 +23,10 @@ impl App {
         let began = Instant::now();
         self.warm_up(began).await;
         self.wait_while_other_serves(began + READY_WITHIN).await?;
+        self.restart.prepare().await?;
         if self.is_called_off() {
             return Ok(false);
         }
-        self.restart.prepare().await?;
         self.listening = true;
         self.open_first().await?;
         drop(starting);

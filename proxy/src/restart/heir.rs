@@ -75,7 +75,16 @@ impl Heir {
             }
         };
         for _ in 0..TRIES {
-            let Some(socket) = connect(path)? else { return Ok(None) };
+            let socket = match connect(path) {
+                Ok(Some(socket)) => socket,
+                Ok(None) => return Ok(None),
+                // Too many ask at once.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             if let Some(heir) = Self::ask(socket, false, requests.clone()).await? {
                 return Ok(Some(heir));
             }
@@ -327,6 +336,14 @@ mod tests {
             assert!(matches!(taken, Taken::Refused), "{taken:?}");
             drop(keeper);
         }
+        // The question was sent and never read.
+        let (heir, keeper) = heir_of(async |_| {}).await;
+        let asks = tokio::spawn(take_over(heir));
+        keeper.readable().await.unwrap();
+        keeper.send(&Message::Refused, None).await.unwrap();
+        drop(keeper);
+        let taken = asks.await.unwrap();
+        assert!(matches!(taken, Taken::Refused), "{taken:?}");
         let (heir, keeper) = heir_of(async |_| {}).await;
         drop(keeper);
         assert!(matches!(take_over(heir).await, Taken::Over), "one that died cannot refuse");

@@ -17,7 +17,7 @@ use super::{PATIENCE, Request, same_user};
 
 /// Only this user may ask; the other end is looked at besides.
 const MODE: u32 = 0o600;
-/// One heir is usual; two are a mistake. One that finds no place is not there at all.
+/// One heir is usual; two are a mistake. One that finds no place asks again.
 const BACKLOG: i32 = 64;
 
 /// The socket at its path, or still beside it.
@@ -239,7 +239,7 @@ mod tests {
         assert!(matches!(hears.recv().await, Some(Request::Late)), "whoever does not even try is told");
         drop(never);
         let (taken, _) = late.take_over(&[id_b], &[], mpsc::channel(1).0).await.unwrap();
-        assert!(!matches!(taken, Taken::Unanswered | Taken::Ended));
+        assert!(matches!(taken, Taken::Refused), "{taken:?}");
         served.await.unwrap();
         assert_eq!(proxy.await.unwrap(), [id_a]);
         assert!(path.exists(), "it is the heir's to replace");

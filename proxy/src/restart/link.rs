@@ -10,6 +10,9 @@ use tokio::time::timeout;
 use super::wire::{Channel, Message};
 use super::{Held, PATIENCE, Request, SocketId};
 
+/// So many questions are open at a time. A supervisor drops answers that find no place ([`super::supervisor`]).
+const AT_ONCE: usize = 16;
+
 /// What is said to a keeper.
 #[derive(Debug)]
 struct Saying {
@@ -80,13 +83,15 @@ impl Link {
     /// them, too, or because the keeper does not answer.
     pub async fn forget(&self, sockets: Vec<SocketId>) -> bool {
         let all = async {
-            let mut answers = Vec::with_capacity(sockets.len());
-            for socket in sockets {
-                answers.push(self.question(Message::Forget(socket)).await);
-            }
             let mut shared = false;
-            for answer in answers {
-                shared |= matches!(answer.await, Ok(Answer::Done { shared: true }));
+            for some in sockets.chunks(AT_ONCE) {
+                let mut answers = Vec::with_capacity(some.len());
+                for socket in some {
+                    answers.push(self.question(Message::Forget(*socket)).await);
+                }
+                for answer in answers {
+                    shared |= matches!(answer.await, Ok(Answer::Done { shared: true }));
+                }
             }
             shared
         };
@@ -114,8 +119,18 @@ async fn talk(
                     continue;
                 }
                 unanswered.extend(asked);
-                // One that is gone may have said something before.
-                hears = hears && channel.send(&message, with.as_ref().map(AsFd::as_fd)).await.is_ok();
+                if !hears {
+                    continue;
+                }
+                match channel.send(&message, with.as_ref().map(AsFd::as_fd)).await {
+                    Ok(()) => {}
+                    // One that is gone may have said something before.
+                    Err(error) if is_gone(&error) => hears = false,
+                    Err(error) => {
+                        tracing::warn!(%error, "nothing can be said to the keeper of the sockets");
+                        break;
+                    }
+                }
                 continue;
             }
             said = channel.receive() => said,
@@ -139,8 +154,6 @@ async fn talk(
             Ok(Some((Message::Alone, _))) => drop(requests.send(Request::Alone).await),
             Ok(Some(_)) => {}
             Ok(None) => break,
-            // It left something unread, and what it said itself is still to be read.
-            Err(error) if hears && error.kind() == io::ErrorKind::ConnectionReset => hears = false,
             Err(error) => {
                 tracing::warn!(%error, "the keeper of the sockets cannot be understood");
                 break;
@@ -154,6 +167,10 @@ async fn talk(
     while refused && let Some(saying) = says.recv().await {
         answer(saying.answer, Answer::Refused);
     }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 fn answer(asked: Option<oneshot::Sender<Answer>>, answer: Answer) {

@@ -212,14 +212,19 @@ impl Channel {
             .map(drop)
     }
 
-    /// What is said next; None when the other end is gone. Nothing is lost when this is dropped.
+    /// What is said next; None when the other end is gone. Nothing is lost when this is dropped, or when the other end went without reading all.
     ///
     /// # Errors
     /// It is not one of our messages.
     pub(super) async fn receive(&self) -> io::Result<Option<Received>> {
-        let received = self.0.async_io(Interest::READABLE, || receive(self.0.as_fd())).await;
+        let is_reset = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionReset;
+        let mut received = self.0.async_io(Interest::READABLE, || receive(self.0.as_fd())).await;
+        if received.as_ref().is_err_and(is_reset) {
+            // That is told once, and first: what it had said before is still there.
+            received = self.0.async_io(Interest::READABLE, || receive(self.0.as_fd())).await;
+        }
         match received {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
+            Err(error) if is_reset(&error) => Ok(None),
             other => other,
         }
     }

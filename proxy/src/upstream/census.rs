@@ -70,9 +70,9 @@ impl Standing {
         self.bits() & CHECKED != 0
     }
 
-    /// See [`Self::was_checked`]. For good.
-    pub fn checked(&self) {
-        self.set(CHECKED, true);
+    /// See [`Self::was_checked`]. False: nobody checks it any more.
+    pub fn checked(&self, checked: bool) {
+        self.set(CHECKED, checked);
     }
 
     /// Nobody lists the endpoint any more.
@@ -269,7 +269,7 @@ mod tests {
     #[test]
     fn a_check_that_ended_counts_nobody() {
         let (census, all) = listed(2);
-        all[0].checked();
+        all[0].checked(true);
         assert!(all[0].was_checked() && !all[1].was_checked());
         assert!(census.set(&all[0], Out::HealthCheck, true));
         assert_eq!(census.is_in(), 1);

@@ -392,8 +392,21 @@ impl Cluster {
 
     /// A health check of an endpoint ended. Answers whether the cluster awaits no more of them.
     pub(crate) fn was_checked(&self, endpoint: &Endpoint) -> bool {
-        endpoint.state.standing().checked();
+        endpoint.state.standing().checked(true);
         !self.awaits_checks() && !self.state.is_checked.swap(true, Ordering::Relaxed)
+    }
+
+    /// An endpoint that was checked is no longer.
+    pub(crate) fn checks_ended(&self, endpoint: &Endpoint) {
+        endpoint.state.standing().checked(false);
+        self.state.is_checked.store(false, Ordering::Relaxed);
+    }
+
+    /// To be called when it comes into force: once warm, it awaits the checks of nobody who comes later.
+    pub(crate) fn stays_warm(&self) {
+        if self.spec.health_check.is_some() && self.is_warm() {
+            self.state.is_checked.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Picks the endpoint of a request; see [`EndpointSet::pick`]. None is [`crate::error::Reason::NoHealthyUpstream`].

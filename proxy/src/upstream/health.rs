@@ -114,6 +114,7 @@ impl Checks {
                         out
                     }
                     (None, Some(_)) => {
+                        cluster.checks_ended(endpoint);
                         cluster.state().census().set(endpoint.state.standing(), Out::HealthCheck, false)
                     }
                     (None, None) => false,
@@ -141,7 +142,7 @@ impl Checks {
         let healthy = if known { !standing.has_failed_health_check() } else { endpoint.state.requests() > 0 };
         let out = cluster.state().census().set(standing, Out::HealthCheck, !healthy);
         let mut checked = Checked::new(healthy);
-        if standing.was_checked() {
+        if known && standing.was_checked() {
             checked.resume();
         }
         let watcher = Watcher {
@@ -225,6 +226,11 @@ impl Watcher {
                 wait = Duration::from_millis(10);
                 continue;
             };
+            // A check without the secrets would say nothing of the endpoint.
+            if cluster.spec().tls.as_ref().is_some_and(|tls| !tls.is_ready()) {
+                wait = Duration::from_millis(50);
+                continue;
+            }
             if made_with.replace(cluster.transport()).is_some_and(|made| made != cluster.transport()) {
                 prober.close();
             }

@@ -95,24 +95,24 @@ pub struct To {
 pub struct Source {
     /// SPIFFE IDs, with or without `spiffe://`; `*` at the beginning or the end is anything.
     pub principals: Vec<String>,
-    /// See [`Self::principals`].
+    /// None of these; as `principals`.
     pub not_principals: Vec<String>,
     /// End users by their tokens, `<issuer>/<subject>`; `*` at the beginning or the end is anything, and alone everybody who has a
     /// token. HTTP only.
     pub request_principals: Vec<String>,
-    /// See [`Self::request_principals`].
+    /// None of these; as `requestPrincipals`.
     pub not_request_principals: Vec<String>,
     /// Namespaces of the trust domain.
     pub namespaces: Vec<String>,
-    /// See [`Self::namespaces`].
+    /// None of these; as `namespaces`.
     pub not_namespaces: Vec<String>,
     /// Addresses of the connection, as CIDR.
     pub ip_blocks: Vec<String>,
-    /// See [`Self::ip_blocks`].
+    /// None of these; as `ipBlocks`.
     pub not_ip_blocks: Vec<String>,
     /// Addresses of the client behind trusted proxies (X-Forwarded-For), as CIDR. HTTP only.
     pub remote_ip_blocks: Vec<String>,
-    /// See [`Self::remote_ip_blocks`].
+    /// None of these; as `remoteIpBlocks`.
     pub not_remote_ip_blocks: Vec<String>,
 }
 
@@ -122,20 +122,20 @@ pub struct Source {
 pub struct Operation {
     /// Host of the request, in any case, with or without a port. HTTP only.
     pub hosts: Vec<String>,
-    /// See [`Self::hosts`].
+    /// None of these; as `hosts`.
     pub not_hosts: Vec<String>,
     /// Ports of the Service.
     pub ports: Vec<u16>,
-    /// See [`Self::ports`].
+    /// None of these; as `ports`.
     pub not_ports: Vec<u16>,
     /// Methods. HTTP only.
     pub methods: Vec<String>,
-    /// See [`Self::methods`].
+    /// None of these; as `methods`.
     pub not_methods: Vec<String>,
     /// Paths without a query, as they are routed: `*` at the beginning or the end is anything, `{*}` one segment, `{**}` any
     /// number of them. HTTP only.
     pub paths: Vec<String>,
-    /// See [`Self::paths`].
+    /// None of these; as `paths`.
     pub not_paths: Vec<String>,
 }
 

@@ -133,6 +133,7 @@ impl Manager {
 
     /// What the next snapshot shows under the name of a cluster.
     pub(super) fn show(&mut self, name: &Arc<str>, cluster: Option<Arc<Cluster>>) {
+        cluster.iter().for_each(|cluster| cluster.stays_warm());
         let cluster = cluster.map(|cluster| self.in_zones(name, cluster));
         let index = self.names.clusters.intern_shared(name).index();
         let list = Arc::make_mut(&mut self.cluster_list);

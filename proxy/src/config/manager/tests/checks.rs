@@ -20,7 +20,7 @@ fn cluster(manager: &Manager) -> &Arc<Cluster> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn routes_wait_for_the_first_check_of_each_endpoint_of_their_clusters_but_not_for_ever() {
+async fn routes_wait_for_the_first_check_of_each_endpoint_of_their_clusters() {
     let schema = Schema::load();
     let mut manager = manager();
     apply(&mut manager, Kind::Cluster, vec![checked(&schema, "2s")]);
@@ -41,6 +41,9 @@ async fn routes_wait_for_the_first_check_of_each_endpoint_of_their_clusters_but_
     assert!(cluster(&manager).is_warm(), "an endpoint that comes later is only not used before its check");
     apply(&mut manager, Kind::RouteConfiguration, vec![table(&schema, "s", "a")]);
     assert_eq!(manager.deadline(), None);
+
+    cluster(&manager).checks_ended(&all[0]);
+    assert!(!all[0].state.standing().was_checked() && !cluster(&manager).is_warm(), "they begin anew");
 }
 
 #[tokio::test(start_paused = true)]
@@ -52,5 +55,30 @@ async fn endpoints_that_have_served_are_not_waited_for() {
     let endpoint = Arc::clone(&cluster(&manager).endpoints().endpoints()[0]);
     drop(endpoint.begin());
     apply(&mut manager, Kind::Cluster, vec![checked(&schema, "15s")]);
+    assert!(cluster(&manager).is_warm());
+}
+
+#[tokio::test(start_paused = true)]
+async fn checks_that_do_not_end_are_not_waited_for_for_ever() {
+    let schema = Schema::load();
+    let mut manager = manager();
+    apply(&mut manager, Kind::Cluster, vec![checked(&schema, "2s")]);
+    apply(&mut manager, Kind::Listener, vec![listener(&schema, "l", "r", "15s")]);
+    apply(&mut manager, Kind::ClusterLoadAssignment, vec![assignment(&schema, "a", 1..2)]);
+    apply(&mut manager, Kind::RouteConfiguration, vec![table(&schema, "r", "a")]);
+    assert!(!manager.promote(Instant::now()).snapshot);
+    tokio::time::advance(INIT_TIMEOUT).await;
+    assert!(manager.promote(Instant::now()).snapshot && manager.route_tables.contains_key("r"));
+}
+
+/// From nothing to one, and when the checks are taken away and come back.
+#[tokio::test(start_paused = true)]
+async fn a_cluster_that_was_warm_does_not_wait_for_endpoints_that_come_later() {
+    let schema = Schema::load();
+    let mut manager = manager();
+    apply(&mut manager, Kind::Cluster, vec![checked(&schema, "15s")]);
+    apply(&mut manager, Kind::ClusterLoadAssignment, vec![assignment(&schema, "a", 1..1)]);
+    assert!(cluster(&manager).is_warm());
+    apply(&mut manager, Kind::ClusterLoadAssignment, vec![assignment(&schema, "a", 1..2)]);
     assert!(cluster(&manager).is_warm());
 }
