@@ -22,7 +22,7 @@ pub(super) struct Named<'a> {
     pub(super) version: &'a str,
 }
 
-/// As one line of JSON. Kubernetes replaces `$(POD_NAME)`, `$(POD_NAMESPACE)`, `$(POD_IP)` and `$(INSTANCE_IPS)` in it.
+/// As one line of JSON. Kubernetes replaces `$(POD_NAME)`, `$(POD_NAMESPACE)`, `$(POD_IP)` and, with interception, `$(INSTANCE_IPS)` in it.
 pub(super) fn text(named: Named<'_>, settings: &Settings, wanted: &Wanted, probes: &Probes) -> String {
     let (mut listeners, mut clusters) = (vec![health(probes)], vec![admin()]);
     clusters.extend(probes.paths.iter().map(|(path, target)| cluster_of(path, target)));

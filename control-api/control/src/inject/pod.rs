@@ -165,12 +165,14 @@ fn proxy(settings: &Settings, wanted: &Wanted, bootstrap: String, drains_in: u64
     ]);
     let own =
         |name: &str, field: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": field}}});
-    let env = json!([
+    let mut env = vec![
         own("POD_NAME", "metadata.name"),
         own("POD_NAMESPACE", "metadata.namespace"),
         own("POD_IP", "status.podIP"),
-        own("INSTANCE_IPS", "status.podIPs"),
-    ]);
+    ];
+    if wanted.interception != Interception::None {
+        env.push(own("INSTANCE_IPS", "status.podIPs"));
+    }
     let ready = |more: Value| {
         let mut probe = json!({"httpGet": {"path": "/healthz/ready", "port": HEALTH}});
         if let (Some(probe), Value::Object(more)) = (probe.as_object_mut(), more) {
@@ -195,7 +197,7 @@ fn proxy(settings: &Settings, wanted: &Wanted, bootstrap: String, drains_in: u64
         ("restartPolicy", wanted.native.then(|| "Always".into())),
         ("command", Some(json!([PROGRAM]))),
         ("args", Some(args)),
-        ("env", Some(env)),
+        ("env", Some(env.into())),
         ("ports", Some(json!([{"name": "remora-health", "containerPort": HEALTH, "protocol": "TCP"}]))),
         ("lifecycle", (!wanted.native && wanted.hold).then_some(wait)),
         // What stands behind a native sidecar starts when this has passed.
