@@ -105,6 +105,11 @@ fn chains(listener: &Listener) -> Vec<(String, Option<u32>, String, bool)> {
     listener.filter_chains.iter().map(shown).collect()
 }
 
+/// How long first bytes are waited for, in seconds and nanoseconds.
+fn first_bytes(listener: &Listener) -> (i64, i32) {
+    listener.listener_filters_timeout.map(|time| (time.seconds, time.nanos)).unwrap()
+}
+
 #[test]
 fn everything_has_a_listener_by_address() {
     let node = node("", "db-1");
@@ -169,10 +174,14 @@ fn plaintext_is_told_apart_by_port() {
     let inspector = inbound.listener_filters.iter().find(|f| f.name.ends_with("tls_inspector")).unwrap();
     assert!(format!("{:?}", inspector.filter_disabled).contains("start: 3306, end: 3307"), "{inspector:?}");
     assert!(inbound.continue_on_listener_filters_timeout);
+    // In HTTP the client begins.
+    assert_eq!(first_bytes(&inbound), (10, 0));
 
     // What is TCP to us may be the program's own TLS.
     let said = policy("db", "portLevelMtls: {3306: {mode: Permissive}}");
-    let found = chains(&listener(&node(&said, "db-1"), "virtualInbound"));
+    let inbound = listener(&node(&said, "db-1"), "virtualInbound");
+    assert_eq!(first_bytes(&inbound), (0, 200_000_000), "the program may speak first");
+    let found = chains(&inbound);
     assert!(
         found.contains(&("inbound_3306_plaintext".to_owned(), Some(3306), String::new(), false)),
         "{found:?}"

@@ -30,6 +30,9 @@ use crate::worker::drain::Registration;
 
 /// How long a connection that says nothing is still waited for when draining begins.
 const SILENCE: Duration = Duration::from_secs(5);
+/// How long the first bytes of a client that no filter chain takes without them are waited for, whatever
+/// `continue_on_listener_filters_timeout` says (Envoy's default of `listener_filters_timeout`).
+const FIRST_BYTES: Duration = Duration::from_secs(15);
 
 /// A connection that was accepted.
 #[derive(Debug)]
@@ -51,7 +54,7 @@ pub async fn serve(worker: Rc<Worker>, spec: Arc<ListenerSpec>, accepted: Accept
     let spec = listener_of(&worker, spec, original_dst);
     let between = (remote, original_dst.unwrap_or(local));
     let mut read = BytesMut::new();
-    let seen = match look(&spec, &mut stream, &mut read, (between.1.port(), &drain)).await {
+    let seen = match look(&spec, &mut stream, &mut read, (between, &drain)).await {
         Ok(seen) => seen,
         Err(why) => return refuse(&worker, &spec, between, why, known(&Seen::default())),
     };
@@ -171,41 +174,33 @@ struct Seen {
     http: Option<&'static [u8]>,
 }
 
-/// Looks at the first bytes when a listener filter asks for it; never waits longer than its timeout, and not for a silent client when the
-/// process drains. `port` is the one that was called.
+/// Looks at the first bytes when a listener filter asks for it; waits no longer than its timeout, and not for a silent client when the
+/// process drains. Where the listener goes on without them and no chain would take the connection then, there is nothing to go on with: it waits
+/// up to [`FIRST_BYTES`]. `between`: the client, and where it wanted to go.
 async fn look(
     spec: &ListenerSpec,
     stream: &mut TcpStream,
     read: &mut BytesMut,
-    (port, drain): (u16, &Registration),
+    (between, drain): ((SocketAddr, SocketAddr), &Registration),
 ) -> Result<Seen, Refusal> {
+    let port = between.1.port();
     let tls = spec.inspect_tls && !spec.uninspected.tls.contains(port);
     let http = spec.inspect_http && !spec.uninspected.http.contains(port);
     if !tls && !http {
         return Ok(Seen::default());
     }
-    let detection = async {
-        loop {
-            match detect(read) {
-                Detected::NeedMore => {}
-                found => return Some(found),
-            }
-            let quiet = read.is_empty();
-            let more = tokio::select! {
-                biased;
-                more = stream.read_buf(read) => more,
-                () = drained(drain, SILENCE), if quiet => return None,
-            };
-            match more {
-                Ok(n) if n > 0 => {}
-                _ => return Some(Detected::Opaque),
-            }
-        }
-    };
-    let detected = match within(spec.inspect_timeout, detection).await {
+    let mut detection = pin!(first_bytes(stream, read, drain));
+    let mut detected = within(spec.inspect_timeout, detection.as_mut()).await;
+    if detected.is_none() && spec.continue_on_inspect_timeout {
+        detected = if choose(spec, &Seen::default(), between.1, between.0).is_some() {
+            Some(Some(Detected::Opaque))
+        } else {
+            tokio::time::timeout(FIRST_BYTES.saturating_sub(spec.inspect_timeout), detection).await.ok()
+        };
+    }
+    let detected = match detected {
         Some(Some(detected)) => detected,
         Some(None) => return Err(Refusal::Draining),
-        None if spec.continue_on_inspect_timeout => Detected::Opaque,
         None => return Err(Refusal::DetectTimeout),
     };
     Ok(match detected {
@@ -214,6 +209,26 @@ async fn look(
         Detected::Http1 if http => Seen { hello: None, http: Some(b"http/1.1") },
         _ => Seen::default(),
     })
+}
+
+/// What the first bytes are, as soon as that is known. None: there were none until draining ended.
+async fn first_bytes(stream: &mut TcpStream, read: &mut BytesMut, drain: &Registration) -> Option<Detected> {
+    loop {
+        match detect(read) {
+            Detected::NeedMore => {}
+            found => return Some(found),
+        }
+        let quiet = read.is_empty();
+        let more = tokio::select! {
+            biased;
+            more = stream.read_buf(read) => more,
+            () = drained(drain, SILENCE), if quiet => return None,
+        };
+        match more {
+            Ok(n) if n > 0 => {}
+            _ => return Some(Detected::Opaque),
+        }
+    }
 }
 
 /// Zero means no limit.

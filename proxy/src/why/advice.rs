@@ -223,7 +223,7 @@ pub(super) const fn of_refusal(refusal: Refusal) -> &'static str {
             "Compare destination, server_name and protocol of the connection with filter_chain_match of the listener's chains."
         }
         Refusal::DetectTimeout => {
-            "The client waits for the server to speak, but the listener tells its chains apart by what the client says: take this port out, or set continue_on_listener_filters_timeout."
+            "The client waits for the server to speak, but the listener tells its chains apart by what the client says: take this port out, or set continue_on_listener_filters_timeout and have a chain for plaintext."
         }
         Refusal::TlsTimeout => {
             "The client connected and did not go on: a probe, or a client that speaks no TLS."

@@ -266,3 +266,40 @@ async fn d9_a_server_may_speak_first() {
     }
     banners.abort();
 }
+
+/// A listener that goes on without first bytes where the server may speak first still waits for those of a client that no chain takes without
+/// them: its port is told apart by what clients say.
+#[tokio::test]
+async fn d9_a_slow_client_of_a_port_where_clients_speak_first_is_waited_for() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let echo = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut said = [0; 18];
+        stream.read_exact(&mut said).await.unwrap();
+        stream.write_all(&said).await.unwrap();
+    });
+    let mut strict = Listener::tcp("strict", "origin");
+    strict["filter_chains"][0]["filter_chain_match"] = json!({ "application_protocols": ["http/1.1"] });
+    merge(
+        &mut strict,
+        json!({
+            "listener_filters": [{
+                "name": "envoy.filters.listener.http_inspector",
+                "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" },
+            }],
+            "listener_filters_timeout": "0.1s",
+            "continue_on_listener_filters_timeout": true,
+        }),
+    );
+    let proxy = Proxy::builder().listener(strict).cluster(cluster("origin", &[address])).start().await;
+    let mut stream = TcpStream::connect(proxy.address("strict")).await.unwrap();
+    let mut answer = [0; 18];
+    // Neither closed nor served.
+    let early = tokio::time::timeout(ms(500), stream.read_exact(&mut answer)).await;
+    assert!(early.is_err(), "{early:?}");
+    stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    within("an echo", stream.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(&answer, b"GET / HTTP/1.1\r\n\r\n");
+    echo.await.unwrap();
+}

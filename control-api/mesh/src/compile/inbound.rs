@@ -25,7 +25,7 @@ use crate::name::{Key, Name};
 use crate::resource::Resource;
 
 /// How long a client in plaintext may leave the first word to the program before it is taken for one that does: what TLS
-/// clients say comes with the connection.
+/// clients say comes with the connection. On ports that take no plaintext a sidecar waits on.
 const SERVER_FIRST: Option<PbDuration> = Some(PbDuration { seconds: 0, nanos: 200_000_000 });
 
 /// A port of the program as some Services call it: what it speaks to them, and their names.
@@ -108,7 +108,7 @@ pub(super) fn compile(scope: Scope<'_>, instance: &Instance, reached: Reached<'_
         plain = plain_by_number(scope, &ports, &made, &mut chains);
     } else if let Some((key, port)) = plaintext(scope.mesh, &ports) {
         chains.push(plaintext_chain(made(key, port)));
-        plain.waits = true;
+        plain.hears_both(port.speaks);
     }
     if chains.is_empty() && !by_rules {
         return Inbound { listener: None, clusters, asked };
@@ -118,9 +118,9 @@ pub(super) fn compile(scope: Scope<'_>, instance: &Instance, reached: Reached<'_
     let mut listener = Listener {
         filter_chains: chains,
         listener_filters: vec![inspector],
-        // Under TLS the client begins. In plaintext the program may.
-        listener_filters_timeout: if plain.waits { SERVER_FIRST } else { parts::seconds(10) },
-        continue_on_listener_filters_timeout: plain.waits,
+        // Under TLS and in HTTP the client begins.
+        listener_filters_timeout: if plain.server_first { SERVER_FIRST } else { parts::seconds(10) },
+        continue_on_listener_filters_timeout: plain.both,
         per_connection_buffer_limit_bytes: parts::number(64 * 1024),
         traffic_direction: TrafficDirection::Inbound.into(),
         ..Listener::default()
@@ -183,10 +183,20 @@ fn documents(scope: Scope<'_>, instance: &Instance) -> Vec<Key> {
 /// How plaintext is heard.
 #[derive(Debug, Default)]
 struct Plain {
-    /// Some port hears both, so that first bytes are looked at, and the program may speak first.
-    waits: bool,
+    /// Some port hears both, so that first bytes are looked at; a client without any is taken for one in plaintext.
+    both: bool,
+    /// On such a port the program may speak first.
+    server_first: bool,
     /// Ports on which there is nothing else.
     only: Vec<u16>,
+}
+
+impl Plain {
+    /// There is a port that hears both, and speaks this in plaintext.
+    fn hears_both(&mut self, speaks: AppProtocol) {
+        self.both = true;
+        self.server_first |= speaks == AppProtocol::Tcp;
+    }
 }
 
 /// Chains for the numbers on which plaintext is allowed: every Service that leads there lets it. Connections to such a number find no other
@@ -215,13 +225,15 @@ fn plain_by_number(
             chain.name.push_str("_direct");
             at_port(chain, number)
         }));
-        if chains.len() == before {
+        let only = chains.len() == before;
+        if only {
             plain.only.push(number);
-        } else {
-            plain.waits = true;
         }
         // Where several protocols are spoken, what understands least lets all of them through: TCP is the last.
         if let Some((key, port)) = here.last() {
+            if !only {
+                plain.hears_both(port.speaks);
+            }
             let mut chain = at_port(plaintext_chain(made(key, port)), number);
             if port.speaks == AppProtocol::Tcp
                 && let Some(found) = &mut chain.filter_chain_match
