@@ -7,16 +7,18 @@ mod support {
 }
 
 use proptest::prelude::*;
+use remora_mesh::document::Interception;
 use remora_mesh::{Compiler, Documents, Mesh, NodeKind, NodeRequest};
 use remora_xds::Schema;
 use support::mutilated::mutilated;
 use support::profile::profile;
 
-const EXAMPLES: [&str; 4] = [
+const EXAMPLES: [&str; 5] = [
     include_str!("../../../deploy/examples/callers.yaml"),
     include_str!("../../../deploy/examples/resilience.yaml"),
     include_str!("../../../deploy/examples/limits.yaml"),
     include_str!("../../../deploy/examples/pages.yaml"),
+    include_str!("../../../deploy/examples/intercepted.yaml"),
 ];
 
 fn example() -> impl Strategy<Value = String> {
@@ -35,8 +37,10 @@ proptest! {
         let schema = Schema::load();
         let compiler = Compiler::new(Mesh::from(&documents), profile());
         for workload in &documents.workloads {
-            let request = NodeRequest::new(NodeKind::Sidecar, &workload.metadata.namespace)
+            let mut request = NodeRequest::new(NodeKind::Sidecar, &workload.metadata.namespace)
                 .with_workload(workload.metadata.name.clone());
+            request.intercepted =
+                (workload.spec.interception == Interception::Redirect).then(|| workload.spec.all_addresses());
             let node = compiler.node(&request).unwrap();
             prop_assert!(!right || node.problems.is_empty(), "{:?}", node.problems);
             let all = node.clusters.values().chain(node.endpoints.values()).chain(node.listeners.values());

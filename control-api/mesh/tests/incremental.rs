@@ -69,6 +69,7 @@ fn workload() -> impl Strategy<Value = String> {
     let ports = prop::sample::select(vec![
         "[]",
         "[{port: 8080}, {port: 9090}]",
+        "[{port: 8080}, {port: 9090}], addresses: [10.0.0.9, 'fd00::9'], interception: Redirect",
         "[{name: web, port: 80}, {port: 5432}]",
     ]);
     let egress = prop::sample::select(vec![

@@ -105,6 +105,12 @@ fn chains(listener: &Listener) -> Vec<(String, Option<u32>, String, bool)> {
     listener.filter_chains.iter().map(shown).collect()
 }
 
+/// What is wrong with documents.
+fn found(text: &str) -> String {
+    let (_, findings) = Documents::check([("mesh.yaml", text)]);
+    findings.iter().map(|finding| format!("{finding}\n")).collect()
+}
+
 /// How long first bytes are waited for, in seconds and nanoseconds.
 fn first_bytes(listener: &Listener) -> (i64, i32) {
     listener.listener_filters_timeout.map(|time| (time.seconds, time.nanos)).unwrap()
@@ -256,6 +262,97 @@ spec: {address: 10.244.3.3, ports: [{port: 3306}]}
     let changed: Listener = any::unpack(&after[0].1.unwrap().body).unwrap();
     assert_eq!(addresses(&changed).last().unwrap(), "10.244.3.3|3306");
     assert_ne!(after[0].1, before[0].as_ref());
+}
+
+#[test]
+fn a_pod_is_known_by_each_of_its_addresses() {
+    let mut compiler = compiler(&mesh(""), profile());
+    let name = Name::new("shop", "db");
+    let before = compiler.pods(&name).next().unwrap().1.cloned();
+    // The second is the first once more, as IPv6 has it.
+    let more = "apiVersion: remora.dev/v1alpha1
+kind: Workload
+metadata: {name: db-2, namespace: shop, labels: {app: db}}
+spec: {address: 10.244.3.2, addresses: [10.244.3.2, '::ffff:10.244.3.2', 'fd00:244:3::2'], ports: [{port: 3306}, {port: 9000}]}
+";
+    let documents = Documents::read_alone([("more.yaml", more)]).unwrap();
+    compiler.apply(documents.iter().map(Change::Put));
+    assert_ne!(compiler.pods(&name).next().unwrap().1.cloned(), before);
+    let node = compiler.node(&request("web-1", &[])).unwrap();
+    for (listened, number) in
+        [("db.shop.svc.cluster.local:3306/pods", 3306), ("db.shop.svc.cluster.local:9000/pods", 9000)]
+    {
+        let expected = ["10.244.2.2", "10.244.3.2", "fd00:244:3::2"].map(|ip| format!("{ip}|{number}"));
+        assert_eq!(addresses(&listener(&node, listened)), expected);
+    }
+    // Whoever answers there must be one of the Service, as at the other addresses.
+    let cluster: Cluster = any::unpack(&node.clusters["pod|3306||db.shop.svc.cluster.local"].body).unwrap();
+    assert!(cluster.transport_socket.is_some() && cluster.lb_config.is_some(), "{cluster:?}");
+}
+
+/// Several Services on one port, and plaintext for several ports: without interception neither can be.
+#[test]
+fn what_only_loopback_cannot_have_is_right_with_interception() {
+    let text = |more: &str| {
+        let services = [("a", 1, 8080), ("b", 2, 8081)].map(|(name, last, port)| {
+            format!(
+                "apiVersion: v1
+kind: Service
+metadata: {{name: {name}}}
+spec: {{clusterIP: 10.96.1.{last}, selector: {{app: x}}, ports: [{{name: http, port: 80, targetPort: {port}}}]}}
+---
+apiVersion: remora.dev/v1alpha1
+kind: AuthenticationPolicy
+metadata: {{name: {name}}}
+spec: {{targetRefs: [{{name: {name}}}], mtls: {{mode: Permissive}}}}
+---
+"
+            )
+        });
+        let workloads = format!(
+            "apiVersion: remora.dev/v1alpha1
+kind: Workload
+metadata: {{name: w, labels: {{app: x}}}}
+spec: {{{more}address: 10.0.0.1, ports: [{{port: 8080}}, {{port: 8081}}]}}
+---
+apiVersion: remora.dev/v1alpha1
+kind: Workload
+metadata: {{name: caller}}
+spec: {{{more}address: 10.0.0.2}}
+"
+        );
+        services.concat() + &workloads
+    };
+    let without = found(&text(""));
+    assert!(without.contains("would both be on 127.0.0.1:80"), "{without}");
+    assert!(without.contains("plaintext could be for any of 2 ports"), "{without}");
+    assert_eq!(found(&text("interception: Redirect, ")), "");
+
+    // Its node has the last word on where it listens.
+    let text = text("interception: Redirect, ");
+    let compiler = compiler(&text, profile());
+    let mut request = NodeRequest::new(NodeKind::Sidecar, "default").with_workload("caller".into());
+    let said = |request: &NodeRequest| {
+        let problems = compiler.node(request).unwrap().problems;
+        problems.into_iter().filter(|problem| problem.message.contains("INTERCEPTION_MODE")).count()
+    };
+    assert_eq!(said(&request), 1);
+    request.intercepted = Some(Vec::new());
+    assert_eq!(said(&request), 0);
+}
+
+#[test]
+fn addresses_of_workloads_are_of_one_machine() {
+    for bad in ["0.0.0.0", "'::'", "224.0.0.1"] {
+        let text = format!(
+            "apiVersion: remora.dev/v1alpha1\nkind: Workload\nmetadata: {{name: w}}\nspec: {{address: 10.0.0.1, addresses: [{bad}]}}\n"
+        );
+        let shown = found(&text);
+        assert!(
+            shown.contains("spec.addresses[0]") && shown.contains("is no address of one machine"),
+            "{shown}"
+        );
+    }
 }
 
 #[test]

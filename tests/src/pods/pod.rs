@@ -54,24 +54,14 @@ impl Spec {
     #[must_use]
     pub fn workload(&self) -> Value {
         let ports: Vec<_> = self.ports.iter().map(|port| json!({"port": port})).collect();
-        // Without it the control plane refuses several Services on port 80: they would meet on loopback, which nobody calls here.
-        let called = [
-            ("web", 80),
-            ("open", 80),
-            ("plain", 80),
-            ("cache", 6379),
-            ("db", 3306),
-            ("echo", 50051),
-            ("echo", 8765),
-        ];
-        let egress: Vec<_> = (9080..)
-            .zip(called)
-            .map(|(local, (service, port))| json!({"service": service, "port": port, "localPort": local}))
-            .collect();
+        let own = self.addresses();
         json!({
             "apiVersion": "remora.dev/v1alpha1", "kind": "Workload",
             "metadata": {"name": self.name, "labels": {"app": self.app, "version": "v1"}},
-            "spec": {"address": self.addresses().v4, "serviceAccount": self.app, "ports": ports, "egress": egress},
+            "spec": {
+                "address": own.v4, "addresses": [own.v6], "interception": "Redirect",
+                "serviceAccount": self.app, "ports": ports,
+            },
         })
     }
 }

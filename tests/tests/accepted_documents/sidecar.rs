@@ -3,6 +3,7 @@
 use std::net::Ipv6Addr;
 use std::sync::LazyLock;
 
+use remora_mesh::document::Interception;
 use remora_mesh::{
     Compiler, Credentials, Documents, Listening, Mesh, NodeKind, NodeRequest, NodeResources, OutboundTraffic,
     Profile,
@@ -37,7 +38,13 @@ pub(crate) fn refused(text: &str) -> Vec<String> {
             .with_workload(workload.metadata.name.clone());
         let addresses = vec![workload.spec.address, Ipv6Addr::LOCALHOST.into()];
         let intercepted = NodeRequest { intercepted: Some(addresses), ..request.clone() };
-        [request, intercepted].map(|request| compiler.node(&request).unwrap())
+        // Who says that it is intercepted has to be.
+        let direct = (workload.spec.interception == Interception::None).then_some(request);
+        direct
+            .into_iter()
+            .chain([intercepted])
+            .map(|request| compiler.node(&request).unwrap())
+            .collect::<Vec<_>>()
     });
     nodes.flat_map(|node| taken(&node)).collect()
 }

@@ -5,14 +5,14 @@ use remora_tests::pods::{Pod, Rig, python, script};
 
 use super::checks::Checks;
 
-/// Where a Service is called: its own addresses, and that of one of its pods. A Workload has one address: the IPv6 address of a pod is
-/// known to nobody yet, see [`super::wire::borders`].
-fn addresses(service: u8, pod: &Pod) -> [(&'static str, String); 3] {
+/// Where a Service is called: its own addresses, and those of one of its pods.
+fn addresses(service: u8, pod: &Pod) -> [(&'static str, String); 4] {
     let own = pod.spec.addresses();
     [
         ("VIP, IPv4", format!("10.96.0.{service}")),
         ("VIP, IPv6", format!("fd00:96::{service}")),
-        ("pod IP", own.v4.to_string()),
+        ("pod IP, IPv4", own.v4.to_string()),
+        ("pod IP, IPv6", own.v6.to_string()),
     ]
 }
 
@@ -98,7 +98,7 @@ fn python_pairs(rig: &Rig, checks: &mut Checks) {
         let all: Vec<_> = targets.iter().map(|(_, address)| target(address, port)).collect();
         // Python takes its time to start: one by one only to see which fails.
         if call(&all).status == 0 {
-            checks.that(&format!("{name}: VIP, IPv4 and IPv6, and pod IP"), true, "");
+            checks.that(&format!("{name}: VIP and pod IP, IPv4 and IPv6"), true, "");
             continue;
         }
         for ((how, _), target) in targets.iter().zip(&all) {

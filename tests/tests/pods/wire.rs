@@ -130,14 +130,12 @@ pub(crate) fn borders(rig: &Rig, checks: &mut Checks) {
         );
         checks.refused(&format!("from outside, a port of no Service: {address}"), &from_outside(8083));
         checks.refused(&format!("from a pod, a port of no Service: {address}"), &from_shell(8083));
-        if address.contains(':') {
-            // No Workload says this address: what goes there is not the mesh's (ALLOW_ANY), and the other side takes no plaintext.
-            checks.refused("NOT YET by mTLS: a pod's IPv6 address", &from_shell(8080));
-        } else {
+        for (mode, port) in [("STRICT", 8080), ("PERMISSIVE", 8081)] {
+            let begins = format!("web-1 {port} ");
             checks.answer(
-                &format!("from a pod, PERMISSIVE: {address}"),
-                &from_shell(8081),
-                "web-1 8081 ",
+                &format!("from a pod, {mode}: {address}"),
+                &from_shell(port),
+                &begins,
                 &["sa/shell"],
             );
         }
@@ -157,8 +155,9 @@ pub(crate) fn borders(rig: &Rig, checks: &mut Checks) {
 /// Who calls is known behind the wire: for rules, and for metrics.
 pub(crate) fn identity(rig: &Rig, checks: &mut Checks) {
     let status = ["-o", "/dev/null", "-w", "%{http_code}"];
-    let web = rig.pod("web-1").spec.addresses().v4;
-    for url in ["http://web/not-for-shell".to_owned(), format!("http://{web}:8080/not-for-shell")] {
+    let web = rig.pod("web-1").spec.addresses();
+    for host in ["web".to_owned(), format!("{}:8080", web.v4), format!("[{}]:8080", web.v6)] {
+        let url = format!("http://{host}/not-for-shell");
         let answer = rig.curl(&[&status[..], &[&url]].concat());
         checks.answer(&format!("denied to shell: {url}"), &answer, "403", &[]);
     }

@@ -13,6 +13,8 @@ use crate::registry::instances::{Health, REGISTRATION};
 pub struct Pod {
     metadata: Value,
     address: String,
+    /// `status.podIPs`, `address` among them.
+    addresses: Vec<String>,
     account: String,
     /// Ports that its containers name, by number.
     ports: BTreeMap<u64, Option<String>>,
@@ -66,6 +68,8 @@ impl Pod {
             return None;
         }
         let address = status["podIP"].as_str().filter(|address| !address.is_empty())?.to_owned();
+        let addresses = list(&status["podIPs"]).filter_map(|one| one["ip"].as_str());
+        let addresses = addresses.filter(|address| !address.is_empty()).map(str::to_owned).collect();
         let mut ports = BTreeMap::new();
         let own = containers.filter(|container| container["name"] != PROXY);
         for port in own.flat_map(|container| list(&container["ports"])) {
@@ -85,6 +89,7 @@ impl Pod {
         Some(Self {
             metadata: metadata(&object["metadata"]),
             address,
+            addresses,
             account: account.unwrap_or("default").to_owned(),
             ports,
             health,
@@ -105,6 +110,9 @@ impl Pod {
         let mut workload = json!({
             "address": self.address, "serviceAccount": self.account, "ports": ports.collect::<Vec<_>>(),
         });
+        if self.addresses.len() > 1 {
+            workload["addresses"] = json!(self.addresses);
+        }
         if let Some(locality) = self.locality() {
             workload["locality"] = locality;
         }
@@ -172,6 +180,19 @@ mod tests {
         });
         assert_eq!(registration["spec"], json!({"services": [], "workload": workload, "health": "Ready"}));
         assert_eq!(registration["metadata"]["annotations"], json!({"remora.dev/origin": "kubernetes"}));
+    }
+
+    #[test]
+    fn a_pod_has_all_its_addresses() {
+        let said = |ips: &Value| {
+            let mut status = running("True");
+            status["podIPs"] = ips.clone();
+            Pod::of(&pod(&status)).unwrap().registration(std::iter::empty())["spec"]["workload"]["addresses"]
+                .clone()
+        };
+        let both = json!([{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]);
+        assert_eq!(said(&both), json!(["10.0.0.1", "fd00::1"]));
+        assert_eq!(said(&json!([{"ip": "10.0.0.1"}])), Value::Null);
     }
 
     #[test]

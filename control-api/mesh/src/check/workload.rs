@@ -8,7 +8,7 @@ use super::MAX_WEIGHT;
 use super::names::{is_dns_label, is_trust_domain, need_port, need_service};
 use super::report::Report;
 use crate::compile::{egress, permissive_ports};
-use crate::document::{Document, WorkloadSpec};
+use crate::document::{Document, Interception, WorkloadSpec};
 use crate::mesh::Mesh;
 
 pub(super) fn check(mesh: &Mesh, document: &Document<WorkloadSpec>, report: &mut Report) {
@@ -35,6 +35,12 @@ pub(super) fn check(mesh: &Mesh, document: &Document<WorkloadSpec>, report: &mut
         let fix = "lower-case letters, digits, dots, hyphens and underscores";
         report.report(&spec.field("trustDomain"), "is no trust domain").fix(fix);
     }
+    for (i, ip) in document.spec.addresses.iter().enumerate() {
+        if ip.is_unspecified() || ip.is_multicast() {
+            let at = spec.field("addresses");
+            report.report(&at.index(i), format!("{ip} is no address of one machine"));
+        }
+    }
     let list = spec.field("egress");
     for (i, item) in document.spec.egress.iter().flatten().enumerate() {
         let at = list.index(i);
@@ -49,6 +55,10 @@ pub(super) fn check(mesh: &Mesh, document: &Document<WorkloadSpec>, report: &mut
                 report.report(&at.field("localPort"), text).fix("say which one with port");
             }
         }
+    }
+    // Where rules lead connections to the sidecar it has nothing on loopback, and plaintext says which port it is for.
+    if document.spec.interception == Interception::Redirect {
+        return;
     }
     loopback(mesh, document, &list, report);
     let instance = mesh.instance(&document.metadata.namespace, &document.metadata.name);

@@ -137,7 +137,9 @@ fn listen(scope: Scope<'_>, instance: &Instance, reached: Reached<'_>, listener:
         Reached::Directly => {
             let port = if scope.profile.listening == Listening::Ephemeral { 0 } else { spec.inbound_port };
             listener.name = names::INBOUND.into();
-            listener.address = Some(parts::address(SocketAddr::new(spec.address, port)));
+            let all = spec.all_addresses().into_iter();
+            // At least one.
+            let _ = intercepted::at(listener, all.map(|ip| SocketAddr::new(ip, port)));
         }
         Reached::ByRules(addresses) => {
             listener.name = names::VIRTUAL_INBOUND.into();

@@ -51,7 +51,7 @@ impl Pods {
 }
 
 /// Gives a listener its addresses. None when there are none.
-fn at(listener: &mut Listener, addresses: impl IntoIterator<Item = SocketAddr>) -> Option<()> {
+pub(super) fn at(listener: &mut Listener, addresses: impl IntoIterator<Item = SocketAddr>) -> Option<()> {
     let mut addresses = addresses.into_iter().map(parts::address);
     listener.address = Some(addresses.next()?);
     let more =
@@ -88,8 +88,9 @@ fn pods(scope: Scope<'_>, service: &Document<ServiceSpec>, port: &ServicePort) -
             // All of them have one port in the cluster.
             let reachable = direct || workload.spec.inbound_port == INBOUND_PORT;
             let number = target(port, workload).filter(|_| reachable)?;
-            Some(SocketAddr::new(workload.spec.address, number))
+            Some(workload.spec.all_addresses().into_iter().map(move |ip| SocketAddr::new(ip, number)))
         })
+        .flatten()
         .collect();
     let cluster = names::pod(namespace, name, port.port);
     let filter = if port.speaks() == AppProtocol::Tcp {

@@ -14,6 +14,7 @@ use super::{
     Listening, Outbound, Profile, Scope, egress, every_port, grpc, intercepted, intercepted_egress, key_of,
     names, outbound,
 };
+use crate::document::Interception;
 use crate::kinds::Kind;
 use crate::mesh::{Instance, Mesh};
 use crate::name::{Key, Name};
@@ -271,6 +272,12 @@ impl<'s> Builder<'_, 's> {
                 self.by_address(&item);
             }
             return;
+        }
+        if spec.interception == Interception::Redirect {
+            let message = "interception: Redirect, and its node does not say INTERCEPTION_MODE: REDIRECT: it has listeners on loopback"
+                .to_owned();
+            let document = Key::new(Kind::Workload, instance.workload.name());
+            self.found.problems.push(Problem { document, message });
         }
         self.found.whole_namespace = spec.egress.is_none();
         self.taken.insert(spec.inbound_port, "inboundPort".into());

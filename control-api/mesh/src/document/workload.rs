@@ -13,9 +13,16 @@ use super::{default_name, one, port, some_port};
 pub struct WorkloadSpec {
     /// Where other sidecars reach this one's.
     pub address: IpAddr,
+    /// All its addresses, as a pod with both versions of IP has two. It is known by each of them; endpoints have `address`, which
+    /// need not be said again.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
     /// Port of the sidecar's inbound listener.
     #[serde(default = "default_inbound", deserialize_with = "port")]
     pub inbound_port: u16,
+    /// How the program's connections get to the sidecar.
+    #[serde(default)]
+    pub interception: Interception,
     /// Where the program listens, on loopback.
     #[serde(default)]
     pub ports: Vec<WorkloadPort>,
@@ -34,6 +41,30 @@ pub struct WorkloadSpec {
     /// What the program calls. Left out: every port of every Service of the namespace that does not select this workload.
     #[serde(default)]
     pub egress: Option<Vec<Egress>>,
+}
+
+impl WorkloadSpec {
+    /// Each of its addresses once, `address` first. Those of IPv4 that are written as IPv6 (RFC 4291 section 2.5.5.2) are IPv4.
+    #[must_use]
+    pub fn all_addresses(&self) -> Vec<IpAddr> {
+        let mut all = Vec::with_capacity(1 + self.addresses.len());
+        for ip in std::iter::once(&self.address).chain(&self.addresses).map(IpAddr::to_canonical) {
+            if !all.contains(&ip) {
+                all.push(ip);
+            }
+        }
+        all
+    }
+}
+
+/// How connections get to a sidecar. The node says it, too (`INTERCEPTION_MODE`), and there it decides which listeners it gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+pub enum Interception {
+    /// They are made to it: the program calls ports of its own loopback.
+    #[default]
+    None,
+    /// Rules of its network namespace lead them to it (`remora init`).
+    Redirect,
 }
 
 /// A place, from large to small.
