@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::node::{NodeRequest, NodeResources, UnknownWorkload, node_resources};
+use super::node::{NodeResources, UnknownWorkload, node_resources};
+use super::request::NodeRequest;
 use super::service::{ServiceResources, service_resources};
 use super::{Profile, Scope, names};
 use crate::mesh::{Change, Mesh, Touched};

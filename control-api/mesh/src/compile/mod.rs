@@ -21,6 +21,7 @@ mod node;
 mod outbound;
 mod outlier;
 mod parts;
+mod request;
 mod retry;
 pub(crate) mod route;
 mod service;
@@ -39,7 +40,8 @@ pub(crate) use outlier::{BASE as BASE_EJECTION, LONGEST as LONGEST_EJECTION};
 
 pub use compiler::Compiler;
 pub use lease::{Lease, leases};
-pub use node::{BadNode, NodeKind, NodeRequest, NodeResources, Problem, UnknownWorkload, node_resources};
+pub use node::{NodeResources, Problem, UnknownWorkload, node_resources};
+pub use request::{BadNode, NodeKind, NodeRequest};
 pub use service::{Callers, PortResources, ServiceResources, service_resources};
 
 /// What is the same for all nodes that share resources.

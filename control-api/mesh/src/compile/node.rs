@@ -1,13 +1,10 @@
 //! What one node gets: its own inbound side, and what the Services that it calls give to callers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use remora_xds::pb::envoy::config::core::v3::Node;
-use remora_xds::pb::google::protobuf::value::Kind as ValueKind;
-
 use super::inbound::{self, Reached};
+use super::request::{NodeKind, NodeRequest};
 use super::route::Attached;
 use super::service::{PortResources, ServiceResources};
 use super::{
@@ -19,53 +16,6 @@ use crate::kinds::Kind;
 use crate::mesh::{Instance, Mesh};
 use crate::name::{Key, Name};
 use crate::resource::{Resource, ResourceKind};
-
-/// What a node is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum NodeKind {
-    /// Remora beside a program: inbound and outbound.
-    Sidecar,
-    /// Envoy, or Remora, on its own: outbound only, unless it names a Workload.
-    Proxy,
-    /// A gRPC library with `xds:///` targets: what it asks for by name.
-    Grpc,
-}
-
-/// Who asks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NodeRequest {
-    /// What it is.
-    pub kind: NodeKind,
-    /// Its namespace.
-    pub namespace: String,
-    /// Its Workload or registration, in this namespace.
-    pub workload: Option<String>,
-    /// Resources that it asked for by name, besides those that it gets anyway.
-    pub wanted: BTreeSet<String>,
-    /// Of a gRPC client: the certificate provider of its bootstrap file.
-    pub certificate_provider: String,
-    /// Its addresses, when rules lead its traffic to it.
-    pub intercepted: Option<Vec<IpAddr>>,
-}
-
-/// A node that does not say who it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BadNode {
-    /// What it said.
-    pub id: String,
-}
-
-impl std::fmt::Display for BadNode {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "node id {:?} is not <kind>~<address>~<workload>.<namespace>~<domain>, and its metadata has no NAMESPACE",
-            self.id
-        )
-    }
-}
-
-impl std::error::Error for BadNode {}
 
 /// No Workload has the name of the sidecar.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,80 +63,6 @@ pub struct Problem {
     pub document: Key,
     /// What is wrong.
     pub message: String,
-}
-
-impl NodeRequest {
-    /// A node of a namespace.
-    #[must_use]
-    pub fn new(kind: NodeKind, namespace: &str) -> Self {
-        Self {
-            kind,
-            namespace: namespace.to_owned(),
-            workload: None,
-            wanted: BTreeSet::new(),
-            certificate_provider: "default".into(),
-            intercepted: None,
-        }
-    }
-
-    /// With a Workload.
-    #[must_use]
-    pub fn with_workload(self, workload: String) -> Self {
-        Self { workload: Some(workload), ..self }
-    }
-
-    /// Who a node says it is, by its metadata (`remora.workload` and `remora.namespace`, or Istio's `WORKLOAD_NAME` and `NAMESPACE`) or
-    /// its id (`<kind>~<address>~<workload>.<namespace>~<domain>`, Istio's form). A gRPC library is known by its user agent; it
-    /// belongs to `default` when it does not say otherwise. `INTERCEPTION_MODE: REDIRECT` says that rules lead its traffic to it, at
-    /// `INSTANCE_IPS`.
-    ///
-    /// # Errors
-    /// It says neither, and is no gRPC library.
-    pub fn of(node: &Node) -> Result<Self, BadNode> {
-        let said = |keys: [&str; 2]| keys.into_iter().find_map(|key| metadata(node, key));
-        let parts: Vec<_> = node.id.split('~').collect();
-        let (kind, place) = match parts[..] {
-            [kind, _, place, _] => (Some(kind), place.rsplit_once('.')),
-            _ => (None, None),
-        };
-        let grpc = node.user_agent_name.starts_with("gRPC")
-            || kind == Some("grpc")
-            || metadata(node, "remora.kind") == Some("grpc");
-        let namespace =
-            said(["remora.namespace", "NAMESPACE"]).or_else(|| place.map(|(_, namespace)| namespace));
-        let Some(namespace) = namespace.or_else(|| grpc.then_some("default")) else {
-            return Err(BadNode { id: node.id.clone() });
-        };
-        let workload =
-            said(["remora.workload", "WORKLOAD_NAME"]).or_else(|| place.map(|(workload, _)| workload));
-        let kind = match kind {
-            _ if grpc => NodeKind::Grpc,
-            Some("sidecar") => NodeKind::Sidecar,
-            _ => NodeKind::Proxy,
-        };
-        let mut request = Self::new(kind, namespace);
-        request.workload = workload.filter(|name| !name.is_empty()).map(ToOwned::to_owned);
-        if let Some(provider) = metadata(node, "remora.certificateProvider") {
-            provider.clone_into(&mut request.certificate_provider);
-        }
-        if metadata(node, "INTERCEPTION_MODE") == Some("REDIRECT") {
-            request.intercepted = Some(addresses(node, parts.get(1).copied()));
-        }
-        Ok(request)
-    }
-}
-
-/// `INSTANCE_IPS`, separated by commas as Istio's, or the address in the id.
-fn addresses(node: &Node, in_id: Option<&str>) -> Vec<IpAddr> {
-    let said = metadata(node, "INSTANCE_IPS").into_iter().flat_map(|text| text.split(','));
-    said.chain(in_id).filter_map(|text| text.trim().parse().ok()).collect()
-}
-
-fn metadata<'a>(node: &'a Node, key: &str) -> Option<&'a str> {
-    match &node.metadata.as_ref()?.fields.get(key)?.kind {
-        Some(ValueKind::StringValue(text)) => Some(text),
-        _ => None,
-    }
 }
 
 /// Puts together what a node gets. `services` gives what Services give to callers ([`super::service_resources`], kept somewhere).
