@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{HeaderValue, Version};
+use http::{HeaderValue, Method, StatusCode, Version};
 use tokio::time::Instant;
 
 use super::body::{Body, BodyProgress};
@@ -17,10 +17,11 @@ use super::guard::Idle;
 use super::h1::client::{self as h1, Failed, SendOptions, Sent};
 use super::h1::server::spelling;
 use super::h2::client as h2;
-use super::head::RequestHead;
+use super::head::{RequestHead, ResponseHead};
 use super::interim::InterimSink;
 use super::recheck::poll_refused;
-use super::response::Response;
+use super::response::{Held, Response, Upgraded};
+use super::tunnel::Tunnel;
 use crate::balance::context::LbContext;
 use crate::balance::subset::LbMetadata;
 use crate::error::Reason;
@@ -252,6 +253,9 @@ async fn send(
         interim: &ctx.interim,
         time: Some((attempt.time, ctx.http.suppress_envoy_headers)),
     };
+    if ctx.head.method == Method::CONNECT && attempt.action.ends_connect() {
+        return Box::pin(exchange.tunnel(endpoint)).await;
+    }
     exchange.send(endpoint, &ctx.head, body).await
 }
 
@@ -318,6 +322,24 @@ impl Exchange<'_> {
         let lease = pool.h1(cluster, priority, fresh).await.map_err(nothing)?;
         let newer = self.leave_queue(head, began);
         h1::send(lease, newer.as_deref().unwrap_or(head), body, &options).await
+    }
+
+    /// The answer to a CONNECT that ends here: a new connection, whose bytes are the client's from now on. The endpoint gets nothing of the request.
+    async fn tunnel(&self, endpoint: &Arc<Endpoint>) -> Result<Response, Failed> {
+        let Self { worker, cluster, priority, .. } = *self;
+        let waits = self.queue().is_some();
+        let lease = worker.pools.of(cluster, endpoint).opaque(cluster, priority).await;
+        let lease = lease.map_err(|reason| Failed::new(reason, Sent::Nothing))?;
+        if let Some((time, _)) = self.time.filter(|_| waits) {
+            time.connected(Instant::now());
+        }
+        let upgraded = Upgraded {
+            protocol: HeaderValue::from_static("connect"),
+            io: Tunnel::H1(lease.conn.clone()),
+            held: Held::H1(lease),
+        };
+        let head = ResponseHead::new(StatusCode::OK);
+        Ok(Response { head, body: Body::Empty, upgraded: Some(Box::new(upgraded)) })
     }
 
     /// It waits for a connection.

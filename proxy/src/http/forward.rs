@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, Method, header};
+use http::{HeaderName, HeaderValue, Method, Version, header};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
@@ -174,8 +174,10 @@ fn guard(ctx: &mut RequestCtx, response: &mut Response, limits: TimeLimits) {
 
 /// Passes an `Upgrade` on when listener or route allow it; otherwise it is ignored, as RFC 9110 §7.8 lets us (features.md B8).
 fn pass_upgrade(ctx: &mut RequestCtx, action: &RouteAction, http: &HttpSpec) -> Result<(), Reason> {
+    // What ends here is a CONNECT, and a connection of its own: a stream of HTTP/2 is none.
+    let ends = ctx.head.method == Method::CONNECT && ctx.head.version != Version::HTTP_2;
     let allowed = |token: &str| match action.upgrade(token) {
-        Some(rule) => rule.enabled && !rule.terminate_connect,
+        Some(rule) => rule.enabled && (ends || !rule.terminate_connect),
         None => http.upgrades.iter().any(|u| u.eq_ignore_ascii_case(token)),
     };
     if let Some(upgrade) = &ctx.upgrade

@@ -211,6 +211,12 @@ impl RouteAction {
     pub fn upgrade(&self, token: &str) -> Option<&UpgradeOverride> {
         self.upgrades.iter().find(|u| u.token.eq_ignore_ascii_case(token))
     }
+
+    /// Whether a CONNECT ends here (`connect_config`).
+    #[must_use]
+    pub fn ends_connect(&self) -> bool {
+        self.upgrade("connect").is_some_and(|rule| rule.enabled && rule.terminate_connect)
+    }
 }
 
 /// A compiled `RedirectAction`.

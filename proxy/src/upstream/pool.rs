@@ -105,9 +105,44 @@ impl EndpointPool {
                 return Ok(H1Lease::of(idle, Rc::clone(self)));
             }
         };
+        self.connect(cluster, (priority, permit), Alpn::Http1).await
+    }
+
+    /// A new connection for opaque bytes: no request used it, and none will. Where the circuit breaker leaves no room for it, one at rest is
+    /// closed.
+    ///
+    /// # Errors
+    /// As [`Self::h1`].
+    pub async fn opaque(
+        self: &Rc<Self>,
+        cluster: &Cluster,
+        priority: RoutingPriority,
+    ) -> Result<H1Lease, Reason> {
+        let permit = loop {
+            if let Some(permit) = self.connection_permit(cluster, priority) {
+                break permit;
+            }
+            if let Some(idle) = self.take_idle(cluster).await {
+                drop(idle);
+                self.released();
+                continue;
+            }
+            let _pending =
+                cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?;
+            self.changed.notified().await;
+        };
+        self.connect(cluster, (priority, permit), Alpn::None).await
+    }
+
+    async fn connect(
+        self: &Rc<Self>,
+        cluster: &Cluster,
+        (priority, permit): (RoutingPriority, Allowed),
+        alpn: Alpn,
+    ) -> Result<H1Lease, Reason> {
         self.remember_limits(cluster);
         let _pending = cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?;
-        let connected = Box::pin(transport::connect(cluster, &self.endpoint, Alpn::Http1)).await?;
+        let connected = Box::pin(transport::connect(cluster, &self.endpoint, alpn)).await?;
         self.open.set(self.open.get() + 1);
         let conn = IdleConn {
             conn: Conn::shared(connected.io, BytesMut::new()),

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod bodies;
+mod connect;
 mod connections;
 mod messages;
 mod misbehaviour;

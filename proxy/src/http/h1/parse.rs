@@ -232,6 +232,14 @@ fn finish_request(
     if method == Method::TRACE {
         return Err(Reason::MethodNotAllowed);
     }
+    // RFC 9110 §9.3.6: it has no content, and Envoy gives the same answers. What follows it is the tunnel's, or, where it is refused, nobody's.
+    if method == Method::CONNECT {
+        match framing {
+            Framing::Empty => {}
+            Framing::Length(_) => return Err(Reason::BadContentLength),
+            Framing::Chunked | Framing::UntilClose => return Err(Reason::UnsupportedTransferEncoding),
+        }
+    }
     let (path, uri_authority, redirect) = request_target(&method, target, rules)?;
     // RFC 9112 §3.2: one valid Host in every HTTP/1.1 request, even where the target overrides it.
     let host = match fields.host {

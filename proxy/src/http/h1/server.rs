@@ -244,9 +244,9 @@ impl Session {
         if let Some(upgraded) = response.upgraded.take() {
             return Box::pin(self.switch(response, upgraded, ctx)).await;
         }
-        // An endpoint refused the upgrade: what the client sends now may already be the other protocol.
-        let keep_alive =
-            keep_alive && ctx.upgrade.is_none() && self.may_keep_alive(asked_upgrade, expect_continue);
+        // The upgrade was refused by an endpoint, or a CONNECT by anybody: what the client sends now may already be the other protocol.
+        let switches = ctx.upgrade.is_some() || method == Method::CONNECT;
+        let keep_alive = keep_alive && !switches && self.may_keep_alive(asked_upgrade, expect_continue);
         let response_ok = self.write_response(&ctx, response, (&method, version), keep_alive).await;
         let complete = self.progress.done.get();
         match response_ok {

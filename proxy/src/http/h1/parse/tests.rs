@@ -78,10 +78,25 @@ fn targets() {
         ("TRACE / HTTP/1.1", Err(Reason::MethodNotAllowed)),
         ("GET / HTTP/1.2", Err(Reason::UnsupportedVersion)),
         ("GET / HTTP/2.0", Err(Reason::UnsupportedVersion)),
+        ("CONNECT http://c:443/ HTTP/1.1", Err(Reason::BadHost)),
+        ("CONNECT /c HTTP/1.1", Err(Reason::BadHost)),
+        ("CONNECT u@c:443 HTTP/1.1", Err(Reason::BadHost)),
+        ("GET http://u@b/x HTTP/1.1", Err(Reason::BadHost)),
+        ("GET http:///x HTTP/1.1", Err(Reason::BadHost)),
+        ("GET ftp://b/x HTTP/1.1", Err(Reason::BadPath)),
     ] {
         let got = request(&format!("{line}\r\nHost: a\r\n\r\n"));
         let got = got.map(|p| (p.head.path.to_string(), p.head.authority.unwrap().to_string()));
         assert_eq!(got, want.map(|(p, a)| (p.to_owned(), a.to_owned())), "{line}");
+    }
+    for (headers, want) in [
+        ("Content-Length: 0", None),
+        ("Content-Length: 1", Some(Reason::BadContentLength)),
+        ("Transfer-Encoding: chunked", Some(Reason::UnsupportedTransferEncoding)),
+        ("Content-Length: 1\r\nTransfer-Encoding: chunked", Some(Reason::AmbiguousLength)),
+    ] {
+        let got = request(&format!("CONNECT c:443 HTTP/1.1\r\nHost: c:443\r\n{headers}\r\n\r\n"));
+        assert_eq!(got.err(), want, "{headers}");
     }
 }
 

@@ -1,0 +1,156 @@
+//! CONNECT that ends at the proxy (`connect_config`): its bytes go to an endpoint that knows nothing of HTTP.
+
+use remora_tests::config::{Listener, cluster, to_cluster};
+use remora_tests::proxy::Proxy;
+use remora_tests::upstream::Upstream as _;
+use remora_tests::upstream::http1::{Answer, Http1Upstream};
+use remora_tests::wait::within;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+const CONNECT: &str = "CONNECT db.example:5432 HTTP/1.1\r\nHost: db.example:5432\r\n\r\n";
+
+async fn proxy(endpoint: std::net::SocketAddr) -> Proxy {
+    let tunnel = json!({ "match": { "connect_matcher": {} }, "route": {
+        "cluster": "origin", "timeout": "0s", "upgrade_configs": [{ "upgrade_type": "CONNECT", "connect_config": {} }],
+    } });
+    let listener = Listener::http("ingress").upgrade("CONNECT").route(tunnel);
+    Proxy::builder().listener(listener).cluster(cluster("origin", &[endpoint])).start().await
+}
+
+/// What comes before the empty line.
+async fn head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(within("a head", stream.read_u8()).await.unwrap());
+    }
+    String::from_utf8(head).unwrap()
+}
+
+#[tokio::test]
+async fn the_bytes_of_a_tunnel_go_to_the_endpoint_and_nothing_else() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = proxy(listener.local_addr().unwrap()).await;
+    let server = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        // It speaks first.
+        stream.write_all(b"ready\n").await.unwrap();
+        let mut said = Vec::new();
+        stream.read_to_end(&mut said).await.unwrap();
+        stream.write_all(b"bye\n").await.unwrap();
+        said
+    });
+    let mut client = TcpStream::connect(proxy.address("ingress")).await.unwrap();
+    // What a client says at once belongs to the tunnel.
+    client.write_all(format!("{CONNECT}early ").as_bytes()).await.unwrap();
+    let answer = head(&mut client).await.to_lowercase();
+    assert!(answer.starts_with("http/1.1 200 "), "{answer}");
+    // RFC 9110 section 9.3.6.
+    assert!(!answer.contains("content-length") && !answer.contains("transfer-encoding"), "{answer}");
+    let mut greeting = [0; 6];
+    within("a greeting", client.read_exact(&mut greeting)).await.unwrap();
+    assert_eq!(&greeting, b"ready\n");
+    client.write_all(b"late").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    within("the end", client.read_to_end(&mut rest)).await.unwrap();
+    assert_eq!(rest, b"bye\n");
+    assert_eq!(within("the server", server).await.unwrap(), b"early late");
+}
+
+#[tokio::test]
+async fn a_tunnel_to_nobody_is_answered() {
+    let address = {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        listener.local_addr().unwrap()
+    };
+    let proxy = proxy(address).await;
+    let mut client = TcpStream::connect(proxy.address("ingress")).await.unwrap();
+    client.write_all(CONNECT.as_bytes()).await.unwrap();
+    let answer = head(&mut client).await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+}
+
+/// Says all of `text` on one connection, and gives all that comes back until the proxy closes.
+async fn said(proxy: &Proxy, text: &str) -> String {
+    let mut client = TcpStream::connect(proxy.address("ingress")).await.unwrap();
+    client.write_all(text.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    within("the end", client.read_to_string(&mut answer)).await.unwrap();
+    answer
+}
+
+/// What a client says behind a CONNECT it believes in may be chosen by somebody else: it is no request, not even when there is no tunnel.
+#[tokio::test]
+async fn bytes_behind_a_refused_connect_are_no_request() {
+    let upstream = Http1Upstream::answering(Answer::ok("reached")).await;
+    let all = to_cluster("/", "origin");
+    let unknown = || Listener::http("ingress").route(all.clone());
+    let refuses = json!({ "match": { "connect_matcher": {} }, "route": { "cluster": "origin" } });
+    let refuses = Listener::http("ingress").route(refuses).route(all.clone());
+    let answers = json!({ "match": { "connect_matcher": {} }, "direct_response": { "status": 405 } });
+    let answers = Listener::http("ingress").upgrade("CONNECT").route(answers).route(all.clone());
+    for (listener, status) in [(unknown(), 404), (refuses, 403), (answers, 405)] {
+        let listener = Proxy::builder().listener(listener);
+        let proxy = listener.cluster(cluster("origin", &[upstream.address()])).start().await;
+        let hidden = "GET /hidden HTTP/1.1\r\nHost: a\r\n\r\n";
+        let answer = said(&proxy, &format!("{CONNECT}{hidden}")).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
+    }
+    let proxy =
+        Proxy::builder().listener(unknown()).cluster(cluster("origin", &[upstream.address()])).start().await;
+    for (content, status) in [("Content-Length: 5", 400), ("Transfer-Encoding: chunked", 501)] {
+        let head = format!("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n{content}\r\n\r\nhello");
+        let answer = said(&proxy, &head).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{content}: {answer}");
+    }
+    assert_eq!(upstream.requests().len(), 0);
+}
+
+/// `connect_config` is about CONNECT: a request that asks for an upgrade to something of that name is an ordinary one.
+#[tokio::test]
+async fn only_a_connect_becomes_a_tunnel() {
+    let upstream = Http1Upstream::answering(Answer::ok("served")).await;
+    let route = json!({ "match": { "prefix": "/" }, "route": {
+        "cluster": "origin", "timeout": "0s", "upgrade_configs": [{ "upgrade_type": "CONNECT", "connect_config": {} }],
+    } });
+    let listener = Proxy::builder().listener(Listener::http("ingress").route(route));
+    let proxy = listener.cluster(cluster("origin", &[upstream.address()])).start().await;
+    let asked = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade, close\r\nUpgrade: connect\r\n\r\n";
+    let answer = said(&proxy, asked).await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("served"), "{answer}");
+    assert_eq!(upstream.only_request().fields().get("upgrade"), None);
+}
+
+/// A tunnel is a new connection, also where one of requests rests and the circuit breaker allows no second one.
+#[tokio::test]
+async fn a_tunnel_is_not_a_connection_of_requests() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let tunnel = json!({ "match": { "connect_matcher": {} }, "route": {
+        "cluster": "origin", "timeout": "0s", "upgrade_configs": [{ "upgrade_type": "CONNECT", "connect_config": {} }],
+    } });
+    let mut origin = cluster("origin", &[address]);
+    origin["circuit_breakers"] = json!({ "thresholds": [{ "max_connections": 1 }] });
+    let ingress = Listener::http("ingress").upgrade("CONNECT").route(tunnel).route(to_cluster("/", "origin"));
+    let proxy = Proxy::builder().listener(ingress).cluster(origin).start().await;
+    // One connection of the client: one worker, one pool.
+    let mut client = TcpStream::connect(proxy.address("ingress")).await.unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let (mut first, _) = within("a request", listener.accept()).await.unwrap();
+    head(&mut first).await;
+    first.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+    assert!(head(&mut client).await.starts_with("HTTP/1.1 204 "));
+    client.write_all(CONNECT.as_bytes()).await.unwrap();
+    let (mut second, _) = within("a tunnel", listener.accept()).await.unwrap();
+    assert!(head(&mut client).await.starts_with("HTTP/1.1 200 "));
+    let mut rest = Vec::new();
+    within("the first to make room", first.read_to_end(&mut rest)).await.unwrap();
+    assert_eq!(rest, b"");
+    second.write_all(b"hi").await.unwrap();
+    let mut hi = [0; 2];
+    within("hi", client.read_exact(&mut hi)).await.unwrap();
+    assert_eq!(&hi, b"hi");
+}
