@@ -13,12 +13,13 @@ use remora_xds::Schema;
 use support::mutilated::mutilated;
 use support::profile::profile;
 
-const EXAMPLES: [&str; 5] = [
+const EXAMPLES: [&str; 6] = [
     include_str!("../../../deploy/examples/callers.yaml"),
     include_str!("../../../deploy/examples/resilience.yaml"),
     include_str!("../../../deploy/examples/limits.yaml"),
     include_str!("../../../deploy/examples/pages.yaml"),
     include_str!("../../../deploy/examples/intercepted.yaml"),
+    include_str!("../../../deploy/examples/proxied.yaml"),
 ];
 
 fn example() -> impl Strategy<Value = String> {

@@ -76,6 +76,8 @@ fn workload() -> impl Strategy<Value = String> {
         "",
         ", egress: [{service: s0}]",
         ", egress: [{service: s1, namespace: two, port: 8080, localPort: 7000}]",
+        ", httpProxy: {}",
+        ", httpProxy: {port: 7001}, egress: [{service: s1, namespace: two, port: 8080, localPort: 7000}, {service: s0}]",
     ]);
     let account = prop::sample::select(vec!["x", "y"]);
     (namespace(), 0..4_u8, labels, ports, egress, account).prop_map(

@@ -14,7 +14,7 @@ use fields::{Drawn, drawn};
 use kinds::{HTTP_ROUTE, KINDS, Kind, TRAFFIC_POLICY};
 use sidecar::refused;
 
-/// Two Services of every protocol, each in front of a workload that calls the other.
+/// Two Services of every protocol, each in front of a workload that calls the other, and one that calls both through its HTTP proxy.
 const MESH: &str = "apiVersion: v1
 kind: Service
 metadata: {name: shop}
@@ -34,6 +34,11 @@ apiVersion: remora.dev/v1alpha1
 kind: Workload
 metadata: {name: stock-1, labels: {app: stock}}
 spec: {address: 10.0.0.2, ports: [{port: 8081}, {port: 9091}, {port: 5433}], egress: [{service: shop}]}
+---
+apiVersion: remora.dev/v1alpha1
+kind: Workload
+metadata: {name: laptop}
+spec: {address: 10.0.0.3, httpProxy: {}}
 ";
 
 fn findings(text: &str) -> Vec<String> {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod bodies;
+mod by_name;
 mod connect;
 mod connections;
 mod messages;

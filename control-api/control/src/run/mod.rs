@@ -26,6 +26,7 @@ use program::{Asked, Program};
 #[command(after_help = "Examples:
   remora run --service orders --port 8080 -- ./orders --listen 127.0.0.1:8080
   remora run --egress stock=9080 -- curl http://127.0.0.1:9080/    only a caller, of one service
+  remora run --http-proxy 15002 -- curl http://stock/    a caller, of any service by its name
   remora run --service orders --port 8080 --no-sidecar -- ./orders    only registered
 
 The program is registered as an instance of the service, gets a sidecar that takes its configuration from the control plane, and is
@@ -50,6 +51,9 @@ pub(crate) struct RunArgs {
     /// Service that the program calls, and where it finds it on 127.0.0.1 [default: all of the namespace, on their own ports]
     #[arg(short, long, value_name = "SERVICE[.NAMESPACE]=PORT", value_parser = egress)]
     egress: Vec<Egress>,
+    /// An HTTP proxy for the program on this port of 127.0.0.1, by which it calls services by name; sets http_proxy and no_proxy for it
+    #[arg(long, value_name = "PORT", conflicts_with = "no_sidecar", value_parser = clap::value_parser!(u16).range(1..))]
+    http_proxy: Option<u16>,
     /// Service account: the identity is spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT
     #[arg(long, value_name = "ACCOUNT", default_value = "default")]
     service_account: String,
@@ -155,7 +159,7 @@ async fn beside(
             }
         }
     };
-    let program = Program::start(&args.command)?;
+    let program = Program::start(&args.command, &environment(args, std::env::var_os("no_proxy").is_some()))?;
     let status = supervise(args.drain_time, program, lease, asked).await;
     if let Some(sidecar) = sidecar {
         sidecar.end().await;
@@ -232,8 +236,19 @@ fn registration(args: &RunArgs, inbound: u16) -> Registration {
             |e: &Egress| json!({"service": e.service, "namespace": e.namespace, "localPort": e.local_port});
         workload.insert("egress".into(), args.egress.iter().map(item).collect());
     }
+    if let Some(port) = args.http_proxy {
+        workload.insert("httpProxy".into(), json!({"port": port}));
+    }
     workload.insert("serviceAccount".into(), Value::String(args.service_account.clone()));
     Registration { labels, services: args.service.iter().cloned().collect(), workload, ttl_ms: None }
+}
+
+/// What tells the program of its HTTP proxy. Nothing about HTTPS: what the program encrypts cannot be routed, and most of it goes to others. `chosen`:
+/// `no_proxy` is set already.
+fn environment(args: &RunArgs, chosen: bool) -> Vec<(&'static str, String)> {
+    let Some(port) = args.http_proxy else { return Vec::new() };
+    let own = (!chosen).then(|| ("no_proxy", "localhost,127.0.0.1,::1".to_owned()));
+    [("http_proxy", format!("http://127.0.0.1:{port}"))].into_iter().chain(own).collect()
 }
 
 /// `orders-laptop-4711`, as a DNS label.
@@ -262,4 +277,39 @@ fn free_port(address: IpAddr) -> anyhow::Result<u16> {
 /// A client of the control plane that says how to find it.
 async fn first(server: &Server) -> anyhow::Result<()> {
     server.call(http::Method::GET, "/readyz", None).await.map(drop).context("is `remora control` running?")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: RunArgs,
+    }
+
+    fn parsed(more: &[&str]) -> Result<RunArgs, clap::Error> {
+        let line = Line::try_parse_from([&["run"][..], more, &["--", "curl"]].concat());
+        line.map(|line| line.args)
+    }
+
+    #[test]
+    fn a_program_is_told_of_its_http_proxy_when_it_has_one() {
+        let args = parsed(&["--http-proxy", "15002"]).unwrap();
+        assert_eq!(Value::from(registration(&args, 1).workload)["httpProxy"], json!({"port": 15002}));
+        let proxy = ("http_proxy", "http://127.0.0.1:15002".to_owned());
+        let own = ("no_proxy", "localhost,127.0.0.1,::1".to_owned());
+        assert_eq!(environment(&args, false), [proxy.clone(), own]);
+        assert_eq!(environment(&args, true), [proxy]);
+        let args = parsed(&[]).unwrap();
+        assert!(registration(&args, 1).workload.get("httpProxy").is_none());
+        assert!(environment(&args, false).is_empty());
+        assert!(
+            parsed(&["--http-proxy", "0"]).is_err()
+                && parsed(&["--http-proxy", "1", "--no-sidecar"]).is_err()
+        );
+    }
 }

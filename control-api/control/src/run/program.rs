@@ -13,9 +13,11 @@ pub(super) struct Program {
 }
 
 impl Program {
-    pub(super) fn start(command: &[String]) -> anyhow::Result<Self> {
+    /// With `environment` besides what this process has.
+    pub(super) fn start(command: &[String], environment: &[(&str, String)]) -> anyhow::Result<Self> {
         let (program, arguments) = command.split_first().context("no program")?;
-        let child = Command::new(program).args(arguments).kill_on_drop(true).spawn();
+        let variables = environment.iter().map(|(name, value)| (name, value));
+        let child = Command::new(program).args(arguments).envs(variables).kill_on_drop(true).spawn();
         Ok(Self { child: child.with_context(|| format!("cannot start {program}"))? })
     }
 

@@ -7,7 +7,7 @@ use remora_xds::diag::At;
 use super::MAX_WEIGHT;
 use super::names::{is_dns_label, is_trust_domain, need_port, need_service};
 use super::report::Report;
-use crate::compile::{egress, permissive_ports};
+use crate::compile::{OUTBOUND_PORT, egress, permissive_ports};
 use crate::document::{Document, Interception, WorkloadSpec};
 use crate::mesh::Mesh;
 
@@ -56,6 +56,7 @@ pub(super) fn check(mesh: &Mesh, document: &Document<WorkloadSpec>, report: &mut
             }
         }
     }
+    http_proxy(&document.spec, report);
     // Where rules lead connections to the sidecar it has nothing on loopback, and plaintext says which port it is for.
     if document.spec.interception == Interception::Redirect {
         return;
@@ -69,6 +70,25 @@ pub(super) fn check(mesh: &Mesh, document: &Document<WorkloadSpec>, report: &mut
     }
 }
 
+/// The HTTP proxy is on loopback with and without interception.
+fn http_proxy(workload: &WorkloadSpec, report: &mut Report) {
+    let Some(proxy) = workload.http_proxy else { return };
+    let number = proxy.port;
+    let other = if workload.ports.iter().any(|port| port.port == number) {
+        "the program"
+    } else if number == workload.inbound_port {
+        "inboundPort"
+    } else if number == OUTBOUND_PORT && workload.interception == Interception::Redirect {
+        "virtualOutbound"
+    } else {
+        return;
+    };
+    let (root, text) = (At::root(), format!("httpProxy and {other} would both be on 127.0.0.1:{number}"));
+    let spec = root.field("spec");
+    let at = spec.field("httpProxy");
+    report.report(&at.field("port"), text).fix("another port");
+}
+
 /// Everything on loopback has a port of its own.
 fn loopback(mesh: &Mesh, document: &Document<WorkloadSpec>, list: &At<'_>, report: &mut Report) {
     let mut taken: BTreeMap<u16, String> = BTreeMap::new();
@@ -76,6 +96,9 @@ fn loopback(mesh: &Mesh, document: &Document<WorkloadSpec>, list: &At<'_>, repor
         taken.insert(port.port, "the program's own".into());
     }
     taken.insert(document.spec.inbound_port, "inboundPort".into());
+    if let Some(proxy) = document.spec.http_proxy {
+        taken.insert(proxy.port, "httpProxy".into());
+    }
     for outbound in egress(mesh, document) {
         if outbound.local_port < 1024 && !outbound.chosen {
             let text = format!(

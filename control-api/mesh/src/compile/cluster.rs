@@ -211,6 +211,18 @@ pub(super) fn passthrough(about: Key) -> Arc<Resource> {
     Resource::cluster(&cluster, vec![about])
 }
 
+/// Requests go to the address that [`super::http_proxy`] put into a header of them.
+pub(super) fn by_authority(about: Key) -> Arc<Resource> {
+    let mut cluster = to_destination(names::HTTP_PASSTHROUGH.into(), Some(Duration::from_secs(10)));
+    cluster.lb_config = Some(LbConfig::OriginalDstLbConfig(OriginalDstLbConfig {
+        use_http_header: true,
+        ..OriginalDstLbConfig::default()
+    }));
+    cluster.circuit_breakers = Some(breakers(None));
+    speak(&mut cluster, AppProtocol::Http, 3);
+    Resource::cluster(&cluster, vec![about])
+}
+
 fn to_destination(name: String, connect: Option<Duration>) -> Cluster {
     let mut cluster = base(name, DiscoveryType::OriginalDst, connect.unwrap_or(Duration::from_secs(1)));
     cluster.lb_policy = LbPolicy::ClusterProvided.into();

@@ -70,15 +70,30 @@ pub(super) fn router() -> HttpFilter {
     http_filter("envoy.filters.http.router", parts::pack(&router))
 }
 
-/// An HTTP connection manager with `filters` before the router.
+/// The filter of an HTTP connection manager with `filters` before the router.
 pub(super) fn connection_manager(
     name: &str,
     side: Side,
     routes: RouteSpecifier,
-    mut filters: Vec<HttpFilter>,
+    filters: Vec<HttpFilter>,
 ) -> Filter {
+    of_manager(&manager(name, side, routes, filters))
+}
+
+/// The filter that is `manager`.
+pub(super) fn of_manager(manager: &HttpConnectionManager) -> Filter {
+    filter("envoy.filters.network.http_connection_manager", parts::pack(manager))
+}
+
+/// An HTTP connection manager with `filters` before the router.
+pub(super) fn manager(
+    name: &str,
+    side: Side,
+    routes: RouteSpecifier,
+    mut filters: Vec<HttpFilter>,
+) -> HttpConnectionManager {
     filters.push(router());
-    let manager = HttpConnectionManager {
+    HttpConnectionManager {
         codec_type: CodecType::Auto.into(),
         stat_prefix: name.into(),
         http_filters: filters,
@@ -114,8 +129,7 @@ pub(super) fn connection_manager(
         path_with_escaped_slashes_action: PathWithEscapedSlashesAction::RejectRequest.into(),
         route_specifier: Some(routes),
         ..HttpConnectionManager::default()
-    };
-    filter("envoy.filters.network.http_connection_manager", parts::pack(&manager))
+    }
 }
 
 /// A proxy of connections.

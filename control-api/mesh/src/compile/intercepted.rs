@@ -18,7 +18,7 @@ use crate::name::Key;
 use crate::resource::Resource;
 
 /// Where rules lead what the program sends (Istio's port).
-const OUTBOUND_PORT: u16 = 15_001;
+pub(crate) const OUTBOUND_PORT: u16 = 15_001;
 /// How long a connection to nobody's address may carry nothing (Istio has no limit; TCP proxies of Envoy have an hour).
 const IDLE: std::time::Duration = std::time::Duration::from_secs(3600);
 

@@ -11,6 +11,7 @@ mod fault;
 mod grpc;
 mod health;
 mod http;
+mod http_proxy;
 mod inbound;
 mod intercepted;
 mod jwt;
@@ -29,13 +30,14 @@ mod session;
 mod tcp;
 mod tls;
 
-use crate::document::{Document, ServicePort, ServiceSpec, WorkloadSpec};
+use crate::document::{Document, Egress, ServicePort, ServiceSpec, WorkloadSpec};
 use crate::kinds::Kind;
 use crate::mesh::Mesh;
 use crate::name::Key;
 
 pub(crate) use balancing::{DECAY, MAX_RING};
 pub(crate) use inbound::permissive_ports;
+pub(crate) use intercepted::OUTBOUND_PORT;
 pub(crate) use outlier::{BASE as BASE_EJECTION, LONGEST as LONGEST_EJECTION};
 
 pub use compiler::Compiler;
@@ -115,15 +117,28 @@ pub(crate) struct Outbound<'a> {
     pub(crate) chosen: bool,
 }
 
-/// What `workload` calls: what it says, or else every Service of its namespace that it is not a part of itself.
+/// What `workload` calls on loopback: what it says, or else every Service of its namespace that it is not a part of itself. With an HTTP proxy
+/// only what it has a port for: the others are called through that.
 pub(crate) fn egress<'a>(mesh: &'a Mesh, workload: &'a Document<WorkloadSpec>) -> Vec<Outbound<'a>> {
     let namespace = &workload.metadata.namespace;
+    let proxied = workload.spec.http_proxy.is_some();
     let Some(list) = &workload.spec.egress else {
+        if proxied {
+            return Vec::new();
+        }
         let instance = mesh.instance(namespace, &workload.metadata.name);
         let own = instance.map(|i| mesh.services_of(i)).unwrap_or_default();
         let others = mesh.services(namespace).filter(|s| !own.iter().any(|o| std::sync::Arc::ptr_eq(o, s)));
         return others.flat_map(|service| every_port(service)).collect();
     };
+    let mut found = listed(mesh, workload, list);
+    found.retain(|item| item.chosen || !proxied);
+    found
+}
+
+/// What a workload says that it calls.
+fn listed<'a>(mesh: &'a Mesh, workload: &'a Document<WorkloadSpec>, list: &'a [Egress]) -> Vec<Outbound<'a>> {
+    let namespace = &workload.metadata.namespace;
     let mut found = Vec::new();
     for item in list {
         let Some(service) = mesh.service(item.namespace.as_ref().unwrap_or(namespace), &item.service) else {
@@ -140,13 +155,11 @@ pub(crate) fn egress<'a>(mesh: &'a Mesh, workload: &'a Document<WorkloadSpec>) -
     found
 }
 
-/// What an intercepted `workload` calls: what it says, or else every Service, its own included, which it may call by their VIPs.
-pub(crate) fn intercepted_egress<'a>(
-    mesh: &'a Mesh,
-    workload: &'a Document<WorkloadSpec>,
-) -> Vec<Outbound<'a>> {
-    match workload.spec.egress {
-        Some(_) => egress(mesh, workload),
+/// What `workload` calls where calls find Services by themselves, intercepted or through its HTTP proxy: what it says, or else every Service, its
+/// own included.
+pub(crate) fn any_egress<'a>(mesh: &'a Mesh, workload: &'a Document<WorkloadSpec>) -> Vec<Outbound<'a>> {
+    match &workload.spec.egress {
+        Some(list) => listed(mesh, workload, list),
         None => mesh.all_services().flat_map(|service| every_port(service)).collect(),
     }
 }

@@ -61,6 +61,12 @@ pub const VIRTUAL_OUTBOUND: &str = "virtualOutbound";
 /// Connections go where they were going (Istio's name).
 pub const PASSTHROUGH: &str = "PassthroughCluster";
 
+/// The listener of a sidecar's HTTP proxy, and its routes.
+pub const HTTP_PROXY: &str = "httpProxy";
+
+/// Requests and tunnels of the HTTP proxy go to the address that they name.
+pub const HTTP_PASSTHROUGH: &str = "HttpProxyPassthroughCluster";
+
 /// The listener for calls to the pods of a Service's port, by their own addresses.
 #[must_use]
 pub fn pods(namespace: &str, service: &str, port: u16) -> String {

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::http_proxy::HttpProxy;
 use super::inbound::{self, Reached};
 use super::request::{NodeKind, NodeRequest};
 use super::route::Attached;
 use super::service::{PortResources, ServiceResources};
 use super::{
-    Listening, Outbound, Profile, Scope, egress, every_port, grpc, intercepted, intercepted_egress, key_of,
-    names, outbound,
+    Listening, Outbound, Profile, Scope, any_egress, egress, every_port, grpc, intercepted, key_of, names,
+    outbound,
 };
 use crate::document::Interception;
 use crate::kinds::Kind;
@@ -134,17 +135,20 @@ impl<'s> Builder<'_, 's> {
             self.backend(name, *port);
         }
         let (mesh, spec) = (self.scope.mesh, &instance.workload.spec);
+        let about = Key::new(Kind::Workload, instance.workload.name());
+        if let Some(proxy) = spec.http_proxy {
+            self.http_proxy(instance, &about, proxy.port);
+        }
         for item in spec.egress.iter().flatten() {
             let namespace = item.namespace.as_ref().unwrap_or(&self.request.namespace);
             self.found.services.insert(Name::new(namespace, &item.service));
         }
         if let Some(addresses) = intercepted {
             self.found.whole_mesh = spec.egress.is_none();
-            let about = Key::new(Kind::Workload, instance.workload.name());
             for resource in intercepted::catch_all(self.scope, &about, addresses) {
                 self.add(&resource);
             }
-            for item in intercepted_egress(mesh, &instance.workload) {
+            for item in any_egress(mesh, &instance.workload) {
                 self.by_address(&item);
             }
             return;
@@ -152,10 +156,10 @@ impl<'s> Builder<'_, 's> {
         if spec.interception == Interception::Redirect {
             let message = "interception: Redirect, and its node does not say INTERCEPTION_MODE: REDIRECT: it has listeners on loopback"
                 .to_owned();
-            let document = Key::new(Kind::Workload, instance.workload.name());
-            self.found.problems.push(Problem { document, message });
+            self.found.problems.push(Problem { document: about, message });
         }
-        self.found.whole_namespace = spec.egress.is_none();
+        self.found.whole_mesh = spec.egress.is_none() && spec.http_proxy.is_some();
+        self.found.whole_namespace = spec.egress.is_none() && spec.http_proxy.is_none();
         self.taken.insert(spec.inbound_port, "inboundPort".into());
         for port in &spec.ports {
             self.taken.insert(port.port, "the program's own".into());
@@ -163,6 +167,28 @@ impl<'s> Builder<'_, 's> {
         for item in egress(mesh, &instance.workload) {
             self.outbound(&item);
         }
+    }
+
+    /// The HTTP proxy on a port of loopback, and what it takes to call Services through it.
+    fn http_proxy(&mut self, instance: &Instance, about: &Key, port: u16) {
+        let (scope, namespace) = (self.scope, &self.request.namespace);
+        let mut proxy = HttpProxy::new(scope, about.clone());
+        for item in any_egress(scope.mesh, &instance.workload) {
+            let Some(made) = self.backend(&item.service.name(), item.port.port) else { continue };
+            let callers = made.callers(namespace);
+            for (name, number) in &callers.backends {
+                self.backend(name, *number);
+            }
+            if let Some(cluster) = &callers.black_hole {
+                self.add(cluster);
+            }
+            let attached = Attached::to(scope.mesh, item.service, item.port);
+            proxy.add(&item, callers, attached.of(namespace, item.port));
+        }
+        for resource in proxy.resources(port) {
+            self.add(&resource);
+        }
+        self.taken.insert(port, "httpProxy".into());
     }
 
     /// What it takes to call a Service's port by its addresses and by those of its pods.

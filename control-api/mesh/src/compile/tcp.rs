@@ -100,8 +100,16 @@ pub(super) fn chains(mesh: &Mesh, routes: &Routes, proxy: Tcp<'_>, own: String) 
     rules.into_iter().map(chain).collect()
 }
 
-/// To the backends of a rule, by weight. The share of those that do not exist is closed.
-fn forward(mesh: &Mesh, rule: &Rule<'_>, proxy: Tcp<'_>) -> Filter {
+/// Clusters of connections that say nothing about themselves, with their weights: `own` when there are no routes. None: they are led by what TLS says.
+pub(super) fn split(mesh: &Mesh, routes: &Routes, own: String) -> Option<Vec<(String, u32)>> {
+    if !routes.tls.is_empty() {
+        return None;
+    }
+    Some(rules(routes).first().map_or_else(|| vec![(own, 1)], |rule| shares(mesh, rule)))
+}
+
+/// Clusters of the backends of a rule, with their weights. The share of those that do not exist is closed.
+fn shares(mesh: &Mesh, rule: &Rule<'_>) -> Vec<(String, u32)> {
     let target = |backend: &BackendRef| {
         let found = mesh.backend(&rule.route, backend.to());
         found.map_or_else(
@@ -109,16 +117,24 @@ fn forward(mesh: &Mesh, rule: &Rule<'_>, proxy: Tcp<'_>) -> Filter {
             |(name, port)| names::cluster(&name.namespace, &name.name, port),
         )
     };
-    let used: Vec<_> = rule.backends.iter().filter(|backend| backend.weight > 0).collect();
-    let specifier = match used[..] {
-        [] => ClusterSpecifier::Cluster(names::BLACK_HOLE.into()),
-        [only] => ClusterSpecifier::Cluster(target(only)),
-        _ => ClusterSpecifier::WeightedClusters(WeightedCluster {
-            clusters: used
-                .into_iter()
-                .map(|b| ClusterWeight { name: target(b), weight: b.weight, ..ClusterWeight::default() })
-                .collect(),
-        }),
+    let used = rule.backends.iter().filter(|backend| backend.weight > 0);
+    let mut shares: Vec<_> = used.map(|backend| (target(backend), backend.weight)).collect();
+    if shares.is_empty() {
+        shares.push((names::BLACK_HOLE.into(), 1));
+    }
+    shares
+}
+
+/// To the backends of a rule, by weight.
+fn forward(mesh: &Mesh, rule: &Rule<'_>, proxy: Tcp<'_>) -> Filter {
+    let mut shares = shares(mesh, rule);
+    let specifier = if let [(only, _)] = &mut shares[..] {
+        ClusterSpecifier::Cluster(std::mem::take(only))
+    } else {
+        let weighted = shares.into_iter();
+        let clusters =
+            weighted.map(|(name, weight)| ClusterWeight { name, weight, ..ClusterWeight::default() });
+        ClusterSpecifier::WeightedClusters(WeightedCluster { clusters: clusters.collect() })
     };
     http::tcp_proxy(proxy, specifier)
 }

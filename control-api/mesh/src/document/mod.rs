@@ -67,7 +67,7 @@ pub(crate) use slice::SliceEnvelope;
 pub use slice::{Conditions, EndpointSliceSpec, ObjectRef, SERVICE_NAME, SliceEndpoint, SlicePort};
 pub use tcp::{TcpRouteSpec, TcpRule, TlsRouteSpec};
 pub use traffic::{Connections, Retries, RetryBudget, Timeouts, TrafficPolicySpec};
-pub use workload::{Egress, INBOUND_PORT, Interception, Locality, WorkloadPort, WorkloadSpec};
+pub use workload::{Egress, HttpProxy, INBOUND_PORT, Interception, Locality, WorkloadPort, WorkloadSpec};
 
 /// A document that was read.
 #[derive(Debug, Clone)]

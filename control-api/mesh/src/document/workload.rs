@@ -41,6 +41,10 @@ pub struct WorkloadSpec {
     /// What the program calls. Left out: every port of every Service of the namespace that does not select this workload.
     #[serde(default)]
     pub egress: Option<Vec<Egress>>,
+    /// An HTTP proxy on loopback, through which the program calls Services by name. `egress` without `localPort` is called through it, and without
+    /// `egress` every Service.
+    #[serde(default)]
+    pub http_proxy: Option<HttpProxy>,
 }
 
 impl WorkloadSpec {
@@ -55,6 +59,19 @@ impl WorkloadSpec {
         }
         all
     }
+}
+
+/// Where a sidecar is an HTTP proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HttpProxy {
+    /// A port of 127.0.0.1.
+    #[serde(default = "default_http_proxy", deserialize_with = "port")]
+    pub port: u16,
+}
+
+const fn default_http_proxy() -> u16 {
+    15_002
 }
 
 /// How connections get to a sidecar. The node says it, too (`INTERCEPTION_MODE`), and there it decides which listeners it gets.
