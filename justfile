@@ -81,6 +81,10 @@ deploy:
 test-kube:
     .ci/run kube
 
+# The Helm chart against the manifests, with a helm that is built the first time (minutes of CPU)
+test-chart:
+    .ci/run chart
+
 # Everything that CI runs; or only some sections
 ci *SECTIONS:
     .ci/run {{SECTIONS}}

@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 
+from chart import chart
 from cluster import Cluster, Processes, free_port, wait_for
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -403,7 +404,7 @@ def restarts(cluster, control):
 def main():
     folder = pathlib.Path(tempfile.mkdtemp(prefix="remora-kube-"))
     processes = Processes(folder)
-    checks = (definitions, injection, sources, sidecar, rotation, restarts, replicas)
+    checks = (definitions, injection, sources, sidecar, rotation, restarts, replicas, chart)
     try:
         cluster = Cluster(folder, os.environ["KUBERNETES"], processes)
         began = time.monotonic()
