@@ -21,7 +21,7 @@ test *ARGS:
 
 # Tests in network namespaces (need root)
 test-root:
-    cargo test --workspace --test interception --test pods
+    cargo test --workspace --test interception --test pods --test cni
 
 # Six pods on three nodes with real programs, in network namespaces, until Ctrl-C (needs root)
 pods:

@@ -38,14 +38,13 @@ def chart(cluster, _control):
     believed = "cm9vdHM="
     patch = [{"op": "add", "path": f"/webhooks/{number}/clientConfig/caBundle", "value": believed} for number in range(2)]
     cluster.kubectl("patch", "mutatingwebhookconfiguration", "remora-inject", "--type=json", "-p", json.dumps(patch))
-    helm("upgrade", "remora", CHART, "--set", "webhook.timeoutSeconds=5,logLevel=debug")
+    helm("upgrade", "remora", CHART, "--set", "cni.enabled=true,injection.interception=cni,webhook.timeoutSeconds=5")
     assert bundles() == [believed, believed], bundles()
-    args = cluster.get("deployment", "remora-control", "-n", NAMESPACE)["spec"]["template"]["spec"]["containers"][0]["args"]
-    assert "--log-level=debug" in args, args
+    assert cluster.get("daemonset", "remora-cni", "-n", NAMESPACE)["spec"]["template"]["spec"]["hostNetwork"]
     helm("uninstall", "remora")
     left = cluster.kubectl("get", "deployment,daemonset,service,serviceaccount,role,clusterrole,mutatingwebhookconfiguration", "-n", NAMESPACE,
                            "-o", "name").split()
     assert not [name for name in left if "remora" in name], left
     cluster.kubectl("get", "persistentvolumeclaim", "remora-control", "-n", NAMESPACE)
     cluster.kubectl("get", "crd", "trafficpolicies.remora.dev")
-    return "installed, upgraded (caBundle stays), uninstalled; the volume and the definitions stay"
+    return "installed, upgraded with the CNI plugin (caBundle stays), uninstalled; the volume and the definitions stay"

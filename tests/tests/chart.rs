@@ -19,7 +19,8 @@ fn read(path: &str) -> String {
 }
 
 fn yaml(text: &str) -> Vec<Value> {
-    let documents: Vec<Value> = serde_saphyr::from_multiple(text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    let documents: Vec<Value> =
+        serde_saphyr::from_multiple(text).unwrap_or_else(|error| panic!("{error}\n{text}"));
     documents.into_iter().filter(|document| !document.is_null()).collect()
 }
 
@@ -45,7 +46,8 @@ fn run(helm: &Path, words: &[&str]) -> Said {
 /// What `helm template` makes with further arguments.
 fn template(helm: &Path, more: &[&str]) -> Said {
     let chart = at("helm/remora");
-    let mut words = vec!["template", "remora", chart.to_str().unwrap(), "--namespace", "remora-system", "--include-crds"];
+    let mut words =
+        vec!["template", "remora", chart.to_str().unwrap(), "--namespace", "remora-system", "--include-crds"];
     words.extend(more);
     run(helm, &words)
 }
@@ -129,6 +131,13 @@ fn without_values_it_is_the_manifests() {
         let shown = |value: &Value| serde_json::to_string_pretty(value).unwrap();
         assert_eq!(shown(&found[key]), shown(object), "{key:?}");
     }
+    let nodes = objects(&read("kubernetes/cni.yaml"));
+    let mut with_nodes = made(&helm, &["--set", "namespace.create=true,cni.enabled=true"]);
+    with_nodes.retain(|key, _| !wanted.contains_key(key));
+    for (key, object) in &nodes {
+        assert_eq!(with_nodes.get(key), Some(object), "{key:?}");
+    }
+    assert_eq!(with_nodes.len(), nodes.len());
     // As `helm install --create-namespace` wants it.
     let namespace = ("Namespace".to_owned(), "remora-system".to_owned());
     assert!(wanted.remove(&namespace).is_some());
@@ -140,7 +149,7 @@ fn helm_finds_nothing_wrong() {
     let Some(helm) = helm() else { return };
     let chart = at("helm/remora");
     for more in [&[][..], &ETCD] {
-        let said = run(&helm, &[&["lint", "--strict", chart.to_str().unwrap()], more].concat());
+        let said = run(&helm, &[&["lint", "--strict", chart.to_str().unwrap()][..], more].concat());
         assert_eq!(said.status, 0, "{more:?}: {}{}", said.out, said.err);
     }
 }
@@ -158,7 +167,11 @@ const ETCD: [&str; 6] = [
 fn several_control_planes_share_etcd() {
     let Some(helm) = helm() else { return };
     let all = made(&helm, &ETCD);
-    assert!(args(&all).contains(&"--store=etcd://etcd-0.etcd:2379,etcd-1.etcd:2379/mesh".to_owned()), "{:?}", args(&all));
+    assert!(
+        args(&all).contains(&"--store=etcd://etcd-0.etcd:2379,etcd-1.etcd:2379/mesh".to_owned()),
+        "{:?}",
+        args(&all)
+    );
     let deployment = &of(&all, "Deployment")["spec"];
     assert_eq!(deployment["replicas"], 3);
     assert!(deployment.get("strategy").is_none(), "they are replaced one after the other");
@@ -210,7 +223,14 @@ fn values_are_where_they_belong() {
     let pod = &of(&all, "Deployment")["spec"]["template"];
     assert_eq!(pod["metadata"]["labels"], json!({"app": "remora-control", "team": "mesh"}));
     assert_eq!(pod["metadata"]["annotations"], values["podAnnotations"]);
-    for field in ["imagePullSecrets", "nodeSelector", "tolerations", "affinity", "topologySpreadConstraints", "priorityClassName"] {
+    for field in [
+        "imagePullSecrets",
+        "nodeSelector",
+        "tolerations",
+        "affinity",
+        "topologySpreadConstraints",
+        "priorityClassName",
+    ] {
         assert_eq!(pod["spec"][field], values[field], "{field}");
     }
     let container = &pod["spec"]["containers"][0];
@@ -220,7 +240,10 @@ fn values_are_where_they_belong() {
     let volume = &of(&all, "PersistentVolumeClaim")["spec"];
     assert_eq!(volume["storageClassName"], "fast");
     assert_eq!(volume["resources"]["requests"]["storage"], "5Gi");
-    assert_eq!(of(&all, "ServiceAccount")["metadata"]["annotations"], values["serviceAccount"]["annotations"]);
+    assert_eq!(
+        of(&all, "ServiceAccount")["metadata"]["annotations"],
+        values["serviceAccount"]["annotations"]
+    );
     assert_eq!(of(&all, "ClusterRoleBinding")["subjects"][0]["namespace"], "mesh");
     for hook in of(&all, "MutatingWebhookConfiguration")["webhooks"].as_array().unwrap() {
         assert_eq!(hook["clientConfig"]["service"]["namespace"], "mesh");
@@ -230,6 +253,11 @@ fn values_are_where_they_belong() {
         assert_eq!(expressions[1]["values"], json!(["kube-system", "old", "mesh"]));
         assert_eq!(expressions[2], values["webhook"]["namespaceSelector"][0]);
     }
+}
+
+#[test]
+fn a_claim_and_a_digest_of_ones_own_are_taken() {
+    let Some(helm) = helm() else { return };
     let claimed = made(&helm, &["--set", "store.volume.existingClaim=mine"]);
     let volumes = &of(&claimed, "Deployment")["spec"]["template"]["spec"]["volumes"];
     assert_eq!(volumes[0]["persistentVolumeClaim"]["claimName"], "mine");
@@ -238,6 +266,26 @@ fn values_are_where_they_belong() {
     let pinned = made(&helm, &["--set", &digest]);
     let image = &of(&pinned, "Deployment")["spec"]["template"]["spec"]["containers"][0]["image"];
     assert!(image.as_str().unwrap().starts_with("remora@sha256:00"), "{image}");
+}
+
+#[test]
+fn nodes_are_where_the_values_say() {
+    let Some(helm) = helm() else { return };
+    let set = "cni.enabled=true,cni.binDir=/var/lib/cni/bin,cni.netDir=/var/lib/cni/net.d,cni.privileged=true,cni.excludedNamespaces={kube-system,old}";
+    let all = made(&helm, &["--namespace", "mesh", "--set", set]);
+    let pod = &of(&all, "DaemonSet")["spec"]["template"]["spec"];
+    let args = pod["containers"][0]["args"].as_array().unwrap();
+    for wanted in [
+        "--daemon-set=mesh/remora-cni",
+        "--node-net-dir=/var/lib/cni/net.d",
+        "--exclude-namespaces=kube-system,old,mesh",
+    ] {
+        assert!(args.iter().any(|arg| arg == wanted), "{wanted}: {args:?}");
+    }
+    assert_eq!(pod["containers"][0]["securityContext"], json!({"privileged": true, "runAsUser": 0}));
+    assert_eq!(pod["volumes"][0]["hostPath"]["path"], "/var/lib/cni/bin");
+    assert_eq!(pod["volumes"][1]["hostPath"]["path"], "/var/lib/cni/net.d");
+    assert_eq!(of(&all, "RoleBinding")["subjects"][0]["namespace"], "mesh");
 }
 
 /// What is wrong is refused with the name of the value.
@@ -257,6 +305,8 @@ fn wrong_values_are_refused() {
         ("injection.interception=magic", "interception"),
         ("injection.concurrency=1025", "concurrency"),
         ("image.digest=sha256:12", "digest"),
+        ("cni.netDir=net.d", "netDir"),
+        ("cni.excludedNamespaces={old}", "excludedNamespaces"),
         ("podLabels.app=mine", "podLabels"),
         ("extraArgs=--root-overlap=2h", "extraArgs"),
     ] {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use remora_proxy::cli::ProxyArgs;
 
-use crate::{bench, check, commands, control, demo, init, inject, run};
+use crate::{bench, check, cni, commands, control, demo, init, inject, run};
 
 /// A service mesh in one binary
 #[derive(Debug, Parser)]
@@ -66,6 +66,8 @@ enum Command {
     Token(commands::TokenArgs),
     /// Whether the proxy beside is ready; waits for it
     Ready(commands::ReadyArgs),
+    /// The same rules as a CNI plugin of a Kubernetes node; puts it there
+    Cni(cni::CniArgs),
     /// Give the pods of Kubernetes manifests a sidecar
     Inject(Box<inject::InjectArgs>),
     /// Check mesh documents and bootstraps without running anything
@@ -79,6 +81,10 @@ enum Command {
 /// Exit status: 0 when it did what was asked, 1 when it could not, 2 for wrong arguments or a wrong configuration.
 #[must_use]
 pub fn main() -> ExitCode {
+    // Container runtimes have no arguments for a plugin.
+    if cni::is_called(std::env::args_os().next().as_deref()) {
+        return cni::plugin();
+    }
     let command = Arguments::parse().command;
     // Those that have many connections. What `run` starts has the limit that it would have had without it.
     if matches!(command, Command::Demo(_) | Command::Control(_) | Command::Bench(_)) {
@@ -99,6 +105,7 @@ pub fn main() -> ExitCode {
         Command::Why(args) => commands::why(&args),
         Command::Token(args) => commands::token(args),
         Command::Ready(args) => commands::ready(&args),
+        Command::Cni(args) => cni::run(args),
         Command::Inject(args) => inject::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Bench(args) => bench::run(&args),

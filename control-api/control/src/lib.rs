@@ -19,6 +19,7 @@ pub mod store;
 
 mod bench;
 mod check;
+mod cni;
 mod commands;
 mod connections;
 mod demo;

@@ -30,7 +30,10 @@ fn the_definitions_are_those_of_the_kinds() {
         }
         let found = std::fs::read_to_string(&path).unwrap_or_default();
         let name = path.display();
-        assert!(found == wanted, "{name} is out of date: run UPDATE=1 cargo test -p remora-control --test kubernetes");
+        assert!(
+            found == wanted,
+            "{name} is out of date: run UPDATE=1 cargo test -p remora-control --test kubernetes"
+        );
     }
     assert_eq!(wanted.matches("kind: CustomResourceDefinition").count(), 6);
 }

@@ -13,6 +13,7 @@ use ipnet::IpNet;
   remora init --exclude-inbound-ports 22           on a VM: ssh does not depend on the proxy
   remora init --include-outbound-cidrs 10.0.0.0/8 --exclude-outbound-ports 3306,5432
   remora init --clean                              remove the rules
+  remora init --check                              whether the rules that a CNI plugin made redirect
 
 Runs before the application starts, as root or with NET_ADMIN. Running it again replaces the rules whole. Not captured: what the proxy
 sends (--proxy-uid, --proxy-gid, --proxy-mark), loopback, and what is excluded. With Istio's or Linkerd's rules in place it refuses.
@@ -76,6 +77,9 @@ pub(crate) struct InitArgs {
     /// Only print the exact rules
     #[arg(long, conflicts_with_all = ["clean", "verify"])]
     pub(super) dry_run: bool,
+    /// Only prove that the rules redirect, whoever made them; needs no capability
+    #[arg(long, conflicts_with_all = ["clean", "dry_run", "verify", "no_verify"])]
+    pub(super) check: bool,
     /// Remove the rules of earlier runs
     #[arg(long, conflicts_with_all = ["verify", "no_verify"])]
     pub(super) clean: bool,

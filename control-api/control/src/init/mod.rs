@@ -22,7 +22,7 @@ use anyhow::Context;
 use tokio::time::Instant;
 
 use crate::commands;
-use apply::Backend;
+use apply::{Applied, Backend};
 use args::{BackendChoice, IpVersion};
 pub(crate) use args::{InitArgs, interface};
 pub(crate) use plan::PROXY_PORTS;
@@ -30,6 +30,9 @@ use plan::{NoPlan, Plan};
 
 /// Exit status when the arguments are wrong.
 const WRONG: u8 = 2;
+
+const IPV6_SWITCHES: &str = "/proc/sys/net/ipv6/conf";
+const IPV6_ADDRESSES: &str = "/proc/net/if_inet6";
 
 pub(crate) fn run(args: &InitArgs) -> ExitCode {
     commands::run("init", 1, init(args))
@@ -45,7 +48,7 @@ async fn init(args: &InitArgs) -> anyhow::Result<u8> {
         print!("{}", summary::text(&rows, std::io::stdout().is_terminal()));
         return Ok(0);
     }
-    let ipv6 = ipv6_is_on(Path::new("/proc/sys/net/ipv6/conf"), Path::new("/proc/net/if_inet6"));
+    let ipv6 = ipv6_is_on(Path::new(IPV6_SWITCHES), Path::new(IPV6_ADDRESSES));
     // A dry run may be for another machine.
     let assumed = ipv6 || args.dry_run && args.ip_version != IpVersion::Auto;
     let plan = match plan::plan(args, assumed) {
@@ -60,6 +63,13 @@ async fn init(args: &InitArgs) -> anyhow::Result<u8> {
     };
     if args.dry_run {
         print!("{}", dry_run(&plan, args.backend));
+        return Ok(0);
+    }
+    if args.check {
+        let why = "nothing leads connections to the proxy here: the CNI plugin of this node is missing, or came after this pod";
+        let shown = verify::prove(&plan, "not proved").await.context(why)?;
+        let rows = [("self-test", shown.join("; "))];
+        print!("{}", summary::text(&rows, std::io::stdout().is_terminal()));
         return Ok(0);
     }
     let backend = apply::backend(args.backend)?;
@@ -81,6 +91,14 @@ async fn init(args: &InitArgs) -> anyhow::Result<u8> {
 /// # Errors
 /// Every mistake that it would name.
 pub(crate) fn check(arguments: &[String]) -> Result<(), Vec<String>> {
+    match plan::plan(&parse(arguments)?, true) {
+        Ok(_) => Ok(()),
+        Err(NoPlan::Arguments(wrong)) => Err(wrong),
+        Err(NoPlan::Kernel(why)) => Err(vec![why]),
+    }
+}
+
+fn parse(arguments: &[String]) -> Result<InitArgs, Vec<String>> {
     #[derive(clap::Parser)]
     struct Command {
         #[command(flatten)]
@@ -90,11 +108,75 @@ pub(crate) fn check(arguments: &[String]) -> Result<(), Vec<String>> {
         let text = error.to_string();
         vec![text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()]
     };
-    let parsed = <Command as clap::Parser>::try_parse_from(arguments).map_err(first)?;
-    match plan::plan(&parsed.args, true) {
-        Ok(_) => Ok(()),
-        Err(NoPlan::Arguments(wrong)) => Err(wrong),
-        Err(NoPlan::Kernel(why)) => Err(vec![why]),
+    <Command as clap::Parser>::try_parse_from(arguments).map(|parsed| parsed.args).map_err(first)
+}
+
+/// Why there are no rules.
+#[derive(Debug)]
+pub(crate) enum NotDone {
+    /// Every mistake of the arguments.
+    Arguments(Vec<String>),
+    /// What the kernel or a tool says.
+    Failed(anyhow::Error),
+}
+
+impl From<anyhow::Error> for NotDone {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// Makes the rules of `remora init` with these arguments (the first is its name) in the network namespace of this thread, and gives what
+/// was shown of them. The thread has to be the main one: what is read in /proc/self is about that.
+///
+/// # Errors
+/// As `remora init`.
+pub(crate) async fn establish(arguments: &[String]) -> Result<Vec<String>, NotDone> {
+    let (choice, plan) = planned(arguments)?;
+    let backend = apply::backend(choice)?;
+    apply::allowed()?;
+    let applied = apply::apply(&plan, backend).await?;
+    if verify::has_loopback(&plan).await {
+        return Ok(verify::verify(&plan, &applied).await?);
+    }
+    verify::read_back(&plan, &applied).await?;
+    Ok(vec!["only read back: lo is not up yet".to_owned()])
+}
+
+/// Whether the rules that [`establish`] makes are there, whole.
+///
+/// # Errors
+/// They are not: says what is missing.
+pub(crate) async fn holds(arguments: &[String]) -> Result<(), NotDone> {
+    let (choice, plan) = planned(arguments)?;
+    let first = match apply::backend(choice)? {
+        Backend::Nft => Applied::Nft(nft::tables(&plan)),
+        Backend::Iptables(kind) => Applied::Iptables(kind),
+    };
+    let Err(missing) = verify::read_back(&plan, &first).await else { return Ok(()) };
+    // Where the kernel has no NAT in `inet`.
+    if first == Applied::Nft(vec![nft::Table::Inet])
+        && verify::read_back(&plan, &Applied::Nft(nft::SEPARATE.to_vec())).await.is_ok()
+    {
+        return Ok(());
+    }
+    Err(missing.into())
+}
+
+/// Whether there are tools to make rules with.
+///
+/// # Errors
+/// There are none: names the package.
+pub(crate) fn tools() -> anyhow::Result<()> {
+    apply::backend(BackendChoice::Auto).map(drop)
+}
+
+fn planned(arguments: &[String]) -> Result<(BackendChoice, Plan), NotDone> {
+    let args = parse(arguments).map_err(NotDone::Arguments)?;
+    match plan::plan(&args, ipv6_is_on(Path::new(IPV6_SWITCHES), Path::new(IPV6_ADDRESSES))) {
+        Ok(plan) => Ok((args.backend, plan)),
+        Err(NoPlan::Arguments(wrong)) => Err(NotDone::Arguments(wrong)),
+        Err(NoPlan::Kernel(why)) => Err(NotDone::Failed(anyhow::anyhow!(why))),
     }
 }
 

@@ -8,7 +8,7 @@ use remora_proxy::listener::original_dst::{Kernel, OriginalDst};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use super::apply::Applied;
-use super::plan::Plan;
+use super::plan::{Family, Plan};
 use super::{iptables, nft, tool};
 
 /// Longer than any redirected connection on one machine takes.
@@ -20,6 +20,14 @@ const LIMIT: Duration = Duration::from_secs(2);
 /// What does not hold.
 pub(super) async fn verify(plan: &Plan, applied: &Applied) -> anyhow::Result<Vec<String>> {
     read_back(plan, applied).await?;
+    prove(plan, "only read back").await
+}
+
+/// Proves it by connections alone, for which nobody needs a right. `otherwise` is what holds where none can be made.
+///
+/// # Errors
+/// A connection was not redirected.
+pub(super) async fn prove(plan: &Plan, otherwise: &str) -> anyhow::Result<Vec<String>> {
     let mut shown = Vec::new();
     for family in &plan.families {
         let probed = match plan.probe_target(*family) {
@@ -30,7 +38,7 @@ pub(super) async fn verify(plan: &Plan, applied: &Applied) -> anyhow::Result<Vec
         };
         shown.push(match probed {
             Probed::Redirected(target) => format!("{target} was redirected"),
-            Probed::Not(why) => format!("{} only read back: {why}", family.name()),
+            Probed::Not(why) => format!("{} {otherwise}: {why}", family.name()),
         });
     }
     Ok(shown)
@@ -87,8 +95,22 @@ async fn probe(plan: &Plan, target: SocketAddr) -> anyhow::Result<Probed> {
     }
 }
 
+/// Whether loopback has its addresses, to which REDIRECT leads: in a namespace that is just being set up it may not yet.
+pub(super) async fn has_loopback(plan: &Plan) -> bool {
+    for family in &plan.families {
+        let loopback = match family {
+            Family::V4 => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            Family::V6 => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        };
+        if UdpSocket::bind((loopback, 0)).await.is_err() {
+            return false;
+        }
+    }
+    true
+}
+
 /// Every chain has to be there with all of its rules, and one jump where jumps are.
-async fn read_back(plan: &Plan, applied: &Applied) -> anyhow::Result<()> {
+pub(super) async fn read_back(plan: &Plan, applied: &Applied) -> anyhow::Result<()> {
     match applied {
         Applied::Nft(tables) => {
             for table in tables {

@@ -65,10 +65,11 @@ const REQUESTS: [(&str, &str); 2] = [("cpu", "10m"), ("memory", "20Mi")];
 const OURS: &str = "remora.dev/";
 
 /// Ours without the prefix, and Istio's. Ours win.
-const KNOWN: [(Field, &str, Option<&str>); 22] = [
+const KNOWN: [(Field, &str, Option<&str>); 23] = [
     (Field::Other, "inject", Some("sidecar.istio.io/inject")),
     (Field::Other, "injected", None),
     (Field::Other, "origin", None),
+    (Field::Other, "cni", None),
     (Field::Native, "native-sidecar", Some("sidecar.istio.io/nativeSidecar")),
     (Field::Interception, "interception", None),
     (Field::Image, "proxy-image", Some("sidecar.istio.io/proxyImage")),

@@ -35,6 +35,8 @@ pub(crate) use command::{InjectArgs, run};
 
 /// Says that a pod has been injected, and by which version.
 pub const STATUS: &str = "remora.dev/injected";
+/// What the CNI plugin makes the pod's rules of: arguments of `remora init`, as a list in JSON.
+pub const RULES: &str = "remora.dev/cni";
 /// Name of the sidecar's container.
 pub const PROXY: &str = "remora-proxy";
 /// Name of the init container.

@@ -7,13 +7,15 @@ use super::bootstrap::{self, HEALTH, Named, entries};
 use super::probes::Probes;
 use super::shape::Owner;
 use super::who::USER;
-use super::{INIT, Interception, PROXY, STATUS, Settings};
+use super::{INIT, Interception, PROXY, RULES, STATUS, Settings};
 
 /// The program in the image.
 const PROGRAM: &str = "/usr/local/bin/remora";
 const TOKENS: &str = "/var/run/secrets/remora/tokens";
 const ROOTS: &str = "/etc/remora/roots";
 const STATE: &str = "/var/lib/remora";
+/// Who proves the rules of others: not the sidecar's user, whose connections they leave alone.
+const NOBODY: u32 = 65532;
 /// Seconds that a pod has to end when it does not say (`terminationGracePeriodSeconds`).
 const GRACE: u64 = 30;
 /// Seconds of it that are left for the end itself.
@@ -38,7 +40,7 @@ pub(super) fn add(
     let drains_in = wanted.drain_time.map_or_else(|| drain_time(&template["spec"]), u64::from);
     let bootstrap = bootstrap::text(named, settings, wanted, probes);
     let proxy = proxy(settings, wanted, bootstrap, drains_in);
-    let init = (wanted.interception == Interception::Init).then(|| init(wanted, probes));
+    let init = (wanted.interception != Interception::None).then(|| init(wanted, probes));
     let spec = map(template, "spec");
     if wanted.native {
         // Before the program's own, which may call others already.
@@ -59,6 +61,13 @@ pub(super) fn add(
         *annotations = json!({});
     }
     annotations[STATUS] = env!("CARGO_PKG_VERSION").into();
+    // One that was copied with a template says what another injection meant.
+    if let Some(annotations) = annotations.as_object_mut() {
+        annotations.shift_remove(RULES);
+    }
+    if wanted.interception == Interception::Cni {
+        annotations[RULES] = json!(init_arguments(wanted, probes)[1..]).to_string().into();
+    }
 }
 
 /// What whoever deploys the pod should know.
@@ -128,15 +137,24 @@ pub(super) fn init_arguments(wanted: &Wanted, probes: &Probes) -> Vec<String> {
     args
 }
 
+/// Makes the rules; or, where the CNI plugin has made them, proves that it did.
 fn init(wanted: &Wanted, probes: &Probes) -> Value {
+    let mut args = init_arguments(wanted, probes);
+    let by_plugin = wanted.interception == Interception::Cni;
+    if by_plugin {
+        args.push("--check".to_owned());
+    }
+    let capabilities =
+        if by_plugin { json!({"drop": ["ALL"]}) } else { json!({"add": ["NET_ADMIN"], "drop": ["ALL"]}) };
+    let user = if by_plugin { NOBODY } else { 0 };
     json!({
-        "name": INIT, "image": wanted.image, "command": [PROGRAM], "args": init_arguments(wanted, probes),
+        "name": INIT, "image": wanted.image, "command": [PROGRAM], "args": args,
         "resources": {"requests": {"cpu": "10m", "memory": "10Mi"}},
         "securityContext": {
             "allowPrivilegeEscalation": false,
-            "capabilities": {"add": ["NET_ADMIN"], "drop": ["ALL"]},
+            "capabilities": capabilities,
             "privileged": false, "readOnlyRootFilesystem": true,
-            "runAsGroup": 0, "runAsNonRoot": false, "runAsUser": 0,
+            "runAsGroup": user, "runAsNonRoot": by_plugin, "runAsUser": user,
         },
     })
 }

@@ -12,6 +12,9 @@ fn every_annotation_does_something() {
             "native" => Some(proxy["restartPolicy"].to_string()),
             "hold" => Some(proxy["startupProbe"].to_string()),
             "init" => Some(names(pod, "initContainers").join(",")),
+            "right" => {
+                Some(who::containers(pod).any(|(_, c)| c.to_string().contains("NET_ADMIN")).to_string())
+            }
             resource if resource.contains('.') => {
                 let (kind, name) = resource.split_once('.').unwrap();
                 proxy["resources"][kind][name].as_str().map(Into::into)
@@ -25,7 +28,7 @@ fn every_annotation_does_something() {
     let all = [
         ("remora.dev/native-sidecar", "false", "native", "null"),
         ("sidecar.istio.io/nativeSidecar", "false", "native", "null"),
-        ("remora.dev/interception", "cni", "init", PROXY),
+        ("remora.dev/interception", "cni", "right", "false"),
         ("remora.dev/interception", "none", "init", PROXY),
         ("remora.dev/proxy-image", "a/b:2", "image", "a/b:2"),
         ("sidecar.istio.io/proxyImage", "a/b:2", "image", "a/b:2"),
@@ -76,10 +79,34 @@ fn every_annotation_does_something() {
         assert_ne!(part(&without, what).as_deref(), Some(expected), "{name} is more than the default");
     }
     // No name is known that nothing above uses, but those that are read elsewhere.
-    let elsewhere = ["inject", "injected", "origin", "rewrite-probes"];
+    let elsewhere = ["inject", "injected", "origin", "cni", "rewrite-probes"];
     for name in annotations::known().filter(|name| !elsewhere.contains(name)) {
         assert!(all.iter().any(|(used, ..)| *used == format!("remora.dev/{name}")), "{name}");
     }
+}
+
+/// What the init container would have been told, the CNI plugin is; what an earlier injection said of another template is gone.
+#[test]
+fn the_cni_plugin_is_told_what_the_init_container_would_be() {
+    let asked = |interception: &str| {
+        of(&annotated(&json!({
+            "remora.dev/interception": interception, "remora.dev/exclude-inbound-ports": "22", "remora.dev/cni": "[\"of another\"]",
+        })))
+    };
+    let by_init = asked("init");
+    assert_eq!(by_init["metadata"]["annotations"].get(RULES), None);
+    let args = container(&by_init, INIT)["args"].as_array().unwrap().clone();
+    let by_cni = asked("cni");
+    let told: Vec<Value> =
+        serde_json::from_str(by_cni["metadata"]["annotations"][RULES].as_str().unwrap()).unwrap();
+    assert_eq!(told, args[1..]);
+    // And it is proved, by a user whose connections are captured, without any right.
+    assert_eq!(names(&by_cni, "initContainers"), [INIT, PROXY]);
+    let proof = container(&by_cni, INIT);
+    let wanted: Vec<_> = args.into_iter().chain([json!("--check")]).collect();
+    assert_eq!(proof["args"], json!(wanted));
+    assert_eq!(proof["securityContext"]["capabilities"], json!({"drop": ["ALL"]}));
+    assert_eq!(proof["securityContext"]["runAsUser"], 65532);
 }
 
 #[test]

@@ -1,0 +1,84 @@
+//! A network's configuration list with one plugin more, or without it. Pure.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::NAME;
+
+/// The plugin in a list. `kubeconfig` is a path of the node.
+pub(super) fn entry(kubeconfig: &Path, exclude_namespaces: &[String]) -> Value {
+    json!({"type": NAME, "kubeconfig": kubeconfig.display().to_string(), "excludeNamespaces": exclude_namespaces})
+}
+
+fn is_ours(plugin: &Value) -> bool {
+    plugin["type"] == NAME
+}
+
+/// Whether the list has the plugin.
+pub(super) fn has(list: &Value) -> bool {
+    list["plugins"].as_array().is_some_and(|plugins| plugins.iter().any(is_ours))
+}
+
+/// The list with `entry` at its end, once. Everything else stays as it is.
+///
+/// # Errors
+/// It is no list of plugins, or of a version without `prevResult`.
+pub(super) fn with(list: &Value, entry: &Value) -> Result<Value, String> {
+    let plugins = list["plugins"].as_array().filter(|plugins| plugins.iter().any(|plugin| !is_ours(plugin)));
+    let Some(plugins) = plugins else { return Err("is no list of plugins".into()) };
+    // Of several versions (`cniVersions`) the runtime chooses one.
+    let several = list["cniVersions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let mut versions = several.iter().chain([&list["cniVersion"]]).filter_map(Value::as_str);
+    if !versions.any(|version| super::config::VERSIONS.contains(&version)) {
+        let version = list["cniVersion"].as_str().unwrap_or("0.1.0");
+        return Err(format!("is of version {version}, and plugins are chained from 0.3.0 on"));
+    }
+    let others = plugins.iter().filter(|plugin| !is_ours(plugin)).cloned();
+    let mut list = list.clone();
+    list["plugins"] = others.chain([entry.clone()]).collect();
+    Ok(list)
+}
+
+/// The list without the plugin; None: it has none.
+pub(super) fn without(list: &Value) -> Option<Value> {
+    if !has(list) {
+        return None;
+    }
+    let mut list = list.clone();
+    list["plugins"].as_array_mut()?.retain(|plugin| !is_ours(plugin));
+    Some(list)
+}
+
+/// A kubeconfig in JSON, which is YAML.
+pub(super) fn kubeconfig(server: &str, authority: &str, token: &str) -> String {
+    let text = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": NAME,
+        "clusters": [{"name": NAME, "cluster": {"server": server, "certificate-authority-data": authority}}],
+        "users": [{"name": NAME, "user": {"token": token}}],
+        "contexts": [{"name": NAME, "context": {"cluster": NAME, "user": NAME}}],
+    });
+    format!("{text}\n")
+}
+
+/// What an API server says of a DaemonSet, and what that means for a plugin whose installer ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Another pod of it comes.
+    Stands,
+    /// It is gone, or going.
+    Gone,
+    /// Nobody says.
+    Unknown(String),
+}
+
+/// `answer`: the object, or the status that came instead, if one came, and its words.
+pub(super) fn standing(answer: Result<Value, (Option<u16>, String)>) -> Standing {
+    match answer {
+        Ok(object) if object["metadata"]["deletionTimestamp"].is_string() => Standing::Gone,
+        Ok(_) => Standing::Stands,
+        // The rights went before the pod.
+        Err((Some(401 | 403 | 404), _)) => Standing::Gone,
+        Err((_, why)) => Standing::Unknown(why),
+    }
+}

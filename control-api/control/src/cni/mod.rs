@@ -1,0 +1,73 @@
+//! The CNI plugin (`remora-cni`): the rules of `remora init` for pods, made on the node
+//! ([0022](../../../../docs/decisions/0022-cni.md)); and what brings it there.
+//!
+//! `environment`, `config`, `pod`, `chain` and `failure` are pure; `plugin` does what a runtime asks, `install` what a DaemonSet does.
+
+mod chain;
+mod config;
+mod environment;
+mod failure;
+mod install;
+mod plugin;
+mod pod;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use crate::commands;
+
+/// Name of the program in the runtime's folder, and `type` in its configuration.
+const NAME: &str = "remora-cni";
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  remora cni                        what a container runtime calls as remora-cni: CNI_COMMAND and the configuration on standard input
+  remora cni install --daemon-set remora-system/remora-cni
+                                    in a DaemonSet: put it on the node, and keep it there
+  remora cni installed              whether it is there
+  remora cni uninstall              take it away by hand
+
+Without a subcommand: exit status 0, or 1 with an error of the CNI specification on standard output. With one: 0, 1 when it cannot,
+2 for wrong arguments.")]
+pub(crate) struct CniArgs {
+    #[command(subcommand)]
+    command: Option<CniCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+enum CniCommand {
+    /// Put the plugin on this node, and keep it there until SIGTERM
+    Install(install::InstallArgs),
+    /// Whether the plugin is on this node: program and configuration
+    Installed(install::Folders),
+    /// Take the plugin away from this node
+    Uninstall(install::Folders),
+}
+
+/// Whether this process was called by the plugin's name.
+pub(crate) fn is_called(program: Option<&OsStr>) -> bool {
+    program.is_some_and(|path| Path::new(path).file_name() == Some(OsStr::new(NAME)))
+}
+
+/// Does what a container runtime asks.
+pub(crate) fn plugin() -> ExitCode {
+    plugin::main()
+}
+
+pub(crate) fn run(args: CniArgs) -> ExitCode {
+    match args.command {
+        None => plugin(),
+        Some(CniCommand::Install(args)) => commands::run("cni install", 1, install::install(args)),
+        Some(CniCommand::Installed(folders)) => {
+            commands::run("cni installed", 1, async move { folders.installed() })
+        }
+        Some(CniCommand::Uninstall(folders)) => {
+            commands::run("cni uninstall", 1, async move { folders.uninstall() })
+        }
+    }
+}

@@ -1,0 +1,230 @@
+use serde_json::{Value, json};
+
+use super::chain::{self, Standing};
+use super::config;
+use super::environment::{self, Command};
+use super::failure::{Code, Failure};
+use super::pod::{Decision, decide};
+
+fn call(variables: &[(&str, &str)]) -> Result<environment::Call, Failure> {
+    environment::read(&|name| {
+        variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+    })
+}
+
+const ADD: [(&str, &str); 4] = [
+    ("CNI_COMMAND", "ADD"),
+    ("CNI_CONTAINERID", "a1"),
+    ("CNI_NETNS", "/run/netns/a"),
+    ("CNI_IFNAME", "eth0"),
+];
+
+fn with<'a>(name: &'a str, value: &'a str) -> Vec<(&'a str, &'a str)> {
+    let mut all: Vec<_> = ADD.into_iter().filter(|(known, _)| *known != name).collect();
+    all.push((name, value));
+    all
+}
+
+#[test]
+fn variables_are_those_of_the_specification() {
+    let read =
+        call(&with("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_UID=u;X="))
+            .unwrap();
+    let pod = read.pod.unwrap();
+    assert_eq!((read.command, read.netns.unwrap().to_str()), (Command::Add, Some("/run/netns/a")));
+    assert_eq!((pod.namespace.as_str(), pod.name.as_str(), pod.uid.as_deref()), ("shop", "web-0", Some("u")));
+    assert_eq!(call(&ADD).unwrap().pod, None, "podman has no pods of Kubernetes");
+    for command in ["GC", "STATUS", "VERSION"] {
+        assert!(call(&[("CNI_COMMAND", command)]).is_ok(), "{command} is about no container");
+    }
+    assert!(
+        call(&[("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", "a"), ("CNI_IFNAME", "eth0")]).is_ok(),
+        "its namespace may be gone"
+    );
+}
+
+#[test]
+fn wrong_variables_are_named() {
+    for (variables, named) in [
+        (vec![], "CNI_COMMAND"),
+        (with("CNI_COMMAND", "add"), "CNI_COMMAND"),
+        (with("CNI_CONTAINERID", ""), "CNI_CONTAINERID"),
+        (with("CNI_CONTAINERID", "-a"), "CNI_CONTAINERID"),
+        (with("CNI_CONTAINERID", "a/b"), "CNI_CONTAINERID"),
+        (with("CNI_NETNS", ""), "CNI_NETNS"),
+        (with("CNI_IFNAME", "a/b"), "CNI_IFNAME"),
+        (with("CNI_IFNAME", "sixteen-letters-"), "CNI_IFNAME"),
+        (with("CNI_IFNAME", ".."), "CNI_IFNAME"),
+        (with("CNI_ARGS", "K8S_POD_NAME"), "CNI_ARGS"),
+        (with("CNI_ARGS", "K8S_POD_NAME=web"), "CNI_ARGS"),
+        (with("CNI_ARGS", "K8S_POD_NAME=../secrets/a;K8S_POD_NAMESPACE=b"), "CNI_ARGS"),
+    ] {
+        let failure = call(&variables).unwrap_err();
+        assert_eq!(failure.code, Code::Environment, "{variables:?}");
+        assert!(failure.msg.contains(named), "{variables:?}: {failure}");
+    }
+}
+
+fn configuration(more: &Value) -> String {
+    let mut all =
+        json!({"cniVersion": "1.1.0", "name": "pods", "type": "remora-cni", "kubeconfig": "/etc/k"});
+    for (name, value) in more.as_object().unwrap() {
+        all[name] = value.clone();
+    }
+    all.to_string()
+}
+
+#[test]
+fn a_configuration_is_read_whole() {
+    let read = |more: Value, command| config::read(&configuration(&more), command);
+    let previous = json!({"cniVersion": "1.1.0", "ips": [{"address": "10.0.0.2/24"}]});
+    let all = json!({"prevResult": previous, "excludeNamespaces": ["kube-system"], "runtimeConfig": {}, "cni.dev/valid-attachments": []});
+    let config = read(all, Command::Add).unwrap();
+    assert_eq!(config.previous, Some(previous));
+    assert_eq!(config.exclude_namespaces, ["kube-system"]);
+    assert_eq!(config.kubeconfig.to_str(), Some("/etc/k"));
+    for version in config::VERSIONS {
+        assert_eq!(read(json!({"cniVersion": version}), Command::Add).unwrap().version, version);
+    }
+    for (more, command, code) in [
+        (json!({"cniVersion": "0.2.0"}), Command::Add, Code::Version),
+        (json!({"cniVersion": "2.0.0"}), Command::Add, Code::Version),
+        (json!({"cniVersion": 1}), Command::Add, Code::Version),
+        (json!({"cniVersion": "0.3.1"}), Command::Check, Code::Version),
+        (json!({"cniVersion": "1.0.0"}), Command::Gc, Code::Version),
+        (json!({"cniVersion": "1.0.0"}), Command::Status, Code::Version),
+        (json!({"excludedNamespaces": []}), Command::Add, Code::Field),
+        (json!({"excludeNamespaces": "kube-system"}), Command::Add, Code::Config),
+        (json!({"excludeNamespaces": [1]}), Command::Add, Code::Config),
+        (json!({"kubeconfig": "k"}), Command::Add, Code::Config),
+        (json!({"name": ""}), Command::Add, Code::Config),
+        (json!({"prevResult": []}), Command::Add, Code::Config),
+    ] {
+        assert_eq!(read(more.clone(), command).unwrap_err().code, code, "{more} {command:?}");
+    }
+    assert_eq!(config::read("{", Command::Add).unwrap_err().code, Code::Decode);
+    assert_eq!(config::read("[]", Command::Add).unwrap_err().code, Code::Decode);
+    assert_eq!(
+        config::read("{}", Command::Add).unwrap_err().code,
+        Code::Version,
+        "no version is the first one"
+    );
+}
+
+#[test]
+fn errors_have_the_words_of_the_specification() {
+    let failure = Failure::new(Code::Later, "a", "b");
+    assert_eq!(failure.json("1.0.0"), json!({"cniVersion": "1.0.0", "code": 11, "msg": "a", "details": "b"}));
+}
+
+fn pod(annotations: &Value) -> Value {
+    json!({
+        "metadata": {"name": "web", "uid": "u", "annotations": annotations},
+        "spec": {"initContainers": [{"name": "remora-proxy"}], "containers": [{"name": "web"}]},
+    })
+}
+
+#[test]
+fn the_injector_says_what_is_to_be_done() {
+    let said =
+        json!({"remora.dev/cni": r#"["--inbound-port","15006","--exclude-inbound-ports","22,15021"]"#});
+    let rules = |words: &[&str]| Ok(Decision::Rules(words.iter().map(|word| (*word).to_owned()).collect()));
+    let all = ["init", "--inbound-port", "15006", "--exclude-inbound-ports", "22,15021"];
+    assert_eq!(decide(&pod(&said), Some("u")), rules(&all));
+    assert_eq!(decide(&pod(&said), None), rules(&all));
+    let mut classic = pod(&said);
+    classic["spec"] = json!({"containers": [{"name": "remora-proxy"}]});
+    assert_eq!(decide(&classic, Some("u")), rules(&all));
+
+    let left = |pod: &Value| matches!(decide(pod, Some("u")), Ok(Decision::Leave(_)));
+    let mut copied = pod(&said);
+    copied["spec"] = json!({"containers": [{"name": "web"}]});
+    assert!(left(&copied), "an annotation without a sidecar");
+    assert!(left(&pod(&json!({}))) && left(&pod(&Value::Null)), "init or none");
+    let mut mirror = pod(&json!({"kubernetes.io/config.mirror": "m"}));
+    mirror["metadata"]["uid"] = "of the API server".into();
+    assert!(left(&mirror));
+}
+
+#[test]
+fn what_cannot_be_known_is_no_decision() {
+    assert_eq!(decide(&pod(&json!({})), Some("another")).unwrap_err().code, Code::Later);
+    for wrong in [
+        "",
+        "{}",
+        "[1]",
+        r#"["--inbound-port"]"#,
+        r#"["--clean","x"]"#,
+        r#"["--exclude-uids","0"]"#,
+        r#"["--no-verify","--inbound-port"]"#,
+    ] {
+        let failure = decide(&pod(&json!({"remora.dev/cni": wrong})), Some("u")).unwrap_err();
+        assert_eq!(failure.code, Code::Annotation, "{wrong}");
+    }
+    let old = pod(&json!({"remora.dev/interception": "cni"}));
+    assert_eq!(decide(&old, Some("u")).unwrap_err().code, Code::Annotation);
+}
+
+fn list() -> Value {
+    json!({"name": "pods", "cniVersion": "1.0.0", "disableCheck": true, "plugins": [{"type": "bridge", "a": {"b": [1]}}, {"type": "portmap"}]})
+}
+
+#[test]
+fn the_plugin_is_last_and_once() {
+    let entry = chain::entry("/etc/k".as_ref(), &["kube-system".into()]);
+    let once = chain::with(&list(), &entry).unwrap();
+    assert_eq!(
+        once["plugins"][2],
+        json!({"type": "remora-cni", "kubeconfig": "/etc/k", "excludeNamespaces": ["kube-system"]})
+    );
+    assert_eq!(chain::with(&once, &entry).unwrap(), once);
+    assert!(chain::has(&once) && !chain::has(&list()));
+    assert_eq!(chain::without(&once), Some(list()), "what was there stays as it was");
+    assert_eq!(chain::without(&list()), None);
+    // An older one, and a plugin that came behind it.
+    let mut moved = once.clone();
+    moved["plugins"] = json!([{"type": "bridge", "a": {"b": [1]}}, {"type": "remora-cni", "kubeconfig": "/old"}, {"type": "portmap"}]);
+    assert_eq!(chain::with(&moved, &entry).unwrap(), once);
+    // What the plugin itself reads of it.
+    let mut alone = once["plugins"][2].clone();
+    alone["cniVersion"] = "1.0.0".into();
+    alone["name"] = "pods".into();
+    assert!(config::read(&alone.to_string(), Command::Add).is_ok());
+}
+
+#[test]
+fn what_is_no_list_is_refused() {
+    let entry = chain::entry("/etc/k".as_ref(), &[]);
+    for (wrong, why) in [
+        (json!({"type": "bridge", "cniVersion": "1.0.0"}), "no list"),
+        (json!({"plugins": [], "cniVersion": "1.0.0"}), "no list"),
+        (json!({"plugins": [{"type": "bridge"}], "cniVersion": "0.2.0"}), "0.2.0"),
+        (json!({"plugins": [{"type": "bridge"}]}), "0.1.0"),
+    ] {
+        assert!(chain::with(&wrong, &entry).unwrap_err().contains(why), "{wrong}");
+    }
+    let several =
+        json!({"plugins": [{"type": "bridge"}], "cniVersion": "1.2.0", "cniVersions": ["1.1.0", "1.2.0"]});
+    assert!(chain::with(&several, &entry).is_ok());
+}
+
+#[test]
+fn who_may_not_ask_any_more_is_gone() {
+    let object = |metadata: Value| Ok(json!({"metadata": metadata}));
+    assert_eq!(chain::standing(object(json!({"name": "remora-cni"}))), Standing::Stands);
+    assert_eq!(chain::standing(object(json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}))), Standing::Gone);
+    for status in [401, 403, 404] {
+        assert_eq!(chain::standing(Err((Some(status), "no".into()))), Standing::Gone);
+    }
+    for status in [None, Some(500), Some(429)] {
+        assert_eq!(chain::standing(Err((status, "why".into()))), Standing::Unknown("why".into()));
+    }
+}
+
+#[test]
+fn a_kubeconfig_is_one() {
+    let text = chain::kubeconfig("https://10.96.0.1:443", "QQ==", "a-token");
+    let read: kube::config::Kubeconfig = serde_json::from_str(&text).unwrap();
+    assert_eq!(read.current_context.as_deref(), Some("remora-cni"));
+    assert_eq!(read.clusters[0].cluster.as_ref().unwrap().server.as_deref(), Some("https://10.96.0.1:443"));
+}

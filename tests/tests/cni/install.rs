@@ -1,0 +1,173 @@
+//! `remora cni install`: comes, stays and goes.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use remora_tests::certs::Authority;
+use remora_tests::netns::{self, Running};
+use remora_tests::proxy::binary;
+use remora_tests::wait::eventually;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::node::{Api, refusal};
+
+/// The node's folders, and the installer's own.
+struct Host(tempfile::TempDir);
+
+impl Host {
+    fn new() -> Self {
+        let folder = tempfile::Builder::new().prefix("remora-test-").tempdir().unwrap();
+        for name in ["bin", "net.d", "account"] {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        std::fs::write(folder.path().join("account/token"), "first").unwrap();
+        std::fs::write(folder.path().join("account/ca.crt"), Authority::new().pem).unwrap();
+        Self(folder)
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.0.path().join(path)
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(binary().0);
+        command
+            .arg("cni")
+            .args(words)
+            .arg("--bin-dir")
+            .arg(self.at("bin"))
+            .arg("--net-dir")
+            .arg(self.at("net.d"));
+        command.stdin(Stdio::null());
+        command
+    }
+
+    fn install(&self) -> Child {
+        let mut command = self.command(&["install", "--server", "https://10.96.0.1:443", "--every", "50ms"]);
+        command.arg("--account").arg(self.at("account")).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    fn is_installed(&self) -> bool {
+        netns::runs(&mut self.command(&["installed"]))
+    }
+
+    fn list(&self, name: &str) -> Value {
+        serde_json::from_str(&std::fs::read_to_string(self.at("net.d").join(name)).unwrap()).unwrap()
+    }
+}
+
+fn list() -> Value {
+    json!({"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "bridge"}, {"type": "portmap"}]})
+}
+
+/// Beside, and renamed, as the network's own installer does.
+fn write(path: &Path, list: &Value) {
+    let beside = path.with_extension("new");
+    std::fs::write(&beside, list.to_string()).unwrap();
+    std::fs::rename(beside, path).unwrap();
+}
+
+#[tokio::test]
+async fn the_installer_comes_and_goes() {
+    let host = Host::new();
+    let running = host.install();
+    let pid = Pid::from_child(&running);
+    let mut running = Running::from(running);
+    eventually("the program", || host.at("bin/remora-cni").is_file()).await;
+    assert!(!host.is_installed(), "there is no network yet");
+    // Later by name: not in force.
+    write(&host.at("net.d/20-other.conflist"), &list());
+    eventually("the only list", || host.is_installed()).await;
+    write(&host.at("net.d/10-pods.conflist"), &list());
+    eventually("the first list", || host.list("10-pods.conflist")["plugins"][2]["type"] == "remora-cni")
+        .await;
+    let entry = &host.list("10-pods.conflist")["plugins"][2];
+    assert_eq!(entry["kubeconfig"], "/etc/cni/net.d/remora-cni.kubeconfig");
+    // The network's own installer writes its list anew.
+    write(&host.at("net.d/10-pods.conflist"), &list());
+    eventually("the list again", || host.is_installed()).await;
+    // Another token.
+    let kubeconfig = host.at("net.d/remora-cni.kubeconfig");
+    std::fs::write(host.at("account/token"), "second").unwrap();
+    eventually("the token", || {
+        std::fs::read_to_string(&kubeconfig).is_ok_and(|text| text.contains("second"))
+    })
+    .await;
+    assert_eq!(std::fs::metadata(&kubeconfig).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(std::fs::metadata(host.at("bin/remora-cni")).unwrap().permissions().mode() & 0o777, 0o755);
+
+    kill_process(pid, Signal::TERM).unwrap();
+    assert!(running.end("the installer").await.success());
+    for name in ["10-pods.conflist", "20-other.conflist"] {
+        assert_eq!(host.list(name), list(), "{name}");
+    }
+    let left: Vec<_> =
+        ["bin", "net.d"].iter().flat_map(|name| std::fs::read_dir(host.at(name)).unwrap()).collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+}
+
+/// When its pod ends, all stays; when its DaemonSet does, or what that was allowed to, nothing does. When nobody says which: rules must
+/// not be missing because an API server is.
+#[tokio::test]
+async fn the_daemon_set_decides_at_the_end() {
+    let stands = json!({"metadata": {"name": "remora-cni"}});
+    let going = json!({"metadata": {"name": "remora-cni", "deletionTimestamp": "2026-01-01T00:00:00Z"}});
+    let api = Api::start(stands.clone());
+    for (status, answer, stays) in [
+        (200, stands, true),
+        (200, going, false),
+        (404, refusal(404), false),
+        (403, refusal(403), false),
+        (500, refusal(500), true),
+    ] {
+        let host = Host::new();
+        write(&host.at("net.d/10-pods.conflist"), &list());
+        api.says(status, answer);
+        let server = format!("http://127.0.0.1:{}", api.port);
+        let mut command =
+            host.command(&["install", "--daemon-set", "remora-system/remora-cni", "--server", &server]);
+        let running = command.arg("--account").arg(host.at("account")).stderr(Stdio::null()).spawn().unwrap();
+        let pid = Pid::from_child(&running);
+        let mut running = Running::from(running);
+        eventually("the list", || host.is_installed()).await;
+        kill_process(pid, Signal::TERM).unwrap();
+        assert!(running.end("the installer").await.success());
+        assert_eq!(host.is_installed(), stays, "{status}");
+        let asked = std::mem::take(&mut *api.asked.lock().unwrap());
+        assert_eq!(
+            asked,
+            ["GET /apis/apps/v1/namespaces/remora-system/daemonsets/remora-cni HTTP/1.1"],
+            "{status}"
+        );
+        assert!(netns::runs(&mut host.command(&["uninstall"])));
+        assert!(!host.is_installed());
+        assert_eq!(host.list("10-pods.conflist"), list());
+        assert!(netns::runs(&mut host.command(&["uninstall"])), "again");
+    }
+}
+
+/// A network of one plugin is named, and a list is waited for: who repairs it need not know of the installer.
+#[tokio::test]
+async fn a_network_that_cannot_be_chained_to_is_waited_for() {
+    let host = Host::new();
+    write(&host.at("net.d/10-pods.conf"), &json!({"cniVersion": "1.0.0", "name": "pods", "type": "bridge"}));
+    let said = host.at("said");
+    let mut command = host.command(&["install", "--server", "https://10.96.0.1:443", "--every", "50ms"]);
+    command.arg("--account").arg(host.at("account")).stderr(std::fs::File::create(&said).unwrap());
+    let running = command.spawn().unwrap();
+    let pid = Pid::from_child(&running);
+    let mut running = Running::from(running);
+    eventually("the file's name", || {
+        std::fs::read_to_string(&said).is_ok_and(|text| text.contains("10-pods.conf has one plugin"))
+    })
+    .await;
+    assert!(!host.is_installed());
+    write(&host.at("net.d/10-pods.conflist"), &list());
+    std::fs::remove_file(host.at("net.d/10-pods.conf")).unwrap();
+    eventually("the list", || host.is_installed()).await;
+    kill_process(pid, Signal::TERM).unwrap();
+    assert!(running.end("the installer").await.success());
+    assert_eq!(host.list("10-pods.conflist"), list());
+}

@@ -1,0 +1,171 @@
+//! A node: the plugin, an API server, and the network namespace of a pod.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use remora_control::inject::{Interception, Settings, object};
+use remora_tests::netns::{self, Namespace, Said};
+use remora_tests::proxy::binary;
+use serde_json::{Value, json};
+
+pub(crate) const POD: &str = "/api/v1/namespaces/shop/pods/web";
+
+/// Answers each GET of the pod with a status and a body, and counts them.
+#[derive(Debug)]
+pub(crate) struct Api {
+    pub(crate) port: u16,
+    pub(crate) answer: Arc<Mutex<(u16, Value)>>,
+    pub(crate) asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Api {
+    pub(crate) fn start(pod: Value) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (answer, asked) = (Arc::new(Mutex::new((200, pod))), Arc::new(Mutex::new(Vec::new())));
+        let (answers, told) = (Arc::clone(&answer), Arc::clone(&asked));
+        // Ends with the process.
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                let first = lines.next().and_then(Result::ok).unwrap_or_default();
+                for line in lines {
+                    if line.unwrap_or_default().is_empty() {
+                        break;
+                    }
+                }
+                told.lock().unwrap().push(first);
+                let (status, body) = answers.lock().unwrap().clone();
+                let body = body.to_string();
+                let head = format!(
+                    "HTTP/1.1 {status} x\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+                    body.len()
+                );
+                let _gone = stream.write_all(format!("{head}{body}").as_bytes());
+            }
+        });
+        Self { port, answer, asked }
+    }
+
+    pub(crate) fn says(&self, status: u16, body: Value) {
+        *self.answer.lock().unwrap() = (status, body);
+    }
+
+    pub(crate) fn refuses(&self, status: u16) {
+        self.says(status, refusal(status));
+    }
+}
+
+/// As API servers have it.
+pub(crate) fn refusal(status: u16) -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no", "reason": "x", "code": status})
+}
+
+pub(crate) fn pod(interception: Interception) -> Value {
+    // The injector refuses a pod that says what is captured when nothing is.
+    let annotations = match interception {
+        Interception::None => json!({}),
+        _ => json!({"remora.dev/exclude-outbound-ports": "3306"}),
+    };
+    let plain = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "web", "namespace": "shop", "uid": "u", "annotations": annotations},
+        "spec": {"containers": [{"name": "web", "image": "web:1"}]},
+    });
+    let settings = Settings { interception, ..Settings::new("10.96.0.12:15012".parse().unwrap()) };
+    object(&plain, &settings).unwrap().object.unwrap()
+}
+
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) api: Api,
+    pub(crate) pod: Namespace,
+}
+
+/// What the plugin before ours made.
+pub(crate) fn made() -> Value {
+    json!({"cniVersion": "1.1.0", "interfaces": [{"name": "eth0", "sandbox": "x"}], "ips": [{"address": "198.51.100.1/24"}], "dns": {}})
+}
+
+impl Node {
+    /// None, and says why, where this cannot be tested.
+    pub(crate) fn new() -> Option<Self> {
+        if netns::skipped("cni", &["ip", "nft", "setpriv"]) {
+            return None;
+        }
+        let folder = tempfile::Builder::new().prefix("remora-test-").tempdir().unwrap();
+        let api = Api::start(pod(Interception::Cni));
+        let kubeconfig = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {"server": format!("http://127.0.0.1:{}", api.port)}}],
+            "users": [{"name": "u", "user": {"token": "t"}}], "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        });
+        std::fs::write(folder.path().join("kubeconfig"), kubeconfig.to_string()).unwrap();
+        let pod = connected();
+        Some(Self { folder, api, pod })
+    }
+
+    pub(crate) fn configuration(&self) -> Value {
+        json!({
+            "cniVersion": "1.1.0", "name": "pods", "type": "remora-cni", "kubeconfig": self.folder.path().join("kubeconfig"),
+            "excludeNamespaces": ["kube-system"], "prevResult": made(),
+        })
+    }
+
+    pub(crate) fn netns(&self) -> String {
+        format!("/run/netns/{}", self.pod.name())
+    }
+
+    pub(crate) fn call(&self, command: &str) -> Said {
+        self.call_with(command, "shop", &self.configuration(), &self.netns())
+    }
+
+    pub(crate) fn call_with(
+        &self,
+        command: &str,
+        namespace: &str,
+        configuration: &Value,
+        netns: &str,
+    ) -> Said {
+        let args = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME=web;K8S_POD_UID=u");
+        let plugin = self.folder.path().join("remora-cni");
+        if !plugin.exists() {
+            std::os::unix::fs::symlink(binary().0, &plugin).unwrap();
+        }
+        let variables = [
+            ("CNI_COMMAND", command),
+            ("CNI_CONTAINERID", "c1"),
+            ("CNI_NETNS", netns),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_ARGS", args.as_str()),
+            ("CNI_PATH", "/opt/cni/bin"),
+        ];
+        let mut child = Command::new(plugin)
+            .envs(variables)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let _unread = child.stdin.take().unwrap().write_all(configuration.to_string().as_bytes());
+        child.wait_with_output().unwrap().into()
+    }
+
+    pub(crate) fn rules(&self) -> String {
+        self.pod.must("nft -s list ruleset")
+    }
+}
+
+/// A pod's namespace as the plugin before ours leaves it: an interface, an address, a route.
+pub(crate) fn connected() -> Namespace {
+    let pod = Namespace::new("pod");
+    pod.must(
+        "ip link add eth0 type veth peer name far; ip link set far up; ip link set eth0 up;
+         ip address add 198.51.100.1/24 dev eth0; ip route add default via 198.51.100.2",
+    );
+    pod
+}
