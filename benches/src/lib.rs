@@ -4,6 +4,7 @@
 //! - [`origin`] answers them with as little CPU as possible.
 //! - [`floor`] is a reverse proxy that does nothing but hyper: what the codec costs before any feature.
 //! - [`compare`] runs every proxy under the same load and measures its CPU, memory, latency and ceiling.
+//! - [`sidecar`] measures what a sidecar costs the pod that it stands in.
 //! - [`xds`] measures the control plane under a large mesh, and proxies under a large configuration.
 //!
 //! Everything runs on one thread per process: the machine may have two cores only, and one of them is the proxy's.
@@ -12,6 +13,7 @@ pub mod compare;
 pub mod floor;
 pub mod load;
 pub mod origin;
+pub mod sidecar;
 pub mod xds;
 
 use std::io;

@@ -71,20 +71,21 @@ impl Plan {
 }
 
 /// The running origin.
-struct Origin {
+#[derive(Debug)]
+pub(crate) struct Origin {
     child: Child,
-    ports: Ports,
+    pub(crate) ports: Ports,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
-struct Ports {
-    h1: SocketAddr,
+pub(crate) struct Ports {
+    pub(crate) h1: SocketAddr,
     h2: SocketAddr,
     bulk: SocketAddr,
 }
 
 impl Origin {
-    async fn start(program: &Path) -> anyhow::Result<Self> {
+    pub(crate) async fn start(program: &Path) -> anyhow::Result<Self> {
         let mut child = Command::new(program)
             .arg("--end-with-parent")
             .stdin(Stdio::null())

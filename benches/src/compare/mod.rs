@@ -12,6 +12,7 @@ pub(crate) mod spawn;
 mod stats;
 mod targets;
 
+pub(crate) use measure::Origin;
 pub use measure::{Plan, run};
 pub use proxies::{Programs, Proxy, Scenario};
 pub use report::{Results, table};

@@ -1,5 +1,7 @@
 //! What the kernel says about processes: CPU, memory, children.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::ops::{Add, Sub};
 
@@ -61,16 +63,22 @@ fn parent(stat: &str) -> Option<u32> {
     fields(stat).get(1)?.parse().ok()
 }
 
+/// Nanoseconds on a core of every thread that the process has now. Nothing without CONFIG_SCHED_INFO.
+pub(crate) fn threads(pid: u32) -> BTreeMap<OsString, u64> {
+    let all = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    all.filter_map(|thread| {
+        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        Some((thread.file_name(), text.split(' ').next()?.parse().ok()?))
+    })
+    .collect()
+}
+
 /// CPU of one process, all of its threads. Zero for a process that is gone.
 fn cpu_of(pid: u32) -> Cpu {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let (user, system) = times(&stat).unwrap_or_default();
     let (user, system) = (user as f64 * tick(), system as f64 * tick());
-    let mut nanoseconds = 0_u64;
-    for thread in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
-        let text = fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
-        nanoseconds += text.split(' ').next().and_then(|first| first.parse::<u64>().ok()).unwrap_or_default();
-    }
+    let nanoseconds: u64 = threads(pid).values().sum();
     // Without CONFIG_SCHED_INFO there is no schedstat: the ticks have to do.
     let total = if nanoseconds == 0 { user + system } else { nanoseconds as f64 / 1e9 };
     Cpu { total, user, system }
@@ -79,6 +87,16 @@ fn cpu_of(pid: u32) -> Cpu {
 /// CPU of the processes together; their children are [`family`]'s to find.
 pub(crate) fn cpu(pids: &[u32]) -> Cpu {
     pids.iter().map(|pid| cpu_of(*pid)).fold(Cpu::default(), Add::add)
+}
+
+/// CPU seconds of the processes and of all children that have ended and were waited for: fields 14 to 17 of proc(5), in the grain of the clock
+/// tick.
+pub(crate) fn with_ended_children(pids: &[u32]) -> f64 {
+    let ticks = |pid: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        fields(&stat).iter().skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum::<u64>()
+    };
+    pids.iter().map(ticks).sum::<u64>() as f64 * tick()
 }
 
 /// The processes with all of their descendants.
@@ -123,6 +141,27 @@ pub(crate) fn memory(pids: &[u32]) -> Memory {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         Memory { resident: sum.resident + line(&status, "VmRSS"), peak: sum.peak + line(&status, "VmHWM") }
     })
+}
+
+/// Memory of one process now, in bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Resident {
+    /// `VmRSS`.
+    pub(crate) all: u64,
+    /// The part of it that no file has (`RssAnon`).
+    pub(crate) anonymous: u64,
+    /// The part that files have, such as the program's code (`RssFile`).
+    pub(crate) file: u64,
+}
+
+/// Zero for a process that is gone.
+pub(crate) fn resident(pid: u32) -> Resident {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    Resident {
+        all: line(&status, "VmRSS"),
+        anonymous: line(&status, "RssAnon"),
+        file: line(&status, "RssFile"),
+    }
 }
 
 /// Seconds that the cores of this machine were busy since it started, for whomever: everything in the first line of

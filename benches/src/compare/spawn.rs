@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -152,6 +152,11 @@ impl Running {
             }
             sleep(Duration::from_millis(1)).await;
         }
+    }
+
+    /// Waits for it to end by itself.
+    pub(crate) async fn end(&mut self) -> anyhow::Result<ExitStatus> {
+        self.child.wait().await.context("wait")
     }
 
     fn last_words(&self) -> String {

@@ -5,6 +5,6 @@ pub mod proxy;
 
 mod results;
 mod samples;
-mod watch;
+pub(crate) mod watch;
 
 pub use results::{Column, Found, Results};

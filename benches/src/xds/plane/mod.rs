@@ -2,7 +2,7 @@
 
 mod mesh;
 mod node;
-mod rest;
+pub(crate) mod rest;
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -57,6 +57,16 @@ impl Rest {
         self.request(Method::PUT, &path, said.to_string()).await.map(drop)
     }
 
+    /// A join token for as many certificates as anybody wants within the hour.
+    pub(crate) async fn token(&mut self, namespace: &str, account: &str) -> anyhow::Result<String> {
+        let terms = json!({
+            "namespace": namespace, "serviceAccount": account, "ttlSeconds": 3600, "uses": 1000,
+        });
+        let made = self.request(Method::POST, "/remora/v1/tokens", terms.to_string()).await?;
+        let made: Value = serde_json::from_slice(&made)?;
+        Ok(made["token"].as_str().context("no token")?.to_owned())
+    }
+
     /// The value of a metric without labels.
     pub(crate) async fn metric(&mut self, name: &str) -> anyhow::Result<u64> {
         let body = self.request(Method::GET, "/metrics", String::new()).await?;
