@@ -29,6 +29,8 @@ const SERVICE_ACCOUNT: &str = "remora-control";
 const TRIES: u32 = 10;
 /// Between attempts to make the first root.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long it is waited for by who needs it.
+const BEGINS: Duration = Duration::from_secs(5);
 
 /// How an authority behaves.
 #[derive(Debug, Clone)]
@@ -100,6 +102,13 @@ impl Ca {
 
     fn current(&self) -> Result<Arc<Current>, Refused> {
         self.current.borrow().clone().ok_or(Refused::NotReady)
+    }
+
+    /// Waits until it has begun, for 5 s at most: a control plane answers from the first moment on, which may be a moment before.
+    pub async fn begun(&self) {
+        let mut current = self.current.subscribe();
+        // Who finds it not ready is told so. The sender is our own.
+        let _ = tokio::time::timeout(BEGINS, current.wait_for(Option::is_some)).await;
     }
 
     /// The authority as it is seen here.

@@ -144,6 +144,7 @@ impl Tokens {
             return Err(Refused::TokensFull(there));
         }
         let identity = self.ca.identity(&terms.namespace, &terms.service_account)?;
+        self.ca.begun().await;
         let pin = self.ca.read(|authority: &Authority| authority.signing()?.pin())??;
         let (mut id, mut secret) = ([0; ID], [0; SECRET]);
         System.fill(&mut id)?;

@@ -87,6 +87,7 @@ fn shown_root(root: &Root) -> ShownRoot {
 
 /// `GET /remora/v1/ca`.
 pub(super) async fn show(State(app): State<App>) -> Result<Response, Failure> {
+    app.ca.begun().await;
     let shown = app.ca.read(|authority| Shown {
         trust_domain: app.ca.settings().trust_domain.clone(),
         roots: authority.roots().iter().map(shown_root).collect(),

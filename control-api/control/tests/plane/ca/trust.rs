@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 use remora_control::ca::secret::ROOTCA;
-use remora_control::ca::{Ca, Overlap, Phase, Root, Settings};
+use remora_control::ca::{Ca, Overlap, Phase, Root, Settings, Tokens};
 use remora_control::control::{Options, Plane, StartError};
 use remora_control::registry::{self, Registry};
 use remora_control::store::{self, StoreError};
@@ -171,6 +171,27 @@ async fn the_authority_survives_a_restart_and_nobody_else_reads_its_file() {
         assert_eq!(mode & 0o777, 0o600);
     }
     assert_eq!(seen[0][0]["id"], seen[1][0]["id"]);
+}
+
+/// A control plane answers as soon as it has read its documents; its authority begins a moment later.
+#[tokio::test]
+async fn a_token_that_is_wanted_before_the_authority_has_begun_waits_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store::open(&format!("redb:{}", folder.path().join("store").display())).await.unwrap();
+    let registry = Arc::new(Registry::new(store));
+    tokio::spawn(registry::follow(Arc::clone(&registry)));
+    registry.filled().await;
+    let (hour, given) = (Duration::from_secs(3600), None);
+    let settings =
+        Settings { trust_domain: "test".into(), ttl: hour, most_ttl: hour, overlap: overlap(0), given };
+    let ca = Arc::new(Ca::new(Arc::clone(&registry), settings));
+    let tokens = Tokens::new(registry, Arc::clone(&ca));
+    let terms = serde_json::from_value(json!({ "namespace": "default", "serviceAccount": "orders" })).unwrap();
+    let (made, ()) = tokio::join!(tokens.create(&terms), async {
+        tokio::task::yield_now().await;
+        ca.begin().await;
+    });
+    assert!(made.unwrap().0.starts_with("remora-"));
 }
 
 async fn two_of(address: &str) -> [Arc<Ca>; 2] {
