@@ -186,7 +186,8 @@ async fn a_token_that_is_wanted_before_the_authority_has_begun_waits_for_it() {
         Settings { trust_domain: "test".into(), ttl: hour, most_ttl: hour, overlap: overlap(0), given };
     let ca = Arc::new(Ca::new(Arc::clone(&registry), settings));
     let tokens = Tokens::new(registry, Arc::clone(&ca));
-    let terms = serde_json::from_value(json!({ "namespace": "default", "serviceAccount": "orders" })).unwrap();
+    let terms =
+        serde_json::from_value(json!({ "namespace": "default", "serviceAccount": "orders" })).unwrap();
     let (made, ()) = tokio::join!(tokens.create(&terms), async {
         tokio::task::yield_now().await;
         ca.begin().await;
