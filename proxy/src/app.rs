@@ -4,6 +4,7 @@ mod admin_port;
 mod concurrency;
 mod control_plane;
 mod dns;
+mod dns_listeners;
 mod ending;
 mod health;
 mod identity;
@@ -32,6 +33,7 @@ use self::admin_port::AdminPort;
 use self::control_plane::ControlPlane;
 pub use self::control_plane::ControlPlaneStatus;
 use self::dns::Unresolved;
+use self::dns_listeners::DnsListeners;
 use self::key_sets::KeySets;
 use self::quotas::Quotas;
 use self::restart::Restart;
@@ -160,6 +162,7 @@ struct App {
     dns: DnsHandle,
     dns_updates: mpsc::Receiver<DnsUpdate>,
     unresolved: Unresolved,
+    dns_listeners: DnsListeners,
     key_sets: KeySets,
     quotas: Quotas,
     health: health::Health,
@@ -228,6 +231,7 @@ pub async fn run(
     let mut restart = Restart::claim(options.keeper.clone()).await?;
     let admin = AdminPort::bind(admin, &shared, &mut restart).await?;
     let mut app = App {
+        dns_listeners: DnsListeners::new(&shared.registry),
         identity: identity::start(options.identity.as_ref()),
         first_config: (!manager.has_first_config())
             .then(|| readiness.guard("configuration of the control plane")),

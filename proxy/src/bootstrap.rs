@@ -3,10 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use remora_xds::diag::{At, Errors};
 use remora_xds::pb::envoy::config::bootstrap::v3::Bootstrap;
 use remora_xds::pb::envoy::config::core::v3::Node;
 use remora_xds::pb::envoy::config::core::v3::address::Address;
-use remora_xds::pb::envoy::config::core::v3::socket_address::PortSpecifier;
+use remora_xds::pb::envoy::config::core::v3::socket_address::{PortSpecifier, Protocol};
 use remora_xds::pb::google::protobuf::value::Kind;
 
 use crate::telemetry::labels::{PeerLabels, UNKNOWN};
@@ -26,6 +27,20 @@ pub struct Settings {
 
 /// Port of the admin page when the bootstrap has an `admin` without an address.
 const ADMIN_PORT: u16 = 15_000;
+
+/// Reports what an address of the admin page cannot have: the types of the API allow UDP, which is for DNS listeners.
+pub fn check(bootstrap: &Bootstrap, errors: &mut Errors) {
+    let address = bootstrap.admin.as_ref().and_then(|admin| admin.address.as_ref()?.address.as_ref());
+    if let Some(Address::SocketAddress(socket)) = address
+        && socket.protocol != Protocol::Tcp as i32
+    {
+        let root = At::root();
+        let at = root.field("admin");
+        let at = at.field("address");
+        let at = at.field("socket_address");
+        errors.report(&at.field("protocol"), "must be TCP").fix("remove it");
+    }
+}
 
 /// Reads the settings.
 #[must_use]
@@ -73,5 +88,31 @@ fn workload(node: &Node) -> PeerLabels {
         canonical_service: text("CANONICAL_SERVICE").unwrap_or(name),
         canonical_revision: text("CANONICAL_REVISION").unwrap_or_else(unknown),
         cluster: text("CLUSTER_ID").unwrap_or_else(unknown),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use remora_xds::Schema;
+    use remora_xds::diag::SourceMap;
+
+    use super::*;
+
+    #[test]
+    fn an_admin_page_by_udp_is_refused() {
+        let said = |protocol: &str| {
+            let text = format!(
+                "admin: {{ address: {{ socket_address: {{ {protocol} address: 127.0.0.1, port_value: 0 }} }} }}"
+            );
+            let bootstrap = Schema::load().parse::<Bootstrap>(&text, "b").unwrap().message;
+            let mut errors = Errors::new("b", SourceMap::default());
+            check(&bootstrap, &mut errors);
+            errors.into_list().iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(said("protocol: TCP,"), Vec::<String>::new());
+        assert_eq!(
+            said("protocol: UDP,"),
+            ["b: admin.address.socket_address.protocol: must be TCP (remove it)"]
+        );
     }
 }

@@ -9,6 +9,7 @@ pub mod bootstrap;
 pub mod cli;
 mod clock;
 pub mod config;
+pub mod dns;
 pub mod drain;
 pub mod error;
 pub mod http;

@@ -7,7 +7,7 @@ cd "$(dirname "$(realpath "${BASH_SOURCE[0]}")")"
 seconds=${1:-30}
 shift || true
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(client_hello san path jwt)
+[ ${#targets[@]} -gt 0 ] || targets=(client_hello san path jwt dns)
 
 target=$(realpath -m "${CARGO_TARGET_DIR:-../../target}")
 out=$target/fuzz

@@ -74,6 +74,7 @@ wire! {
     pb::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager,
     pb::extensions::filters::network::rbac::v3::Rbac,
     pb::extensions::filters::network::tcp_proxy::v3::TcpProxy,
+    pb::extensions::filters::udp::dns_filter::v3::DnsFilterConfig,
     pb::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig,
     pb::extensions::http::stateful_session::cookie::v3::CookieBasedSessionState,
     pb::extensions::http::stateful_session::header::v3::HeaderBasedSessionState,

@@ -17,9 +17,9 @@ use crate::worker::run::Command;
 #[derive(Debug)]
 pub(super) struct Unbound {
     pub(super) name: Arc<str>,
-    error: std::io::Error,
+    pub(super) error: std::io::Error,
     /// Where it listens instead: where it did before.
-    old: Vec<SocketAddr>,
+    pub(super) old: Vec<SocketAddr>,
 }
 
 impl fmt::Display for Unbound {
@@ -78,13 +78,15 @@ impl App {
         let snapshot = self.shared.config.load_full();
         let mut bound = BTreeMap::clone(&self.shared.bound.load());
         let wanted: BTreeMap<&Arc<str>, &Arc<ListenerSpec>> =
-            snapshot.listeners.iter().filter(|l| l.bind).map(|l| (&l.name, l)).collect();
-        let gone: Vec<_> = bound.keys().filter(|name| !wanted.contains_key(name)).cloned().collect();
+            snapshot.listeners.iter().filter(|l| l.bind && l.dns.is_none()).map(|l| (&l.name, l)).collect();
+        self.dns_listeners.close_gone(&snapshot, &mut bound);
+        let gone = |name: &&Arc<str>| !wanted.contains_key(name) && !self.dns_listeners.has(name);
+        let gone: Vec<_> = bound.keys().filter(gone).cloned().collect();
         for name in gone {
             let at = bound.remove(&name).unwrap_or_default();
             self.close_listener(&name, &at).await;
         }
-        let (mut opened, mut failed) = (Vec::new(), Vec::new());
+        let (mut opened, mut failed) = (Vec::new(), self.dns_listeners.follow(&snapshot, &mut bound));
         for (name, spec) in wanted {
             if bound.get(name).is_some_and(|at| same_addresses(at, spec)) {
                 continue;
@@ -159,7 +161,7 @@ fn places(name: &str, at: &[SocketAddr]) -> Vec<Place> {
 }
 
 /// A wanted port 0 is any port.
-fn same_addresses(bound: &[SocketAddr], spec: &ListenerSpec) -> bool {
+pub(super) fn same_addresses(bound: &[SocketAddr], spec: &ListenerSpec) -> bool {
     let wanted: Vec<_> = std::iter::once(spec.address).chain(spec.additional.iter().copied()).collect();
     let same =
         |(b, w): (&SocketAddr, &SocketAddr)| b.ip() == w.ip() && (w.port() == 0 || b.port() == w.port());

@@ -150,6 +150,7 @@ impl Manager {
         }
         manager.zones = Zones::of(bootstrap);
         let mut errors = Errors::new(source, map);
+        crate::bootstrap::check(bootstrap, &mut errors);
         let mut batch = Batch::default();
         let root = At::root();
         let statics = root.field("static_resources");
@@ -406,7 +407,8 @@ impl Manager {
 fn by_address(listeners: &[Arc<ListenerSpec>]) -> HashMap<SocketAddr, Arc<ListenerSpec>> {
     let mut found = HashMap::default();
     if listeners.iter().any(|listener| listener.use_original_dst) {
-        for listener in listeners {
+        // To a name server nobody is handed over.
+        for listener in listeners.iter().filter(|listener| listener.dns.is_none()) {
             for address in std::iter::once(&listener.address).chain(&listener.additional) {
                 found.entry(*address).or_insert_with(|| Arc::clone(listener));
             }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::balance::subset::LbMetadata;
 use crate::config::names::{ChainId, ClusterId};
+use crate::dns::DnsFilterSpec;
 use crate::listener::chain_match::ChainMatcher;
 use crate::policy::rbac::RbacFilter;
 use crate::telemetry::access_log::AccessLog;
@@ -59,6 +60,8 @@ pub struct ListenerSpec {
     pub buffer_limit: usize,
     /// `access_log` of the listener: refused and chain-less connections.
     pub access_log: Vec<Arc<AccessLog>>,
+    /// `protocol: UDP` with `dns_filter`: it answers DNS, by UDP and TCP, on the control runtime, and has no chains.
+    pub dns: Option<Arc<DnsFilterSpec>>,
 }
 
 impl ListenerSpec {

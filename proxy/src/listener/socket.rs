@@ -1,7 +1,7 @@
 //! Listening sockets, one per worker, and the options of connections.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -28,6 +28,39 @@ pub fn listen(address: SocketAddr, spec: &SocketSpec, workers: usize) -> io::Res
         sockets.push(socket);
     }
     Ok(sockets)
+}
+
+/// How often a free port is looked for that is free for UDP and TCP.
+const PORT_TRIES: usize = 32;
+
+/// Opens the sockets of a name server: UDP and TCP at one address, non-blocking. A successor may have them, too (SO_REUSEPORT). With port 0 they
+/// have a free port.
+///
+/// # Errors
+/// As [`listen`].
+pub fn listen_both(address: SocketAddr, spec: &SocketSpec) -> io::Result<(UdpSocket, TcpListener)> {
+    let mut left = if address.port() == 0 { PORT_TRIES } else { 1 };
+    loop {
+        left -= 1;
+        let datagrams = datagrams(address, spec)?;
+        match listen_one(datagrams.local_addr()?, spec) {
+            Ok(listener) => return Ok((datagrams, listener)),
+            Err(error) if left == 0 || error.kind() != io::ErrorKind::AddrInUse => return Err(error),
+            Err(_) => {}
+        }
+    }
+}
+
+fn datagrams(address: SocketAddr, spec: &SocketSpec) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_port(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(only_v6(address, spec))?;
+    }
+    set_options(&SockRef::from(&socket), address, &SocketSpec { keepalive: None, ..spec.clone() })?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
 }
 
 /// Sockets that a predecessor opened, as they are: until it is succeeded, they are its own. None, if it opened them for other
@@ -200,6 +233,16 @@ mod tests {
         // Listening, and not blocking.
         assert_eq!(sockets[1].accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
         std::net::TcpStream::connect(sockets[0].local_addr().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_name_server_has_one_port_for_both_and_a_successor_joins() {
+        let spec = SocketSpec::default();
+        let (udp, tcp) = listen_both(loopback(), &spec).unwrap();
+        let address = udp.local_addr().unwrap();
+        assert_eq!(tcp.local_addr().unwrap(), address);
+        let (heir, _) = listen_both(address, &spec).unwrap();
+        assert_eq!(heir.local_addr().unwrap(), address);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `remora init` in real network namespaces: what is captured, what is not, and what it does when it may or can not. Needs root.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod dns;
 mod net;
 mod rules;
 

@@ -18,6 +18,9 @@ pub(crate) const POD: &str = "10.77.0.2";
 pub(crate) const POD6: &str = "[fd77::2]";
 pub(crate) const FAR: &str = "10.77.0.1";
 pub(crate) const FAR6: &str = "[fd77::1]";
+/// A name that the sidecar answers, and its address.
+pub(crate) const WEB: &str = "web.shop.svc.cluster.local";
+pub(crate) const WEB_VIP: &str = "10.96.0.7";
 /// The other address of the world.
 pub(crate) const OTHER: &str = "10.77.0.9";
 
@@ -179,6 +182,7 @@ impl Sidecar {
         ] {
             bootstrap = bootstrap.listener(intercepting(via, at.parse().unwrap()));
         }
+        bootstrap = bootstrap.listener(dns());
         let config = folder.path().join("bootstrap.yaml");
         std::fs::write(&config, bootstrap.to_json().to_string()).unwrap();
         let log = std::fs::File::create(folder.path().join("stderr")).unwrap();
@@ -221,6 +225,41 @@ fn intercepting(via: &str, at: SocketAddr) -> Value {
             "listener_filters": [{ "name": "envoy.filters.listener.original_dst", "typed_config": { "@type": filter } }],
         }))
         .into()
+}
+
+/// Answers DNS for [`WEB`], and asks the world for everything else.
+fn dns() -> Value {
+    let udp = |at: &str| {
+        let mut all = address(at.parse().unwrap());
+        all["socket_address"]["protocol"] = "UDP".into();
+        all
+    };
+    json!({
+        "name": "dns",
+        "address": udp("127.0.0.1:15053"),
+        "additional_addresses": [{ "address": udp("[::1]:15053") }],
+        "listener_filters": [{
+            "name": "envoy.filters.udp.dns_filter",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.udp.dns_filter.v3.DnsFilterConfig",
+                "stat_prefix": "dns",
+                "server_config": { "inline_dns_table": { "virtual_domains": [{
+                    "name": WEB, "endpoint": { "address_list": { "address": [WEB_VIP] } },
+                }] } },
+                "client_config": {
+                    "max_pending_lookups": 16,
+                    "resolver_timeout": "2s",
+                    "typed_dns_resolver_config": {
+                        "name": "envoy.network.dns_resolver.cares",
+                        "typed_config": {
+                            "@type": "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
+                            "resolvers": [address(format!("{FAR}:53").parse().unwrap())],
+                        },
+                    },
+                },
+            },
+        }],
+    })
 }
 
 /// The real file behind a program: what has to be hidden to take it away.

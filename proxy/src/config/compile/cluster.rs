@@ -21,6 +21,7 @@ use remora_xds::pb;
 
 pub use assignment::compile_load_assignment;
 pub(super) use assignment::lb_metadata;
+pub(super) use dns::servers as compile_dns_servers;
 
 use crate::config::compile::tls::compile_upstream_tls;
 use crate::config::compile::{Scope, circuit};

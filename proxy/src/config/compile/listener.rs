@@ -1,6 +1,7 @@
 //! Compiles `Listener`: addresses, sockets, listener filters, filter chains and their network filters.
 
 mod chain;
+mod dns;
 mod hcm;
 mod predicate;
 mod protocol;
@@ -46,8 +47,13 @@ pub fn compile_listener(pb: &Listener, at: &At<'_>, scope: &mut Scope<'_>) -> Op
             Direction::Unspecified
         }
     };
-    let filters = listener_filters(pb, &at.field("listener_filters"), scope);
-    let chains = chain::compile(pb, &name, direction, at, scope);
+    let dns = dns::is_udp(pb).then(|| dns::compile(pb, at, scope));
+    let (filters, chains) = if dns.is_some() {
+        Default::default()
+    } else {
+        let filters = listener_filters(pb, &at.field("listener_filters"), scope);
+        (filters, chain::compile(pb, &name, direction, at, scope))
+    };
     let inspect_timeout =
         duration(pb.listener_filters_timeout.as_ref(), &at.field("listener_filters_timeout"), scope);
     let buffer_limit = number(
@@ -57,6 +63,9 @@ pub fn compile_listener(pb: &Listener, at: &At<'_>, scope: &mut Scope<'_>) -> Op
         scope,
     );
     let access_log = compile_access_logs(&pb.access_log, &at.field("access_log"), scope);
+    let dns = dns.flatten().map(Arc::new);
+    // What listens for datagrams has none.
+    let chains = chains.or_else(|| dns.is_some().then(chain::Chains::default));
     let (bound, chains) = bound.zip(chains)?;
     if scope.errors.len() > before {
         return None;
@@ -79,6 +88,7 @@ pub fn compile_listener(pb: &Listener, at: &At<'_>, scope: &mut Scope<'_>) -> Op
         socket: bound.socket,
         buffer_limit: buffer_limit.unwrap_or(1 << 20) as usize,
         access_log,
+        dns,
     })
 }
 

@@ -135,7 +135,12 @@ fn failure(
     Some((base, limit))
 }
 
-fn servers(pb: Option<&TypedExtensionConfig>, at: &At<'_>, scope: &mut Scope<'_>) -> ServerSpec {
+/// Whom to ask; `at` is the message that has the field `typed_dns_resolver_config`.
+pub(in crate::config::compile) fn servers(
+    pb: Option<&TypedExtensionConfig>,
+    at: &At<'_>,
+    scope: &mut Scope<'_>,
+) -> ServerSpec {
     let mut spec = ServerSpec::default();
     let Some(pb) = pb else { return spec };
     let at = at.field("typed_dns_resolver_config");

@@ -36,6 +36,7 @@ use crate::tls::server::ServerTls;
 const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The chains of a listener.
+#[derive(Default)]
 pub(super) struct Chains {
     pub(super) matcher: ChainMatcher,
     pub(super) list: Vec<Arc<FilterChain>>,

@@ -23,7 +23,8 @@ pub(super) struct Bound {
 }
 
 pub(super) fn compile(pb: &Listener, at: &At<'_>, scope: &mut Scope<'_>) -> Option<Bound> {
-    let (first, ipv4_compat) = address(pb.address.as_ref(), &at.field("address"), scope)?;
+    let udp = super::dns::is_udp(pb);
+    let (first, ipv4_compat) = address(pb.address.as_ref(), udp, &at.field("address"), scope)?;
     let mut rest = Vec::new();
     let list = at.field("additional_addresses");
     for (i, additional) in pb.additional_addresses.iter().enumerate() {
@@ -31,7 +32,7 @@ pub(super) fn compile(pb: &Listener, at: &At<'_>, scope: &mut Scope<'_>) -> Opti
         let AdditionalAddress { address: pb, socket_options, tcp_keepalive } = additional;
         refuse!(scope, &at; socket_options, tcp_keepalive);
         let at = at.field("address");
-        let (address, compat) = address(pb.as_ref(), &at, scope)?;
+        let (address, compat) = address(pb.as_ref(), udp, &at, scope)?;
         if compat != ipv4_compat && address.is_ipv6() {
             let at = at.field("socket_address");
             scope.errors.report(&at.field("ipv4_compat"), "must be as in the listener's first address");
@@ -55,7 +56,12 @@ pub(super) fn compile(pb: &Listener, at: &At<'_>, scope: &mut Scope<'_>) -> Opti
 }
 
 /// An address with its `ipv4_compat`.
-fn address(pb: Option<&Address>, at: &At<'_>, scope: &mut Scope<'_>) -> Option<(SocketAddr, bool)> {
+fn address(
+    pb: Option<&Address>,
+    udp: bool,
+    at: &At<'_>,
+    scope: &mut Scope<'_>,
+) -> Option<(SocketAddr, bool)> {
     let Some(AddressKind::SocketAddress(pb)) = pb.and_then(|a| a.address.as_ref()) else {
         let error = scope.errors.report(at, "is not an IP address and port");
         error.fix("use socket_address: {address: 127.0.0.1, port_value: 8080}");
@@ -71,8 +77,11 @@ fn address(pb: Option<&Address>, at: &At<'_>, scope: &mut Scope<'_>) -> Option<(
         port_specifier,
     } = pb;
     refuse!(scope, &at; resolver_name, network_namespace_filepath);
-    if *protocol != Protocol::Tcp as i32 {
-        scope.errors.report(&at.field("protocol"), "is not supported").fix("use TCP");
+    // Which it is, the first address says.
+    let wanted = if udp { Protocol::Udp } else { Protocol::Tcp };
+    if *protocol != wanted as i32 {
+        let error = scope.errors.report(&at.field("protocol"), "is not that of the listener's first address");
+        error.fix("give all addresses one protocol, TCP or UDP");
     }
     let port = match port_specifier {
         Some(PortSpecifier::PortValue(port)) => u16::try_from(*port).ok(),

@@ -48,6 +48,28 @@ async fn connections_are_handed_over_by_address() {
 }
 
 #[tokio::test]
+async fn a_name_server_is_not_handed_connections() {
+    let schema = Schema::load();
+    let mut manager = manager();
+    let dns = json!({
+        "name": "dns",
+        "address": { "socket_address": { "protocol": "UDP", "address": "127.0.0.1", "port_value": 15053 } },
+        "listener_filters": [{ "name": "dns", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.udp.dns_filter.v3.DnsFilterConfig",
+            "stat_prefix": "dns",
+        } }],
+    });
+    let dns = incoming::<remora_xds::pb::envoy::config::listener::v3::Listener>(&schema, &dns);
+    let catch_all =
+        at(&schema, "catch-all", &["127.0.0.1:15001"], &json!({ "hands_over": true, "bound": true }));
+    apply(&mut manager, Kind::Listener, vec![catch_all, dns]);
+    let snapshot = manager.snapshot();
+    assert!(snapshot.listener("dns").is_some_and(|listener| listener.dns.is_some()));
+    assert!(snapshot.listener_at("127.0.0.1:15001".parse().unwrap()).is_some());
+    assert!(snapshot.listener_at("127.0.0.1:15053".parse().unwrap()).is_none());
+}
+
+#[tokio::test]
 async fn a_listener_that_is_taken_back_is_not_handed_anything() {
     let schema = Schema::load();
     let mut manager = manager();

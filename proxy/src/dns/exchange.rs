@@ -1,0 +1,119 @@
+//! One question to name servers, by UDP and, where an answer does not fit or may be forged, by TCP.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::timeout;
+
+use super::ForwardSpec;
+use super::reply::{Asked, Fit, Reply, code_of, is_truncated};
+use super::wire::{self, Key, code};
+
+/// All servers and repeats together take no longer: a client has given up by then.
+const WHOLE: Duration = Duration::from_secs(10);
+/// What a UDP answer may have: more than we say, for servers that do not listen.
+const BUFFER: usize = 4096;
+
+/// Asks one server after the other until one has an answer. None: none has.
+pub async fn ask(key: &Key, spec: &ForwardSpec, servers: &[SocketAddr]) -> Option<Reply> {
+    let all = async {
+        for _ in 0..=spec.retries {
+            for server in servers {
+                match timeout(spec.timeout, one(key, *server, spec.servers.tcp)).await {
+                    Ok(Ok(Some(reply))) => return Some(reply),
+                    Ok(Ok(None)) => {
+                        tracing::debug!(%server, name = wire::text(&key.name), "no usable answer")
+                    }
+                    Ok(Err(error)) => {
+                        tracing::debug!(%server, name = wire::text(&key.name), %error, "not answered")
+                    }
+                    Err(_) => tracing::debug!(%server, name = wire::text(&key.name), "no answer in time"),
+                }
+            }
+        }
+        None
+    };
+    timeout(WHOLE, all).await.ok().flatten()
+}
+
+/// The answer of one server. None: it is malformed, or the server has failed.
+async fn one(key: &Key, server: SocketAddr, tcp: bool) -> io::Result<Option<Reply>> {
+    let answer = exchange(key, server, tcp, true).await?;
+    // A server of before 1999, or a middlebox that has heard of no EDNS.
+    let answer = if matches!(code_of(&answer), code::FORM_ERR | code::NOT_IMP) {
+        exchange(key, server, tcp, false).await?
+    } else {
+        answer
+    };
+    Ok(Reply::read(key, &answer))
+}
+
+async fn exchange(key: &Key, server: SocketAddr, tcp: bool, edns: bool) -> io::Result<Vec<u8>> {
+    if !tcp {
+        let asked = new_question(key, edns)?;
+        let (answer, fit) = by_udp(&asked, server).await?;
+        if fit == Fit::Yes && !is_truncated(&answer) {
+            return Ok(answer);
+        }
+    }
+    by_tcp(&new_question(key, edns)?, server).await
+}
+
+/// With an ID and a spelling that nobody can foretell.
+fn new_question(key: &Key, edns: bool) -> io::Result<Asked> {
+    let mut random = [0; 34];
+    aws_lc_rs::rand::fill(&mut random).map_err(|_| io::Error::other("no random numbers"))?;
+    let [high, low, spelling @ ..] = random;
+    Ok(Asked::new(key, u16::from_be_bytes([high, low]), &spelling, edns))
+}
+
+/// What fits of what comes, whether exactly or not.
+async fn by_udp(asked: &Asked, server: SocketAddr) -> io::Result<(Vec<u8>, Fit)> {
+    let any: IpAddr = match server {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    // A port of its own for each question. Connected, it hears nobody else.
+    let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
+    socket.connect(server).await?;
+    socket.send(&asked.message).await?;
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let length = socket.recv(&mut buffer).await?;
+        let fit = asked.fits(&buffer[..length]);
+        if fit != Fit::No {
+            buffer.truncate(length);
+            return Ok((buffer, fit));
+        }
+    }
+}
+
+/// Messages have their length in front (RFC 1035 §4.2.2). A connection is the server's: the case of letters does not matter.
+async fn by_tcp(asked: &Asked, server: SocketAddr) -> io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(server).await?;
+    stream.set_nodelay(true)?;
+    stream.write_all(&framed(&asked.message)).await?;
+    let mut answer = vec![0; stream.read_u16().await?.into()];
+    stream.read_exact(&mut answer).await?;
+    match asked.fits(&answer) {
+        Fit::Yes | Fit::OtherCase if !is_truncated(&answer) => Ok(answer),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the answer is to another question")),
+    }
+}
+
+/// A message for TCP. What is longer than its length can say is cut, which no message of ours is.
+#[must_use]
+pub fn framed(message: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(message.len()).unwrap_or(u16::MAX);
+    let mut out = Vec::with_capacity(2 + usize::from(length));
+    out.extend(length.to_be_bytes());
+    out.extend(&message[..usize::from(length)]);
+    out
+}
+
+#[cfg(test)]
+#[path = "exchange_tests.rs"]
+mod tests;

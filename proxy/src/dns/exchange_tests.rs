@@ -1,0 +1,161 @@
+//! Servers on loopback that answer rightly, wrongly and for others.
+
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::dns::wire::{HEADER, IN, kind};
+use crate::upstream::dns::ServerSpec;
+
+const RIGHT: [u8; 4] = [192, 0, 2, 1];
+const FORGED: [u8; 4] = [192, 0, 2, 66];
+
+fn key() -> Key {
+    let name = wire::labels("www.example.com").unwrap();
+    Key { name, kind: kind::A, class: IN, signatures: false, unchecked: false }
+}
+
+fn spec() -> ForwardSpec {
+    let servers = ServerSpec::default();
+    ForwardSpec { servers, timeout: Duration::from_secs(5), retries: 0, max_pending: 1 }
+}
+
+/// The answer to a question with one address.
+fn answer(question: &[u8], address: [u8; 4]) -> Vec<u8> {
+    let mut out = question[..HEADER + key().name.len() + 4].to_vec();
+    (out[2], out[3], out[7], out[11]) = (0x81, 0x80, 1, 0);
+    out.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+    out.extend(address);
+    out
+}
+
+fn address_of(reply: Option<&Reply>) -> Option<[u8; 4]> {
+    let query = wire::Query::read(&Asked::new(&key(), 0, &[0; 32], false).message).unwrap();
+    let message = reply?.answer(&query, crate::dns::reply::Left::After(Duration::ZERO), false);
+    message[message.len() - 4..].try_into().ok()
+}
+
+/// A question by UDP, and who asks.
+async fn hear(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+    let mut buffer = vec![0; BUFFER];
+    let (length, peer) = socket.recv_from(&mut buffer).await.unwrap();
+    buffer.truncate(length);
+    (buffer, peer)
+}
+
+async fn udp() -> (UdpSocket, SocketAddr) {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
+}
+
+#[tokio::test]
+async fn forged_answers_are_not_heard() {
+    let (server, at) = udp().await;
+    let (stranger, _) = udp().await;
+    let serving = async {
+        let (question, peer) = hear(&server).await;
+        let forged = answer(&question, FORGED);
+        let edited = |at: usize| {
+            let mut edited = forged.clone();
+            edited[at] ^= 1;
+            edited
+        };
+        // Everything right, but from elsewhere.
+        stranger.send_to(&forged, peer).await.unwrap();
+        // Another ID, a question instead of an answer, another name, another type; and what is too short to be one.
+        let question_again = [&forged[..2], &[1], &forged[3..]].concat();
+        let kind = HEADER + key().name.len() + 1;
+        for wrong in [edited(0), edited(1), question_again, edited(HEADER + 1), edited(kind), vec![0; 3]] {
+            server.send_to(&wrong, peer).await.unwrap();
+        }
+        server.send_to(&answer(&question, RIGHT), peer).await.unwrap();
+    };
+    let (key, spec, servers) = (key(), spec(), [at]);
+    let (reply, ()) = tokio::join!(ask(&key, &spec, &servers), serving);
+    assert_eq!(address_of(reply.as_ref()), Some(RIGHT));
+}
+
+#[tokio::test]
+async fn an_answer_with_other_letters_is_asked_for_again_by_tcp() {
+    let (server, at) = udp().await;
+    let listener = TcpListener::bind(at).await.unwrap();
+    let serving = async {
+        let (question, peer) = hear(&server).await;
+        let mut forged = answer(&question, FORGED);
+        forged[HEADER + 1] ^= 0x20;
+        server.send_to(&forged, peer).await.unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut again = vec![0; stream.read_u16().await.unwrap().into()];
+        stream.read_exact(&mut again).await.unwrap();
+        // By TCP a server may change the case: nobody else can answer there.
+        let right = answer(&again, RIGHT).to_ascii_lowercase();
+        stream.write_all(&framed(&[&again[..2], &right[2..]].concat())).await.unwrap();
+        (question, again)
+    };
+    let (key, spec, servers) = (key(), spec(), [at]);
+    let (reply, (first, second)) = tokio::join!(ask(&key, &spec, &servers), serving);
+    assert_eq!(address_of(reply.as_ref()), Some(RIGHT));
+    assert_ne!(first[..HEADER + 17], second[..HEADER + 17], "ID and letters are new");
+}
+
+#[tokio::test]
+async fn a_server_without_edns_is_asked_again_without() {
+    let (server, at) = udp().await;
+    let serving = async {
+        let (question, peer) = hear(&server).await;
+        assert_eq!(question[11], 1, "EDNS");
+        // It leaves the question out, as such servers do.
+        let refusal = [&question[..2], &[0x81, 0x81, 0, 0, 0, 0, 0, 0, 0, 0][..]].concat();
+        server.send_to(&refusal, peer).await.unwrap();
+        let (question, peer) = hear(&server).await;
+        assert_eq!(question[11], 0, "no EDNS");
+        server.send_to(&answer(&question, RIGHT), peer).await.unwrap();
+    };
+    let (key, spec, servers) = (key(), spec(), [at]);
+    let (reply, ()) = tokio::join!(ask(&key, &spec, &servers), serving);
+    assert_eq!(address_of(reply.as_ref()), Some(RIGHT));
+}
+
+#[tokio::test]
+async fn ids_ports_and_letters_are_new_for_each_question() {
+    let (server, at) = udp().await;
+    let serving = async {
+        let mut seen = Vec::new();
+        for _ in 0..8 {
+            let (question, peer) = hear(&server).await;
+            server.send_to(&answer(&question, RIGHT), peer).await.unwrap();
+            let name = question[HEADER..HEADER + key().name.len()].to_vec();
+            seen.push((question[..2].to_vec(), peer.port(), name));
+        }
+        seen
+    };
+    let (key, spec, servers) = (key(), spec(), [at]);
+    let asking = async {
+        for _ in 0..8 {
+            assert!(ask(&key, &spec, &servers).await.is_some());
+        }
+    };
+    let ((), seen) = tokio::join!(asking, serving);
+    // By chance all of eight are the same once in 2^90.
+    assert!(seen.iter().any(|(id, ..)| *id != seen[0].0), "IDs");
+    assert!(seen.iter().any(|(_, port, _)| *port != seen[0].1), "ports");
+    assert!(seen.iter().any(|(.., name)| *name != seen[0].2), "letters");
+}
+
+#[tokio::test]
+async fn the_next_server_is_asked_when_one_fails() {
+    let (gone, nobody) = udp().await;
+    drop(gone);
+    let (server, at) = udp().await;
+    let serving = async {
+        let (question, peer) = hear(&server).await;
+        let mut failed = answer(&question, FORGED);
+        failed[3] = 0x82;
+        server.send_to(&failed, peer).await.unwrap();
+        let (question, peer) = hear(&server).await;
+        server.send_to(&answer(&question, RIGHT), peer).await.unwrap();
+    };
+    let (key, spec, servers) = (key(), spec(), [nobody, at, at]);
+    let (reply, ()) = tokio::join!(ask(&key, &spec, &servers), serving);
+    assert_eq!(address_of(reply.as_ref()), Some(RIGHT));
+}
