@@ -274,7 +274,8 @@ fn requests() -> Vec<NodeRequest> {
         for number in 0..4 {
             let name = format!("w{number}");
             let request = NodeRequest::new(NodeKind::Sidecar, namespace).with_workload(name);
-            all.push(NodeRequest { intercepted: Some(vec!["fd00::2".parse().unwrap()]), ..request.clone() });
+            let intercepted = Some(vec!["fd00::2".parse().unwrap()]);
+            all.push(NodeRequest { intercepted, captures_dns: true, ..request.clone() });
             all.push(request);
         }
     }

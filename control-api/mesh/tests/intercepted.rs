@@ -17,7 +17,12 @@ use remora_xds::pb::envoy::config::cluster::v3::Cluster;
 use remora_xds::pb::envoy::config::core::v3::address::Address as Kind;
 use remora_xds::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use remora_xds::pb::envoy::config::core::v3::{Address, Node};
+use remora_xds::pb::envoy::config::listener::v3::listener_filter::ConfigType;
 use remora_xds::pb::envoy::config::listener::v3::{FilterChain, Listener};
+use remora_xds::pb::envoy::data::dns::v3::dns_table::DnsVirtualDomain;
+use remora_xds::pb::envoy::data::dns::v3::dns_table::dns_endpoint::EndpointConfig;
+use remora_xds::pb::envoy::extensions::filters::udp::dns_filter::v3::DnsFilterConfig;
+use remora_xds::pb::envoy::extensions::filters::udp::dns_filter::v3::dns_filter_config::server_context_config::ConfigSource;
 use support::profile::profile;
 
 /// Services `web` (HTTP) with two VIPs and `db` (TCP) without, in one namespace, and one of another namespace.
@@ -374,6 +379,41 @@ spec: {address: 10.244.3.4, ports: [{port: 3306}]}
     }
 }
 
+/// The names that a node's DNS listener answers, with their addresses, and where it listens.
+fn dns(node: &NodeResources) -> (Vec<String>, Vec<String>) {
+    let listener = listener(node, "dns");
+    let Some(ConfigType::TypedConfig(filter)) = &listener.listener_filters[0].config_type else { panic!() };
+    let filter: DnsFilterConfig = any::unpack(filter).unwrap();
+    let Some(ConfigSource::InlineDnsTable(table)) = filter.server_config.unwrap().config_source else {
+        panic!()
+    };
+    let shown = |domain: &DnsVirtualDomain| {
+        let endpoint = domain.endpoint.clone().unwrap().endpoint_config;
+        let Some(EndpointConfig::AddressList(list)) = &endpoint else { panic!("{endpoint:?}") };
+        format!("{} {}", domain.name, list.address.join(" "))
+    };
+    (table.virtual_domains.iter().map(shown).collect(), addresses(&listener))
+}
+
+#[test]
+fn a_node_that_captures_dns_answers_names_of_services_with_addresses() {
+    assert!(!node("", "db-1").listeners.contains_key("dns"));
+    let compiler = compiler(&mesh(""), profile());
+    let mut request = request("db-1", &["10.244.2.2", "fd00::2"]);
+    request.captures_dns = true;
+    let (names, at) = dns(&compiler.node(&request).unwrap());
+    assert_eq!(
+        names,
+        ["audit.office.svc.cluster.local 10.96.0.9", "web.shop.svc.cluster.local 10.96.0.7 fd00:96::7",]
+    );
+    assert_eq!(at, ["127.0.0.1|15053", "::1|15053"]);
+    request.intercepted = Some(vec!["10.244.2.2".parse().unwrap()]);
+    assert_eq!(dns(&compiler.node(&request).unwrap()).1, ["127.0.0.1|15053"]);
+    // Without rules nobody comes there.
+    request.intercepted = None;
+    assert!(!compiler.node(&request).unwrap().listeners.contains_key("dns"));
+}
+
 #[test]
 fn a_node_says_that_it_is_intercepted() {
     use remora_xds::pb::google::protobuf::value::Kind as Value;
@@ -387,13 +427,17 @@ fn a_node_says_that_it_is_intercepted() {
             }),
             ..Node::default()
         };
-        NodeRequest::of(&node).unwrap().intercepted
+        let request = NodeRequest::of(&node).unwrap();
+        assert_eq!(request.captures_dns, metadata.contains(&("DNS_CAPTURE", "true")));
+        request.intercepted
     };
     let ip = |text: &str| text.parse::<IpAddr>().unwrap();
     assert_eq!(said(&[]), None);
     assert_eq!(said(&[("INTERCEPTION_MODE", "NONE")]), None);
     assert_eq!(said(&[("INTERCEPTION_MODE", "REDIRECT")]), Some(vec![ip("10.244.1.2")]));
-    let both = said(&[("INTERCEPTION_MODE", "REDIRECT"), ("INSTANCE_IPS", "10.244.1.2,fd00::2")]).unwrap();
+    let both =
+        [("INTERCEPTION_MODE", "REDIRECT"), ("INSTANCE_IPS", "10.244.1.2,fd00::2"), ("DNS_CAPTURE", "true")];
+    let both = said(&both).unwrap();
     assert!(both.contains(&ip("fd00::2")) && both.contains(&ip("10.244.1.2")), "{both:?}");
 }
 

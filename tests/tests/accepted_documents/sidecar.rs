@@ -37,7 +37,7 @@ pub(crate) fn refused(text: &str) -> Vec<String> {
         let request = NodeRequest::new(NodeKind::Sidecar, &workload.metadata.namespace)
             .with_workload(workload.metadata.name.clone());
         let addresses = vec![workload.spec.address, Ipv6Addr::LOCALHOST.into()];
-        let intercepted = NodeRequest { intercepted: Some(addresses), ..request.clone() };
+        let intercepted = NodeRequest { intercepted: Some(addresses), captures_dns: true, ..request.clone() };
         // Who says that it is intercepted has to be.
         let direct = (workload.spec.interception == Interception::None).then_some(request);
         direct

@@ -62,7 +62,7 @@ pub(crate) struct InitArgs {
     /// Users whose connections are not captured
     #[arg(long, value_name = "UID,…", value_delimiter = ',')]
     pub(super) exclude_uids: Vec<u32>,
-    /// Capture DNS (port 53, UDP and TCP). The proxy has no DNS listener yet: only with one of your own at --dns-port
+    /// Capture DNS (port 53, UDP and TCP): the proxy answers names of the mesh itself, if its node says DNS_CAPTURE
     #[arg(long)]
     pub(super) capture_dns: bool,
     /// Port of the DNS listener

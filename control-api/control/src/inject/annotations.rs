@@ -21,6 +21,8 @@ pub(super) struct Wanted {
     /// The application waits for the sidecar.
     pub(super) hold: bool,
     pub(super) rewrite: bool,
+    /// DNS is led to the sidecar, too.
+    pub(super) capture_dns: bool,
     /// Seconds; None: what the pod's own time leaves.
     pub(super) drain_time: Option<u16>,
     /// Options of `remora init` and their values.
@@ -45,6 +47,7 @@ enum Field {
     LogLevel,
     Hold,
     Rewrite,
+    CaptureDns,
     DrainTime,
     Ports {
         option: &'static str,
@@ -65,7 +68,7 @@ const REQUESTS: [(&str, &str); 2] = [("cpu", "10m"), ("memory", "20Mi")];
 const OURS: &str = "remora.dev/";
 
 /// Ours without the prefix, and Istio's. Ours win.
-const KNOWN: [(Field, &str, Option<&str>); 23] = [
+const KNOWN: [(Field, &str, Option<&str>); 24] = [
     (Field::Other, "inject", Some("sidecar.istio.io/inject")),
     (Field::Other, "injected", None),
     (Field::Other, "origin", None),
@@ -82,6 +85,7 @@ const KNOWN: [(Field, &str, Option<&str>); 23] = [
     (Field::Hold, "hold-application", None),
     (Field::Rewrite, "rewrite-probes", Some("sidecar.istio.io/rewriteAppHTTPProbers")),
     (Field::DrainTime, "drain-time-s", None),
+    (Field::CaptureDns, "capture-dns", None),
     (
         Field::Ports { option: "--include-inbound-ports", all: true },
         "include-inbound-ports",
@@ -166,6 +170,7 @@ fn defaults(settings: &Settings) -> Wanted {
         log_level: "info".into(),
         hold: true,
         rewrite: true,
+        capture_dns: false,
         drain_time: None,
         init: BTreeMap::new(),
     }
@@ -177,10 +182,6 @@ fn unknown(annotations: &Map<String, Value>) -> Result<Vec<String>, Failure> {
     let mut notes = Vec::new();
     for name in annotations.keys() {
         if let Some(own) = name.strip_prefix(OURS) {
-            if own == "capture-dns" {
-                let fix = "remove it: names are resolved as without a sidecar";
-                return Err(Failure::new(annotation(name), "the sidecar has no DNS listener yet", fix));
-            }
             if KNOWN.iter().any(|(_, known, _)| *known == own) {
                 continue;
             }
@@ -217,6 +218,7 @@ impl Wanted {
             Field::LogLevel => self.log_level = values::level(text)?,
             Field::Hold => self.hold = values::boolean(text)?,
             Field::Rewrite => self.rewrite = values::boolean(text)?,
+            Field::CaptureDns => self.capture_dns = values::boolean(text)?,
             Field::DrainTime => self.drain_time = Some(values::number(text, 1, 3600)?),
             Field::Ports { option, all } => self.option(option, values::ports(text, all)?),
             Field::Ranges { option, all } => self.option(option, values::ranges(text, all)?),
@@ -235,9 +237,11 @@ impl Wanted {
     /// # Errors
     /// Values that contradict each other.
     fn consistent(&self) -> Result<(), Failure> {
-        if self.interception == Interception::None && !self.init.is_empty() {
-            let names =
-                self.init.keys().map(|name| name.trim_start_matches("--")).collect::<Vec<_>>().join(", ");
+        let dns = self.capture_dns.then_some("capture-dns");
+        let options = self.init.keys().map(|name| name.trim_start_matches("--"));
+        let led = options.chain(dns).collect::<Vec<_>>();
+        if self.interception == Interception::None && !led.is_empty() {
+            let names = led.join(", ");
             let message = format!("none, but there is something to lead to the sidecar: {names}");
             return Err(Failure::new(
                 annotation("remora.dev/interception"),

@@ -40,6 +40,9 @@ pub(super) fn text(named: Named<'_>, settings: &Settings, wanted: &Wanted, probe
         // The control plane gives it listeners for what rules lead to it.
         metadata["INTERCEPTION_MODE"] = "REDIRECT".into();
         metadata["INSTANCE_IPS"] = "$(INSTANCE_IPS)".into();
+        if wanted.capture_dns {
+            metadata["DNS_CAPTURE"] = "true".into();
+        }
     }
     let mut whole = sidecar::dynamic(settings.control);
     whole["node"] = json!({

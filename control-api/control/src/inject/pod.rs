@@ -134,6 +134,9 @@ pub(super) fn init_arguments(wanted: &Wanted, probes: &Probes) -> Vec<String> {
     for (option, value) in options {
         args.extend([option.to_owned(), value]);
     }
+    if wanted.capture_dns {
+        args.push("--capture-dns".to_owned());
+    }
     args
 }
 

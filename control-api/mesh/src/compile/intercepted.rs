@@ -114,7 +114,7 @@ fn pods(scope: Scope<'_>, service: &Document<ServiceSpec>, port: &ServicePort) -
 }
 
 /// Loopback, also of IPv6 for a node that has it.
-fn loopback(addresses: &[IpAddr]) -> impl Iterator<Item = IpAddr> {
+pub(super) fn loopback(addresses: &[IpAddr]) -> impl Iterator<Item = IpAddr> {
     let ipv6 = addresses.iter().any(IpAddr::is_ipv6);
     [IpAddr::V4(Ipv4Addr::LOCALHOST)].into_iter().chain(ipv6.then_some(IpAddr::V6(Ipv6Addr::LOCALHOST)))
 }

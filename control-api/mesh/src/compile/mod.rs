@@ -6,6 +6,7 @@ mod balancing;
 mod breaker;
 mod cluster;
 mod compiler;
+mod dns;
 mod everything;
 mod fault;
 mod grpc;

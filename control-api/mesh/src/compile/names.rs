@@ -58,6 +58,9 @@ pub const VIRTUAL_INBOUND: &str = "virtualInbound";
 /// Takes what rules lead to the sidecar from the program (Istio's name).
 pub const VIRTUAL_OUTBOUND: &str = "virtualOutbound";
 
+/// Takes the DNS questions that rules lead to the sidecar.
+pub const DNS: &str = "dns";
+
 /// Connections go where they were going (Istio's name).
 pub const PASSTHROUGH: &str = "PassthroughCluster";
 

@@ -9,8 +9,8 @@ use super::request::{NodeKind, NodeRequest};
 use super::route::Attached;
 use super::service::{PortResources, ServiceResources};
 use super::{
-    Listening, Outbound, Profile, Scope, any_egress, egress, every_port, grpc, intercepted, key_of, names,
-    outbound,
+    Listening, Outbound, Profile, Scope, any_egress, dns, egress, every_port, grpc, intercepted, key_of,
+    names, outbound,
 };
 use crate::document::Interception;
 use crate::kinds::Kind;
@@ -148,8 +148,12 @@ impl<'s> Builder<'_, 's> {
             for resource in intercepted::catch_all(self.scope, &about, addresses) {
                 self.add(&resource);
             }
-            for item in any_egress(mesh, &instance.workload) {
-                self.by_address(&item);
+            let called = any_egress(mesh, &instance.workload);
+            for item in &called {
+                self.by_address(item);
+            }
+            if self.request.captures_dns {
+                self.add(&dns::listener(&about, addresses, called));
             }
             return;
         }

@@ -32,6 +32,8 @@ pub struct NodeRequest {
     pub certificate_provider: String,
     /// Its addresses, when rules lead its traffic to it.
     pub intercepted: Option<Vec<IpAddr>>,
+    /// Rules lead DNS to it as well.
+    pub captures_dns: bool,
 }
 
 /// A node that does not say who it is.
@@ -64,6 +66,7 @@ impl NodeRequest {
             wanted: BTreeSet::new(),
             certificate_provider: "default".into(),
             intercepted: None,
+            captures_dns: false,
         }
     }
 
@@ -76,7 +79,7 @@ impl NodeRequest {
     /// Who a node says it is, by its metadata (`remora.workload` and `remora.namespace`, or Istio's `WORKLOAD_NAME` and `NAMESPACE`) or
     /// its id (`<kind>~<address>~<workload>.<namespace>~<domain>`, Istio's form). A gRPC library is known by its user agent; it
     /// belongs to `default` when it does not say otherwise. `INTERCEPTION_MODE: REDIRECT` says that rules lead its traffic to it, at
-    /// `INSTANCE_IPS`.
+    /// `INSTANCE_IPS`, and `DNS_CAPTURE: true` that they lead DNS to it, too (Istio's names).
     ///
     /// # Errors
     /// It says neither, and is no gRPC library.
@@ -109,6 +112,7 @@ impl NodeRequest {
         }
         if metadata(node, "INTERCEPTION_MODE") == Some("REDIRECT") {
             request.intercepted = Some(addresses(node, parts.get(1).copied()));
+            request.captures_dns = is_true(node, "DNS_CAPTURE");
         }
         Ok(request)
     }
@@ -124,5 +128,15 @@ fn metadata<'a>(node: &'a Node, key: &str) -> Option<&'a str> {
     match &node.metadata.as_ref()?.fields.get(key)?.kind {
         Some(ValueKind::StringValue(text)) => Some(text),
         _ => None,
+    }
+}
+
+/// Whether metadata say so, as YAML has it or as a text, as Istio has it.
+fn is_true(node: &Node, key: &str) -> bool {
+    let value = node.metadata.as_ref().and_then(|metadata| metadata.fields.get(key));
+    match value.and_then(|value| value.kind.as_ref()) {
+        Some(ValueKind::BoolValue(said)) => *said,
+        Some(ValueKind::StringValue(text)) => text == "true",
+        _ => false,
     }
 }

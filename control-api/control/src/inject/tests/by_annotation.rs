@@ -2,6 +2,13 @@ use serde_json::json;
 
 use super::*;
 
+/// Whether rules lead DNS to the sidecar, and what it says of that.
+fn dns(pod: &Value) -> String {
+    let args = container(pod, INIT)["args"].as_array().unwrap();
+    let said = &bootstrap_of(pod)["node"]["metadata"]["DNS_CAPTURE"];
+    format!("{} {said}", args.contains(&"--capture-dns".into()))
+}
+
 #[test]
 fn every_annotation_does_something() {
     let without = of(&annotated(&json!({})));
@@ -15,6 +22,7 @@ fn every_annotation_does_something() {
             "right" => {
                 Some(who::containers(pod).any(|(_, c)| c.to_string().contains("NET_ADMIN")).to_string())
             }
+            "dns" => Some(dns(pod)),
             resource if resource.contains('.') => {
                 let (kind, name) = resource.split_once('.').unwrap();
                 proxy["resources"][kind][name].as_str().map(Into::into)
@@ -44,6 +52,7 @@ fn every_annotation_does_something() {
         ("remora.dev/log-level", "debug", "--log-level", "debug"),
         ("sidecar.istio.io/logLevel", "debug", "--log-level", "debug"),
         ("remora.dev/drain-time-s", "7", "--drain-time-s", "7"),
+        ("remora.dev/capture-dns", "true", "dns", "true \"true\""),
         ("remora.dev/hold-application", "false", "hold", "null"),
         ("proxy.istio.io/config", "holdApplicationUntilProxyStarts: false", "hold", "null"),
         ("proxy.istio.io/config", "concurrency: 3", "--concurrency", "3"),
@@ -131,7 +140,7 @@ fn values_that_cannot_be_used_are_named_with_a_fix() {
         ("remora.dev/log-level", "loud"),
         ("remora.dev/log-level", "a=b=c"),
         ("remora.dev/drain-time-s", "5s"),
-        ("remora.dev/capture-dns", "true"),
+        ("remora.dev/capture-dns", "yes"),
         ("remora.dev/exclude-outbound-port", "80"),
         ("remora.dev/whatever", "80"),
         ("traffic.sidecar.istio.io/includeInboundPorts", ""),
