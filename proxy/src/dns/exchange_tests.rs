@@ -19,6 +19,12 @@ fn spec() -> ForwardSpec {
     ForwardSpec { servers, timeout: Duration::from_secs(5), retries: 0, max_pending: 1 }
 }
 
+/// Both, or a failure: each waits for the other.
+async fn both<A, B>(asking: impl Future<Output = A>, serving: impl Future<Output = B>) -> (A, B) {
+    let both = async { tokio::join!(asking, serving) };
+    timeout(Duration::from_secs(20), both).await.expect("a question or an answer did not come")
+}
+
 /// The answer to a question with one address.
 fn answer(question: &[u8], address: [u8; 4]) -> Vec<u8> {
     let mut out = question[..HEADER + key().name.len() + 4].to_vec();
@@ -71,7 +77,7 @@ async fn forged_answers_are_not_heard() {
         server.send_to(&answer(&question, RIGHT), peer).await.unwrap();
     };
     let (key, spec, servers) = (key(), spec(), [at]);
-    let (reply, ()) = tokio::join!(ask(&key, &spec, &servers), serving);
+    let (reply, ()) = both(ask(&key, &spec, &servers), serving).await;
     assert_eq!(address_of(reply.as_ref()), Some(RIGHT));
 }
 
@@ -93,7 +99,7 @@ async fn an_answer_with_other_letters_is_asked_for_again_by_tcp() {
         (question, again)
     };
     let (key, spec, servers) = (key(), spec(), [at]);
-    let (reply, (first, second)) = tokio::join!(ask(&key, &spec, &servers), serving);
+    let (reply, (first, second)) = both(ask(&key, &spec, &servers), serving).await;
     assert_eq!(address_of(reply.as_ref()), Some(RIGHT));
     assert_ne!(first[..HEADER + 17], second[..HEADER + 17], "ID and letters are new");
 }
@@ -112,7 +118,7 @@ async fn a_server_without_edns_is_asked_again_without() {
         server.send_to(&answer(&question, RIGHT), peer).await.unwrap();
     };
     let (key, spec, servers) = (key(), spec(), [at]);
-    let (reply, ()) = tokio::join!(ask(&key, &spec, &servers), serving);
+    let (reply, ()) = both(ask(&key, &spec, &servers), serving).await;
     assert_eq!(address_of(reply.as_ref()), Some(RIGHT));
 }
 
@@ -135,7 +141,7 @@ async fn ids_ports_and_letters_are_new_for_each_question() {
             assert!(ask(&key, &spec, &servers).await.is_some());
         }
     };
-    let ((), seen) = tokio::join!(asking, serving);
+    let ((), seen) = both(asking, serving).await;
     // By chance all of eight are the same once in 2^90.
     assert!(seen.iter().any(|(id, ..)| *id != seen[0].0), "IDs");
     assert!(seen.iter().any(|(_, port, _)| *port != seen[0].1), "ports");
@@ -156,6 +162,6 @@ async fn the_next_server_is_asked_when_one_fails() {
         server.send_to(&answer(&question, RIGHT), peer).await.unwrap();
     };
     let (key, spec, servers) = (key(), spec(), [nobody, at, at]);
-    let (reply, ()) = tokio::join!(ask(&key, &spec, &servers), serving);
+    let (reply, ()) = both(ask(&key, &spec, &servers), serving).await;
     assert_eq!(address_of(reply.as_ref()), Some(RIGHT));
 }
