@@ -2,11 +2,9 @@
 //! anything: it may be the server that speaks first (DESIGN rule 1).
 
 use std::cell::Cell;
-use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
@@ -27,7 +25,6 @@ use crate::telemetry::record::{self, AccessRecord, Timings};
 use crate::upstream::cluster::{Cluster, ClusterPermit, Discovery};
 use crate::upstream::endpoint::{ActiveRequest, Endpoint};
 use crate::upstream::outcome::{self, Watch};
-use crate::upstream::server::Server;
 use crate::upstream::transport::{self, Alpn, Connected};
 
 /// A connection to an endpoint, and what it counts against.
@@ -61,14 +58,15 @@ pub async fn serve(mut io: Io, read: BytesMut, downstream: Rc<Downstream>, spec:
             endpoint = Some(Arc::clone(active.endpoint()));
             let series = downstream.worker.metrics.tcp(&downstream, named, endpoint.as_ref());
             series.opened();
-            let server = connected.server.take().zip(id);
+            let name = cluster.as_ref().map(|cluster| &*cluster.spec().name);
+            let server = connected.server.as_ref().zip(name);
             let copy = tcp::forward(
                 (&mut io, read),
                 (&mut connected.io, BytesMut::new()),
                 spec.idle_timeout,
                 &traffic,
             );
-            let copy = while_good(&downstream, server, copy);
+            let copy = admission::while_good(&downstream, server, copy);
             let ended = {
                 let copy = pin!(limited(spec.max_duration, copy));
                 admission::while_admitted(&downstream, changes, copy).await
@@ -102,27 +100,6 @@ pub async fn serve(mut io: Io, read: BytesMut, downstream: Rc<Downstream>, spec:
         refused,
         total: start.elapsed(),
     });
-}
-
-/// Does `work` as long as no list of the server's cluster revokes its certificate. None: one does.
-async fn while_good<F: Future>(
-    downstream: &Downstream,
-    server: Option<(Server, ClusterId)>,
-    work: F,
-) -> Option<F::Output> {
-    let Some((server, cluster)) = server else { return Some(work.await) };
-    let changes = downstream.worker.changes.follow();
-    let mut work = pin!(work);
-    poll_fn(|cx| {
-        while changes.poll_changed(cx) {
-            let snapshot = downstream.worker.snapshot();
-            if snapshot.cluster(cluster).is_some_and(|cluster| server.is_revoked(cluster)) {
-                return Poll::Ready(None);
-            }
-        }
-        work.as_mut().poll(cx).map(Some)
-    })
-    .await
 }
 
 async fn limited<F: Future>(limit: Option<Duration>, work: F) -> Option<F::Output> {

@@ -316,6 +316,21 @@ async fn i4_an_opaque_connection_to_a_revoked_server_ends() {
     assert!(client.is_closed().await);
 }
 
+/// I4: neither does anybody of the bytes behind a CONNECT.
+#[tokio::test]
+async fn i4_a_tunnel_to_a_revoked_server_ends() {
+    let tunnel = json!({ "match": { "connect_matcher": {} }, "route": {
+        "cluster": "server", "timeout": "0s", "upgrade_configs": [{ "upgrade_type": "CONNECT", "connect_config": {} }],
+    } });
+    let rig = ToServer::start(Listener::http("ingress").upgrade("CONNECT").route(tunnel), false).await;
+    let mut client = rig.proxy.http1().await;
+    client.send("CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n").await;
+    assert_eq!(client.any_head().await.unwrap().word(1), "200");
+    assert_eq!(client.get("/").await.unwrap().text(), "origin");
+    rig.revoke().await;
+    assert!(client.is_closed().await);
+}
+
 /// CVE-2022-21654: a session that began under other trust is not taken up again, whether its peer's authority is not trusted any
 /// more or its certificate was revoked. What cannot be resumed is a full handshake, and that is refused.
 #[tokio::test]

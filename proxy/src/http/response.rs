@@ -6,6 +6,7 @@ use super::body::Body;
 use super::head::ResponseHead;
 use super::tunnel::Tunnel;
 use crate::upstream::lease::{H1Lease, H2Slot};
+use crate::upstream::server::Server;
 
 /// A response on its way downstream.
 #[derive(Debug)]
@@ -36,4 +37,15 @@ pub enum Held {
     H1(H1Lease),
     /// A stream.
     H2(H2Slot),
+}
+
+impl Held {
+    /// Who is verified to be at the other end.
+    #[must_use]
+    pub fn server(&self) -> Option<&Server> {
+        match self {
+            Self::H1(lease) => lease.server(),
+            Self::H2(slot) => slot.server(),
+        }
+    }
 }

@@ -2,12 +2,20 @@
 
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::context::RequestCtx;
 use super::h1::conn::SharedConn;
 use super::h2::tunnel::H2Tunnel;
+use super::recheck::while_allowed;
+use super::response::Upgraded;
+use crate::error::Reason;
+use crate::listener::admission;
+use crate::tcp::{self, Traffic};
 
 /// See the module.
 #[derive(Debug)]
@@ -16,6 +24,29 @@ pub enum Tunnel {
     H1(SharedConn),
     /// An HTTP/2 stream.
     H2(Box<H2Tunnel>),
+}
+
+/// Carries bytes both ways between the client and an endpoint until the tunnel ends: at the latest when its request may not go on, or when a list
+/// revokes the certificate of its server. Gives why it ended, when that was not in order.
+pub async fn forward<D>(
+    ctx: &mut RequestCtx,
+    down: &mut D,
+    upgraded: Upgraded,
+    traffic: &Traffic,
+) -> Option<Reason>
+where
+    D: AsyncRead + AsyncWrite + Unpin,
+{
+    let Upgraded { io: mut up, held, .. } = upgraded;
+    let (downstream, cluster) = (Rc::clone(&ctx.downstream), ctx.cluster.clone());
+    let server = held.server().zip(cluster.as_ref().map(|cluster| &*cluster.spec().name));
+    let copy = tcp::forward((down, BytesMut::new()), (&mut up, BytesMut::new()), ctx.tunnel_idle(), traffic);
+    let copy = admission::while_good(&downstream, server, copy);
+    match while_allowed(ctx, copy).await {
+        Ok(Some(_)) => None,
+        Ok(None) => Some(Reason::UpstreamTls),
+        Err(reason) => Some(reason),
+    }
 }
 
 impl AsyncRead for Tunnel {

@@ -1,7 +1,7 @@
 //! `envoy.filters.network.rbac` and revocation: whether a connection may be, when it begins and whenever the configuration changes.
 
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Poll, ready};
 
 use tokio::time::Instant;
@@ -12,6 +12,7 @@ use crate::http::downstream::Downstream;
 use crate::policy::rbac::{self, RbacFilter};
 use crate::policy::view::View;
 use crate::telemetry::metrics::Decision;
+use crate::upstream::server::Server;
 use crate::worker::changes::Follower;
 use crate::worker::timer::Timer;
 
@@ -109,6 +110,30 @@ pub async fn while_admitted<F: Future>(
         downstream.evicted.get_or_init(|| refused.clone());
     }
     ended
+}
+
+/// Does `work`, which carries bytes of which nobody knows where something ends, as long as no list of the server's cluster revokes its certificate.
+/// `server`: it, and the name of its cluster. None: a list does.
+pub async fn while_good<F: Future>(
+    downstream: &Downstream,
+    server: Option<(&Server, &str)>,
+    work: F,
+) -> Option<F::Output> {
+    let Some((server, cluster)) = server else { return Some(work.await) };
+    let changes = downstream.worker.changes.follow();
+    // A connection out of a pool was judged when it was taken: a list that came since is not missed.
+    let mut unjudged = true;
+    let mut work = pin!(work);
+    poll_fn(|cx| {
+        while changes.poll_changed(cx) || std::mem::take(&mut unjudged) {
+            let snapshot = downstream.worker.snapshot();
+            if snapshot.cluster_by_name(cluster).is_some_and(|cluster| server.is_revoked(cluster)) {
+                return Poll::Ready(None);
+            }
+        }
+        work.as_mut().poll(cx).map(Some)
+    })
+    .await
 }
 
 fn retire_unserved(downstream: &Downstream) {

@@ -48,6 +48,12 @@ impl H1Lease {
         self.life.uses() > 1
     }
 
+    /// Who is verified to be at its other end.
+    #[must_use]
+    pub const fn server(&self) -> Option<&Server> {
+        self.server.as_ref()
+    }
+
     /// The response allows another request, and the whole request was sent.
     pub const fn allow_reuse(&mut self) {
         self.reusable = true;
@@ -97,6 +103,12 @@ impl H2Slot {
     #[must_use]
     pub fn is_reused(&self) -> bool {
         self.0.streams_started() > 1
+    }
+
+    /// Who is verified to be at the connection's other end.
+    #[must_use]
+    pub fn server(&self) -> Option<&Server> {
+        self.0.server()
     }
 }
 

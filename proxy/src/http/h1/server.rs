@@ -28,11 +28,12 @@ use crate::http::local_reply;
 use crate::http::path::PathRules;
 use crate::http::pipeline;
 use crate::http::pump::{H1Pump, PumpError};
-use crate::http::recheck::{poll_refused, while_allowed};
+use crate::http::recheck::poll_refused;
 use crate::http::response::{Response, Upgraded};
-use crate::http::tunnel::Tunnel;
+use crate::http::tunnel::{self, Tunnel};
 use crate::http::watchdog::Watchdog;
 use crate::io::Io;
+use crate::tcp::Traffic;
 use crate::worker::timer::Timer;
 
 /// Pipelined requests are read ahead up to this size while one is being served.
@@ -408,17 +409,10 @@ impl Session {
 
     async fn tunnel(&mut self, upgraded: Upgraded, mut ctx: RequestCtx) {
         let mut down = Tunnel::H1(Rc::clone(&self.conn));
-        let Upgraded { io: mut up, held: _held, .. } = upgraded;
-        let traffic = crate::tcp::Traffic::default();
-        let copy = crate::tcp::forward(
-            (&mut down, BytesMut::new()),
-            (&mut up, BytesMut::new()),
-            ctx.tunnel_idle(),
-            &traffic,
-        );
-        let refused = while_allowed(&mut ctx, copy).await.err();
+        let traffic = Traffic::default();
+        let failed = tunnel::forward(&mut ctx, &mut down, upgraded, &traffic).await;
         self.progress.bytes.set(traffic.received.get());
-        ctx.finish(traffic.sent.get(), refused);
+        ctx.finish(traffic.sent.get(), failed);
     }
 
     /// Closes our side. A client that reads nothing is not waited for.

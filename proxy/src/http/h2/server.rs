@@ -27,9 +27,11 @@ use crate::http::interim::InterimSink;
 use crate::http::local_reply;
 use crate::http::pipeline;
 use crate::http::pump::{H2Pump, PumpError};
-use crate::http::recheck::{poll_refused, while_allowed};
+use crate::http::recheck::poll_refused;
 use crate::http::response::{Response, Upgraded};
+use crate::http::tunnel;
 use crate::http::watchdog::Watchdog;
+use crate::tcp::Traffic;
 use crate::worker::timer::Timer;
 
 /// Serves `io` until the peer or the drain ends it.
@@ -385,13 +387,10 @@ async fn forward_tunnel(
     let sent = respond.borrow_mut().send_response(convert::response(response.head), false);
     let Ok(send) = sent else { return ctx.finish(0, Some(Reason::DownstreamGone)) };
     let mut down = H2Tunnel::new(send, recv);
-    let Upgraded { io: mut up, held: _held, .. } = upgraded;
-    let traffic = crate::tcp::Traffic::default();
-    let empty = bytes::BytesMut::new;
-    let copy = crate::tcp::forward((&mut down, empty()), (&mut up, empty()), ctx.tunnel_idle(), &traffic);
-    let refused = while_allowed(&mut ctx, copy).await.err();
+    let traffic = Traffic::default();
+    let failed = tunnel::forward(&mut ctx, &mut down, upgraded, &traffic).await;
     ctx.progress.bytes.set(traffic.received.get());
-    ctx.finish(traffic.sent.get(), refused);
+    ctx.finish(traffic.sent.get(), failed);
 }
 
 fn request_body(

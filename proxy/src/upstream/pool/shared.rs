@@ -38,6 +38,11 @@ impl H2Conn {
         (self.sender.clone(), H2Slot(Rc::clone(self)))
     }
 
+    /// Who is verified to be at its other end.
+    pub const fn server(&self) -> Option<&Server> {
+        self.server.as_ref()
+    }
+
     /// Streams that it has had.
     pub fn streams_started(&self) -> u32 {
         self.life.get().uses()
