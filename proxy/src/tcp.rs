@@ -11,6 +11,8 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::poll_read_buf;
 
+use crate::error::Reason;
+
 /// Read-ahead of one direction. A direction allocates it when its first byte comes.
 const BUFFER: usize = 64 * 1024;
 
@@ -34,6 +36,19 @@ pub enum Ended {
     Upstream,
     /// Nothing moved for the idle timeout.
     Idle,
+}
+
+impl Ended {
+    /// What that is called, when it was not in order.
+    #[must_use]
+    pub const fn reason(self) -> Option<Reason> {
+        match self {
+            Self::Closed => None,
+            Self::Downstream => Some(Reason::DownstreamGone),
+            Self::Upstream => Some(Reason::UpstreamBodyReset),
+            Self::Idle => Some(Reason::StreamIdle),
+        }
+    }
 }
 
 /// Copies both ways until both sides have closed, one breaks off, or nothing moves for `idle`. What was read ahead goes first.

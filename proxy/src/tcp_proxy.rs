@@ -20,7 +20,7 @@ use crate::listener::admission::{self, Refused};
 use crate::resilience::breaker::{Resource, RoutingPriority};
 use crate::resilience::circuit::Pass;
 use crate::route::hash_policy::source_ip;
-use crate::tcp::{self, Ended, Traffic};
+use crate::tcp::{self, Traffic};
 use crate::telemetry::record::{self, AccessRecord, Timings};
 use crate::upstream::cluster::{Cluster, ClusterPermit, Discovery};
 use crate::upstream::endpoint::{ActiveRequest, Endpoint};
@@ -72,10 +72,7 @@ pub async fn serve(mut io: Io, read: BytesMut, downstream: Rc<Downstream>, spec:
                 admission::while_admitted(&downstream, changes, copy).await
             };
             reason = match ended {
-                Ok(Some(Some(Ended::Closed))) => None,
-                Ok(Some(Some(Ended::Downstream))) => Some(Reason::DownstreamGone),
-                Ok(Some(Some(Ended::Upstream))) => Some(Reason::UpstreamBodyReset),
-                Ok(Some(Some(Ended::Idle))) => Some(Reason::StreamIdle),
+                Ok(Some(Some(ended))) => ended.reason(),
                 Ok(Some(None)) => Some(Reason::UpstreamTls),
                 Ok(None) => Some(Reason::MaxDuration),
                 Err(why) => Some(refused.insert(why).reason),

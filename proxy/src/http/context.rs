@@ -95,6 +95,8 @@ pub struct RequestCtx {
     pub revoked: std::cell::OnceCell<String>,
     /// When the head of the answer came.
     pub answered: Option<Duration>,
+    /// It became a tunnel.
+    pub tunnelled: bool,
     /// Drawn once: which fractions of the traffic (`runtime_fraction`) the request belongs to, whenever it is judged.
     pub random: u64,
     split: Option<u64>,
@@ -186,6 +188,7 @@ impl RequestCtx {
             changes: downstream.worker.changes.follow(),
             revoked: std::cell::OnceCell::new(),
             answered: None,
+            tunnelled: false,
             random: 0,
             split: None,
             stages: Vec::new(),
@@ -341,8 +344,9 @@ impl RequestCtx {
         if let (Some(reason @ Reason::UpstreamBodyReset), Some(active), Some(cluster)) =
             (failed, &self.active, &self.cluster)
         {
-            // Its head was taken for the whole answer. A gRPC answer was told of by its guard.
-            if !self.is_grpc() {
+            // Its head was taken for the whole answer. A gRPC answer was told of by its guard, and of a tunnel that breaks off nobody knows whether
+            // it was over.
+            if !self.is_grpc() && !self.tunnelled {
                 // How long it went on is no latency.
                 let broken = Outcome::new(Ended::Failed(reason), Duration::ZERO);
                 outcome::record(cluster, active.endpoint(), &broken, Instant::now());

@@ -26,8 +26,18 @@ pub enum Tunnel {
     H2(Box<H2Tunnel>),
 }
 
+impl Tunnel {
+    /// Makes the peer see a broken connection when this is dropped, not an end of data. A stream of HTTP/2 that is dropped before its end is reset
+    /// anyway (RFC 8441 section 5).
+    pub fn abort_on_drop(&self) {
+        if let Self::H1(conn) = self {
+            conn.borrow().io.abort_on_drop();
+        }
+    }
+}
+
 /// Carries bytes both ways between the client and an endpoint until the tunnel ends: at the latest when its request may not go on, or when a list
-/// revokes the certificate of its server. Gives why it ended, when that was not in order.
+/// revokes the certificate of its server. Gives why it ended, when that was not in order: then the endpoint sees it broken off, and so must the client.
 pub async fn forward<D>(
     ctx: &mut RequestCtx,
     down: &mut D,
@@ -37,16 +47,21 @@ pub async fn forward<D>(
 where
     D: AsyncRead + AsyncWrite + Unpin,
 {
+    ctx.tunnelled = true;
     let Upgraded { io: mut up, held, .. } = upgraded;
     let (downstream, cluster) = (Rc::clone(&ctx.downstream), ctx.cluster.clone());
     let server = held.server().zip(cluster.as_ref().map(|cluster| &*cluster.spec().name));
     let copy = tcp::forward((down, BytesMut::new()), (&mut up, BytesMut::new()), ctx.tunnel_idle(), traffic);
     let copy = admission::while_good(&downstream, server, copy);
-    match while_allowed(ctx, copy).await {
-        Ok(Some(_)) => None,
+    let failed = match while_allowed(ctx, copy).await {
+        Ok(Some(ended)) => ended.reason(),
         Ok(None) => Some(Reason::UpstreamTls),
         Err(reason) => Some(reason),
+    };
+    if failed.is_some() {
+        up.abort_on_drop();
     }
+    failed
 }
 
 impl AsyncRead for Tunnel {

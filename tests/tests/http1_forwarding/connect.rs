@@ -1,5 +1,8 @@
 //! CONNECT that ends at the proxy (`connect_config`): its bytes go to an endpoint that knows nothing of HTTP.
 
+use std::io::ErrorKind;
+use std::time::Duration;
+
 use remora_tests::config::{Listener, cluster, to_cluster};
 use remora_tests::proxy::Proxy;
 use remora_tests::upstream::Upstream as _;
@@ -57,6 +60,30 @@ async fn the_bytes_of_a_tunnel_go_to_the_endpoint_and_nothing_else() {
     within("the end", client.read_to_end(&mut rest)).await.unwrap();
     assert_eq!(rest, b"bye\n");
     assert_eq!(within("the server", server).await.unwrap(), b"early late");
+}
+
+/// Whoever breaks off is told to the other as one who broke off: a FIN would make a part of something a whole.
+#[tokio::test]
+async fn a_side_that_breaks_off_is_a_reset_for_the_other() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = proxy(listener.local_addr().unwrap()).await;
+    for client_first in [false, true] {
+        let mut client = TcpStream::connect(proxy.address("ingress")).await.unwrap();
+        client.write_all(CONNECT.as_bytes()).await.unwrap();
+        let (mut server, _) = within("a tunnel", listener.accept()).await.unwrap();
+        assert!(head(&mut client).await.starts_with("HTTP/1.1 200 "));
+        let (gone, other) = if client_first { (client, &mut server) } else { (server, &mut client) };
+        socket2::SockRef::from(&gone).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(gone);
+        let end = within("the end", other.read_u8()).await;
+        assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset, "client first: {client_first}");
+    }
+    for (reason, party) in
+        [("upstream_reset_mid_response", "upstream"), ("downstream_disconnected", "downstream")]
+    {
+        let series = format!("remora_local_replies_total{{reason=\"{reason}\",party=\"{party}\"}}");
+        proxy.counts(&series, 1).await;
+    }
 }
 
 #[tokio::test]

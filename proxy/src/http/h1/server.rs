@@ -411,6 +411,9 @@ impl Session {
         let mut down = Tunnel::H1(Rc::clone(&self.conn));
         let traffic = Traffic::default();
         let failed = tunnel::forward(&mut ctx, &mut down, upgraded, &traffic).await;
+        if failed.is_some() {
+            down.abort_on_drop();
+        }
         self.progress.bytes.set(traffic.received.get());
         ctx.finish(traffic.sent.get(), failed);
     }
