@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use remora_tests::config::{Listener, cluster, to_cluster};
+use remora_tests::config::{Listener, cluster, direct, to_cluster};
 use remora_tests::proxy::Proxy;
 use remora_tests::upstream::Upstream as _;
 use remora_tests::upstream::http1::{Answer, Http1Upstream};
@@ -134,6 +134,15 @@ async fn bytes_behind_a_refused_connect_are_no_request() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{content}: {answer}");
     }
     assert_eq!(upstream.requests().len(), 0);
+}
+
+/// A reset because of bytes that nobody reads would be all that the client sees.
+#[tokio::test]
+async fn the_answer_to_a_refused_connect_is_read_whatever_is_behind_it() {
+    let listener = Listener::http("ingress").route(direct("/", 200, "for others"));
+    let proxy = Proxy::builder().listener(listener).start().await;
+    let answer = said(&proxy, &format!("{CONNECT}{}", "x".repeat(64 * 1024))).await;
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
 }
 
 /// `connect_config` is about CONNECT: a request that asks for an upgrade to something of that name is an ordinary one.

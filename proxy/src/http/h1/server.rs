@@ -256,7 +256,9 @@ impl Session {
                 if keep_alive && complete && self.http_10_safe(version) {
                     Next::KeepAlive
                 } else {
-                    Next::Close(if complete { End::Whole } else { End::Unread })
+                    // A client that asks for another protocol may be speaking it already.
+                    let whole = complete && !asked_upgrade && method != Method::CONNECT;
+                    Next::Close(if whole { End::Whole } else { End::Unread })
                 }
             }
             Err(reason) => {
