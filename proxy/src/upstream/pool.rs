@@ -109,7 +109,7 @@ impl EndpointPool {
     }
 
     /// A new connection for opaque bytes: no request used it, and none will. Where the circuit breaker leaves no room for it, one at rest is
-    /// closed.
+    /// closed. If none rests it is refused: when others of the cluster end is not known here, and tunnels last.
     ///
     /// # Errors
     /// As [`Self::h1`].
@@ -118,18 +118,16 @@ impl EndpointPool {
         cluster: &Cluster,
         priority: RoutingPriority,
     ) -> Result<H1Lease, Reason> {
-        let permit = loop {
-            if let Some(permit) = self.connection_permit(cluster, priority) {
-                break permit;
+        let permit = match self.connection_permit(cluster, priority) {
+            Some(permit) => permit,
+            None => {
+                // Those that turn out to be closed make room as well.
+                if let Some(idle) = self.take_idle(cluster).await {
+                    drop(idle);
+                    self.released();
+                }
+                self.connection_permit(cluster, priority).ok_or(Reason::UpstreamOverflow)?
             }
-            if let Some(idle) = self.take_idle(cluster).await {
-                drop(idle);
-                self.released();
-                continue;
-            }
-            let _pending =
-                cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?;
-            self.changed.notified().await;
         };
         self.connect(cluster, (priority, permit), Alpn::None).await
     }

@@ -1,6 +1,7 @@
 //! CONNECT that ends at the proxy (`connect_config`): its bytes go to an endpoint that knows nothing of HTTP.
 
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use remora_tests::config::{Listener, cluster, direct, to_cluster};
@@ -8,18 +9,28 @@ use remora_tests::proxy::Proxy;
 use remora_tests::upstream::Upstream as _;
 use remora_tests::upstream::http1::{Answer, Http1Upstream};
 use remora_tests::wait::within;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 const CONNECT: &str = "CONNECT db.example:5432 HTTP/1.1\r\nHost: db.example:5432\r\n\r\n";
 
-async fn proxy(endpoint: std::net::SocketAddr) -> Proxy {
-    let tunnel = json!({ "match": { "connect_matcher": {} }, "route": {
+fn tunnel() -> Value {
+    json!({ "match": { "connect_matcher": {} }, "route": {
         "cluster": "origin", "timeout": "0s", "upgrade_configs": [{ "upgrade_type": "CONNECT", "connect_config": {} }],
-    } });
-    let listener = Listener::http("ingress").upgrade("CONNECT").route(tunnel);
+    } })
+}
+
+async fn proxy(endpoint: SocketAddr) -> Proxy {
+    let listener = Listener::http("ingress").upgrade("CONNECT").route(tunnel());
     Proxy::builder().listener(listener).cluster(cluster("origin", &[endpoint])).start().await
+}
+
+/// A cluster that may have one connection.
+fn narrow(endpoint: SocketAddr) -> Value {
+    let mut origin = cluster("origin", &[endpoint]);
+    origin["circuit_breakers"] = json!({ "thresholds": [{ "max_connections": 1 }] });
+    origin
 }
 
 /// What comes before the empty line.
@@ -164,13 +175,8 @@ async fn only_a_connect_becomes_a_tunnel() {
 #[tokio::test]
 async fn a_tunnel_is_not_a_connection_of_requests() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let tunnel = json!({ "match": { "connect_matcher": {} }, "route": {
-        "cluster": "origin", "timeout": "0s", "upgrade_configs": [{ "upgrade_type": "CONNECT", "connect_config": {} }],
-    } });
-    let mut origin = cluster("origin", &[address]);
-    origin["circuit_breakers"] = json!({ "thresholds": [{ "max_connections": 1 }] });
-    let ingress = Listener::http("ingress").upgrade("CONNECT").route(tunnel).route(to_cluster("/", "origin"));
+    let origin = narrow(listener.local_addr().unwrap());
+    let ingress = Listener::http("ingress").upgrade("CONNECT").route(tunnel()).route(to_cluster("/", "origin"));
     let proxy = Proxy::builder().listener(ingress).cluster(origin).start().await;
     // One connection of the client: one worker, one pool.
     let mut client = TcpStream::connect(proxy.address("ingress")).await.unwrap();
@@ -189,4 +195,17 @@ async fn a_tunnel_is_not_a_connection_of_requests() {
     let mut hi = [0; 2];
     within("hi", client.read_exact(&mut hi)).await.unwrap();
     assert_eq!(&hi, b"hi");
+}
+
+/// As a connection of the TCP proxy would be: nobody knows when those that there are will end.
+#[tokio::test]
+async fn a_tunnel_beyond_the_limit_of_connections_is_refused() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let ingress = Listener::http("ingress").upgrade("CONNECT").route(tunnel());
+    let proxy = Proxy::builder().listener(ingress).cluster(narrow(listener.local_addr().unwrap())).start().await;
+    let mut first = TcpStream::connect(proxy.address("ingress")).await.unwrap();
+    first.write_all(CONNECT.as_bytes()).await.unwrap();
+    assert!(head(&mut first).await.starts_with("HTTP/1.1 200 "));
+    let answer = said(&proxy, CONNECT).await;
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("upstream_overflow"), "{answer}");
 }
