@@ -30,8 +30,8 @@ use crate::worker::drain::Registration;
 
 /// How long a connection that says nothing is still waited for when draining begins.
 const SILENCE: Duration = Duration::from_secs(5);
-/// How long the first bytes of a client that no filter chain takes without them are waited for, whatever
-/// `continue_on_listener_filters_timeout` says (Envoy's default of `listener_filters_timeout`).
+/// How long the first bytes are waited for of a client that they matter of, whatever `listener_filters_timeout` and
+/// `continue_on_listener_filters_timeout` say (Envoy's default of the former).
 const FIRST_BYTES: Duration = Duration::from_secs(15);
 
 /// A connection that was accepted.
@@ -175,8 +175,8 @@ struct Seen {
 }
 
 /// Looks at the first bytes when a listener filter asks for it; waits no longer than its timeout, and not for a silent client when the
-/// process drains. Where the listener goes on without them and no chain would take the connection then, there is nothing to go on with: it waits
-/// up to [`FIRST_BYTES`]. `between`: the client, and where it wanted to go.
+/// process drains. Where the listener goes on without them, that is for silent clients that let the server speak first: others are waited for up to
+/// [`FIRST_BYTES`]. `between`: the client, and where it wanted to go.
 async fn look(
     spec: &ListenerSpec,
     stream: &mut TcpStream,
@@ -189,14 +189,17 @@ async fn look(
     if !tls && !http {
         return Ok(Seen::default());
     }
-    let mut detection = pin!(first_bytes(stream, read, drain));
-    let mut detected = within(spec.inspect_timeout, detection.as_mut()).await;
+    let mut detected = within(spec.inspect_timeout, first_bytes(stream, read, drain)).await;
     if detected.is_none() && spec.continue_on_inspect_timeout {
-        detected = if choose(spec, &Seen::default(), between.1, between.0).is_some() {
-            Some(Some(Detected::Opaque))
-        } else {
-            tokio::time::timeout(FIRST_BYTES.saturating_sub(spec.inspect_timeout), detection).await.ok()
-        };
+        let chain = choose(spec, &Seen::default(), between.1, between.0);
+        let may_wait_for_server = chain.as_ref().is_some_and(|c| matches!(c.filter, NetworkFilter::Tcp(_)));
+        if !(may_wait_for_server && read.is_empty()) {
+            let rest = FIRST_BYTES.saturating_sub(spec.inspect_timeout);
+            detected = tokio::time::timeout(rest, first_bytes(stream, read, drain)).await.ok();
+        }
+        if detected.is_none() && chain.is_some() {
+            detected = Some(Some(Detected::Opaque));
+        }
     }
     let detected = match detected {
         Some(Some(detected)) => detected,
@@ -211,7 +214,8 @@ async fn look(
     })
 }
 
-/// What the first bytes are, as soon as that is known. None: there were none until draining ended.
+/// What the first bytes are, as soon as that is known. None: there were none until draining ended. What was read stays in `read`, so that one who
+/// gave up may ask again.
 async fn first_bytes(stream: &mut TcpStream, read: &mut BytesMut, drain: &Registration) -> Option<Detected> {
     loop {
         match detect(read) {

@@ -1,9 +1,9 @@
 //! Clients that are slow, leave, or speak something else: D1 to D6, D9.
 
-use remora_tests::certs::Authority;
+use remora_tests::certs::{Authority, Identity};
 use remora_tests::client::Io;
 use remora_tests::client::http1::Http1Client;
-use remora_tests::config::{Listener, cluster, merge};
+use remora_tests::config::{Listener, cluster, direct, merge};
 use remora_tests::ledger::{Offer, answer, executed, origin};
 use remora_tests::proxy::Proxy;
 use remora_tests::upstream::Upstream as _;
@@ -302,4 +302,73 @@ async fn d9_a_slow_client_of_a_port_where_clients_speak_first_is_waited_for() {
     within("an echo", stream.read_exact(&mut answer)).await.unwrap();
     assert_eq!(&answer, b"GET / HTTP/1.1\r\n\r\n");
     echo.await.unwrap();
+}
+
+/// A listener that takes HTTP over TLS, and what nobody has said anything about to the chain of `plain`.
+fn both(name: &str, identity: &Identity, plain: Value) -> Value {
+    let over_tls = Listener::http(name).tls(identity, &["http/1.1"]).route(direct("/", 200, "over TLS"));
+    let mut both: Value = over_tls.into();
+    let mut in_plaintext = plain["filter_chains"][0].clone();
+    merge(
+        &mut in_plaintext,
+        json!({ "name": "plain", "filter_chain_match": { "transport_protocol": "raw_buffer" } }),
+    );
+    let chains = both["filter_chains"].as_array_mut().unwrap();
+    merge(&mut chains[0], json!({ "name": "tls", "filter_chain_match": { "server_names": ["a.example"] } }));
+    chains.push(in_plaintext);
+    merge(
+        &mut both,
+        json!({
+            "listener_filters": [{
+                "name": "envoy.filters.listener.tls_inspector",
+                "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" },
+            }],
+            "listener_filters_timeout": "0.1s",
+            "continue_on_listener_filters_timeout": true,
+        }),
+    );
+    both
+}
+
+/// Neither closed nor served.
+async fn is_waited_for(stream: &mut TcpStream) {
+    let early = tokio::time::timeout(ms(500), stream.read_u8()).await;
+    assert!(early.is_err(), "{early:?}");
+}
+
+/// Silence is that of a client that waits for the server only where the server may speak first, and whoever has begun is not silent.
+#[tokio::test]
+async fn d9_a_slow_client_is_not_taken_for_one_in_plaintext() {
+    let authority = Authority::new();
+    let (identity, tls) = (authority.issue(&["a.example"]), authority.client("a.example", &["http/1.1"], None));
+    let greets = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = greets.local_addr().unwrap();
+    let greets = tokio::spawn(async move {
+        let (mut stream, _) = greets.accept().await.unwrap();
+        stream.write_all(b"5.7.0 ready\n").await.unwrap();
+    });
+    let http = Listener::http("plain").route(direct("/", 200, "in plaintext"));
+    let proxy = Proxy::builder()
+        .listener(both("http", &identity, http.into()))
+        .listener(both("tcp", &identity, Listener::tcp("plain", "greets")))
+        .cluster(cluster("greets", &[address]))
+        .start()
+        .await;
+
+    let mut stream = TcpStream::connect(proxy.address("http")).await.unwrap();
+    is_waited_for(&mut stream).await;
+    let io = Io::tls_over(stream, &tls).await.unwrap();
+    assert_eq!(Http1Client::over(io).get("/").await.unwrap().text(), "over TLS");
+
+    let mut hello = Vec::new();
+    let mut handshake = rustls::ClientConnection::new(tls.config.clone(), tls.server_name.clone()).unwrap();
+    handshake.write_tls(&mut hello).unwrap();
+    let (first, rest) = hello.split_at(20);
+    let mut stream = TcpStream::connect(proxy.address("tcp")).await.unwrap();
+    stream.write_all(first).await.unwrap();
+    is_waited_for(&mut stream).await;
+    stream.write_all(rest).await.unwrap();
+    // The server's part of the handshake (RFC 8446 section 5.1).
+    assert_eq!(within("an answer", stream.read_u8()).await.unwrap(), 22);
+    greets.abort();
 }
