@@ -62,3 +62,24 @@ async fn the_original_does_not_notice_a_mirror_that_fails() {
         }
     }
 }
+
+/// Of what is behind a CONNECT there is no copy, so that its head is not copied either.
+#[tokio::test]
+async fn a_connect_is_not_mirrored() {
+    let origin = Http1Upstream::answering(Answer::raw("HTTP/1.1 200 OK\r\n\r\n").echo()).await;
+    let copy = Http1Upstream::answering(Answer::ok("copy")).await;
+    let policy = json!({ "request_mirror_policies": [{ "cluster": "copy" }] });
+    let mut tunnel = json!({ "match": { "connect_matcher": {} }, "route": { "cluster": "origin", "timeout": "0s" } });
+    let mut rest = to_cluster("/", "origin");
+    merge(&mut tunnel["route"], policy.clone());
+    merge(&mut rest["route"], policy);
+    let listener = Listener::http("ingress").upgrade("CONNECT").route(tunnel).route(rest);
+    let proxy =
+        Proxy::builder().listener(listener).upstream("origin", &origin).upstream("copy", &copy).start().await;
+    let mut client = proxy.http1().await;
+    client.send("CONNECT a.example:80 HTTP/1.1\r\nHost: a.example:80\r\n\r\n").await;
+    assert_eq!(client.any_head().await.unwrap().word(1), "200");
+    let mut other = proxy.http1().await;
+    other.send("GET /seen HTTP/1.1\r\nHost: a.example\r\n\r\n").await;
+    assert_eq!(copy.request(0).await.target(), "/seen");
+}

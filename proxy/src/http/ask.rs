@@ -81,6 +81,7 @@ pub async fn exchange(
             upgrade: None,
             interim: &InterimSink::None,
             time: None,
+            ends_connect: false,
         };
         let body = if body.is_empty() { Body::Empty } else { Body::Full(body.clone()) };
         match exchange.send(&endpoint, head, body).await {

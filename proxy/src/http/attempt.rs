@@ -252,10 +252,8 @@ async fn send(
         upgrade: ctx.upgrade.as_ref(),
         interim: &ctx.interim,
         time: Some((attempt.time, ctx.http.suppress_envoy_headers)),
+        ends_connect: attempt.action.ends_connect(),
     };
-    if ctx.head.method == Method::CONNECT && attempt.action.ends_connect() {
-        return Box::pin(exchange.tunnel(endpoint)).await;
-    }
     exchange.send(endpoint, &ctx.head, body).await
 }
 
@@ -276,6 +274,8 @@ pub struct Exchange<'a> {
     pub interim: &'a InterimSink,
     /// What the endpoint is told of the time that is left, unless Envoy's headers are suppressed.
     pub time: Option<(&'a TimeLeft, bool)>,
+    /// A CONNECT ends here: the endpoint gets nothing of it.
+    pub ends_connect: bool,
 }
 
 impl Exchange<'_> {
@@ -289,8 +289,11 @@ impl Exchange<'_> {
         head: &RequestHead,
         body: Body,
     ) -> Result<Response, Failed> {
+        if self.ends_connect && head.method == Method::CONNECT {
+            return Box::pin(self.tunnel(endpoint)).await;
+        }
         let nothing = |reason| Failed::new(reason, Sent::Nothing);
-        let Self { worker, cluster, priority, fresh, upgrade, interim, time: _ } = *self;
+        let Self { worker, cluster, priority, fresh, upgrade, interim, .. } = *self;
         let spec = cluster.spec();
         let pool = worker.pools.of(cluster, endpoint);
         let options = SendOptions {

@@ -326,6 +326,12 @@ impl RequestCtx {
         }
     }
 
+    /// Whether what follows its head is no request, when it is granted.
+    #[must_use]
+    pub fn may_tunnel(&self) -> bool {
+        self.upgrade.is_some() || self.head.method == Method::CONNECT
+    }
+
     /// How long a tunnel of this request may stay quiet: upgrades live by their own rules, so only TCP's default holds.
     #[must_use]
     pub const fn tunnel_idle(&self) -> Option<Duration> {

@@ -230,7 +230,8 @@ fn time_limits(ctx: &RequestCtx, action: &RouteAction, http: &HttpSpec) -> Limit
         internal: ctx.origin.internal,
         respect_expected: http.respect_expected_timeout,
         per_try: action.retry.as_ref().and_then(|r| r.per_try_timeout),
-        hedge: action.hedge && ctx.upgrade.is_none() && ctx.head.method != Method::CONNECT,
+        hedge: action.hedge,
+        tunnel: ctx.may_tunnel(),
         listener_stream: http.max_stream_duration,
         waits: ctx.origin.waits,
     };

@@ -188,6 +188,7 @@ impl<'a> Race<'_, 'a> {
                     time,
                     own_time: (!self.flights.is_empty()).then(|| time.clone()),
                     suppress: ctx.http.suppress_envoy_headers,
+                    ends_connect: action.ends_connect(),
                     priority: action.priority,
                     fresh,
                     idle: attempt::idle_limit(action),
@@ -353,6 +354,7 @@ struct Parts<'a> {
     /// That of a try beside others: each waits for its own connection.
     own_time: Option<TimeLeft>,
     suppress: bool,
+    ends_connect: bool,
     priority: RoutingPriority,
     fresh: bool,
     idle: Option<Duration>,
@@ -376,6 +378,7 @@ impl Parts<'_> {
             upgrade: None,
             interim: &interim,
             time: Some((time, self.suppress)),
+            ends_connect: self.ends_connect,
         };
         let mut limits = TryLimits::new(time, self.idle, progress.bytes.get());
         let mut patience = Waiting { patience: self.patience, timer: None };

@@ -42,8 +42,8 @@ static EXPECT: HeaderName = http::header::EXPECT;
 
 /// Starts copies of the request, as the route says. Gives the body to go on with.
 pub fn start(ctx: &RequestCtx, action: &RouteAction, limit: Option<Duration>, body: Body) -> Body {
-    // What is sent after an upgrade is no request.
-    if action.mirrors.is_empty() || ctx.upgrade.is_some() {
+    // What is sent after an upgrade or a CONNECT is no request.
+    if action.mirrors.is_empty() || ctx.may_tunnel() {
         return body;
     }
     let mut copies: SmallVec<[Rc<Queue>; 1]> = SmallVec::new();
@@ -121,6 +121,7 @@ impl Mirror {
             upgrade: None,
             interim: &InterimSink::None,
             time: None,
+            ends_connect: false,
         };
         let work = async {
             let Ok(mut response) = exchange.send(&endpoint, &self.head, body).await else { return };

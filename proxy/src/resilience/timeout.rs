@@ -94,6 +94,8 @@ pub struct Circumstances {
     pub per_try: Option<Duration>,
     /// `hedge_policy.hedge_on_per_try_timeout`.
     pub hedge: bool,
+    /// It asks for a tunnel, of which there is one: it is not hedged, whatever its route or its headers say.
+    pub tunnel: bool,
     /// The listener's `max_stream_duration`.
     pub listener_stream: Option<Duration>,
     /// How long a proxy of the mesh in front of us waits; it can only shorten the route's timeout.
@@ -146,7 +148,7 @@ impl TimeoutPolicy {
         Limits {
             request,
             per_try,
-            hedge: hedge && per_try.is_some(),
+            hedge: hedge && !with.tunnel && per_try.is_some(),
             stream: self.stream_limit(grpc_timeout, with.listener_stream),
             rewrite_grpc: with.grpc && self.grpc_request.is_some(),
             asked_grpc: grpc_timeout.filter(|_| with.grpc),

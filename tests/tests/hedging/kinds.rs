@@ -1,5 +1,9 @@
 //! Hedging of clusters and requests of particular kinds.
 
+use remora_tests::wait::within;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+
 use super::*;
 
 const CONNECT: &str = "CONNECT a.example:80 HTTP/1.1\r\nHost: a.example:80\r\n\r\n";
@@ -20,6 +24,32 @@ async fn connect_is_not_hedged() {
     let answer = client.response_to("CONNECT").await.unwrap();
     // Its per-try timeout ends a try, as without hedging.
     assert_eq!((answer.status, answer.reason()), (504, Some("upstream_per_try_timeout")));
+    assert_eq!(proxy.count(HEDGES).await, 0);
+}
+
+/// Not when it ends here either, and not when its headers ask for it.
+#[tokio::test]
+async fn a_connect_that_ends_here_is_not_hedged() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let ends = json!({ "upgrade_configs": [{ "upgrade_type": "CONNECT", "connect_config": {} }] });
+    let mut route = hedging(ends);
+    route["match"] = json!({ "connect_matcher": {} });
+    let inside = json!({ "cidr_ranges": [{ "address_prefix": "10.0.0.0", "prefix_len": 8 }] });
+    let manager = json!({ "internal_address_config": inside });
+    let listening = Listener::http("ingress").manager(manager).upgrade("CONNECT").route(route);
+    let origin = cluster("origin", &[listener.local_addr().unwrap()]);
+    let proxy = Proxy::builder().listener(listening).cluster(origin).start().await;
+    let mut client = proxy.http1().await;
+    client
+        .send(
+            "CONNECT a.example:80 HTTP/1.1\r\nHost: a.example:80\r\nx-forwarded-for: 10.0.0.1\r\n\
+             x-envoy-hedge-on-per-try-timeout: true\r\n\r\n",
+        )
+        .await;
+    let (mut server, _) = within("a tunnel", listener.accept()).await.unwrap();
+    assert_eq!(client.any_head().await.unwrap().word(1), "200");
+    server.write_all(b"hello").await.unwrap();
+    assert_eq!(client.raw(5).await.unwrap(), b"hello", "the endpoint was not sent a request");
     assert_eq!(proxy.count(HEDGES).await, 0);
 }
 

@@ -15,6 +15,7 @@ const INTERNAL: Circumstances = Circumstances {
     respect_expected: false,
     per_try: None,
     hedge: false,
+    tunnel: false,
     listener_stream: None,
     waits: None,
 };
@@ -97,6 +98,10 @@ fn a_hedged_try_has_the_time_of_the_whole_request() {
     assert!(said("true", false) && !said("false", true) && said("perhaps", true) && !said("TRUE", false));
     let external = Circumstances { internal: false, ..with };
     assert!(!limits(&[(&HEDGE_ON_PER_TRY_TIMEOUT, "true")], external).hedge);
+    let tunnel = Circumstances { tunnel: true, hedge: true, ..with };
+    for said in [&[][..], &[(&HEDGE_ON_PER_TRY_TIMEOUT, "true")]] {
+        assert!(!limits(said, tunnel).hedge, "{said:?}");
+    }
     let unlimited = Circumstances { per_try: None, hedge: true, ..with };
     assert!(!limits(&[], unlimited).hedge, "there is nothing to wait for");
 }
