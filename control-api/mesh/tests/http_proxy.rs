@@ -21,8 +21,12 @@ fn node(text: &str, profile: Profile) -> NodeResources {
     Compiler::new(Mesh::from(&documents), profile).node(&request).unwrap()
 }
 
+fn table(node: &NodeResources) -> RouteConfiguration {
+    any::unpack(&node.routes["httpProxy"].body).unwrap()
+}
+
 fn hosts(node: &NodeResources) -> Vec<VirtualHost> {
-    any::unpack::<RouteConfiguration>(&node.routes["httpProxy"].body).unwrap().virtual_hosts
+    table(node).virtual_hosts
 }
 
 fn host(node: &NodeResources, name: &str) -> VirtualHost {
@@ -71,6 +75,9 @@ fn services_of_one_port_are_told_apart_by_name() {
             "{name}"
         );
     }
+    let table = table(&node);
+    assert_eq!(table.request_headers_to_remove, ["proxy-authorization"]);
+    assert_eq!(table.response_headers_to_remove, ["proxy-authenticate"]);
     // Routes of Services that no listener names would be waited for in vain.
     assert_eq!(node.routes.len(), 1, "{:?}", node.routes.keys());
 }

@@ -98,6 +98,14 @@ fn served(node: &NodeResources, change: impl Fn(&mut RouteConfiguration)) -> Vec
     clusters.chain(endpoints).chain(listeners).chain(routes).collect()
 }
 
+/// A proxy for what `text` says, with addresses of loopback among those of others.
+async fn started(text: &str) -> (ControlPlane, Proxy) {
+    let plane = ControlPlane::start().await;
+    plane.publish(served(&compiled(text, OutboundTraffic::AllowAny), open_loopback));
+    let proxy = under(&[plane.address]).start().await;
+    (plane, proxy)
+}
+
 /// Says `head` to the proxy, and gives all that comes back until it closes.
 async fn asked(proxy: &Proxy, head: &str) -> String {
     let mut stream = TcpStream::connect(proxy.address("httpProxy")).await.unwrap();
@@ -198,4 +206,22 @@ async fn others_are_reached_by_address_unless_only_services_may_be() {
         assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
     }
     assert_eq!(other.requests().len(), 1);
+}
+
+/// A program's words to its proxy, and a stranger's to a program's proxy.
+#[tokio::test]
+async fn credentials_for_a_proxy_go_no_further() {
+    let asks = "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic\r\nContent-Length: 0\r\n\r\n";
+    let web = Http1Upstream::answering(Answer::raw(asks)).await;
+    let address = web.address();
+    let (_plane, proxy) = started(&mesh(address, address, address)).await;
+    for url in ["http://web/a".to_owned(), format!("http://{address}/a")] {
+        let head = format!(
+            "GET {url} HTTP/1.1\r\nHost: web\r\nProxy-Authorization: Basic c2VjcmV0\r\nConnection: close\r\n\r\n"
+        );
+        let answer = asked(&proxy, &head).await.to_lowercase();
+        assert!(answer.starts_with("http/1.1 407 ") && !answer.contains("proxy-authenticate:"), "{answer}");
+    }
+    assert_eq!(web.requests().len(), 2);
+    assert!(web.requests().iter().all(|request| !request.fields().has("proxy-authorization")));
 }

@@ -139,6 +139,9 @@ impl<'a> HttpProxy<'a> {
         let table = RouteConfiguration {
             name: names::HTTP_PROXY.into(),
             virtual_hosts: self.hosts,
+            // What the program and its proxy say to each other (RFC 9110 sections 11.7.1 and 11.7.2).
+            request_headers_to_remove: vec!["proxy-authorization".into()],
+            response_headers_to_remove: vec!["proxy-authenticate".into()],
             ..RouteConfiguration::default()
         };
         self.documents.remove(&self.about);
