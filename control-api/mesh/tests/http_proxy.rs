@@ -105,6 +105,38 @@ spec: {parentRefs: [{kind: Service, name: ledger}], rules: [{backendRefs: [{name
 }
 
 #[test]
+fn a_policy_holds_for_tunnels_as_for_connections() {
+    let policy = "---
+apiVersion: remora.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: slow, namespace: shop}
+spec:
+  targetRefs: [{name: ledger}]
+  timeouts: {idle: 20s}
+  retries: {num: 4}
+  loadBalancing: {policy: Maglev, hashOn: [{header: x-user}, {sourceIp: true}]}
+";
+    let plain = node(EXAMPLE, profile());
+    let route = |node: &NodeResources| host(node, "ledger.shop.svc.cluster.local:5432").routes.remove(0);
+    let said = format!("{:?}", route(&plain));
+    assert!(said.contains("idle_timeout: None") && said.contains("hash_policy: []"), "{said}");
+    assert!(said.contains("num_retries: Some(UInt32Value { value: 2 })"), "{said}");
+
+    let node = node(&format!("{EXAMPLE}{policy}"), profile());
+    let said = format!("{:?}", route(&node));
+    for part in [
+        "idle_timeout: Some(Duration { seconds: 20, nanos: 0 })",
+        "num_retries: Some(UInt32Value { value: 4 })",
+        "ConnectionProperties(ConnectionProperties { source_ip: true })",
+    ] {
+        assert!(said.contains(part), "{part} in {said}");
+    }
+    assert!(!said.contains("x-user"), "{said}");
+    let documents: Vec<_> = node.routes["httpProxy"].documents.iter().map(ToString::to_string).collect();
+    assert!(documents.contains(&"TrafficPolicy/shop/slow".to_owned()), "{documents:?}");
+}
+
+#[test]
 fn egress_makes_it_less_and_chooses_ports_of_loopback() {
     let text = EXAMPLE.replace(
         "httpProxy: {port: 15002}",

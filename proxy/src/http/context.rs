@@ -97,6 +97,8 @@ pub struct RequestCtx {
     pub answered: Option<Duration>,
     /// It became a tunnel.
     pub tunnelled: bool,
+    /// How long a tunnel of it may stay quiet. None: for ever.
+    pub tunnel_idle: Option<Duration>,
     /// Drawn once: which fractions of the traffic (`runtime_fraction`) the request belongs to, whenever it is judged.
     pub random: u64,
     split: Option<u64>,
@@ -189,6 +191,7 @@ impl RequestCtx {
             revoked: std::cell::OnceCell::new(),
             answered: None,
             tunnelled: false,
+            tunnel_idle: None,
             random: 0,
             split: None,
             stages: Vec::new(),
@@ -330,12 +333,6 @@ impl RequestCtx {
     #[must_use]
     pub fn may_tunnel(&self) -> bool {
         self.upgrade.is_some() || self.head.method == Method::CONNECT
-    }
-
-    /// How long a tunnel of this request may stay quiet: upgrades live by their own rules, so only TCP's default holds.
-    #[must_use]
-    pub const fn tunnel_idle(&self) -> Option<Duration> {
-        Some(Duration::from_secs(3600))
     }
 
     /// Ends the request: metrics and access log. `failed` is why its answer broke off.

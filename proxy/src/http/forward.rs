@@ -35,6 +35,9 @@ static ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-hos
 static ALTERNATIVE: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-alt-response");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
+/// How long a tunnel may stay quiet whose route says nothing: as the TCP proxy. A listener's `stream_idle_timeout` is for requests.
+const TUNNEL_IDLE: Duration = Duration::from_secs(3600);
+
 /// Forwards a request as `route` says.
 ///
 /// # Errors
@@ -108,6 +111,7 @@ pub async fn forward(
     }
     let mut response = answer?;
     if response.upgraded.is_some() {
+        ctx.tunnel_idle = action.timeouts.idle.or(Some(TUNNEL_IDLE));
         ctx.deadline = Deadline::of_stream(time.stream());
     } else {
         let from_request =
@@ -143,7 +147,7 @@ fn start(time: &TimeLeft, received: bool, deadline: &mut Deadline) {
 /// How long nothing may move before the head of the answer.
 fn pause(ctx: &RequestCtx, action: &RouteAction) -> Option<Duration> {
     match action.timeouts.idle {
-        Limit::After(limit) if ctx.upgrade.is_none() => Some(limit),
+        Limit::After(limit) if !ctx.may_tunnel() => Some(limit),
         _ => None,
     }
 }

@@ -51,7 +51,7 @@ where
     let Upgraded { io: mut up, held, .. } = upgraded;
     let (downstream, cluster) = (Rc::clone(&ctx.downstream), ctx.cluster.clone());
     let server = held.server().zip(cluster.as_ref().map(|cluster| &*cluster.spec().name));
-    let copy = tcp::forward((down, BytesMut::new()), (&mut up, BytesMut::new()), ctx.tunnel_idle(), traffic);
+    let copy = tcp::forward((down, BytesMut::new()), (&mut up, BytesMut::new()), ctx.tunnel_idle, traffic);
     let copy = admission::while_good(&downstream, server, copy);
     let failed = match while_allowed(ctx, copy).await {
         Ok(Some(ended)) => ended.reason(),

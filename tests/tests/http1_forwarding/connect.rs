@@ -98,6 +98,26 @@ async fn a_side_that_breaks_off_is_a_reset_for_the_other() {
 }
 
 #[tokio::test]
+async fn a_quiet_tunnel_ends_when_its_route_says_so() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut route = tunnel();
+    route["route"]["idle_timeout"] = "0.5s".into();
+    let ingress = Listener::http("ingress").upgrade("CONNECT").route(route);
+    let origin = cluster("origin", &[listener.local_addr().unwrap()]);
+    let proxy = Proxy::builder().listener(ingress).cluster(origin).start().await;
+    let mut client = TcpStream::connect(proxy.address("ingress")).await.unwrap();
+    client.write_all(CONNECT.as_bytes()).await.unwrap();
+    let (mut server, _) = within("a tunnel", listener.accept()).await.unwrap();
+    assert!(head(&mut client).await.starts_with("HTTP/1.1 200 "));
+    for side in [&mut client, &mut server] {
+        let end = within("the end", side.read_u8()).await;
+        assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+    let series = "remora_local_replies_total{reason=\"stream_idle_timeout\",party=\"downstream\"}";
+    proxy.counts(series, 1).await;
+}
+
+#[tokio::test]
 async fn a_tunnel_to_nobody_is_answered() {
     let address = {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

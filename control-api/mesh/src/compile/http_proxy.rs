@@ -32,8 +32,9 @@ use remora_xds::pb::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher};
 use super::http::{self, RouteSpecifier, Side};
 use super::route::Routes;
 use super::service::Callers;
-use super::{Listening, Outbound, OutboundTraffic, Scope, cluster, key_of, names, parts, retry, tcp};
-use crate::document::AppProtocol;
+use super::{Listening, Outbound, OutboundTraffic, Scope, cluster, key_of, names, parts, retry, session, tcp};
+use crate::document::{AppProtocol, TrafficPolicySpec};
+use crate::kinds::Kind;
 use crate::name::Key;
 use crate::resource::Resource;
 
@@ -92,11 +93,17 @@ impl<'a> HttpProxy<'a> {
                 routes
             }
             _ => {
+                let mesh = self.scope.mesh;
+                let policy = mesh.policy(to.service);
                 self.documents.insert(key_of(to.service));
+                self.documents.extend(policy.map(|policy| Key::new(Kind::TrafficPolicy, policy.name())));
                 self.documents.extend(attached.tcp_keys());
                 let own = names::cluster(namespace, name, to.port.port);
-                match tcp::split(self.scope.mesh, attached, own) {
-                    Some(shares) => vec![tunnel(connect(), shares), answer(anything(), ONLY_BY_CONNECT)],
+                match tcp::split(mesh, attached, own) {
+                    Some(shares) => {
+                        let tunnel = tunnel(connect(), shares, policy.map(|policy| &policy.spec));
+                        vec![tunnel, answer(anything(), ONLY_BY_CONNECT)]
+                    }
                     None => vec![answer(connect(), BY_SERVER_NAME), answer(anything(), ONLY_BY_CONNECT)],
                 }
             }
@@ -205,7 +212,7 @@ fn to_addresses() -> Vec<Route> {
     };
     let by_connect = RouteMatch { headers: vec![authority(&whole)], ..connect() };
     vec![
-        Route { request_headers_to_add: vec![destination("%REQ(:AUTHORITY)%")], ..tunnel(by_connect, to) },
+        Route { request_headers_to_add: vec![destination("%REQ(:AUTHORITY)%")], ..tunnel(by_connect, to, None) },
         by_url(&whole, "%REQ(:AUTHORITY)%"),
         by_url(&host, "%REQ(:AUTHORITY)%:80"),
         answer(connect(), UNKNOWN_NAME),
@@ -213,8 +220,8 @@ fn to_addresses() -> Vec<Route> {
     ]
 }
 
-/// A CONNECT whose bytes go to clusters, by weight.
-fn tunnel(matched: RouteMatch, to: Vec<(String, u32)>) -> Route {
+/// A CONNECT whose bytes go to clusters, by weight, and as `policy` has it for connections.
+fn tunnel(matched: RouteMatch, to: Vec<(String, u32)>, policy: Option<&TrafficPolicySpec>) -> Route {
     let ends = UpgradeConfig {
         upgrade_type: "CONNECT".into(),
         connect_config: Some(ConnectConfig::default()),
@@ -224,7 +231,10 @@ fn tunnel(matched: RouteMatch, to: Vec<(String, u32)>) -> Route {
         cluster_specifier: Some(clusters(to)),
         timeout: parts::seconds(0),
         upgrade_configs: vec![ends],
-        retry_policy: Some(retry::unprocessed()),
+        idle_timeout: policy.and_then(|said| said.timeouts.idle).map(|idle| parts::duration(idle.0)),
+        retry_policy: Some(retry::of_connections(policy.map(|said| &said.retries))),
+        hash_policy: policy
+            .map_or_else(Vec::new, |said| session::of_connections(&said.load_balancing.hash_on)),
         ..RouteAction::default()
     };
     Route { r#match: Some(matched), action: Some(Action::Route(action)), ..Route::default() }

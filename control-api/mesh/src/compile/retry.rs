@@ -33,6 +33,12 @@ pub(super) fn connects(retries: Option<&Retries>) -> u32 {
     retries.and_then(|retries| retries.num).unwrap_or(RETRIES).saturating_add(1)
 }
 
+/// As [`connects`], of a route.
+pub(super) fn of_connections(retries: Option<&Retries>) -> RetryPolicy {
+    let num = retries.and_then(|retries| retries.num);
+    policy(&Retries { num, ..Retries::default() }, HttpTimeouts::default(), None)
+}
+
 /// Twice, and only what was not processed.
 pub(super) fn unprocessed() -> RetryPolicy {
     policy(&Retries::default(), HttpTimeouts::default(), None)

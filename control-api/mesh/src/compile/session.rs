@@ -28,6 +28,12 @@ pub(super) fn hashed(said: &[HashOn]) -> Vec<HashPolicy> {
         .collect()
 }
 
+/// What of an opaque connection is: the address of its client, if anything.
+pub(super) fn of_connections(said: &[HashOn]) -> Vec<HashPolicy> {
+    let by_address = HashOn { source_ip: true, ..HashOn::default() };
+    if said.iter().any(|on| on.source_ip) { hashed(&[by_address]) } else { Vec::new() }
+}
+
 fn one(on: &HashOn) -> Option<PolicySpecifier> {
     if let Some(name) = &on.header {
         return Some(PolicySpecifier::Header(pb::Header { header_name: name.clone(), regex_rewrite: None }));
