@@ -16,6 +16,8 @@ use super::response::Upgraded;
 use crate::error::Reason;
 use crate::listener::admission;
 use crate::tcp::{self, Traffic};
+use crate::telemetry::metrics::TcpSeries;
+use crate::upstream::endpoint::ActiveRequest;
 
 /// See the module.
 #[derive(Debug)]
@@ -36,6 +38,27 @@ impl Tunnel {
     }
 }
 
+/// A tunnel in the metrics: an open connection until it is dropped, whatever drops it.
+struct Open<'a> {
+    series: TcpSeries,
+    traffic: &'a Traffic,
+}
+
+impl<'a> Open<'a> {
+    fn count(series: TcpSeries, traffic: &'a Traffic) -> Self {
+        series.opened();
+        Self { series, traffic }
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.series.received(self.traffic.received.get());
+        self.series.sent(self.traffic.sent.get());
+        self.series.closed();
+    }
+}
+
 /// Carries bytes both ways between the client and an endpoint until the tunnel ends: at the latest when its request may not go on, or when a list
 /// revokes the certificate of its server. Gives why it ended, when that was not in order: then the endpoint sees it broken off, and so must the client.
 pub async fn forward<D>(
@@ -50,6 +73,9 @@ where
     ctx.tunnelled = true;
     let Upgraded { io: mut up, held, .. } = upgraded;
     let (downstream, cluster) = (Rc::clone(&ctx.downstream), ctx.cluster.clone());
+    let endpoint = ctx.active.as_ref().map(ActiveRequest::endpoint);
+    let named = ctx.cluster_id.zip(cluster.as_ref());
+    let _open = Open::count(downstream.worker.metrics.tcp(&downstream, named, endpoint), traffic);
     let server = held.server().zip(cluster.as_ref().map(|cluster| &*cluster.spec().name));
     let copy = tcp::forward((down, BytesMut::new()), (&mut up, BytesMut::new()), ctx.tunnel_idle, traffic);
     let copy = admission::while_good(&downstream, server, copy);

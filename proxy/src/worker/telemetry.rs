@@ -116,8 +116,10 @@ impl WorkerTelemetry {
             protocol: if grpc { RequestProtocol::Grpc } else { RequestProtocol::Http },
             security: security(&ctx.downstream),
         };
+        // What became a tunnel lasts as long as a connection, and is counted as one besides.
+        let opened = ctx.answered.filter(|_| ctx.tunnelled);
         let sample = RequestSample {
-            duration: record.timings.total.unwrap_or_default(),
+            duration: opened.or(record.timings.total).unwrap_or_default(),
             request_bytes: record.bytes_received,
             response_bytes: record.bytes_sent,
         };

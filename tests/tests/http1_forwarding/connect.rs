@@ -8,10 +8,11 @@ use remora_tests::config::{Listener, cluster, direct, to_cluster};
 use remora_tests::proxy::Proxy;
 use remora_tests::upstream::Upstream as _;
 use remora_tests::upstream::http1::{Answer, Http1Upstream};
-use remora_tests::wait::within;
+use remora_tests::wait::{eventually_async, within};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 const CONNECT: &str = "CONNECT db.example:5432 HTTP/1.1\r\nHost: db.example:5432\r\n\r\n";
 
@@ -97,14 +98,51 @@ async fn a_side_that_breaks_off_is_a_reset_for_the_other() {
     }
 }
 
-#[tokio::test]
-async fn a_quiet_tunnel_ends_when_its_route_says_so() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+/// A proxy whose tunnels end when nothing moves for half a second.
+async fn impatient(endpoint: SocketAddr) -> Proxy {
     let mut route = tunnel();
     route["route"]["idle_timeout"] = "0.5s".into();
     let ingress = Listener::http("ingress").upgrade("CONNECT").route(route);
-    let origin = cluster("origin", &[listener.local_addr().unwrap()]);
-    let proxy = Proxy::builder().listener(ingress).cluster(origin).start().await;
+    Proxy::builder().listener(ingress).cluster(cluster("origin", &[endpoint])).start().await
+}
+
+/// The sum of all series of a metric.
+async fn sum(proxy: &Proxy, metric: &str) -> f64 {
+    let page = proxy.admin("GET", "/stats/prometheus").await.unwrap().text();
+    let value = |line: &str| -> Option<f64> {
+        line.strip_prefix(metric)?.strip_prefix('{')?.rsplit_once(' ')?.1.parse().ok()
+    };
+    page.lines().filter_map(value).sum()
+}
+
+/// A tunnel is a connection in the metrics while it is open, and no request that takes as long as it.
+#[tokio::test]
+async fn a_tunnel_is_counted_as_a_connection() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = impatient(listener.local_addr().unwrap()).await;
+    let began = Instant::now();
+    let mut client = TcpStream::connect(proxy.address("ingress")).await.unwrap();
+    client.write_all(CONNECT.as_bytes()).await.unwrap();
+    head(&mut client).await;
+    let answered = began.elapsed();
+    let counted = async |metric: &str| sum(&proxy, &format!("remora_tcp_{metric}_total")).await as u64;
+    eventually_async("an open tunnel", async || counted("connections_opened").await == 1).await;
+    client.write_all(b"hello").await.unwrap();
+    let (mut server, _) = within("a tunnel", listener.accept()).await.unwrap();
+    let mut hello = [0; 5];
+    within("hello", server.read_exact(&mut hello)).await.unwrap();
+    within("the end", server.read_u8()).await.unwrap_err();
+    eventually_async("its end", async || counted("connections_closed").await == 1).await;
+    assert_eq!((counted("received_bytes").await, counted("sent_bytes").await), (5, 0));
+    eventually_async("the request", async || sum(&proxy, "remora_requests_total").await as u64 == 1).await;
+    let took = sum(&proxy, "remora_request_duration_milliseconds_sum").await;
+    assert!(took <= answered.as_secs_f64() * 1000.0, "{took} ms, and answered after {answered:?}");
+}
+
+#[tokio::test]
+async fn a_quiet_tunnel_ends_when_its_route_says_so() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = impatient(listener.local_addr().unwrap()).await;
     let mut client = TcpStream::connect(proxy.address("ingress")).await.unwrap();
     client.write_all(CONNECT.as_bytes()).await.unwrap();
     let (mut server, _) = within("a tunnel", listener.accept()).await.unwrap();
