@@ -51,7 +51,15 @@ fn services_of_one_port_are_told_apart_by_name() {
     assert_eq!(names, ["httpProxy"], "nothing else is on loopback, and nobody calls the laptop");
     assert!(node.whole_mesh && node.services.contains(&Name::new("shop", "ledger")));
     let listener = Schema::load().any_to_yaml(&node.listeners["httpProxy"].body);
-    for part in ["address: 127.0.0.1", "port_value: 15002", "codec_type: HTTP1", "upgrade_type: CONNECT"] {
+    for part in [
+        "address: 127.0.0.1",
+        "port_value: 15002",
+        "codec_type: HTTP1",
+        "upgrade_type: CONNECT",
+        "strip_trailing_host_dot: true",
+        "normalize_path: false",
+        "path_with_escaped_slashes_action: KEEP_UNCHANGED",
+    ] {
         assert!(listener.contains(part), "{part} in {listener}");
     }
     let catalog = host(&node, "catalog.shop.svc.cluster.local:80");

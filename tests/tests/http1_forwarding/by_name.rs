@@ -134,7 +134,13 @@ async fn services_are_called_by_name_and_nothing_on_this_machine_is() {
     plane.publish(served(&compiled(&text, OutboundTraffic::AllowAny), |_| {}));
     let proxy = under(&[plane.address]).start().await;
 
-    for url in ["http://web/a", "http://web:80/a", "http://web.shop.svc.cluster.local/a"] {
+    for url in [
+        "http://web/a",
+        "http://web:80/a",
+        "http://web:080/a",
+        "http://web.shop.svc.cluster.local/a",
+        "http://web.shop.svc.cluster.local.:80/a",
+    ] {
         let answer = get(&proxy, url).await;
         assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("from web"), "{url}: {answer}");
     }
@@ -144,7 +150,7 @@ async fn services_are_called_by_name_and_nothing_on_this_machine_is() {
 
     // It speaks first, and is no HTTP.
     let mut tunnel = TcpStream::connect(proxy.address("httpProxy")).await.unwrap();
-    tunnel.write_all(b"CONNECT sql.shop:5432 HTTP/1.1\r\nHost: sql.shop:5432\r\n\r\n").await.unwrap();
+    tunnel.write_all(b"CONNECT sql.shop.:05432 HTTP/1.1\r\nHost: sql.shop\r\n\r\n").await.unwrap();
     let (mut server, _) = within("a tunnel", sql.accept()).await.unwrap();
     server.write_all(b"hello").await.unwrap();
     drop(server);
@@ -224,4 +230,16 @@ async fn credentials_for_a_proxy_go_no_further() {
     }
     assert_eq!(web.requests().len(), 2);
     assert!(web.requests().iter().all(|request| !request.fields().has("proxy-authorization")));
+}
+
+/// To a stranger `//` need not be `/`.
+#[tokio::test]
+async fn a_path_is_passed_on_as_it_came() {
+    let other = Http1Upstream::answering(Answer::ok("from another")).await;
+    let address = other.address();
+    let (_plane, proxy) = started(&mesh(address, address, address)).await;
+    let path = "/a//b/./c%2Fd/%7Ee";
+    let answer = get(&proxy, &format!("http://{address}{path}")).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_eq!(other.only_request().target(), path);
 }

@@ -24,7 +24,7 @@ use remora_xds::pb::envoy::config::route::v3::{
 };
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::Rds;
 use remora_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
-    CodecType, UpgradeConfig as ListenerUpgrade,
+    CodecType, PathWithEscapedSlashesAction, UpgradeConfig as ListenerUpgrade,
 };
 use remora_xds::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use remora_xds::pb::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher};
@@ -166,6 +166,12 @@ fn listener(number: u16, about: Key) -> Arc<Resource> {
     let mut manager = http::manager(names::HTTP_PROXY, Side::Outbound, RouteSpecifier::Rds(rds), Vec::new());
     // A CONNECT is a connection of its own.
     manager.codec_type = CodecType::Http1.into();
+    // A name with a dot at its end is absolute, as all of ours are.
+    manager.strip_trailing_host_dot = true;
+    // Paths are those of whom the program calls, strangers too, to whom `//` is not `/`. Sidecars of Services normalise them before they judge.
+    manager.normalize_path = parts::flag(false);
+    manager.merge_slashes = false;
+    manager.path_with_escaped_slashes_action = PathWithEscapedSlashesAction::KeepUnchanged.into();
     manager
         .upgrade_configs
         .push(ListenerUpgrade { upgrade_type: "CONNECT".into(), ..ListenerUpgrade::default() });
