@@ -159,7 +159,12 @@ async fn beside(
             }
         }
     };
-    let program = Program::start(&args.command, &environment(args, std::env::var_os("no_proxy").is_some()))?;
+    if args.http_proxy.is_some() && std::env::var_os("HTTP_PROXY").is_some() {
+        eprintln!("remora run: HTTP_PROXY is set: programs that prefer it to http_proxy pass by the sidecar");
+    }
+    let set = |name| std::env::var_os(name).map(|list| list.to_string_lossy().into_owned());
+    let said = ["no_proxy", "NO_PROXY"].map(set);
+    let program = Program::start(&args.command, &environment(args, &said))?;
     let status = supervise(args.drain_time, program, lease, asked).await;
     if let Some(sidecar) = sidecar {
         sidecar.end().await;
@@ -243,12 +248,20 @@ fn registration(args: &RunArgs, inbound: u16) -> Registration {
     Registration { labels, services: args.service.iter().cloned().collect(), workload, ttl_ms: None }
 }
 
-/// What tells the program of its HTTP proxy. Nothing about HTTPS: what the program encrypts cannot be routed, and most of it goes to others. `chosen`:
-/// `no_proxy` is set already.
-fn environment(args: &RunArgs, chosen: bool) -> Vec<(&'static str, String)> {
+/// What tells the program of its HTTP proxy. Nothing about HTTPS: what the program encrypts cannot be routed, and most of it goes to others. `said`:
+/// `no_proxy` and `NO_PROXY` as they are set. Programs look at one of the two, or at one first: both are what either said, and loopback.
+fn environment(args: &RunArgs, said: &[Option<String>; 2]) -> Vec<(&'static str, String)> {
     let Some(port) = args.http_proxy else { return Vec::new() };
-    let own = (!chosen).then(|| ("no_proxy", "localhost,127.0.0.1,::1".to_owned()));
-    [("http_proxy", format!("http://127.0.0.1:{port}"))].into_iter().chain(own).collect()
+    let said = said.iter().flatten().flat_map(|list| list.split(',')).map(str::trim);
+    let mut direct: Vec<&str> = Vec::new();
+    for host in said.chain(["localhost", "127.0.0.1", "::1"]).filter(|host| !host.is_empty()) {
+        if !direct.contains(&host) {
+            direct.push(host);
+        }
+    }
+    let direct = direct.join(",");
+    let proxy = format!("http://127.0.0.1:{port}");
+    vec![("http_proxy", proxy), ("no_proxy", direct.clone()), ("NO_PROXY", direct)]
 }
 
 /// `orders-laptop-4711`, as a DNS label.
@@ -300,13 +313,20 @@ mod tests {
     fn a_program_is_told_of_its_http_proxy_when_it_has_one() {
         let args = parsed(&["--http-proxy", "15002"]).unwrap();
         assert_eq!(Value::from(registration(&args, 1).workload)["httpProxy"], json!({"port": 15002}));
+        let told = |no_proxy: Option<&str>, upper: Option<&str>| {
+            environment(&args, &[no_proxy.map(str::to_owned), upper.map(str::to_owned)])
+        };
         let proxy = ("http_proxy", "http://127.0.0.1:15002".to_owned());
-        let own = ("no_proxy", "localhost,127.0.0.1,::1".to_owned());
-        assert_eq!(environment(&args, false), [proxy.clone(), own]);
-        assert_eq!(environment(&args, true), [proxy]);
+        let both = |list: &str| [proxy.clone(), ("no_proxy", list.to_owned()), ("NO_PROXY", list.to_owned())];
+        assert_eq!(told(None, None), both("localhost,127.0.0.1,::1"));
+        assert_eq!(told(Some(".a.example"), None), both(".a.example,localhost,127.0.0.1,::1"));
+        assert_eq!(
+            told(Some("localhost, b,"), Some("b,.a.example")),
+            both("localhost,b,.a.example,127.0.0.1,::1")
+        );
         let args = parsed(&[]).unwrap();
         assert!(registration(&args, 1).workload.get("httpProxy").is_none());
-        assert!(environment(&args, false).is_empty());
+        assert!(environment(&args, &[None, None]).is_empty());
         assert!(
             parsed(&["--http-proxy", "0"]).is_err()
                 && parsed(&["--http-proxy", "1", "--no-sidecar"]).is_err()
