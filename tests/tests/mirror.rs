@@ -69,7 +69,8 @@ async fn a_connect_is_not_mirrored() {
     let origin = Http1Upstream::answering(Answer::raw("HTTP/1.1 200 OK\r\n\r\n").echo()).await;
     let copy = Http1Upstream::answering(Answer::ok("copy")).await;
     let policy = json!({ "request_mirror_policies": [{ "cluster": "copy" }] });
-    let mut tunnel = json!({ "match": { "connect_matcher": {} }, "route": { "cluster": "origin", "timeout": "0s" } });
+    let mut tunnel = to_cluster("/", "origin");
+    tunnel["match"] = json!({ "connect_matcher": {} });
     let mut rest = to_cluster("/", "origin");
     merge(&mut tunnel["route"], policy.clone());
     merge(&mut rest["route"], policy);

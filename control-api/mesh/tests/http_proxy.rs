@@ -127,13 +127,13 @@ spec:
     let plain = node(EXAMPLE, profile());
     let route = |node: &NodeResources| host(node, "ledger.shop.svc.cluster.local:5432").routes.remove(0);
     let said = format!("{:?}", route(&plain));
-    assert!(said.contains("idle_timeout: None") && said.contains("hash_policy: []"), "{said}");
+    assert!(said.contains(", idle_timeout: None") && said.contains("hash_policy: []"), "{said}");
     assert!(said.contains("num_retries: Some(UInt32Value { value: 2 })"), "{said}");
 
     let node = node(&format!("{EXAMPLE}{policy}"), profile());
     let said = format!("{:?}", route(&node));
     for part in [
-        "idle_timeout: Some(Duration { seconds: 20, nanos: 0 })",
+        ", idle_timeout: Some(Duration { seconds: 20, nanos: 0 })",
         "num_retries: Some(UInt32Value { value: 4 })",
         "ConnectionProperties(ConnectionProperties { source_ip: true })",
     ] {

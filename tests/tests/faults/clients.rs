@@ -340,7 +340,8 @@ async fn is_waited_for(stream: &mut TcpStream) {
 #[tokio::test]
 async fn d9_a_slow_client_is_not_taken_for_one_in_plaintext() {
     let authority = Authority::new();
-    let (identity, tls) = (authority.issue(&["a.example"]), authority.client("a.example", &["http/1.1"], None));
+    let identity = authority.issue(&["a.example"]);
+    let tls = authority.client("a.example", &["http/1.1"], None);
     let greets = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = greets.local_addr().unwrap();
     let greets = tokio::spawn(async move {

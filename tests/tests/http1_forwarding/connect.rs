@@ -8,7 +8,7 @@ use remora_tests::config::{Listener, cluster, direct, to_cluster};
 use remora_tests::proxy::Proxy;
 use remora_tests::upstream::Upstream as _;
 use remora_tests::upstream::http1::{Answer, Http1Upstream};
-use remora_tests::wait::{eventually_async, within};
+use remora_tests::wait::{eventually, eventually_async, within};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -98,14 +98,6 @@ async fn a_side_that_breaks_off_is_a_reset_for_the_other() {
     }
 }
 
-/// A proxy whose tunnels end when nothing moves for half a second.
-async fn impatient(endpoint: SocketAddr) -> Proxy {
-    let mut route = tunnel();
-    route["route"]["idle_timeout"] = "0.5s".into();
-    let ingress = Listener::http("ingress").upgrade("CONNECT").route(route);
-    Proxy::builder().listener(ingress).cluster(cluster("origin", &[endpoint])).start().await
-}
-
 /// The sum of all series of a metric.
 async fn sum(proxy: &Proxy, metric: &str) -> f64 {
     let page = proxy.admin("GET", "/stats/prometheus").await.unwrap().text();
@@ -119,7 +111,7 @@ async fn sum(proxy: &Proxy, metric: &str) -> f64 {
 #[tokio::test]
 async fn a_tunnel_is_counted_as_a_connection() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let proxy = impatient(listener.local_addr().unwrap()).await;
+    let proxy = proxy(listener.local_addr().unwrap()).await;
     let began = Instant::now();
     let mut client = TcpStream::connect(proxy.address("ingress")).await.unwrap();
     client.write_all(CONNECT.as_bytes()).await.unwrap();
@@ -131,7 +123,10 @@ async fn a_tunnel_is_counted_as_a_connection() {
     let (mut server, _) = within("a tunnel", listener.accept()).await.unwrap();
     let mut hello = [0; 5];
     within("hello", server.read_exact(&mut hello)).await.unwrap();
-    within("the end", server.read_u8()).await.unwrap_err();
+    eventually("a tunnel that lasts", || began.elapsed() > answered * 3).await;
+    drop(client);
+    assert_eq!(within("the end", server.read(&mut hello)).await.unwrap(), 0);
+    drop(server);
     eventually_async("its end", async || counted("connections_closed").await == 1).await;
     assert_eq!((counted("received_bytes").await, counted("sent_bytes").await), (5, 0));
     eventually_async("the request", async || sum(&proxy, "remora_requests_total").await as u64 == 1).await;
@@ -142,7 +137,11 @@ async fn a_tunnel_is_counted_as_a_connection() {
 #[tokio::test]
 async fn a_quiet_tunnel_ends_when_its_route_says_so() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let proxy = impatient(listener.local_addr().unwrap()).await;
+    let mut route = tunnel();
+    route["route"]["idle_timeout"] = "0.5s".into();
+    let ingress = Listener::http("ingress").upgrade("CONNECT").route(route);
+    let origin = cluster("origin", &[listener.local_addr().unwrap()]);
+    let proxy = Proxy::builder().listener(ingress).cluster(origin).start().await;
     let mut client = TcpStream::connect(proxy.address("ingress")).await.unwrap();
     client.write_all(CONNECT.as_bytes()).await.unwrap();
     let (mut server, _) = within("a tunnel", listener.accept()).await.unwrap();
@@ -234,7 +233,8 @@ async fn only_a_connect_becomes_a_tunnel() {
 async fn a_tunnel_is_not_a_connection_of_requests() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let origin = narrow(listener.local_addr().unwrap());
-    let ingress = Listener::http("ingress").upgrade("CONNECT").route(tunnel()).route(to_cluster("/", "origin"));
+    let ingress = Listener::http("ingress").upgrade("CONNECT").route(tunnel());
+    let ingress = ingress.route(to_cluster("/", "origin"));
     let proxy = Proxy::builder().listener(ingress).cluster(origin).start().await;
     // One connection of the client: one worker, one pool.
     let mut client = TcpStream::connect(proxy.address("ingress")).await.unwrap();
@@ -260,7 +260,8 @@ async fn a_tunnel_is_not_a_connection_of_requests() {
 async fn a_tunnel_beyond_the_limit_of_connections_is_refused() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let ingress = Listener::http("ingress").upgrade("CONNECT").route(tunnel());
-    let proxy = Proxy::builder().listener(ingress).cluster(narrow(listener.local_addr().unwrap())).start().await;
+    let origin = narrow(listener.local_addr().unwrap());
+    let proxy = Proxy::builder().listener(ingress).cluster(origin).start().await;
     let mut first = TcpStream::connect(proxy.address("ingress")).await.unwrap();
     first.write_all(CONNECT.as_bytes()).await.unwrap();
     assert!(head(&mut first).await.starts_with("HTTP/1.1 200 "));

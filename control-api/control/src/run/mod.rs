@@ -162,7 +162,7 @@ async fn beside(
     if args.http_proxy.is_some() && std::env::var_os("HTTP_PROXY").is_some() {
         eprintln!("remora run: HTTP_PROXY is set: programs that prefer it to http_proxy pass by the sidecar");
     }
-    let set = |name| std::env::var_os(name).map(|list| list.to_string_lossy().into_owned());
+    let set = |name: &str| std::env::var_os(name).map(|list| list.to_string_lossy().into_owned());
     let said = ["no_proxy", "NO_PROXY"].map(set);
     let program = Program::start(&args.command, &environment(args, &said))?;
     let status = supervise(args.drain_time, program, lease, asked).await;

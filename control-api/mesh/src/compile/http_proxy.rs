@@ -32,7 +32,9 @@ use remora_xds::pb::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher};
 use super::http::{self, RouteSpecifier, Side};
 use super::route::Routes;
 use super::service::Callers;
-use super::{Listening, Outbound, OutboundTraffic, Scope, cluster, key_of, names, parts, retry, session, tcp};
+use super::{
+    Listening, Outbound, OutboundTraffic, Scope, cluster, key_of, names, parts, retry, session, tcp,
+};
 use crate::document::{AppProtocol, TrafficPolicySpec};
 use crate::kinds::Kind;
 use crate::name::Key;
@@ -218,7 +220,10 @@ fn to_addresses() -> Vec<Route> {
     };
     let by_connect = RouteMatch { headers: vec![authority(&whole)], ..connect() };
     vec![
-        Route { request_headers_to_add: vec![destination("%REQ(:AUTHORITY)%")], ..tunnel(by_connect, to, None) },
+        Route {
+            request_headers_to_add: vec![destination("%REQ(:AUTHORITY)%")],
+            ..tunnel(by_connect, to, None)
+        },
         by_url(&whole, "%REQ(:AUTHORITY)%"),
         by_url(&host, "%REQ(:AUTHORITY)%:80"),
         answer(connect(), UNKNOWN_NAME),
