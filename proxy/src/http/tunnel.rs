@@ -28,12 +28,33 @@ pub enum Tunnel {
     H2(Box<H2Tunnel>),
 }
 
-impl Tunnel {
-    /// Makes the peer see a broken connection when this is dropped, not an end of data. A stream of HTTP/2 that is dropped before its end is reset
-    /// anyway (RFC 8441 section 5).
-    pub fn abort_on_drop(&self) {
-        if let Self::H1(conn) = self {
-            conn.borrow().io.abort_on_drop();
+/// Makes one side of a tunnel see it broken off when this is dropped, and no end of data: also when the tunnel's task is dropped in the middle.
+#[derive(Debug)]
+#[must_use]
+pub struct BreaksOff(Option<SharedConn>);
+
+impl BreaksOff {
+    /// For the side of `tunnel`. A stream of HTTP/2 that is dropped before its end is reset anyway (RFC 8441 section 5).
+    pub fn of(tunnel: &Tunnel) -> Self {
+        match tunnel {
+            Tunnel::H1(conn) => Self(Some(Rc::clone(conn))),
+            Tunnel::H2(_) => Self(None),
+        }
+    }
+
+    /// The tunnel ended, and `failed` is why if that was not in order.
+    pub fn ended(mut self, failed: Option<Reason>) {
+        if failed.is_none() {
+            self.0 = None;
+        }
+    }
+}
+
+impl Drop for BreaksOff {
+    fn drop(&mut self) {
+        // It is borrowed only inside of a poll.
+        if let Some(Ok(conn)) = self.0.as_ref().map(|conn| conn.try_borrow()) {
+            conn.io.abort_on_drop();
         }
     }
 }
@@ -72,6 +93,7 @@ where
 {
     ctx.tunnelled = true;
     let Upgraded { io: mut up, held, .. } = upgraded;
+    let breaks_off = BreaksOff::of(&up);
     let (downstream, cluster) = (Rc::clone(&ctx.downstream), ctx.cluster.clone());
     let endpoint = ctx.active.as_ref().map(ActiveRequest::endpoint);
     let named = ctx.cluster_id.zip(cluster.as_ref());
@@ -84,9 +106,7 @@ where
         Ok(None) => Some(Reason::UpstreamTls),
         Err(reason) => Some(reason),
     };
-    if failed.is_some() {
-        up.abort_on_drop();
-    }
+    breaks_off.ended(failed);
     failed
 }
 

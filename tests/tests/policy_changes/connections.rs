@@ -3,6 +3,7 @@
 use remora_tests::client::http1::Http1Client;
 use remora_tests::client::http2::{Outcome, request};
 use remora_tests::config::{Listener, to_cluster};
+use remora_tests::http1::Broken;
 use remora_tests::resources::{lds, under};
 use remora_tests::upstream::Upstream as _;
 use remora_tests::upstream::http1::{Answer, Http1Upstream};
@@ -50,9 +51,10 @@ async fn connections_of_a_filter_chain_that_was_removed_drain() {
     chats.send("still").await;
     assert_eq!(chats.raw(5).await.unwrap(), b"still", "what is open may finish");
     assert!(opaque.get("/").await.unwrap().keeps_alive(), "of opaque bytes nothing is known");
-    for client in [&mut asks, &mut idle, &mut chats, &mut opaque] {
+    for client in [&mut asks, &mut idle, &mut opaque] {
         assert!(client.is_closed().await);
     }
+    assert!(matches!(chats.raw(1).await, Err(Broken::Reset(_))), "a tunnel is broken off");
     assert!(proxy.http1().await.get("/").await.unwrap().keeps_alive());
 }
 

@@ -30,7 +30,7 @@ use crate::http::pipeline;
 use crate::http::pump::{H1Pump, PumpError};
 use crate::http::recheck::poll_refused;
 use crate::http::response::{Response, Upgraded};
-use crate::http::tunnel::{self, Tunnel};
+use crate::http::tunnel::{self, BreaksOff, Tunnel};
 use crate::http::watchdog::Watchdog;
 use crate::io::Io;
 use crate::tcp::Traffic;
@@ -411,11 +411,10 @@ impl Session {
 
     async fn tunnel(&mut self, upgraded: Upgraded, mut ctx: RequestCtx) {
         let mut down = Tunnel::H1(Rc::clone(&self.conn));
+        let breaks_off = BreaksOff::of(&down);
         let traffic = Traffic::default();
         let failed = tunnel::forward(&mut ctx, &mut down, upgraded, &traffic).await;
-        if failed.is_some() {
-            down.abort_on_drop();
-        }
+        breaks_off.ended(failed);
         self.progress.bytes.set(traffic.received.get());
         ctx.finish(traffic.sent.get(), failed);
     }
