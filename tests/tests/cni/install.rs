@@ -40,7 +40,7 @@ impl Host {
             .arg(self.at("bin"))
             .arg("--net-dir")
             .arg(self.at("net.d"));
-        command.stdin(Stdio::null());
+        command.env("HTTPS_PROXY", "no URI").stdin(Stdio::null());
         command
     }
 

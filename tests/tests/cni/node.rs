@@ -146,6 +146,8 @@ impl Node {
         ];
         let mut child = Command::new(plugin)
             .envs(variables)
+            // As runtimes have it, for images.
+            .env("HTTPS_PROXY", "http://127.0.0.1:1")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::NAME;
 use super::chain::{self, Standing};
-use crate::kubernetes::Access;
+use crate::kubernetes;
 
 /// The file by which the plugin asks the API server. Not a name that runtimes read.
 const KUBECONFIG: &str = "remora-cni.kubeconfig";
@@ -149,9 +149,9 @@ impl InstallArgs {
     async fn standing(&self) -> Standing {
         let Some((namespace, name)) = &self.daemon_set else { return Standing::Gone };
         // As the plugin asks, which has to work as long as it stays.
-        let access = Access::File(self.folders.net_dir.join(KUBECONFIG));
+        let kubeconfig = self.folders.net_dir.join(KUBECONFIG);
         let asked = async {
-            let client = access.client().await.map_err(|why| (None::<u16>, why))?;
+            let client = kubernetes::direct(&kubeconfig).await.map_err(|why| (None::<u16>, why))?;
             let path = format!("/apis/apps/v1/namespaces/{namespace}/daemonsets/{name}");
             let request = http::Request::get(path)
                 .body(Vec::new())

@@ -16,8 +16,7 @@ use super::config::{self, Config, VERSIONS};
 use super::environment::{self, Call, Command, PodName};
 use super::failure::{Code, Failure};
 use super::pod::{Decision, decide};
-use crate::init;
-use crate::kubernetes::Access;
+use crate::{init, kubernetes};
 
 /// What a runtime may write: a result of many addresses is some kilobytes.
 const LONGEST: u64 = 1 << 20;
@@ -117,8 +116,9 @@ fn enter(netns: &Path) -> Result<(), Failure> {
         .map_err(|error| failed(error.into()))
 }
 
+/// Past an HTTP proxy: the runtime's `HTTPS_PROXY` is for its images.
 async fn client(config: &Config) -> Result<Client, String> {
-    Access::File(config.kubeconfig.clone()).client().await
+    kubernetes::direct(&config.kubeconfig).await
 }
 
 /// The pod as the API server has it now: a copy in a cache may be from before its sidecar.

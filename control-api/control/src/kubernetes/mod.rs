@@ -15,7 +15,7 @@ mod status;
 mod watch;
 mod webhook;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -66,15 +66,34 @@ impl Access {
             Self::InCluster => Config::incluster().map_err(|e| {
                 format!("this is no pod of a cluster: {e} (outside of one: --kubernetes=KUBECONFIG)")
             })?,
-            Self::File(path) => {
-                let named = |why: String| format!("{}: {why}", path.display());
-                let file = Kubeconfig::read_from(path).map_err(|e| named(e.to_string()))?;
-                let options = KubeConfigOptions::default();
-                Config::from_custom_kubeconfig(file, &options).await.map_err(|e| named(e.to_string()))?
-            }
+            Self::File(path) => by(path, read(path)?).await?,
         };
         Client::try_from(config).map_err(|e| e.to_string())
     }
+}
+
+/// A client as [`Access::File`] has it, but past the HTTP proxy that the file or the environment names.
+///
+/// # Errors
+/// As [`Access::client`].
+pub(crate) async fn direct(kubeconfig: &Path) -> Result<Client, String> {
+    let mut file = read(kubeconfig)?;
+    for cluster in file.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
+        // Where the file names one, the environment's is not even read: it may be no URI.
+        cluster.proxy_url = Some("http://localhost".into());
+    }
+    let mut config = by(kubeconfig, file).await?;
+    config.proxy_url = None;
+    Client::try_from(config).map_err(|e| e.to_string())
+}
+
+fn read(path: &Path) -> Result<Kubeconfig, String> {
+    Kubeconfig::read_from(path).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+async fn by(path: &Path, file: Kubeconfig) -> Result<Config, String> {
+    let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
+    config.map_err(|e| format!("{}: {e}", path.display()))
 }
 
 /// Waits until proxies may be served: until Kubernetes was read once, now or earlier, by this control plane or another one of the store.
