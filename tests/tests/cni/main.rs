@@ -81,6 +81,22 @@ fn add_makes_the_rules_of_init() {
     );
 }
 
+/// What an installer of another version wrote does not keep a pod from its end.
+#[test]
+fn an_end_is_not_refused() {
+    let Some(node) = Node::new() else { return };
+    let mut other = node.configuration();
+    other["ofAnotherVersion"] = true.into();
+    other.as_object_mut().unwrap().remove("kubeconfig");
+    for command in ["DEL", "GC"] {
+        let said = node.call_with(command, "shop", &other, "");
+        assert_eq!((said.status, said.out.as_str()), (0, ""), "{command}: {said:?}");
+    }
+    assert_eq!(refused(&node.call_with("ADD", "shop", &other, &node.netns())), 2);
+    other["cniVersion"] = "2.0.0".into();
+    assert_eq!(node.call_with("DEL", "shop", &other, "").status, 1);
+}
+
 /// As some runtimes have it: `lo` comes up beside or after.
 #[test]
 fn rules_are_made_before_loopback_is_up() {

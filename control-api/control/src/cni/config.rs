@@ -35,19 +35,18 @@ pub(super) fn version(text: &str) -> Option<String> {
     value["cniVersion"].as_str().map(ToOwned::to_owned)
 }
 
+/// Of what only ends: the version, and nothing else. No mistake in a configuration may keep a pod from its end.
+///
+/// # Errors
+/// It is no configuration, or of a version that is not spoken.
+pub(super) fn accept(text: &str, command: Command) -> Result<(), Failure> {
+    supported(&fields(text)?, command).map(drop)
+}
+
 /// # Errors
 /// It is no configuration, of a version that is not spoken, or says what is not known.
 pub(super) fn read(text: &str, command: Command) -> Result<Config, Failure> {
-    let parsed: Value = serde_json::from_str(text).map_err(|error| {
-        Failure::new(Code::Decode, "standard input is no configuration", error.to_string())
-    })?;
-    let Value::Object(fields) = parsed else {
-        return Err(Failure::new(
-            Code::Decode,
-            "standard input is no configuration",
-            "it has to be a mapping",
-        ));
-    };
+    let fields = fields(text)?;
     let version = supported(&fields, command)?;
     let wrong = |msg: &str, details: &str| Failure::new(Code::Config, msg, details);
     if fields.get("name").and_then(Value::as_str).is_none_or(str::is_empty) {
@@ -81,6 +80,14 @@ pub(super) fn read(text: &str, command: Command) -> Result<Config, Failure> {
         Some(_) => return Err(wrong("prevResult is no result", "it has to be a mapping")),
     };
     Ok(Config { version, kubeconfig: kubeconfig.into(), exclude_namespaces, previous })
+}
+
+fn fields(text: &str) -> Result<Map<String, Value>, Failure> {
+    let wrong = |why: String| Failure::new(Code::Decode, "standard input is no configuration", why);
+    match serde_json::from_str::<Value>(text).map_err(|error| wrong(error.to_string()))? {
+        Value::Object(fields) => Ok(fields),
+        _ => Err(wrong("it has to be a mapping".into())),
+    }
 }
 
 fn supported(fields: &Map<String, Value>, command: Command) -> Result<String, Failure> {

@@ -36,7 +36,7 @@ pub(super) struct Call {
     pub(super) command: Command,
     /// The network namespace, where the command is about one.
     pub(super) netns: Option<PathBuf>,
-    /// None: this container is no pod of Kubernetes.
+    /// None: this container is no pod of Kubernetes, or the command asks for none.
     pub(super) pod: Option<PodName>,
 }
 
@@ -88,7 +88,11 @@ pub(super) fn read(get: &dyn Fn(&str) -> Option<String>) -> Result<Call, Failure
     if !get("CNI_IFNAME").is_some_and(|name| is_interface(&name)) {
         return Err(wrong("CNI_IFNAME is wrong".into(), "1 to 15 characters, no '/', ':' or white space"));
     }
-    let pod = pod(&get("CNI_ARGS").unwrap_or_default())?;
+    let pod = match command {
+        // It has to come to its end, whatever is there.
+        Command::Del => None,
+        _ => pod(&get("CNI_ARGS").unwrap_or_default())?,
+    };
     Ok(Call { command: *command, netns: get("CNI_NETNS").map(PathBuf::from), pod })
 }
 

@@ -48,22 +48,27 @@ pub(super) fn main() -> ExitCode {
 }
 
 fn answer(call: &Call, text: &str) -> Result<Option<Value>, Failure> {
-    if call.command == Command::Version {
-        let version = config::version(text).unwrap_or_else(|| VERSIONS[VERSIONS.len() - 1].to_owned());
-        return Ok(Some(json!({"cniVersion": version, "supportedVersions": VERSIONS})));
-    }
-    let config = config::read(text, call.command)?;
     match call.command {
+        Command::Version => {
+            let version = config::version(text).unwrap_or_else(|| VERSIONS[VERSIONS.len() - 1].to_owned());
+            Ok(Some(json!({"cniVersion": version, "supportedVersions": VERSIONS})))
+        }
+        // Rules go with their namespace, and nothing else is kept.
+        Command::Del | Command::Gc => config::accept(text, call.command).map(|()| None),
         Command::Add => {
+            let config = config::read(text, call.command)?;
             on_this_thread(rules(call, &config))??;
             // Not chained, as Multus calls it: nothing was made that a result could name.
-            let result = config.previous.clone();
-            Ok(Some(result.unwrap_or_else(|| json!({"cniVersion": config.version}))))
+            Ok(Some(config.previous.unwrap_or_else(|| json!({"cniVersion": config.version}))))
         }
-        Command::Check => on_this_thread(rules(call, &config))?.map(|()| None),
-        Command::Status => on_this_thread(status(&config))?.map(|()| None),
-        // Rules go with their namespace, and nothing else is kept.
-        Command::Del | Command::Gc | Command::Version => Ok(None),
+        Command::Check => {
+            let config = config::read(text, call.command)?;
+            on_this_thread(rules(call, &config))?.map(|()| None)
+        }
+        Command::Status => {
+            let config = config::read(text, call.command)?;
+            on_this_thread(status(&config))?.map(|()| None)
+        }
     }
 }
 

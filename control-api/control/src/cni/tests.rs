@@ -41,6 +41,8 @@ fn variables_are_those_of_the_specification() {
         call(&[("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", "a"), ("CNI_IFNAME", "eth0")]).is_ok(),
         "its namespace may be gone"
     );
+    let end = with("CNI_COMMAND", "DEL").into_iter().chain([("CNI_ARGS", "K8S_POD_NAME")]);
+    assert_eq!(call(&end.collect::<Vec<_>>()).unwrap().pod, None, "whatever is said of the pod");
 }
 
 #[test]
@@ -109,6 +111,23 @@ fn a_configuration_is_read_whole() {
         Code::Version,
         "no version is the first one"
     );
+}
+
+#[test]
+fn an_end_asks_for_the_version_alone() {
+    for text in [
+        r#"{"cniVersion": "1.1.0"}"#,
+        r#"{"cniVersion": "1.1.0", "name": "", "kubeconfig": 1, "excludeNamespaces": 1, "prevResult": 1, "later": 1}"#,
+    ] {
+        for command in [Command::Del, Command::Gc] {
+            assert_eq!(config::accept(text, command), Ok(()), "{text}");
+        }
+        assert!(config::read(text, Command::Add).is_err(), "{text}");
+    }
+    let code = |text: &str, command| config::accept(text, command).unwrap_err().code;
+    assert_eq!(code(r#"{"cniVersion": "2.0.0"}"#, Command::Del), Code::Version);
+    assert_eq!(code(r#"{"cniVersion": "1.0.0"}"#, Command::Gc), Code::Version);
+    assert_eq!(code("{", Command::Del), Code::Decode);
 }
 
 #[test]
