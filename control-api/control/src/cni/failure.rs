@@ -19,8 +19,6 @@ pub(super) enum Code {
     Config = 7,
     /// What is needed is not there now: the runtime tries again.
     Later = 11,
-    /// STATUS: an ADD would fail.
-    Unavailable = 50,
     /// The pod's annotation is not what the injector writes.
     Annotation = 100,
     /// The rules cannot be made, or are not there.

@@ -7,7 +7,6 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use kube::Client;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 
@@ -65,10 +64,9 @@ fn answer(call: &Call, text: &str) -> Result<Option<Value>, Failure> {
             let config = config::read(text, call.command)?;
             on_this_thread(rules(call, &config))?.map(|()| None)
         }
-        Command::Status => {
-            let config = config::read(text, call.command)?;
-            on_this_thread(status(&config))?.map(|()| None)
-        }
+        // A runtime takes the whole node for not ready when it fails: only for what fails every ADD. Pods of excluded namespaces need neither
+        // tools nor API server; for others ADD says what is missing.
+        Command::Status => config::read(text, call.command).map(|_| None),
     }
 }
 
@@ -121,11 +119,6 @@ fn enter(netns: &Path) -> Result<(), Failure> {
         .map_err(|error| failed(error.into()))
 }
 
-/// Past an HTTP proxy: the runtime's `HTTPS_PROXY` is for its images.
-async fn client(config: &Config) -> Result<Client, String> {
-    kubernetes::direct(&config.kubeconfig).await
-}
-
 /// The pod as the API server has it now: a copy in a cache may be from before its sidecar.
 async fn get(config: &Config, pod: &PodName) -> Result<Value, Failure> {
     let path = format!("/api/v1/namespaces/{}/pods/{}", pod.namespace, pod.name);
@@ -133,7 +126,8 @@ async fn get(config: &Config, pod: &PodName) -> Result<Value, Failure> {
         let msg = format!("the pod {}/{} cannot be read", pod.namespace, pod.name);
         Failure::new(Code::Later, msg, why)
     };
-    let client = client(config).await.map_err(later)?;
+    // Past an HTTP proxy: the runtime's HTTPS_PROXY is for its images.
+    let client = kubernetes::direct(&config.kubeconfig).await.map_err(later)?;
     let request = http::Request::get(path).body(Vec::new()).map_err(|error| later(error.to_string()))?;
     let asked = tokio::time::timeout(PATIENCE, client.request::<Value>(request)).await;
     let asked =
@@ -147,11 +141,4 @@ async fn get(config: &Config, pod: &PodName) -> Result<Value, Failure> {
         };
         later(format!("{error}{hint}"))
     })
-}
-
-/// Asks nobody: runtimes ask often.
-async fn status(config: &Config) -> Result<(), Failure> {
-    let unavailable = |why: String| Failure::new(Code::Unavailable, "pods would not get their rules", why);
-    init::tools().map_err(|error| unavailable(format!("{error:#}")))?;
-    client(config).await.map(drop).map_err(unavailable)
 }

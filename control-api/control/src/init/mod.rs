@@ -163,14 +163,6 @@ pub(crate) async fn holds(arguments: &[String]) -> Result<(), NotDone> {
     Err(missing.into())
 }
 
-/// Whether there are tools to make rules with.
-///
-/// # Errors
-/// There are none: names the package.
-pub(crate) fn tools() -> anyhow::Result<()> {
-    apply::backend(BackendChoice::Auto).map(drop)
-}
-
 fn planned(arguments: &[String]) -> Result<(BackendChoice, Plan), NotDone> {
     let args = parse(arguments).map_err(NotDone::Arguments)?;
     match plan::plan(&args, ipv6_is_on(Path::new(IPV6_SWITCHES), Path::new(IPV6_ADDRESSES))) {
