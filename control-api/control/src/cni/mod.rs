@@ -1,12 +1,14 @@
 //! The CNI plugin (`remora-cni`): the rules of `remora init` for pods, made on the node
 //! ([0022](../../../../docs/decisions/0022-cni.md)); and what brings it there.
 //!
-//! `environment`, `config`, `pod`, `chain` and `failure` are pure; `plugin` does what a runtime asks, `install` what a DaemonSet does.
+//! `environment`, `config`, `pod`, `chain` and `failure` are pure; `plugin` does what a runtime asks, `install` what a DaemonSet does,
+//! with the files in `folders`.
 
 mod chain;
 mod config;
 mod environment;
 mod failure;
+mod folders;
 mod install;
 mod plugin;
 mod pod;
@@ -44,9 +46,9 @@ enum CniCommand {
     /// Put the plugin on this node, and keep it there until SIGTERM
     Install(install::InstallArgs),
     /// Whether the plugin is on this node: program and configuration
-    Installed(install::Folders),
+    Installed(folders::Folders),
     /// Take the plugin away from this node
-    Uninstall(install::Folders),
+    Uninstall(folders::Folders),
 }
 
 /// Whether this process was called by the plugin's name.

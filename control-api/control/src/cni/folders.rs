@@ -1,0 +1,128 @@
+//! The node's files: the plugin's program and kubeconfig, and the list that names them. Every file is written beside, and renamed.
+
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use serde_json::Value;
+use tempfile::NamedTempFile;
+
+use super::NAME;
+use super::chain;
+
+/// The file by which the plugin asks the API server. Not a name that runtimes read.
+pub(super) const KUBECONFIG: &str = "remora-cni.kubeconfig";
+
+/// Where the node's files are, as seen from here.
+#[derive(Debug, Clone, Args)]
+pub(super) struct Folders {
+    /// Where container runtimes look for plugins
+    #[arg(long, value_name = "FOLDER", default_value = "/host/opt/cni/bin")]
+    pub(super) bin_dir: PathBuf,
+    /// Where they look for configurations
+    #[arg(long, value_name = "FOLDER", default_value = "/host/etc/cni/net.d")]
+    pub(super) net_dir: PathBuf,
+}
+
+impl Folders {
+    pub(super) fn program(&self) -> PathBuf {
+        self.bin_dir.join(NAME)
+    }
+
+    pub(super) fn copy(&self, own: &Path) -> anyhow::Result<()> {
+        replace(&self.program(), 0o755, |file| std::io::copy(&mut std::fs::File::open(own)?, file).map(drop))
+    }
+
+    /// The list that is in force: runtimes take the first file by name that they can read.
+    ///
+    /// # Errors
+    /// The folder cannot be read, or the first file has one plugin alone.
+    pub(super) fn network(&self) -> anyhow::Result<Option<(PathBuf, Value)>> {
+        let at = |path: &Path| path.display().to_string();
+        let mut files = Vec::new();
+        for found in std::fs::read_dir(&self.net_dir).with_context(|| at(&self.net_dir))? {
+            let path = found.with_context(|| at(&self.net_dir))?.path();
+            if matches!(path.extension().and_then(|name| name.to_str()), Some("conf" | "conflist" | "json")) {
+                files.push(path);
+            }
+        }
+        files.sort();
+        for path in files {
+            // One that is being written, or is gone, is looked at again soon; one that is broken is passed over by runtimes, too.
+            let Ok(text) = std::fs::read_to_string(&path) else { continue };
+            let Ok(value) = serde_json::from_str::<Value>(&text) else { continue };
+            if value["plugins"].is_array() {
+                return Ok(Some((path, value)));
+            }
+            if value["type"].is_string() {
+                bail!(
+                    "{} has one plugin, which no other can be chained to: make it a *.conflist with plugins",
+                    at(&path)
+                );
+            }
+        }
+        Ok(None)
+    }
+
+    /// Exit status 0 when the program is there and the list in force has the plugin, 1 when not.
+    pub(super) fn installed(&self) -> anyhow::Result<u8> {
+        if !self.program().is_file() {
+            bail!("{} is not there", self.program().display());
+        }
+        match self.network()? {
+            Some((_, list)) if chain::has(&list) => Ok(0),
+            Some((file, _)) => bail!("{} does not have the plugin", file.display()),
+            None => bail!("there is no network in {}", self.net_dir.display()),
+        }
+    }
+
+    /// Takes it out of every list, then removes the program and the kubeconfig. What is not there is no mistake.
+    pub(super) fn uninstall(&self) -> anyhow::Result<u8> {
+        for found in std::fs::read_dir(&self.net_dir).with_context(|| self.net_dir.display().to_string())? {
+            let path = found?.path();
+            if path.extension().is_none_or(|name| name != "conflist") {
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            let without = serde_json::from_str::<Value>(&text).ok().and_then(|list| chain::without(&list));
+            if let Some(list) = without {
+                write_list(&path, &list)?;
+                eprintln!("remora cni: taken out of {}", path.display());
+            }
+        }
+        for path in [self.program(), self.net_dir.join(KUBECONFIG)] {
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| path.display().to_string());
+                }
+                _ => {}
+            }
+        }
+        Ok(0)
+    }
+}
+
+pub(super) fn write_list(path: &Path, list: &Value) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(list)?;
+    let mode = std::fs::metadata(path).map_or(0o644, |found| found.permissions().mode() & 0o777);
+    replace(path, mode, |file| writeln!(file, "{text}"))
+}
+
+/// Whoever reads `path` finds what was there, or all of what `write` writes.
+pub(super) fn replace(
+    path: &Path,
+    mode: u32,
+    write: impl FnOnce(&mut std::fs::File) -> std::io::Result<()>,
+) -> anyhow::Result<()> {
+    let named = || path.display().to_string();
+    let folder = path.parent().context("a file has a folder").with_context(named)?;
+    let mut beside = NamedTempFile::with_prefix_in(".remora-cni-", folder).with_context(named)?;
+    write(beside.as_file_mut()).with_context(named)?;
+    let file = beside.as_file();
+    file.set_permissions(std::fs::Permissions::from_mode(mode)).with_context(named)?;
+    file.sync_all().with_context(named)?;
+    beside.persist(path).with_context(named)?;
+    Ok(())
+}
