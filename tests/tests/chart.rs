@@ -277,6 +277,7 @@ fn nodes_are_where_the_values_say() {
     let args = pod["containers"][0]["args"].as_array().unwrap();
     for wanted in [
         "--daemon-set=mesh/remora-cni",
+        "--service-account=mesh/remora-cni",
         "--node-net-dir=/var/lib/cni/net.d",
         "--exclude-namespaces=kube-system,old,mesh",
     ] {

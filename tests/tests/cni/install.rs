@@ -135,9 +135,8 @@ async fn the_daemon_set_decides_at_the_end() {
         kill_process(pid, Signal::TERM).unwrap();
         assert!(running.end("the installer").await.success());
         assert_eq!(host.is_installed(), stays, "{status}");
-        let asked = std::mem::take(&mut *api.asked.lock().unwrap());
         assert_eq!(
-            asked,
+            api.lines(),
             ["GET /apis/apps/v1/namespaces/remora-system/daemonsets/remora-cni HTTP/1.1"],
             "{status}"
         );
@@ -146,6 +145,57 @@ async fn the_daemon_set_decides_at_the_end() {
         assert_eq!(host.list("10-pods.conflist"), list());
         assert!(netns::runs(&mut host.command(&["uninstall"])), "again");
     }
+}
+
+/// One that is good when the installer's pod, to which its own is bound, is gone; and always a fresh one.
+#[tokio::test]
+async fn the_plugin_has_a_token_of_its_own() {
+    let host = Host::new();
+    write(&host.at("net.d/10-pods.conflist"), &list());
+    let kubeconfig = host.at("net.d/remora-cni.kubeconfig");
+    let holds = |token: &str| {
+        let text = std::fs::read_to_string(&kubeconfig).unwrap_or_default();
+        text.contains(&format!("\"token\":\"{token}\""))
+    };
+    let api = Api::start(Value::Null);
+    api.refuses(403);
+    let server = format!("http://127.0.0.1:{}", api.port);
+    let mut command = host.command(&["install", "--server", &server, "--every", "50ms"]);
+    command.args(["--service-account", "remora-system/remora-cni"]).arg("--account").arg(host.at("account"));
+    let said = host.at("said");
+    let running = command.stderr(std::fs::File::create(&said).unwrap()).spawn().unwrap();
+    let pid = Pid::from_child(&running);
+    let mut running = Running::from(running);
+    // Better the installer's own than none; and it is replaced as that one is.
+    eventually("the list", || host.is_installed()).await;
+    assert!(holds("first"));
+    std::fs::write(host.at("account/token"), "second").unwrap();
+    eventually("the installer's other token", || holds("second")).await;
+    let said = std::fs::read_to_string(said).unwrap();
+    assert!(said.contains("without a new token of remora-system/remora-cni: no"), "{said}");
+
+    let granted = |token: &str| json!({"spec": {"expirationSeconds": 4}, "status": {"token": token}});
+    api.says(201, granted("granted"));
+    eventually("its own token", || holds("granted")).await;
+    let asked = api.asked().pop().unwrap();
+    assert_eq!(asked.line, "POST /api/v1/namespaces/remora-system/serviceaccounts/remora-cni/token HTTP/1.1");
+    assert_eq!(asked.authorization, "Bearer second", "the installer's own");
+    let request: Value = serde_json::from_str(&asked.body).unwrap();
+    assert_eq!(
+        (&request["kind"], &request["spec"]["boundObjectRef"]),
+        (&json!("TokenRequest"), &Value::Null)
+    );
+    api.says(201, granted("renewed"));
+    eventually("another one", || holds("renewed")).await;
+    // What is there is good for a while.
+    api.refuses(500);
+    std::fs::write(host.at("account/token"), "third").unwrap();
+    let _before = api.lines();
+    eventually("the question", || !api.lines().is_empty()).await;
+    eventually("and again", || !api.lines().is_empty()).await;
+    assert!(holds("renewed"));
+    kill_process(pid, Signal::TERM).unwrap();
+    assert!(running.end("the installer").await.success());
 }
 
 /// A network of one plugin is named, and a list is waited for: who repairs it need not know of the installer.

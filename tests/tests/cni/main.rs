@@ -32,7 +32,7 @@ fn add_makes_the_rules_of_init() {
     assert_eq!(said.status, 0, "{said:?}");
     assert_eq!(serde_json::from_str::<Value>(&said.out).unwrap(), made(), "the result of the plugins before");
     assert!(said.err.contains("192.0.2.1:9 was redirected"), "{said:?}");
-    assert_eq!(node.api.asked.lock().unwrap()[..], [format!("GET {POD} HTTP/1.1")]);
+    assert_eq!(node.api.lines(), [format!("GET {POD} HTTP/1.1")]);
 
     let other = connected();
     let annotations = &pod(Interception::Cni)["metadata"]["annotations"];
@@ -121,11 +121,11 @@ fn pods_without_sidecar_are_left_alone() {
         assert_eq!(node.rules(), "");
     }
     // Nobody is asked.
-    node.api.asked.lock().unwrap().clear();
+    let _before = node.api.lines();
     node.api.refuses(500);
     let said = node.call_with("ADD", "kube-system", &node.configuration(), &node.netns());
     assert_eq!(said.status, 0, "{said:?}");
-    assert!(node.api.asked.lock().unwrap().is_empty());
+    assert!(node.api.lines().is_empty());
     // Not chained.
     let mut alone = node.configuration();
     alone.as_object_mut().unwrap().remove("prevResult");

@@ -1,6 +1,7 @@
 //! A node: the plugin, an API server, and the network namespace of a pod.
 
-use std::io::{BufRead, BufReader, Write};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -12,33 +13,74 @@ use serde_json::{Value, json};
 
 pub(crate) const POD: &str = "/api/v1/namespaces/shop/pods/web";
 
-/// Answers each GET of the pod with a status and a body, and counts them.
+/// Answers each request with a status and a body, by its path where there is something for that, and keeps it.
 #[derive(Debug)]
 pub(crate) struct Api {
     pub(crate) port: u16,
-    pub(crate) answer: Arc<Mutex<(u16, Value)>>,
-    pub(crate) asked: Arc<Mutex<Vec<String>>>,
+    answers: Arc<Mutex<Answers>>,
+    asked: Arc<Mutex<Vec<Asked>>>,
+}
+
+type Answer = (u16, Value);
+
+#[derive(Debug)]
+struct Answers {
+    any: Answer,
+    by_path: BTreeMap<String, Answer>,
+}
+
+/// A request.
+#[derive(Debug, Default)]
+pub(crate) struct Asked {
+    /// Its first line.
+    pub(crate) line: String,
+    /// `Authorization`.
+    pub(crate) authorization: String,
+    pub(crate) body: String,
+}
+
+impl Asked {
+    fn read(stream: &mut impl BufRead) -> Self {
+        let (mut asked, mut length) = (Self::default(), 0);
+        for line in stream.by_ref().lines() {
+            let line = line.unwrap_or_default();
+            if line.is_empty() {
+                break;
+            }
+            if asked.line.is_empty() {
+                asked.line = line;
+                continue;
+            }
+            match line.split_once(": ") {
+                Some((name, value)) if name.eq_ignore_ascii_case("authorization") => {
+                    asked.authorization = value.to_owned();
+                }
+                Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
+                    length = value.parse().unwrap();
+                }
+                _ => {}
+            }
+        }
+        stream.take(length).read_to_string(&mut asked.body).unwrap();
+        asked
+    }
 }
 
 impl Api {
     pub(crate) fn start(pod: Value) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (answer, asked) = (Arc::new(Mutex::new((200, pod))), Arc::new(Mutex::new(Vec::new())));
-        let (answers, told) = (Arc::clone(&answer), Arc::clone(&asked));
+        let answers = Arc::new(Mutex::new(Answers { any: (200, pod), by_path: BTreeMap::new() }));
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (answered, told) = (Arc::clone(&answers), Arc::clone(&asked));
         // Ends with the process.
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
-                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-                let first = lines.next().and_then(Result::ok).unwrap_or_default();
-                for line in lines {
-                    if line.unwrap_or_default().is_empty() {
-                        break;
-                    }
-                }
-                told.lock().unwrap().push(first);
-                let (status, body) = answers.lock().unwrap().clone();
+                let request = Asked::read(&mut BufReader::new(stream.try_clone().unwrap()));
+                let path = request.line.split(' ').nth(1).unwrap_or_default().to_owned();
+                told.lock().unwrap().push(request);
+                let (status, body) = answered.lock().unwrap().of(&path);
                 let body = body.to_string();
                 let head = format!(
                     "HTTP/1.1 {status} x\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
@@ -47,15 +89,36 @@ impl Api {
                 let _gone = stream.write_all(format!("{head}{body}").as_bytes());
             }
         });
-        Self { port, answer, asked }
+        Self { port, answers, asked }
     }
 
+    /// To whatever nothing else is said to.
     pub(crate) fn says(&self, status: u16, body: Value) {
-        *self.answer.lock().unwrap() = (status, body);
+        self.answers.lock().unwrap().any = (status, body);
+    }
+
+    pub(crate) fn says_to(&self, path: &str, status: u16, body: Value) {
+        self.answers.lock().unwrap().by_path.insert(path.to_owned(), (status, body));
     }
 
     pub(crate) fn refuses(&self, status: u16) {
         self.says(status, refusal(status));
+    }
+
+    /// What came since this was asked last.
+    pub(crate) fn asked(&self) -> Vec<Asked> {
+        std::mem::take(&mut *self.asked.lock().unwrap())
+    }
+
+    /// The first lines of it.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.asked().into_iter().map(|asked| asked.line).collect()
+    }
+}
+
+impl Answers {
+    fn of(&self, path: &str) -> Answer {
+        self.by_path.get(path).unwrap_or(&self.any).clone()
     }
 }
 

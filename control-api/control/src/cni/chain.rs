@@ -1,6 +1,7 @@
 //! A network's configuration list with one plugin more, or without it. Pure.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -59,6 +60,33 @@ pub(super) fn kubeconfig(server: &str, authority: &str, token: &str) -> String {
         "contexts": [{"name": NAME, "context": {"cluster": NAME, "user": NAME}}],
     });
     format!("{text}\n")
+}
+
+/// Whether this is a kubeconfig as [`kubeconfig`] makes it for this API server, with whatever token.
+pub(super) fn is_for(text: &str, server: &str, authority: &str) -> bool {
+    let Ok(file) = serde_json::from_str::<Value>(text) else { return false };
+    let cluster = &file["clusters"][0]["cluster"];
+    cluster["server"] == server && cluster["certificate-authority-data"] == authority
+}
+
+/// Asks for a token that is bound to no pod, and good for `life`.
+pub(super) fn token_request(life: Duration) -> Value {
+    json!({
+        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+        "spec": {"expirationSeconds": life.as_secs()},
+    })
+}
+
+/// The token of the answer, and how long it is good for: API servers may shorten what was asked for.
+///
+/// # Errors
+/// There is none in it.
+pub(super) fn granted(answer: &Value) -> Result<(String, Duration), String> {
+    let token = answer["status"]["token"].as_str().filter(|token| !token.is_empty());
+    match (token, answer["spec"]["expirationSeconds"].as_u64()) {
+        (Some(token), Some(seconds)) => Ok((token.to_owned(), Duration::from_secs(seconds))),
+        _ => Err("the answer has no token, or does not say how long it is good for".into()),
+    }
 }
 
 /// What an API server says of a DaemonSet, and what that means for a plugin whose installer ends.

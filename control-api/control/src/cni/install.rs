@@ -8,15 +8,17 @@ use anyhow::Context;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::Args;
-use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
 
+use super::account::{self, Named};
 use super::chain::{self, Standing};
 use super::folders::{Folders, KUBECONFIG, replace, write_list};
-use crate::kubernetes;
 
-/// For the API server, at the end.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Tokens in the life of one: most of it is left when no installer comes any more.
+const RENEWALS: u32 = 4;
+/// Looks between two questions for a token that was refused.
+const PAUSE: u32 = 6;
 
 #[derive(Debug, Args)]
 pub(super) struct InstallArgs {
@@ -31,6 +33,9 @@ pub(super) struct InstallArgs {
     /// Folder with token and ca.crt of a service account that may read pods
     #[arg(long, value_name = "FOLDER", default_value = "/var/run/secrets/kubernetes.io/serviceaccount")]
     pub(super) account: PathBuf,
+    /// The name of that account: the plugin gets a token of it that is bound to no pod; without, the one of the folder
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = named)]
+    pub(super) service_account: Option<Named>,
     /// Namespaces whose pods are left alone, whatever the API server would say
     #[arg(
         long,
@@ -40,11 +45,22 @@ pub(super) struct InstallArgs {
     )]
     pub(super) exclude_namespaces: Vec<String>,
     /// At the end, leave everything in place while this DaemonSet stands; without, everything is taken away
-    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = daemon_set)]
-    pub(super) daemon_set: Option<(String, String)>,
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = named)]
+    pub(super) daemon_set: Option<Named>,
     /// How often to look whether everything is still there
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = crate::run::time)]
     pub(super) every: Duration,
+}
+
+/// The token in the kubeconfig, where the plugin is to have one of its own.
+#[derive(Debug, Default)]
+struct Token {
+    /// When the next one is asked for. None: now.
+    next: Option<Instant>,
+    /// Why there is none, if so.
+    missing: Option<String>,
+    /// Whether the installer's own is there meanwhile.
+    borrowed: bool,
 }
 
 /// The API server's address that every pod knows.
@@ -56,7 +72,7 @@ fn server() -> String {
     format!("https://{host}:{port}")
 }
 
-fn daemon_set(text: &str) -> Result<(String, String), String> {
+fn named(text: &str) -> Result<Named, String> {
     let plain = |part: &str| {
         !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
     };
@@ -76,12 +92,11 @@ pub(super) async fn install(args: InstallArgs) -> anyhow::Result<u8> {
     let own = std::env::current_exe().context("this program")?;
     // Whatever is there may be of another version.
     args.folders.copy(&own)?;
-    let mut said = String::new();
+    let (mut said, mut token) = (String::new(), Token::default());
     loop {
         // What is wrong may be repaired by others: a list of another version, a token that is being replaced.
-        let state = match args.step(&own) {
-            Ok(Some(file)) => format!("in place: {}", file.display()),
-            Ok(None) => format!("no network in {} yet; waiting", args.folders.net_dir.display()),
+        let state = match args.look(&own, &mut token).await {
+            Ok(state) => state,
             Err(why) => format!("not in place: {why:#}; trying again"),
         };
         if state != said {
@@ -107,46 +122,65 @@ pub(super) async fn install(args: InstallArgs) -> anyhow::Result<u8> {
 }
 
 impl InstallArgs {
-    /// Writes what is missing or has changed: program, kubeconfig, then the list that names both. Gives the list's file, if there is one.
-    pub(super) fn step(&self, own: &Path) -> anyhow::Result<Option<PathBuf>> {
+    /// Writes what is missing or has changed: program, kubeconfig, then the list that names both. Says what there is now.
+    async fn look(&self, own: &Path, token: &mut Token) -> anyhow::Result<String> {
         let folders = &self.folders;
         if !folders.program().is_file() {
             folders.copy(own)?;
         }
-        let read = |name: &str| {
-            let path = self.account.join(name);
-            std::fs::read_to_string(&path).with_context(|| path.display().to_string())
+        self.kubeconfig(token).await?;
+        let Some((file, list)) = folders.network()? else {
+            return Ok(format!("no network in {} yet; waiting", folders.net_dir.display()));
         };
-        let text = chain::kubeconfig(&self.server, &STANDARD.encode(read("ca.crt")?), read("token")?.trim());
-        let kubeconfig = folders.net_dir.join(KUBECONFIG);
-        if std::fs::read_to_string(&kubeconfig).ok().as_ref() != Some(&text) {
-            replace(&kubeconfig, 0o600, |file| file.write_all(text.as_bytes()))?;
-        }
-        let Some((file, list)) = folders.network()? else { return Ok(None) };
         let entry = chain::entry(&self.node_net_dir.join(KUBECONFIG), &self.exclude_namespaces);
         let wanted = chain::with(&list, &entry).map_err(|why| anyhow::anyhow!("{} {why}", file.display()))?;
         if wanted != list {
             write_list(&file, &wanted)?;
         }
-        Ok(Some(file))
+        let but = token.missing.as_ref().map(|why| format!(", but {why}; trying again"));
+        Ok(format!("in place: {}{}", file.display(), but.unwrap_or_default()))
+    }
+
+    /// Writes the kubeconfig where it is missing or has changed, and when another token is due.
+    async fn kubeconfig(&self, token: &mut Token) -> anyhow::Result<()> {
+        let path = self.folders.net_dir.join(KUBECONFIG);
+        let write = |text: &str| replace(&path, 0o600, |file| file.write_all(text.as_bytes()));
+        let read = |name: &str| {
+            let path = self.account.join(name);
+            std::fs::read_to_string(&path).with_context(|| path.display().to_string())
+        };
+        let authority = STANDARD.encode(read("ca.crt")?);
+        let own = chain::kubeconfig(&self.server, &authority, read("token")?.trim());
+        let found = std::fs::read_to_string(&path).unwrap_or_default();
+        let Some(whose) = &self.service_account else {
+            return if found == own { Ok(()) } else { write(&own) };
+        };
+        // Another token is no reason to write: while the DaemonSet is updated, two installers are here, each with its own.
+        let fits = chain::is_for(&found, &self.server, &authority);
+        let now = Instant::now();
+        if !fits || token.next.is_none_or(|next| next <= now) {
+            match account::token(&own, whose).await {
+                Ok((text, life)) => {
+                    write(&chain::kubeconfig(&self.server, &authority, &text))?;
+                    *token = Token { next: Some(now + life / RENEWALS), ..Token::default() };
+                    return Ok(());
+                }
+                Err(why) => {
+                    token.next = now.checked_add(self.every.saturating_mul(PAUSE));
+                    token.missing = Some(format!("without a new token of {}/{}: {why}", whose.0, whose.1));
+                }
+            }
+        }
+        // What is there may be good for a while. Where nothing is, the installer's own will do, which is good as long as its pod is here.
+        if (token.borrowed || !fits) && found != own {
+            write(&own)?;
+            token.borrowed = true;
+        }
+        Ok(())
     }
 
     async fn standing(&self) -> Standing {
-        let Some((namespace, name)) = &self.daemon_set else { return Standing::Gone };
-        // As the plugin asks, which has to work as long as it stays.
-        let kubeconfig = self.folders.net_dir.join(KUBECONFIG);
-        let asked = async {
-            let client = kubernetes::direct(&kubeconfig).await.map_err(|why| (None::<u16>, why))?;
-            let path = format!("/apis/apps/v1/namespaces/{namespace}/daemonsets/{name}");
-            let request = http::Request::get(path)
-                .body(Vec::new())
-                .map_err(|error| (None::<u16>, error.to_string()))?;
-            client.request::<Value>(request).await.map_err(|error| match &error {
-                kube::Error::Api(status) => (Some(status.code), status.message.clone()),
-                other => (None, other.to_string()),
-            })
-        };
-        let late = || Err((None, format!("the API server did not answer within {} s", PATIENCE.as_secs())));
-        chain::standing(tokio::time::timeout(PATIENCE, asked).await.unwrap_or_else(|_| late()))
+        let Some(daemon_set) = &self.daemon_set else { return Standing::Gone };
+        account::standing(&self.folders.net_dir.join(KUBECONFIG), daemon_set).await
     }
 }

@@ -2,8 +2,9 @@
 //! ([0022](../../../../docs/decisions/0022-cni.md)); and what brings it there.
 //!
 //! `environment`, `config`, `pod`, `chain` and `failure` are pure; `plugin` does what a runtime asks, `install` what a DaemonSet does,
-//! with the files in `folders`.
+//! with the files in `folders` and what `account` asks.
 
+mod account;
 mod chain;
 mod config;
 mod environment;
@@ -29,7 +30,7 @@ const NAME: &str = "remora-cni";
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   remora cni                        what a container runtime calls as remora-cni: CNI_COMMAND and the configuration on standard input
-  remora cni install --daemon-set remora-system/remora-cni
+  remora cni install --daemon-set remora-system/remora-cni --service-account remora-system/remora-cni
                                     in a DaemonSet: put it on the node, and keep it there
   remora cni installed              whether it is there
   remora cni uninstall              take it away by hand

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::chain::{self, Standing};
@@ -246,4 +248,25 @@ fn a_kubeconfig_is_one() {
     let read: kube::config::Kubeconfig = serde_json::from_str(&text).unwrap();
     assert_eq!(read.current_context.as_deref(), Some("remora-cni"));
     assert_eq!(read.clusters[0].cluster.as_ref().unwrap().server.as_deref(), Some("https://10.96.0.1:443"));
+    assert!(chain::is_for(&text, "https://10.96.0.1:443", "QQ=="), "whatever its token");
+    assert!(!chain::is_for(&text, "https://10.96.0.2:443", "QQ=="));
+    assert!(!chain::is_for(&text, "https://10.96.0.1:443", "QQ"));
+    assert!(!chain::is_for("", "https://10.96.0.1:443", "QQ=="), "it is not there");
+}
+
+#[test]
+fn a_token_is_bound_to_no_pod() {
+    let request = chain::token_request(Duration::from_secs(86400));
+    assert_eq!(request["spec"], json!({"expirationSeconds": 86400}), "no boundObjectRef");
+    let answer = |status: Value| json!({"spec": {"expirationSeconds": 3600}, "status": status});
+    assert_eq!(
+        chain::granted(&answer(json!({"token": "t", "expirationTimestamp": "2026-01-01T00:00:00Z"}))),
+        Ok(("t".into(), Duration::from_secs(3600))),
+        "shorter than what was asked for"
+    );
+    for wrong in
+        [answer(json!({})), answer(json!({"token": ""})), json!({"status": {"token": "t"}}), json!({})]
+    {
+        assert!(chain::granted(&wrong).is_err(), "{wrong}");
+    }
 }

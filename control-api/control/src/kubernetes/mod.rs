@@ -77,12 +77,24 @@ impl Access {
 /// # Errors
 /// As [`Access::client`].
 pub(crate) async fn direct(kubeconfig: &Path) -> Result<Client, String> {
-    let mut file = read(kubeconfig)?;
+    past_proxies(kubeconfig, read(kubeconfig)?).await
+}
+
+/// The same by the text of a kubeconfig. `named`: what it is, for the error.
+///
+/// # Errors
+/// As [`Access::client`].
+pub(crate) async fn direct_by(kubeconfig: &str, named: &Path) -> Result<Client, String> {
+    let file = Kubeconfig::from_yaml(kubeconfig).map_err(|e| format!("{}: {e}", named.display()))?;
+    past_proxies(named, file).await
+}
+
+async fn past_proxies(named: &Path, mut file: Kubeconfig) -> Result<Client, String> {
     for cluster in file.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
         // Where the file names one, the environment's is not even read: it may be no URI.
         cluster.proxy_url = Some("http://localhost".into());
     }
-    let mut config = by(kubeconfig, file).await?;
+    let mut config = by(named, file).await?;
     config.proxy_url = None;
     Client::try_from(config).map_err(|e| e.to_string())
 }
