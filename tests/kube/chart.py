@@ -3,11 +3,43 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
+
+from cluster import wait_for
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CHART = str(ROOT / "deploy/helm/remora")
 NAMESPACE = "mesh"
+
+
+class Node:
+    """What the DaemonSet's pod would do on a node, with the rights that it has."""
+
+    def __init__(self, cluster, name):
+        self.cluster, self.at = cluster, cluster.folder / f"node-{name}"
+        for folder in ("bin", "net.d", "account"):
+            (self.at / folder).mkdir(parents=True)
+        self.token = cluster.kubectl("create", "token", "remora-cni", "-n", NAMESPACE).strip()
+        (self.at / "account/token").write_text(self.token)
+        shutil.copy(cluster.folder / "ca.pem", self.at / "account/ca.crt")
+        self.list = self.at / "net.d/10-pods.conflist"
+        self.list.write_text(json.dumps({"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "bridge"}]}))
+        self.process = cluster.processes.start(self.at.name, [
+            os.environ["REMORA"], "cni", "install", "--bin-dir", self.at / "bin", "--net-dir", self.at / "net.d", "--account", self.at / "account",
+            "--server", cluster.server, f"--daemon-set={NAMESPACE}/remora-cni", f"--service-account={NAMESPACE}/remora-cni"])
+        wait_for("the plugin", self.has_plugin)
+
+    def has_plugin(self):
+        return "remora-cni" in self.list.read_text()
+
+    def plugins_token(self):
+        return json.loads((self.at / "net.d/remora-cni.kubeconfig").read_text())["users"][0]["user"]["token"]
+
+    def keeps_it(self):
+        """Whether the plugin stays when the pod ends now."""
+        self.cluster.processes.stop(self.process)
+        return self.has_plugin()
 
 
 def chart(cluster, _control):
@@ -41,10 +73,20 @@ def chart(cluster, _control):
     helm("upgrade", "remora", CHART, "--set", "cni.enabled=true,injection.interception=cni,webhook.timeoutSeconds=5")
     assert bundles() == [believed, believed], bundles()
     assert cluster.get("daemonset", "remora-cni", "-n", NAMESPACE)["spec"]["template"]["spec"]["hostNetwork"]
+    account = f"--as=system:serviceaccount:{NAMESPACE}:remora-cni"
+    assert cluster.kubectl("auth", "can-i", "get", "pods", "--all-namespaces", account).strip() == "yes"
+    updated, deleted, uninstalled = (Node(cluster, name) for name in ("updated", "deleted", "uninstalled"))
+    assert updated.plugins_token() != updated.token, "the installer's own, which is bound to its pod"
+    assert updated.keeps_it(), "only its pod ends"
+    # It stays as it is, for nobody here empties it: what a pod sees that goes first.
+    cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+    assert not deleted.keeps_it(), "its namespace is deleted"
     helm("uninstall", "remora")
+    assert not uninstalled.keeps_it(), "its DaemonSet and its account are gone"
     left = cluster.kubectl("get", "deployment,daemonset,service,serviceaccount,role,clusterrole,mutatingwebhookconfiguration", "-n", NAMESPACE,
                            "-o", "name").split()
     assert not [name for name in left if "remora" in name], left
     cluster.kubectl("get", "persistentvolumeclaim", "remora-control", "-n", NAMESPACE)
     cluster.kubectl("get", "crd", "trafficpolicies.remora.dev")
-    return "installed, upgraded with the CNI plugin (caBundle stays), uninstalled; the volume and the definitions stay"
+    return ("installed, upgraded with the CNI plugin (caBundle stays; a token of its own, and away with its namespace or DaemonSet), uninstalled; "
+            "the volume and the definitions stay")

@@ -9,7 +9,8 @@
 #   rotation      another root signs: what API servers and sidecars believe, and what the webhook shows
 #   restarts      the control plane starts while the API server is away, and what changed meanwhile is taken
 #   replicas      two control planes with one store in etcd, of which one reads, and the other one after it was killed
-#   chart         the Helm chart is installed, upgraded and uninstalled; with REMORA_HELM (tests/helm/setup.sh builds it)
+#   chart         the Helm chart is installed, upgraded and uninstalled, with the installer of its CNI plugin; with REMORA_HELM (tests/helm/setup.sh
+#                 builds it)
 #
 #   REMORA=target/debug/remora GATEWAY_CRDS=target/gateway-crds.json tests/kube/run.sh
 #

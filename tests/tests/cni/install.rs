@@ -108,23 +108,36 @@ async fn the_installer_comes_and_goes() {
     assert_eq!(left.len(), 2, "{left:?}");
 }
 
-/// When its pod ends, all stays; when its DaemonSet does, or what that was allowed to, nothing does. When nobody says which: rules must
-/// not be missing because an API server is.
+const NAMESPACE: &str = "/api/v1/namespaces/remora-system";
+const DAEMON_SET: &str = "/apis/apps/v1/namespaces/remora-system/daemonsets/remora-cni";
+
+/// When its pod ends, all stays; when its DaemonSet does, or the namespace of that, or what that was allowed to, nothing does. When nobody
+/// says which: rules must not be missing because an API server is.
 #[tokio::test]
 async fn the_daemon_set_decides_at_the_end() {
-    let stands = json!({"metadata": {"name": "remora-cni"}});
-    let going = json!({"metadata": {"name": "remora-cni", "deletionTimestamp": "2026-01-01T00:00:00Z"}});
-    let api = Api::start(stands.clone());
-    for (status, answer, stays) in [
-        (200, stands, true),
-        (200, going, false),
-        (404, refusal(404), false),
-        (403, refusal(403), false),
-        (500, refusal(500), true),
+    let stands = || (200, json!({"metadata": {"name": "it"}}));
+    let going = || (200, json!({"metadata": {"name": "it", "deletionTimestamp": "2026-01-01T00:00:00Z"}}));
+    let refused = |status| (status, refusal(status));
+    let api = Api::start(Value::Null);
+    for (daemon_set, namespace, stays) in [
+        (stands(), stands(), true),
+        (going(), stands(), false),
+        (refused(404), stands(), false),
+        (refused(403), stands(), false),
+        (refused(401), stands(), false),
+        (refused(500), stands(), true),
+        // Pods go first.
+        (stands(), going(), false),
+        (stands(), refused(404), false),
+        (stands(), refused(403), false),
+        (stands(), refused(500), true),
     ] {
+        let case = format!("{daemon_set:?} {namespace:?}");
+        let asked = if daemon_set == stands() { vec![DAEMON_SET, NAMESPACE] } else { vec![DAEMON_SET] };
         let host = Host::new();
         write(&host.at("net.d/10-pods.conflist"), &list());
-        api.says(status, answer);
+        api.says_to(DAEMON_SET, daemon_set.0, daemon_set.1);
+        api.says_to(NAMESPACE, namespace.0, namespace.1);
         let server = format!("http://127.0.0.1:{}", api.port);
         let mut command =
             host.command(&["install", "--daemon-set", "remora-system/remora-cni", "--server", &server]);
@@ -134,12 +147,9 @@ async fn the_daemon_set_decides_at_the_end() {
         eventually("the list", || host.is_installed()).await;
         kill_process(pid, Signal::TERM).unwrap();
         assert!(running.end("the installer").await.success());
-        assert_eq!(host.is_installed(), stays, "{status}");
-        assert_eq!(
-            api.lines(),
-            ["GET /apis/apps/v1/namespaces/remora-system/daemonsets/remora-cni HTTP/1.1"],
-            "{status}"
-        );
+        assert_eq!(host.is_installed(), stays, "{case}");
+        let asked: Vec<_> = asked.into_iter().map(|path| format!("GET {path} HTTP/1.1")).collect();
+        assert_eq!(api.lines(), asked, "{case}");
         assert!(netns::runs(&mut host.command(&["uninstall"])));
         assert!(!host.is_installed());
         assert_eq!(host.list("10-pods.conflist"), list());

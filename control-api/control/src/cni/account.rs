@@ -37,14 +37,22 @@ pub(super) async fn token(kubeconfig: &str, (namespace, name): &Named) -> Result
     Ok((token, life.min(LIFE)))
 }
 
-/// Whether the DaemonSet stands. It is asked as the plugin asks, by its kubeconfig, which has to work as long as the plugin stays.
-pub(super) async fn standing(kubeconfig: &Path, (namespace, name): &Named) -> Standing {
-    let path = format!("/apis/apps/v1/namespaces/{namespace}/daemonsets/{name}");
-    let asked = async {
-        let client = kubernetes::direct(kubeconfig).await.map_err(unasked)?;
-        ask(&client, Request::get(path).body(Vec::new())).await
-    };
-    chain::standing(in_time(asked).await)
+/// Whether the DaemonSet stands, and its namespace: of one that is deleted, the pods go before the DaemonSet does. It is asked as the plugin
+/// asks, by its kubeconfig, which has to work as long as the plugin stays.
+pub(super) async fn standing(kubeconfig: &Path, daemon_set: &Named) -> Standing {
+    in_time(both(kubeconfig, daemon_set)).await.unwrap_or_else(|(_, why)| Standing::Unknown(why))
+}
+
+async fn both(kubeconfig: &Path, (namespace, name): &Named) -> Result<Standing, Refused> {
+    let client = kubernetes::direct(kubeconfig).await.map_err(unasked)?;
+    let daemon_set = format!("/apis/apps/v1/namespaces/{namespace}/daemonsets/{name}");
+    for path in [daemon_set, format!("/api/v1/namespaces/{namespace}")] {
+        match chain::standing(ask(&client, Request::get(path).body(Vec::new())).await) {
+            Standing::Stands => {}
+            other => return Ok(other),
+        }
+    }
+    Ok(Standing::Stands)
 }
 
 fn unasked(why: String) -> Refused {

@@ -89,10 +89,10 @@ pub(super) fn granted(answer: &Value) -> Result<(String, Duration), String> {
     }
 }
 
-/// What an API server says of a DaemonSet, and what that means for a plugin whose installer ends.
+/// What an API server says of a DaemonSet or its namespace, and what that means for a plugin whose installer ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// Another pod of it comes.
+    /// Another pod of it comes, or may.
     Stands,
     /// It is gone, or going.
     Gone,
