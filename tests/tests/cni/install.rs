@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use remora_tests::certs::Authority;
-use remora_tests::netns::{self, Running};
+use remora_tests::netns::{self, Running, Said};
 use remora_tests::proxy::binary;
 use remora_tests::wait::eventually;
 use rustix::process::{Pid, Signal, kill_process};
@@ -105,7 +105,38 @@ async fn the_installer_comes_and_goes() {
     }
     let left: Vec<_> =
         ["bin", "net.d"].iter().flat_map(|name| std::fs::read_dir(host.at(name)).unwrap()).collect();
-    assert_eq!(left.len(), 2, "{left:?}");
+    assert_eq!(left.len(), 3, "{left:?}");
+    assert!(host.at("bin/remora-cni").is_file(), "for the end of pods that are there");
+}
+
+/// CRI-O keeps the list of a pod until its end, and calls every plugin that it names.
+#[tokio::test]
+async fn pods_end_when_the_plugin_is_gone() {
+    let host = Host::new();
+    write(&host.at("net.d/10-pods.conflist"), &list());
+    let running = host.install();
+    let pid = Pid::from_child(&running);
+    let mut running = Running::from(running);
+    eventually("the list", || host.is_installed()).await;
+    let mut kept = host.list("10-pods.conflist")["plugins"][2].clone();
+    kept["cniVersion"] = "1.0.0".into();
+    kept["name"] = "pods".into();
+    kill_process(pid, Signal::TERM).unwrap();
+    assert!(running.end("the installer").await.success());
+    assert!(!host.at("net.d/remora-cni.kubeconfig").exists());
+
+    let configuration = host.at("kept");
+    std::fs::write(&configuration, kept.to_string()).unwrap();
+    let mut del = Command::new(host.at("bin/remora-cni"));
+    del.envs([("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", "c1"), ("CNI_IFNAME", "eth0")]);
+    let said = Said::from(del.stdin(std::fs::File::open(&configuration).unwrap()).output().unwrap());
+    assert_eq!((said.status, said.out.as_str()), (0, ""), "{said:?}");
+
+    assert!(netns::runs(&mut host.command(&["uninstall"])));
+    assert!(host.at("bin/remora-cni").exists());
+    assert!(netns::runs(&mut host.command(&["uninstall", "--program"])));
+    assert!(!host.at("bin/remora-cni").exists());
+    assert!(netns::runs(&mut host.command(&["uninstall", "--program"])), "again");
 }
 
 const NAMESPACE: &str = "/api/v1/namespaces/remora-system";

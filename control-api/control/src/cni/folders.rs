@@ -26,6 +26,15 @@ pub(super) struct Folders {
     pub(super) net_dir: PathBuf,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct UninstallArgs {
+    #[command(flatten)]
+    pub(super) folders: Folders,
+    /// Remove the program, too: only when the pods that were made with it have ended, for some runtimes call it then
+    #[arg(long)]
+    pub(super) program: bool,
+}
+
 impl Folders {
     pub(super) fn program(&self) -> PathBuf {
         self.bin_dir.join(NAME)
@@ -78,8 +87,9 @@ impl Folders {
         }
     }
 
-    /// Takes it out of every list, then removes the program and the kubeconfig. What is not there is no mistake.
-    pub(super) fn uninstall(&self) -> anyhow::Result<u8> {
+    /// Takes it out of every list, then removes the kubeconfig, and the program if that is wanted, too: CRI-O keeps the list of a pod until its
+    /// end, and calls what that names (DEL, which needs nothing else). What is not there is no mistake.
+    pub(super) fn uninstall(&self, program: bool) -> anyhow::Result<u8> {
         for found in std::fs::read_dir(&self.net_dir).with_context(|| self.net_dir.display().to_string())? {
             let path = found?.path();
             if path.extension().is_none_or(|name| name != "conflist") {
@@ -92,7 +102,8 @@ impl Folders {
                 eprintln!("remora cni: taken out of {}", path.display());
             }
         }
-        for path in [self.program(), self.net_dir.join(KUBECONFIG)] {
+        let program = program.then(|| self.program());
+        for path in program.into_iter().chain([self.net_dir.join(KUBECONFIG)]) {
             match std::fs::remove_file(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(error).with_context(|| path.display().to_string());

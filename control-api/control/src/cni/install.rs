@@ -115,7 +115,7 @@ pub(super) async fn install(args: InstallArgs) -> anyhow::Result<u8> {
             eprintln!("remora cni install: all stays, as nobody says whether the DaemonSet does: {why}");
         }
         Standing::Gone => {
-            let _status = args.folders.uninstall()?;
+            let _status = args.folders.uninstall(false)?;
         }
     }
     Ok(0)

@@ -48,8 +48,8 @@ enum CniCommand {
     Install(install::InstallArgs),
     /// Whether the plugin is on this node: program and configuration
     Installed(folders::Folders),
-    /// Take the plugin away from this node
-    Uninstall(folders::Folders),
+    /// Take the plugin away from this node; its program stays for the end of pods that are there
+    Uninstall(folders::UninstallArgs),
 }
 
 /// Whether this process was called by the plugin's name.
@@ -69,8 +69,8 @@ pub(crate) fn run(args: CniArgs) -> ExitCode {
         Some(CniCommand::Installed(folders)) => {
             commands::run("cni installed", 1, async move { folders.installed() })
         }
-        Some(CniCommand::Uninstall(folders)) => {
-            commands::run("cni uninstall", 1, async move { folders.uninstall() })
+        Some(CniCommand::Uninstall(args)) => {
+            commands::run("cni uninstall", 1, async move { args.folders.uninstall(args.program) })
         }
     }
 }
