@@ -109,6 +109,31 @@ async fn the_installer_comes_and_goes() {
     assert!(host.at("bin/remora-cni").is_file(), "for the end of pods that are there");
 }
 
+/// Cilium, say.
+#[tokio::test]
+async fn who_takes_the_plugin_out_again_is_told_of() {
+    let host = Host::new();
+    let network = host.at("net.d/05-network.conflist");
+    write(&network, &list());
+    let said = host.at("said");
+    let mut command = host.command(&["install", "--server", "https://10.96.0.1:443", "--every", "50ms"]);
+    command.arg("--account").arg(host.at("account")).stderr(std::fs::File::create(&said).unwrap());
+    let mut running = Running::from(command.spawn().unwrap());
+    let said = || std::fs::read_to_string(&said).unwrap();
+    eventually("the list", || host.is_installed()).await;
+    write(&network, &list());
+    eventually("the list again", || host.is_installed()).await;
+    assert!(!said().contains("cni.exclusive"), "as when a node starts: {}", said());
+    eventually("the hint", || {
+        if host.list("05-network.conflist") != list() {
+            write(&network, &list());
+        }
+        said().contains("cni.exclusive")
+    })
+    .await;
+    assert!(running.ended().is_none(), "it goes on");
+}
+
 /// CRI-O keeps the list of a pod until its end, and calls every plugin that it names.
 #[tokio::test]
 async fn pods_end_when_the_plugin_is_gone() {

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::account::{self, Named};
 use super::chain::{self, Standing};
 use super::folders::{Folders, KUBECONFIG, replace, write_list};
+use super::rewrites::Rewrites;
 
 /// Tokens in the life of one: most of it is left when no installer comes any more.
 const RENEWALS: u32 = 4;
@@ -50,6 +51,23 @@ pub(super) struct InstallArgs {
     /// How often to look whether everything is still there
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = crate::run::time)]
     pub(super) every: Duration,
+}
+
+/// So many looks back the list's changes are counted, and a minute at least.
+const SPAN: u32 = 12;
+
+/// What is known from one look to the next.
+#[derive(Debug)]
+struct Seen {
+    token: Token,
+    rewrites: Rewrites,
+}
+
+impl Seen {
+    fn new(every: Duration) -> Self {
+        let span = every.saturating_mul(SPAN).max(Duration::from_secs(60));
+        Self { token: Token::default(), rewrites: Rewrites::within(span) }
+    }
 }
 
 /// The token in the kubeconfig, where the plugin is to have one of its own.
@@ -92,10 +110,10 @@ pub(super) async fn install(args: InstallArgs) -> anyhow::Result<u8> {
     let own = std::env::current_exe().context("this program")?;
     // Whatever is there may be of another version.
     args.folders.copy(&own)?;
-    let (mut said, mut token) = (String::new(), Token::default());
+    let (mut said, mut seen) = (String::new(), Seen::new(args.every));
     loop {
         // What is wrong may be repaired by others: a list of another version, a token that is being replaced.
-        let state = match args.look(&own, &mut token).await {
+        let state = match args.look(&own, &mut seen).await {
             Ok(state) => state,
             Err(why) => format!("not in place: {why:#}; trying again"),
         };
@@ -123,12 +141,12 @@ pub(super) async fn install(args: InstallArgs) -> anyhow::Result<u8> {
 
 impl InstallArgs {
     /// Writes what is missing or has changed: program, kubeconfig, then the list that names both. Says what there is now.
-    async fn look(&self, own: &Path, token: &mut Token) -> anyhow::Result<String> {
+    async fn look(&self, own: &Path, seen: &mut Seen) -> anyhow::Result<String> {
         let folders = &self.folders;
         if !folders.program().is_file() {
             folders.copy(own)?;
         }
-        self.kubeconfig(token).await?;
+        self.kubeconfig(&mut seen.token).await?;
         let Some((file, list)) = folders.network()? else {
             return Ok(format!("no network in {} yet; waiting", folders.net_dir.display()));
         };
@@ -136,9 +154,17 @@ impl InstallArgs {
         let wanted = chain::with(&list, &entry).map_err(|why| anyhow::anyhow!("{} {why}", file.display()))?;
         if wanted != list {
             write_list(&file, &wanted)?;
+            seen.rewrites.add(Instant::now());
         }
-        let but = token.missing.as_ref().map(|why| format!(", but {why}; trying again"));
-        Ok(format!("in place: {}{}", file.display(), but.unwrap_or_default()))
+        let mut state = format!("in place: {}", file.display());
+        if seen.rewrites.are_many(Instant::now()) {
+            state += ", but something takes the plugin out of it again and again, and pods that are made meanwhile do not start: \
+                      Cilium does so unless its value cni.exclusive is false";
+        }
+        if let Some(why) = &seen.token.missing {
+            state += &format!(", but {why}; trying again");
+        }
+        Ok(state)
     }
 
     /// Writes the kubeconfig where it is missing or has changed, and when another token is due.

@@ -1,8 +1,8 @@
 //! The CNI plugin (`remora-cni`): the rules of `remora init` for pods, made on the node
 //! ([0022](../../../../docs/decisions/0022-cni.md)); and what brings it there.
 //!
-//! `environment`, `config`, `pod`, `chain` and `failure` are pure; `plugin` does what a runtime asks, `install` what a DaemonSet does,
-//! with the files in `folders` and what `account` asks.
+//! `environment`, `config`, `pod`, `chain`, `rewrites` and `failure` are pure; `plugin` does what a runtime asks, `install` what a DaemonSet
+//! does, with the files in `folders` and what `account` asks.
 
 mod account;
 mod chain;
@@ -13,6 +13,7 @@ mod folders;
 mod install;
 mod plugin;
 mod pod;
+mod rewrites;
 #[cfg(test)]
 mod tests;
 

@@ -1,12 +1,14 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::chain::{self, Standing};
 use super::config;
 use super::environment::{self, Command};
 use super::failure::{Code, Failure};
 use super::pod::{Decision, decide};
+use super::rewrites::Rewrites;
 
 fn call(variables: &[(&str, &str)]) -> Result<environment::Call, Failure> {
     environment::read(&|name| {
@@ -227,6 +229,21 @@ fn what_is_no_list_is_refused() {
     let several =
         json!({"plugins": [{"type": "bridge"}], "cniVersion": "1.2.0", "cniVersions": ["1.1.0", "1.2.0"]});
     assert!(chain::with(&several, &entry).is_ok());
+}
+
+#[test]
+fn a_list_that_others_write_is_noticed() {
+    let (start, second) = (Instant::now(), Duration::from_secs(1));
+    let mut rewrites = Rewrites::within(second * 60);
+    for number in 0..4_u32 {
+        assert!(!rewrites.are_many(start + second * number), "{number}: as at the start of a node");
+        rewrites.add(start + second * number);
+    }
+    assert!(rewrites.are_many(start + second * 3) && rewrites.are_many(start + second * 59));
+    assert!(!rewrites.are_many(start + second * 60), "the first is forgotten");
+    rewrites.add(start + second * 60);
+    assert!(rewrites.are_many(start + second * 60), "it goes on");
+    assert!(!rewrites.are_many(start + second * 61));
 }
 
 #[test]

@@ -1,0 +1,37 @@
+//! Whether somebody else takes the plugin out of the list as often as it is put there. Pure.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// More than the network's own installer makes when it starts, or another version of ours in an update.
+const MANY: usize = 4;
+
+/// When the list was written, the last times.
+#[derive(Debug)]
+pub(super) struct Rewrites {
+    span: Duration,
+    /// At most [`MANY`].
+    recent: Vec<Instant>,
+}
+
+impl Rewrites {
+    /// None yet. Those count that are younger than `span`.
+    pub(super) fn within(span: Duration) -> Self {
+        Self { span, recent: Vec::new() }
+    }
+
+    /// The list was written.
+    pub(super) fn add(&mut self, now: Instant) {
+        if self.recent.len() == MANY {
+            self.recent.remove(0);
+        }
+        self.recent.push(now);
+    }
+
+    /// Whether that was too often.
+    pub(super) fn are_many(&self, now: Instant) -> bool {
+        let young = |at: &&Instant| now.saturating_duration_since(**at) < self.span;
+        self.recent.iter().filter(young).count() == MANY
+    }
+}
