@@ -109,6 +109,22 @@ async fn the_installer_comes_and_goes() {
     assert!(host.at("bin/remora-cni").is_file(), "for the end of pods that are there");
 }
 
+/// Every pod that is made before the plugin is there has to be deleted.
+#[tokio::test]
+async fn a_list_that_comes_or_changes_is_seen_at_once() {
+    let host = Host::new();
+    let mut command = host.command(&["install", "--server", "https://10.96.0.1:443", "--every", "1h"]);
+    command.arg("--account").arg(host.at("account")).stderr(Stdio::null());
+    let mut running = Running::from(command.spawn().unwrap());
+    // It has looked once.
+    eventually("the kubeconfig", || host.at("net.d/remora-cni.kubeconfig").is_file()).await;
+    for name in ["20-other.conflist", "10-pods.conflist", "10-pods.conflist"] {
+        write(&host.at("net.d").join(name), &list());
+        eventually(name, || host.is_installed() && host.list(name) != list()).await;
+    }
+    assert!(running.ended().is_none(), "it goes on");
+}
+
 /// Cilium, say.
 #[tokio::test]
 async fn who_takes_the_plugin_out_again_is_told_of() {

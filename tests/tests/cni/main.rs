@@ -57,6 +57,7 @@ fn add_makes_the_rules_of_init() {
     let shown = connected().run(&proof);
     assert_eq!(shown.status, 1, "without rules: {shown:?}");
     assert!(shown.err.contains("the CNI plugin of this node is missing"), "{shown:?}");
+    assert!(shown.err.contains("Delete the pod"), "{shown:?}");
 
     // Again, as after a runtime that was interrupted.
     let before = node.rules();

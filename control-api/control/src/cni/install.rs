@@ -1,5 +1,6 @@
 //! Brings the plugin to a node, keeps it there, and takes it away when its DaemonSet goes.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,6 +9,7 @@ use anyhow::Context;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::Args;
+use remora_proxy::config::source::file::FileWatcher;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
@@ -48,13 +50,38 @@ pub(super) struct InstallArgs {
     /// At the end, leave everything in place while this DaemonSet stands; without, everything is taken away
     #[arg(long, value_name = "NAMESPACE/NAME", value_parser = named)]
     pub(super) daemon_set: Option<Named>,
-    /// How often to look whether everything is still there
+    /// How often to look whether everything is still there, besides when the folder of configurations changes
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = crate::run::time)]
     pub(super) every: Duration,
 }
 
 /// So many looks back the list's changes are counted, and a minute at least.
 const SPAN: u32 = 12;
+
+/// Between two looks, whatever changes.
+const PACE: Duration = Duration::from_millis(200);
+
+/// Changes in the folder of configurations: a pod that is made before the plugin is in the list does not recover.
+#[derive(Debug)]
+struct Changes(Option<FileWatcher>);
+
+impl Changes {
+    /// Where they cannot be seen there are none, and looking every now and then has to do.
+    fn of(folder: &Path) -> Self {
+        let mut watcher = FileWatcher::new().ok();
+        if let Some(watcher) = &mut watcher {
+            watcher.watch(&BTreeSet::new(), BTreeSet::from([folder.to_path_buf()]));
+        }
+        Self(watcher)
+    }
+
+    /// Waits for the next one, and for [`PACE`] since it was `looked`.
+    async fn next(&mut self, looked: Instant) {
+        let Some(watcher) = &mut self.0 else { return std::future::pending().await };
+        watcher.changed().await;
+        tokio::time::sleep_until(looked + PACE).await;
+    }
+}
 
 /// What is known from one look to the next.
 #[derive(Debug)]
@@ -110,6 +137,7 @@ pub(super) async fn install(args: InstallArgs) -> anyhow::Result<u8> {
     let own = std::env::current_exe().context("this program")?;
     // Whatever is there may be of another version.
     args.folders.copy(&own)?;
+    let mut changes = Changes::of(&args.folders.net_dir);
     let (mut said, mut seen) = (String::new(), Seen::new(args.every));
     loop {
         // What is wrong may be repaired by others: a list of another version, a token that is being replaced.
@@ -121,8 +149,12 @@ pub(super) async fn install(args: InstallArgs) -> anyhow::Result<u8> {
             eprintln!("remora cni install: {state}");
             said = state;
         }
+        // Who takes the plugin out each time does not get an answer to each.
+        let looked = Instant::now();
+        let contested = seen.rewrites.are_many(looked);
         tokio::select! {
             () = tokio::time::sleep(args.every) => {}
+            () = changes.next(looked), if !contested => {}
             _ = term.recv() => break,
             _ = int.recv() => break,
         }

@@ -66,7 +66,8 @@ async fn init(args: &InitArgs) -> anyhow::Result<u8> {
         return Ok(0);
     }
     if args.check {
-        let why = "nothing leads connections to the proxy here: the CNI plugin of this node is missing, or came after this pod";
+        let why = "nothing leads connections to the proxy here, and this pod will not recover: the CNI plugin of this node is missing, or came after it. \
+                   Delete the pod once the plugin is there";
         let shown = verify::prove(&plan, "not proved").await.context(why)?;
         let rows = [("self-test", shown.join("; "))];
         print!("{}", summary::text(&rows, std::io::stdout().is_terminal()));
