@@ -149,7 +149,10 @@ fn helm_finds_nothing_wrong() {
     let Some(helm) = helm() else { return };
     let chart = at("helm/remora");
     for more in [&[][..], &ETCD] {
-        let said = run(&helm, &[&["lint", "--strict", chart.to_str().unwrap()][..], more].concat());
+        let said = run(
+            &helm,
+            &[&["lint", "--strict", "--namespace", "mesh", chart.to_str().unwrap()][..], more].concat(),
+        );
         assert_eq!(said.status, 0, "{more:?}: {}{}", said.out, said.err);
     }
 }
@@ -293,6 +296,12 @@ fn nodes_are_where_the_values_say() {
 #[test]
 fn wrong_values_are_refused() {
     let Some(helm) = helm() else { return };
+    // Of several, the last one counts.
+    for namespace in ["default", "kube-system"] {
+        let said = template(&helm, &["--namespace", namespace]);
+        assert_ne!(said.status, 0, "{namespace} was taken");
+        assert!(said.err.contains("--namespace") && said.err.contains(namespace), "{}", said.err);
+    }
     for (set, named) in [
         ("failurePolicy=Fail", "failurePolicy"),
         ("webhook.failurePolicy=Sometimes", "failurePolicy"),

@@ -15,6 +15,9 @@
 {{- if and (eq .Values.store.kind "etcd") (not .Values.store.etcd.endpoints) -}}
 {{- fail "store.etcd.endpoints: with store.kind etcd, name at least one HOST:PORT" -}}
 {{- end -}}
+{{- if has .Release.Namespace (list "default" "kube-system") -}}
+{{- fail (printf "--namespace: no pod of the release's namespace gets a sidecar, which would be missed in %s; take another one, such as remora-system" .Release.Namespace) -}}
+{{- end -}}
 {{- if hasKey .Values.podLabels "app" -}}
 {{- fail "podLabels.app: the Deployment and the Service find the pods by it; take another label" -}}
 {{- end -}}
