@@ -59,13 +59,15 @@ impl Folders {
         }
         files.sort();
         for path in files {
-            // One that is being written, or is gone, is looked at again soon; one that is broken is passed over by runtimes, too.
+            // One that is being written, or is gone, is looked at again soon. One that is broken, or has what belongs in the other kind of
+            // file, CRI-O passes over; containerd has no network then, and nothing to be chained to.
             let Ok(text) = std::fs::read_to_string(&path) else { continue };
             let Ok(value) = serde_json::from_str::<Value>(&text) else { continue };
-            if value["plugins"].is_array() {
+            let is_list = path.extension().is_some_and(|name| name == "conflist");
+            if is_list && value["plugins"].is_array() {
                 return Ok(Some((path, value)));
             }
-            if value["type"].is_string() {
+            if !is_list && value["type"].is_string() {
                 bail!(
                     "{} has one plugin, which no other can be chained to: make it a *.conflist with plugins",
                     at(&path)

@@ -1,3 +1,4 @@
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -7,6 +8,7 @@ use super::chain::{self, Standing};
 use super::config;
 use super::environment::{self, Command};
 use super::failure::{Code, Failure};
+use super::folders::Folders;
 use super::pod::{Decision, decide};
 use super::rewrites::Rewrites;
 
@@ -244,6 +246,32 @@ fn a_list_that_others_write_is_noticed() {
     rewrites.add(start + second * 60);
     assert!(rewrites.are_many(start + second * 60), "it goes on");
     assert!(!rewrites.are_many(start + second * 61));
+}
+
+fn folders(at: &Path) -> Folders {
+    Folders { bin_dir: at.into(), net_dir: at.into() }
+}
+
+#[test]
+fn the_first_list_is_in_force() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let found = || folders(folder.path()).network().map(|found| found.map(|(file, _)| file));
+    assert!(matches!(found(), Ok(None)));
+    // Passed over: broken, each with what belongs in the other kind of file, and what is none of them.
+    std::fs::write(at("05-broken.conflist"), "{").unwrap();
+    std::fs::write(at("10-a.conf"), list().to_string()).unwrap();
+    std::fs::write(at("10-b.json"), list().to_string()).unwrap();
+    let alone = json!({"cniVersion": "1.0.0", "name": "pods", "type": "bridge"}).to_string();
+    std::fs::write(at("10-c.conflist"), &alone).unwrap();
+    std::fs::write(at("10-d.conflist.bak"), list().to_string()).unwrap();
+    assert!(matches!(found(), Ok(None)));
+    std::fs::write(at("30-pods.conflist"), list().to_string()).unwrap();
+    assert_eq!(found().unwrap(), Some(at("30-pods.conflist")));
+    std::fs::write(at("20-pods.conflist"), list().to_string()).unwrap();
+    assert_eq!(found().unwrap(), Some(at("20-pods.conflist")));
+    std::fs::write(at("15-alone.conf"), &alone).unwrap();
+    assert!(found().unwrap_err().to_string().contains("15-alone.conf has one plugin"));
 }
 
 #[test]
