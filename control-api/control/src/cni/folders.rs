@@ -26,6 +26,14 @@ pub(super) struct Folders {
     pub(super) net_dir: PathBuf,
 }
 
+/// A list of plugins, as it was read.
+#[derive(Debug)]
+pub(super) struct Network {
+    pub(super) file: PathBuf,
+    text: String,
+    pub(super) list: Value,
+}
+
 #[derive(Debug, Args)]
 pub(super) struct UninstallArgs {
     #[command(flatten)]
@@ -48,7 +56,7 @@ impl Folders {
     ///
     /// # Errors
     /// The folder cannot be read, or the first file has one plugin alone.
-    pub(super) fn network(&self) -> anyhow::Result<Option<(PathBuf, Value)>> {
+    pub(super) fn network(&self) -> anyhow::Result<Option<Network>> {
         let at = |path: &Path| path.display().to_string();
         let mut files = Vec::new();
         for found in std::fs::read_dir(&self.net_dir).with_context(|| at(&self.net_dir))? {
@@ -65,7 +73,7 @@ impl Folders {
             let Ok(value) = serde_json::from_str::<Value>(&text) else { continue };
             let is_list = path.extension().is_some_and(|name| name == "conflist");
             if is_list && value["plugins"].is_array() {
-                return Ok(Some((path, value)));
+                return Ok(Some(Network { file: path, text, list: value }));
             }
             if !is_list && value["type"].is_string() {
                 bail!(
@@ -83,8 +91,8 @@ impl Folders {
             bail!("{} is not there", self.program().display());
         }
         match self.network()? {
-            Some((_, list)) if chain::has(&list) => Ok(0),
-            Some((file, _)) => bail!("{} does not have the plugin", file.display()),
+            Some(network) if chain::has(&network.list) => Ok(0),
+            Some(network) => bail!("{} does not have the plugin", network.file.display()),
             None => bail!("there is no network in {}", self.net_dir.display()),
         }
     }
@@ -93,15 +101,10 @@ impl Folders {
     /// end, and calls what that names (DEL, which needs nothing else). What is not there is no mistake.
     pub(super) fn uninstall(&self, program: bool) -> anyhow::Result<u8> {
         for found in std::fs::read_dir(&self.net_dir).with_context(|| self.net_dir.display().to_string())? {
-            let path = found?.path();
-            if path.extension().is_none_or(|name| name != "conflist") {
-                continue;
-            }
-            let text = std::fs::read_to_string(&path).unwrap_or_default();
-            let without = serde_json::from_str::<Value>(&text).ok().and_then(|list| chain::without(&list));
-            if let Some(list) = without {
-                write_list(&path, &list)?;
-                eprintln!("remora cni: taken out of {}", path.display());
+            let file = found?.path();
+            if file.extension().is_some_and(|name| name == "conflist") {
+                // Until nobody else wrote it meanwhile.
+                while !taken_out(&file)? {}
             }
         }
         let program = program.then(|| self.program());
@@ -117,10 +120,30 @@ impl Folders {
     }
 }
 
-pub(super) fn write_list(path: &Path, list: &Value) -> anyhow::Result<()> {
-    let text = serde_json::to_string_pretty(list)?;
-    let mode = std::fs::metadata(path).map_or(0o644, |found| found.permissions().mode() & 0o777);
-    replace(path, mode, |file| writeln!(file, "{text}"))
+/// Whether the plugin is not in this file now. False: somebody else wrote it at this moment.
+fn taken_out(file: &Path) -> anyhow::Result<bool> {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let Ok(list) = serde_json::from_str::<Value>(&text) else { return Ok(true) };
+    let Some(without) = chain::without(&list) else { return Ok(true) };
+    let done = Network { file: file.to_owned(), text, list }.write(&without)?;
+    if done {
+        eprintln!("remora cni: taken out of {}", file.display());
+    }
+    Ok(done)
+}
+
+impl Network {
+    /// Writes `list` instead of what was read, and gives true; false, when the file has something else by now: whoever wrote that would lose it.
+    pub(super) fn write(&self, list: &Value) -> anyhow::Result<bool> {
+        let text = serde_json::to_string_pretty(list)?;
+        let mode = std::fs::metadata(&self.file).map_or(0o644, |found| found.permissions().mode() & 0o777);
+        let beside = beside(&self.file, mode, |file| writeln!(file, "{text}"))?;
+        if std::fs::read_to_string(&self.file).ok().as_ref() != Some(&self.text) {
+            return Ok(false);
+        }
+        beside.persist(&self.file).with_context(|| self.file.display().to_string())?;
+        Ok(true)
+    }
 }
 
 /// Whoever reads `path` finds what was there, or all of what `write` writes.
@@ -129,6 +152,16 @@ pub(super) fn replace(
     mode: u32,
     write: impl FnOnce(&mut std::fs::File) -> std::io::Result<()>,
 ) -> anyhow::Result<()> {
+    beside(path, mode, write)?.persist(path).with_context(|| path.display().to_string())?;
+    Ok(())
+}
+
+/// What is to be at `path`, on the disk under another name. It is removed when dropped.
+fn beside(
+    path: &Path,
+    mode: u32,
+    write: impl FnOnce(&mut std::fs::File) -> std::io::Result<()>,
+) -> anyhow::Result<NamedTempFile> {
     let named = || path.display().to_string();
     let folder = path.parent().context("a file has a folder").with_context(named)?;
     let mut beside = NamedTempFile::with_prefix_in(".remora-cni-", folder).with_context(named)?;
@@ -136,6 +169,5 @@ pub(super) fn replace(
     let file = beside.as_file();
     file.set_permissions(std::fs::Permissions::from_mode(mode)).with_context(named)?;
     file.sync_all().with_context(named)?;
-    beside.persist(path).with_context(named)?;
-    Ok(())
+    Ok(beside)
 }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::Args;
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::account::{self, Named};
 use super::chain::{self, Standing};
-use super::folders::{Folders, KUBECONFIG, replace, write_list};
+use super::folders::{Folders, KUBECONFIG, replace};
 use super::rewrites::Rewrites;
 
 /// Tokens in the life of one: most of it is left when no installer comes any more.
@@ -179,16 +179,17 @@ impl InstallArgs {
             folders.copy(own)?;
         }
         self.kubeconfig(&mut seen.token).await?;
-        let Some((file, list)) = folders.network()? else {
+        let Some(network) = folders.network()? else {
             return Ok(format!("no network in {} yet; waiting", folders.net_dir.display()));
         };
+        let named = network.file.display();
         let entry = chain::entry(&self.node_net_dir.join(KUBECONFIG), &self.exclude_namespaces);
-        let wanted = chain::with(&list, &entry).map_err(|why| anyhow::anyhow!("{} {why}", file.display()))?;
-        if wanted != list {
-            write_list(&file, &wanted)?;
+        let wanted = chain::with(&network.list, &entry).map_err(|why| anyhow::anyhow!("{named} {why}"))?;
+        if wanted != network.list {
+            ensure!(network.write(&wanted)?, "{named} is being written by somebody else");
             seen.rewrites.add(Instant::now());
         }
-        let mut state = format!("in place: {}", file.display());
+        let mut state = format!("in place: {named}");
         if seen.rewrites.are_many(Instant::now()) {
             state += ", but something takes the plugin out of it again and again, and pods that are made meanwhile do not start: \
                       Cilium does so unless its value cni.exclusive is false";

@@ -256,7 +256,7 @@ fn folders(at: &Path) -> Folders {
 fn the_first_list_is_in_force() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
-    let found = || folders(folder.path()).network().map(|found| found.map(|(file, _)| file));
+    let found = || folders(folder.path()).network().map(|found| found.map(|network| network.file));
     assert!(matches!(found(), Ok(None)));
     // Passed over: broken, each with what belongs in the other kind of file, and what is none of them.
     std::fs::write(at("05-broken.conflist"), "{").unwrap();
@@ -272,6 +272,25 @@ fn the_first_list_is_in_force() {
     assert_eq!(found().unwrap(), Some(at("20-pods.conflist")));
     std::fs::write(at("15-alone.conf"), &alone).unwrap();
     assert!(found().unwrap_err().to_string().contains("15-alone.conf has one plugin"));
+}
+
+/// The network's own installer at the same moment.
+#[test]
+fn what_others_write_meanwhile_is_not_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("10-pods.conflist");
+    std::fs::write(&file, list().to_string()).unwrap();
+    let network = folders(folder.path()).network().unwrap().unwrap();
+    let ours = chain::with(&network.list, &chain::entry("/etc/k".as_ref(), &[])).unwrap();
+    std::fs::write(&file, "another one").unwrap();
+    assert!(!network.write(&ours).unwrap());
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "another one");
+    std::fs::remove_file(&file).unwrap();
+    assert!(!network.write(&ours).unwrap() && !file.exists());
+    std::fs::write(&file, list().to_string()).unwrap();
+    assert!(network.write(&ours).unwrap());
+    assert!(chain::has(&folders(folder.path()).network().unwrap().unwrap().list));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside");
 }
 
 #[test]
