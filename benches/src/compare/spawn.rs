@@ -143,14 +143,23 @@ impl Running {
             if outcome.is_ok() {
                 return Ok(self.began.elapsed());
             }
-            if let Some(status) = self.child.try_wait()? {
-                bail!("ended with {status}: {}", self.last_words());
-            }
+            self.still_runs()?;
             if self.began.elapsed() > READY {
                 let error = outcome.err().map(|error| format!("{error:#}")).unwrap_or_default();
                 bail!("not ready after {} s ({error}): {}", READY.as_secs(), self.last_words());
             }
             sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// What `/proc` says of one that has ended reads like one that uses nothing.
+    ///
+    /// # Errors
+    /// It has ended: with which status, and its last words.
+    pub(crate) fn still_runs(&mut self) -> anyhow::Result<()> {
+        match self.child.try_wait()? {
+            Some(status) => bail!("ended with {status}: {}", self.last_words()),
+            None => Ok(()),
         }
     }
 
@@ -197,4 +206,27 @@ impl Drop for Running {
 pub(crate) async fn free_port() -> anyhow::Result<u16> {
     let listener = TcpListener::bind("127.0.0.1:0").await.context("no free port")?;
     Ok(listener.local_addr()?.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_has_ended_does_not_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let cores = Cores { placement: Placement::Free, split: None };
+        let shell = |script: &str| {
+            let arguments = ["-c".into(), script.into()];
+            start(cores, Path::new("/bin/sh"), &arguments, folder.path().join("log")).unwrap()
+        };
+        let mut ended = shell("echo its last words; exit 3");
+        ended.end().await.unwrap();
+        let why = ended.still_runs().unwrap_err().to_string();
+        assert!(why.contains("exit status: 3") && why.contains("its last words"), "{why}");
+        let mut running = shell("exec sleep 60");
+        assert!(running.still_runs().is_ok());
+        running.child.kill().await.unwrap();
+        assert!(running.still_runs().is_err());
+    }
 }

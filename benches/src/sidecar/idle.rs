@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::time::Duration;
 
+use anyhow::{Context as _, ensure};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::mesh::{self, Mesh};
@@ -52,21 +53,24 @@ pub(super) async fn measure(
     numbers: &mut Vec<Number>,
 ) -> anyhow::Result<()> {
     progress("starting what is to be idle");
-    let (sidecar, _) = start::sidecar(plan, mesh).await?;
+    let (mut sidecar, _) = start::sidecar(plan, mesh).await?;
     start::synced(mesh).await?;
     let admin = spawn::free_port().await?;
     let folder = tempfile::tempdir_in(&plan.folder)?.keep();
     let arguments = mesh::arguments(&folder, &bootstrap::minimal(admin))?;
-    let (minimal, _) = mesh::start(&plan.proxy, &arguments, admin, folder.join("log")).await?;
+    let (mut minimal, _) = mesh::start(&plan.proxy, &arguments, admin, folder.join("log")).await?;
     progress(&format!("{} s in which nothing happens", (plan.warmup + plan.idle).as_secs()));
     for running in [&sidecar, &minimal] {
         Watch::new(running.pid).settled().await;
     }
     sleep(plan.warmup).await;
     let pids = [sidecar.pid, minimal.pid];
-    let cpu = used(pids, plan.idle).await;
+    let cpu = used(pids, plan.idle).await?;
+    sidecar.still_runs().context("the idle sidecar")?;
+    minimal.still_runs().context("the idle minimal proxy")?;
     for ((pid, cpu), idle) in pids.into_iter().zip(cpu).zip(&IDLE) {
         let split = procfs::resident(pid);
+        ensure!(split.all > 0, "process {pid} has no memory: it has ended");
         let mb = |bytes: u64| bytes as f64 / 1e6;
         numbers.extend([
             Number::new("", "", mb(split.all)).at_most(&idle.memory),
@@ -81,17 +85,30 @@ pub(super) async fn measure(
 
 /// CPU of the two processes over a time, in percent of a core. Threads that end meanwhile (those that wait for files do) take their
 /// count along, so that it is read every second.
-async fn used(pids: [u32; 2], time: Duration) -> [f64; 2] {
+///
+/// # Errors
+/// As [`threads`].
+async fn used(pids: [u32; 2], time: Duration) -> anyhow::Result<[f64; 2]> {
     let (began, mut next) = (Instant::now(), Instant::now());
-    let mut seen = pids.map(|pid| Threads::new(procfs::threads(pid)));
+    let mut seen = [Threads::new(threads(pids[0])?), Threads::new(threads(pids[1])?)];
     while next < began + time {
         next = (next + LOOK).min(began + time);
         sleep_until(next).await;
-        for (threads, pid) in seen.iter_mut().zip(pids) {
-            threads.see(procfs::threads(pid));
+        for (seen, pid) in seen.iter_mut().zip(pids) {
+            seen.see(threads(pid)?);
         }
     }
-    seen.map(|threads| threads.used() as f64 / 1e9 / began.elapsed().as_secs_f64() * 100.0)
+    Ok(seen.map(|threads| threads.used() as f64 / 1e9 / began.elapsed().as_secs_f64() * 100.0))
+}
+
+/// Nanoseconds of the threads that a process has now.
+///
+/// # Errors
+/// There are none: nothing can be said of it, which is not that it used nothing.
+fn threads(pid: u32) -> anyhow::Result<BTreeMap<OsString, u64>> {
+    let all = procfs::threads(pid);
+    ensure!(!all.is_empty(), "process {pid} has ended, or this kernel does not count (CONFIG_SCHED_INFO)");
+    Ok(all)
 }
 
 /// Nanoseconds of threads: at the start (none for those that came later), and when each was last seen.
@@ -121,6 +138,16 @@ impl Threads {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_has_ended_is_not_idle() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let (own, gone) = (std::process::id(), child.id());
+        child.wait().unwrap();
+        let why = used([own, gone], Duration::ZERO).await.unwrap_err().to_string();
+        assert!(why.contains(&gone.to_string()), "{why}");
+        assert!(used([own, own], Duration::ZERO).await.is_ok());
+    }
 
     #[test]
     fn threads_that_come_and_go_are_counted() {
