@@ -63,7 +63,7 @@ def chart(cluster, _control):
     for kind, name in (("mutatingwebhookconfiguration", "remora-inject"), ("clusterrolebinding", "remora-control"), ("clusterrole", "remora-control")):
         cluster.kubectl("delete", kind, name)
     notes = helm("install", "remora", CHART, "--create-namespace")
-    assert "kubectl label namespace" in notes, notes
+    assert "kubectl label namespace" in notes and "remora-roots" in notes, notes
     spec = cluster.get("deployment", "remora-control", "-n", NAMESPACE)["spec"]["template"]["spec"]
     assert f"--webhook-service={NAMESPACE}/remora-control" in spec["containers"][0]["args"], spec
     # As a control plane would: an upgrade must not take it away.
