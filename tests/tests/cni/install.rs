@@ -229,6 +229,14 @@ async fn the_daemon_set_decides_at_the_end() {
     }
 }
 
+/// At the second question nothing is left to be done for the first.
+async fn refused_twice(api: &Api) {
+    let _before = api.lines();
+    for question in ["a question", "another one"] {
+        eventually(question, || !api.lines().is_empty()).await;
+    }
+}
+
 /// One that is good when the installer's pod, to which its own is bound, is gone; and always a fresh one.
 #[tokio::test]
 async fn the_plugin_has_a_token_of_its_own() {
@@ -255,13 +263,20 @@ async fn the_plugin_has_a_token_of_its_own() {
     eventually("the installer's other token", || holds("second")).await;
     let said = std::fs::read_to_string(said).unwrap();
     assert!(said.contains("without a new token of remora-system/remora-cni: no"), "{said}");
+    // Nor is it put in the place of what another installer got, as in an update.
+    let mut others = host.list("remora-cni.kubeconfig");
+    others["users"][0]["user"]["token"] = "another".into();
+    write(&kubeconfig, &others);
+    std::fs::write(host.at("account/token"), "third").unwrap();
+    refused_twice(&api).await;
+    assert!(holds("another"));
 
     let granted = |token: &str| json!({"spec": {"expirationSeconds": 4}, "status": {"token": token}});
     api.says(201, granted("granted"));
     eventually("its own token", || holds("granted")).await;
     let asked = api.asked().pop().unwrap();
     assert_eq!(asked.line, "POST /api/v1/namespaces/remora-system/serviceaccounts/remora-cni/token HTTP/1.1");
-    assert_eq!(asked.authorization, "Bearer second", "the installer's own");
+    assert_eq!(asked.authorization, "Bearer third", "the installer's own");
     let request: Value = serde_json::from_str(&asked.body).unwrap();
     assert_eq!(
         (&request["kind"], &request["spec"]["boundObjectRef"]),
@@ -271,10 +286,8 @@ async fn the_plugin_has_a_token_of_its_own() {
     eventually("another one", || holds("renewed")).await;
     // What is there is good for a while.
     api.refuses(500);
-    std::fs::write(host.at("account/token"), "third").unwrap();
-    let _before = api.lines();
-    eventually("the question", || !api.lines().is_empty()).await;
-    eventually("and again", || !api.lines().is_empty()).await;
+    std::fs::write(host.at("account/token"), "fourth").unwrap();
+    refused_twice(&api).await;
     assert!(holds("renewed"));
     kill_process(pid, Signal::TERM).unwrap();
     assert!(running.end("the installer").await.success());

@@ -55,9 +55,8 @@ pub(super) struct InstallArgs {
     pub(super) every: Duration,
 }
 
-/// So many looks back the list's changes are counted, and a minute at least.
-const SPAN: u32 = 12;
-
+/// Between two looks where something else takes the plugin out each time; often enough that it is still noticed.
+const CONTESTED: Duration = Duration::from_secs(5);
 /// Between two looks, whatever changes.
 const PACE: Duration = Duration::from_millis(200);
 
@@ -84,17 +83,10 @@ impl Changes {
 }
 
 /// What is known from one look to the next.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Seen {
     token: Token,
     rewrites: Rewrites,
-}
-
-impl Seen {
-    fn new(every: Duration) -> Self {
-        let span = every.saturating_mul(SPAN).max(Duration::from_secs(60));
-        Self { token: Token::default(), rewrites: Rewrites::within(span) }
-    }
 }
 
 /// The token in the kubeconfig, where the plugin is to have one of its own.
@@ -104,8 +96,8 @@ struct Token {
     next: Option<Instant>,
     /// Why there is none, if so.
     missing: Option<String>,
-    /// Whether the installer's own is there meanwhile.
-    borrowed: bool,
+    /// The kubeconfig with the installer's own, if that was written meanwhile.
+    lent: Option<String>,
 }
 
 /// The API server's address that every pod knows.
@@ -138,7 +130,7 @@ pub(super) async fn install(args: InstallArgs) -> anyhow::Result<u8> {
     // Whatever is there may be of another version.
     args.folders.copy(&own)?;
     let mut changes = Changes::of(&args.folders.net_dir);
-    let (mut said, mut seen) = (String::new(), Seen::new(args.every));
+    let (mut said, mut seen) = (String::new(), Seen::default());
     loop {
         // What is wrong may be repaired by others: a list of another version, a token that is being replaced.
         let state = match args.look(&own, &mut seen).await {
@@ -152,8 +144,9 @@ pub(super) async fn install(args: InstallArgs) -> anyhow::Result<u8> {
         // Who takes the plugin out each time does not get an answer to each.
         let looked = Instant::now();
         let contested = seen.rewrites.are_many(looked);
+        let longest = if contested { args.every.min(CONTESTED) } else { args.every };
         tokio::select! {
-            () = tokio::time::sleep(args.every) => {}
+            () = tokio::time::sleep(longest) => {}
             () = changes.next(looked), if !contested => {}
             _ = term.recv() => break,
             _ = int.recv() => break,
@@ -230,10 +223,11 @@ impl InstallArgs {
                 }
             }
         }
-        // What is there may be good for a while. Where nothing is, the installer's own will do, which is good as long as its pod is here.
-        if (token.borrowed || !fits) && found != own {
+        // What is there may be good for a while. Where nothing is, the installer's own will do, which is good as long as its pod is here; it is
+        // followed, but not put in the place of what another installer got meanwhile.
+        if (!fits || token.lent.as_ref() == Some(&found)) && found != own {
             write(&own)?;
-            token.borrowed = true;
+            token.lent = Some(own);
         }
         Ok(())
     }

@@ -7,20 +7,17 @@ use tokio::time::Instant;
 /// More than the network's own installer makes when it starts, or another version of ours in an update.
 const MANY: usize = 4;
 
+/// Those count that are younger.
+const SPAN: Duration = Duration::from_secs(60);
+
 /// When the list was written, the last times.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Rewrites {
-    span: Duration,
     /// At most [`MANY`].
     recent: Vec<Instant>,
 }
 
 impl Rewrites {
-    /// None yet. Those count that are younger than `span`.
-    pub(super) fn within(span: Duration) -> Self {
-        Self { span, recent: Vec::new() }
-    }
-
     /// The list was written.
     pub(super) fn add(&mut self, now: Instant) {
         if self.recent.len() == MANY {
@@ -31,7 +28,7 @@ impl Rewrites {
 
     /// Whether that was too often.
     pub(super) fn are_many(&self, now: Instant) -> bool {
-        let young = |at: &&Instant| now.saturating_duration_since(**at) < self.span;
+        let young = |at: &&Instant| now.saturating_duration_since(**at) < SPAN;
         self.recent.iter().filter(young).count() == MANY
     }
 }
