@@ -217,7 +217,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let cores = Cores { placement: Placement::Free, split: None };
         let shell = |script: &str| {
-            let arguments = ["-c".into(), script.into()];
+            let arguments: [OsString; 2] = ["-c".into(), script.into()];
             start(cores, Path::new("/bin/sh"), &arguments, folder.path().join("log")).unwrap()
         };
         let mut ended = shell("echo its last words; exit 3");
