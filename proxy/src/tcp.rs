@@ -23,6 +23,10 @@ pub struct Traffic {
     pub received: Cell<u64>,
     /// Bytes from upstream to downstream.
     pub sent: Cell<u64>,
+    /// The client was told that nothing more comes: what is on its way to it is all of it, and a reset would destroy that.
+    pub client_told: Cell<bool>,
+    /// The same, of the endpoint.
+    pub endpoint_told: Cell<bool>,
 }
 
 /// How a tunnel ended.
@@ -64,17 +68,19 @@ where
 {
     let (down, down_read) = downstream;
     let (up, up_read) = upstream;
-    let mut request = Half::new(down_read);
-    let mut response = Half::new(up_read);
+    let mut request = Half::new(down_read, &traffic.received, &traffic.endpoint_told);
+    let mut response = Half::new(up_read, &traffic.sent, &traffic.client_told);
     let copy = poll_fn(|cx| {
-        // Both halves are polled in every turn; neither waits for the other.
-        let a = request
-            .poll(cx, down, up, &traffic.received)
-            .map_err(|e| e.party(Ended::Downstream, Ended::Upstream))?;
-        let b = response
-            .poll(cx, up, down, &traffic.sent)
-            .map_err(|e| e.party(Ended::Upstream, Ended::Downstream))?;
-        if a.is_ready() && b.is_ready() { Poll::Ready(Ok::<_, Ended>(())) } else { Poll::Pending }
+        // Both halves are polled in every turn; neither waits for the other. Many clients that were told the end go without close_notify.
+        match request.poll(cx, down, up, response.done) {
+            // It may have answered before it stopped listening: that is read. Behind it there is no end in order.
+            Poll::Ready(Err(HalfError::Write)) => (request.done, response.broken) = (true, true),
+            Poll::Ready(Err(HalfError::Read)) => return Poll::Ready(Err(Ended::Downstream)),
+            Poll::Ready(Ok(())) | Poll::Pending => {}
+        }
+        let answered =
+            response.poll(cx, up, down, false).map_err(|e| e.party(Ended::Upstream, Ended::Downstream))?;
+        if answered.is_ready() && request.done { Poll::Ready(Ok::<_, Ended>(())) } else { Poll::Pending }
     });
     let ended = async { copy.await.map_or_else(|ended| ended, |()| Ended::Closed) };
     match idle {
@@ -116,24 +122,29 @@ impl HalfError {
 }
 
 /// One direction.
-struct Half {
+struct Half<'a> {
     buf: BytesMut,
     eof: bool,
     done: bool,
     unflushed: bool,
+    /// Who speaks has broken off: what it still said goes on, but its end is none.
+    broken: bool,
+    count: &'a Cell<u64>,
+    told: &'a Cell<bool>,
 }
 
-impl Half {
-    const fn new(buf: BytesMut) -> Self {
-        Self { buf, eof: false, done: false, unflushed: false }
+impl<'a> Half<'a> {
+    const fn new(buf: BytesMut, count: &'a Cell<u64>, told: &'a Cell<bool>) -> Self {
+        Self { buf, eof: false, done: false, unflushed: false, broken: false, count, told }
     }
 
+    /// `bare_end`: a connection that ends without TLS's close_notify ends in order.
     fn poll<R, W>(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut R,
         to: &mut W,
-        count: &Cell<u64>,
+        bare_end: bool,
     ) -> Poll<Result<(), HalfError>>
     where
         R: AsyncRead + Unpin,
@@ -148,18 +159,25 @@ impl Half {
                 if n == 0 {
                     return Poll::Ready(Err(HalfError::Write));
                 }
-                count.set(count.get() + n as u64);
+                self.count.set(self.count.get() + n as u64);
                 self.buf.advance(n);
                 self.unflushed = true;
+            }
+            if self.eof && self.broken {
+                return Poll::Ready(Err(HalfError::Read));
             }
             if self.eof {
                 // FIN is passed on: the other direction may go on for as long as it likes.
                 ready!(Pin::new(&mut *to).poll_shutdown(cx)).ok();
                 self.done = true;
+                self.told.set(true);
                 continue;
             }
             match self.poll_fill(cx, from) {
                 Poll::Ready(Ok(n)) => self.eof = n == 0,
+                Poll::Ready(Err(error)) if bare_end && error.kind() == io::ErrorKind::UnexpectedEof => {
+                    self.eof = true
+                }
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(HalfError::Read)),
                 Poll::Pending => {
                     if self.unflushed {
@@ -212,6 +230,86 @@ mod tests {
         let (ended, ()) = tokio::join!(tunnel, talk);
         assert_eq!(ended, Ended::Closed);
         assert_eq!((traffic.received.get(), traffic.sent.get()), (5, 11));
+    }
+
+    #[tokio::test]
+    async fn the_answer_of_an_endpoint_that_stopped_listening_is_read() {
+        let (mut client, mut down) = duplex(64);
+        let (mut up, mut server) = duplex(64);
+        let traffic = Traffic::default();
+        client.write_all(b"too much").await.unwrap();
+        server.write_all(b"413").await.unwrap();
+        drop(server);
+        let ended = forward((&mut down, BytesMut::new()), (&mut up, BytesMut::new()), None, &traffic).await;
+        assert_eq!((ended, traffic.client_told.get()), (Ended::Upstream, false));
+        drop(down);
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer, b"413");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_goes_on_after_the_end_has_had_it_all() {
+        let (mut client, mut down) = duplex(64);
+        let (mut up, mut server) = duplex(64);
+        let traffic = Traffic::default();
+        let tunnel = forward((&mut down, BytesMut::new()), (&mut up, BytesMut::new()), None, &traffic);
+        let talk = async {
+            server.write_all(b"221").await.unwrap();
+            drop(server);
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).await.unwrap();
+            assert_eq!(answer, b"221");
+            client.write_all(b"and more").await.unwrap();
+        };
+        let (ended, ()) = tokio::join!(tunnel, talk);
+        assert_eq!((ended, traffic.client_told.get()), (Ended::Closed, true));
+    }
+
+    /// A client that says its end badly (as in TLS without the alert): at once, or when it has been told the server's end.
+    #[derive(Debug)]
+    struct Truncated {
+        goes: bool,
+    }
+
+    impl AsyncRead for Truncated {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            _: &mut tokio::io::ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            if self.goes {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Truncated {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(buf.len()))
+        }
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+        fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.goes = true;
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_without_close_notify_breaks_off_unless_the_server_has_ended() {
+        for (goes, expected) in [(false, Ended::Closed), (true, Ended::Downstream)] {
+            let (mut up, mut server) = duplex(64);
+            server.shutdown().await.unwrap();
+            let traffic = Traffic::default();
+            let mut down = Truncated { goes };
+            let ended =
+                forward((&mut down, BytesMut::new()), (&mut up, BytesMut::new()), None, &traffic).await;
+            assert_eq!(ended, expected);
+        }
     }
 
     #[tokio::test(start_paused = true)]

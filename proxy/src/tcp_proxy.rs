@@ -78,9 +78,13 @@ pub async fn serve(mut io: Io, read: BytesMut, downstream: Rc<Downstream>, spec:
                 Err(why) => Some(refused.insert(why).reason),
             };
             if reason.is_some() {
-                // A side that broke off is told to the other as a reset, not as an end of data.
-                io.abort_on_drop();
-                connected.io.abort_on_drop();
+                // A side that broke off is told to the other as a reset, not as an end of data; unless that has been told its end.
+                if !traffic.client_told.get() {
+                    io.abort_on_drop();
+                }
+                if !traffic.endpoint_told.get() {
+                    connected.io.abort_on_drop();
+                }
             }
             series.received(traffic.received.get());
             series.sent(traffic.sent.get());

@@ -147,7 +147,7 @@ fn start(time: &TimeLeft, received: bool, deadline: &mut Deadline) {
 /// How long nothing may move before the head of the answer.
 fn pause(ctx: &RequestCtx, action: &RouteAction) -> Option<Duration> {
     match action.timeouts.idle {
-        Limit::After(limit) if !ctx.may_tunnel() => Some(limit),
+        Limit::After(limit) if ctx.upgrade.is_none() => Some(limit),
         _ => None,
     }
 }

@@ -2,7 +2,7 @@
 //! rules (docs: `http_conn_man/headers`), with the mesh's own for identity headers.
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -14,6 +14,7 @@ use super::head::{RequestHead, ResponseHead};
 use crate::config::spec::{ClientCertHeader, ClientCertMode, HttpSpec, ServerHeader, StripPort};
 use crate::resilience::EXPECTED_TIMEOUT;
 use crate::resilience::timeout::millis;
+use crate::route::action::port_start;
 use crate::tls::identity::PeerIdentity;
 use crate::traffic::concurrency::PRIORITY;
 
@@ -73,7 +74,7 @@ pub fn prepare_request(
     rng: &mut fastrand::Rng,
 ) -> Origin {
     if http.strip_trailing_dot {
-        strip_trailing_dot(head);
+        shorten_host(head);
     }
     strip_port(head, http.strip_host_port, downstream.local.port());
     client_cert(&mut head.headers, downstream, http.client_cert);
@@ -302,14 +303,28 @@ fn strip_port(head: &mut RequestHead, mode: StripPort, own: u16) {
     }
 }
 
-/// `a.example.` and `a.example.:80` lose the dot (Envoy `strip_trailing_host_dot`).
-fn strip_trailing_dot(head: &mut RequestHead) {
+/// `a.example.` and `a.example.:80` lose the dot (Envoy `strip_trailing_host_dot`). Where that is wished, other spellings of one host are one as well:
+/// an IPv6 address is that of RFC 5952, a port has no zeros in front.
+fn shorten_host(head: &mut RequestHead) {
     let Some(authority) = &head.authority else { return };
-    let Some(host) = authority.host().strip_suffix('.') else { return };
-    let port = authority.port().map(|port| format!(":{port}")).unwrap_or_default();
-    if let Ok(stripped) = format!("{host}{port}").parse() {
-        head.authority = Some(stripped);
+    if let Some(shortest) = shortest(authority.as_str()).and_then(|host| host.parse().ok()) {
+        head.authority = Some(shortest);
     }
+}
+
+/// None: it is spelt so already, or it is no host.
+fn shortest(authority: &str) -> Option<String> {
+    let (name, port) = port_start(authority).map_or((authority, ""), |colon| authority.split_at(colon));
+    let port = match port.strip_prefix(':') {
+        Some(digits) => format!(":{}", digits.parse::<u16>().ok()?),
+        None => String::new(),
+    };
+    let address = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let name = match address {
+        Some(address) => format!("[{}]", address.parse::<Ipv6Addr>().ok()?),
+        None => name.strip_suffix('.').unwrap_or(name).to_owned(),
+    };
+    Some(name + &port).filter(|shortest| shortest != authority)
 }
 
 /// Applies the listener's rules to a response head.
@@ -336,6 +351,25 @@ pub fn finish_response(head: &mut ResponseHead, http: &HttpSpec, date: &HeaderVa
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_is_the_same_however_it_is_spelt() {
+        for (spelt, short) in [
+            ("a.example.", "a.example"),
+            ("a.example.:080", "a.example:80"),
+            ("[fd00:0:0::50]:5432", "[fd00::50]:5432"),
+            ("[FD00:0:0:0:0:0:0:0050]:05432", "[fd00::50]:5432"),
+            ("[fd00:0::50]", "[fd00::50]"),
+            ("10.96.0.50:00080", "10.96.0.50:80"),
+            ("a.example:00", "a.example:0"),
+        ] {
+            assert_eq!(shortest(spelt).as_deref(), Some(short), "{spelt}");
+        }
+        // Octal to some, no address, no port, and what is short.
+        for spelt in ["010.96.0.50:80", "[fd00::50", "[x]", "a:99999", "a:", "", "a.example:80", "[::1]"] {
+            assert_eq!(shortest(spelt), None, "{spelt}");
+        }
+    }
 
     #[test]
     fn request_ids_are_version_4_uuids() {

@@ -1,5 +1,6 @@
 //! A connection or stream after an upgrade: plain bytes, those read ahead first.
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -8,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::body::BodyProgress;
 use super::context::RequestCtx;
 use super::h1::conn::SharedConn;
 use super::h2::tunnel::H2Tunnel;
@@ -31,29 +33,36 @@ pub enum Tunnel {
 /// Makes one side of a tunnel see it broken off when this is dropped, and no end of data: also when the tunnel's task is dropped in the middle.
 #[derive(Debug)]
 #[must_use]
-pub struct BreaksOff(Option<SharedConn>);
+pub struct BreaksOff<'a> {
+    conn: Option<SharedConn>,
+    told: &'a Cell<bool>,
+}
 
-impl BreaksOff {
-    /// For the side of `tunnel`. A stream of HTTP/2 that is dropped before its end is reset anyway (RFC 8441 section 5).
-    pub fn of(tunnel: &Tunnel) -> Self {
-        match tunnel {
-            Tunnel::H1(conn) => Self(Some(Rc::clone(conn))),
-            Tunnel::H2(_) => Self(None),
-        }
+impl<'a> BreaksOff<'a> {
+    /// For the side of `tunnel`, unless it has been `told` its end. A stream of HTTP/2 that is dropped before its end is reset anyway (RFC 8441
+    /// section 5).
+    pub fn of(tunnel: &Tunnel, told: &'a Cell<bool>) -> Self {
+        let conn = match tunnel {
+            Tunnel::H1(conn) => Some(Rc::clone(conn)),
+            Tunnel::H2(_) => None,
+        };
+        Self { conn, told }
     }
 
     /// The tunnel ended, and `failed` is why if that was not in order.
     pub fn ended(mut self, failed: Option<Reason>) {
         if failed.is_none() {
-            self.0 = None;
+            self.conn = None;
         }
     }
 }
 
-impl Drop for BreaksOff {
+impl Drop for BreaksOff<'_> {
     fn drop(&mut self) {
         // It is borrowed only inside of a poll.
-        if let Some(Ok(conn)) = self.0.as_ref().map(|conn| conn.try_borrow()) {
+        if !self.told.get()
+            && let Some(Ok(conn)) = self.conn.as_ref().map(|conn| conn.try_borrow())
+        {
             conn.io.abort_on_drop();
         }
     }
@@ -63,12 +72,14 @@ impl Drop for BreaksOff {
 struct Open<'a> {
     series: TcpSeries,
     traffic: &'a Traffic,
+    /// Of its request, whose access log has the bytes, too.
+    progress: Rc<BodyProgress>,
 }
 
 impl<'a> Open<'a> {
-    fn count(series: TcpSeries, traffic: &'a Traffic) -> Self {
+    fn count(series: TcpSeries, traffic: &'a Traffic, progress: Rc<BodyProgress>) -> Self {
         series.opened();
-        Self { series, traffic }
+        Self { series, traffic, progress }
     }
 }
 
@@ -77,6 +88,7 @@ impl Drop for Open<'_> {
         self.series.received(self.traffic.received.get());
         self.series.sent(self.traffic.sent.get());
         self.series.closed();
+        self.progress.bytes.set(self.traffic.received.get());
     }
 }
 
@@ -93,11 +105,12 @@ where
 {
     ctx.tunnelled = true;
     let Upgraded { io: mut up, held, .. } = upgraded;
-    let breaks_off = BreaksOff::of(&up);
+    let breaks_off = BreaksOff::of(&up, &traffic.endpoint_told);
     let (downstream, cluster) = (Rc::clone(&ctx.downstream), ctx.cluster.clone());
     let endpoint = ctx.active.as_ref().map(ActiveRequest::endpoint);
     let named = ctx.cluster_id.zip(cluster.as_ref());
-    let _open = Open::count(downstream.worker.metrics.tcp(&downstream, named, endpoint), traffic);
+    let series = downstream.worker.metrics.tcp(&downstream, named, endpoint);
+    let _open = Open::count(series, traffic, Rc::clone(&ctx.progress));
     let server = held.server().zip(cluster.as_ref().map(|cluster| &*cluster.spec().name));
     let copy = tcp::forward((down, BytesMut::new()), (&mut up, BytesMut::new()), ctx.tunnel_idle, traffic);
     let copy = admission::while_good(&downstream, server, copy);

@@ -1,12 +1,11 @@
 //! A compiled route configuration: which virtual host a request belongs to, and which of its routes it takes.
 //!
-//! Both searches give Envoy's answer. Virtual hosts: exact domain (also of another spelling of an address or port), then the longest suffix wildcard (`*.example`), then the
+//! Both searches give Envoy's answer. Virtual hosts: exact domain, then the longest suffix wildcard (`*.example`), then the
 //! longest prefix wildcard (`shop.*`), then `*`. Routes: the first that matches, in the order of the file. An index over
 //! exact paths and prefixes leaves only the routes to look at that can match; it does not change which one is first.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use foldhash::{HashMap, HashMapExt};
@@ -272,9 +271,6 @@ impl Domains {
         if let Some(index) = self.exact.get(host) {
             return Some(*index);
         }
-        if let Some(index) = shortest(host).and_then(|host| self.exact.get(host.as_str())) {
-            return Some(*index);
-        }
         // A wildcard stands for at least one character. Names are ASCII, but a header may hold anything.
         let by_suffix = self.suffixes.iter().filter(|(len, _)| *len < host.len());
         for (len, map) in by_suffix {
@@ -289,25 +285,6 @@ impl Domains {
         }
         self.any
     }
-}
-
-/// The shortest spelling of a host, by which domains are found that are spelt so: an IPv6 address as in RFC 5952, a port without zeros in front.
-/// None: it is spelt so, or is neither.
-fn shortest(host: &str) -> Option<String> {
-    let (name, port) = port_start(host).map_or((host, ""), |colon| host.split_at(colon));
-    let address = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-    if address.is_none() && !port.starts_with(":0") {
-        return None;
-    }
-    let name = match address {
-        Some(address) => format!("[{}]", address.parse::<Ipv6Addr>().ok()?),
-        None => name.to_owned(),
-    };
-    let port = match port.strip_prefix(':') {
-        Some(digits) => format!(":{}", digits.parse::<u16>().ok()?),
-        None => String::new(),
-    };
-    Some(name + &port).filter(|shortest| shortest != host)
 }
 
 fn wildcards(mut list: Vec<(&str, usize)>) -> Wildcards {

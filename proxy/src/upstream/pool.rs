@@ -118,16 +118,17 @@ impl EndpointPool {
         cluster: &Cluster,
         priority: RoutingPriority,
     ) -> Result<H1Lease, Reason> {
-        let permit = match self.connection_permit(cluster, priority) {
-            Some(permit) => permit,
-            None => {
-                // Those that turn out to be closed make room as well.
-                if let Some(idle) = self.take_idle(cluster).await {
-                    drop(idle);
-                    self.released();
-                }
-                self.connection_permit(cluster, priority).ok_or(Reason::UpstreamOverflow)?
+        let permit = loop {
+            if let Some(permit) = self.connection_permit(cluster, priority) {
+                break permit;
             }
+            // Not every one makes room: some have no permit, or one of the other priority, or the limit is lower now. Those that turn out to be
+            // closed make room, too.
+            let Some(idle) = self.take_idle(cluster).await else {
+                break self.connection_permit(cluster, priority).ok_or(Reason::UpstreamOverflow)?;
+            };
+            drop(idle);
+            self.released();
         };
         self.connect(cluster, (priority, permit), Alpn::None).await
     }

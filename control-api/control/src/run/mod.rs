@@ -249,7 +249,8 @@ fn registration(args: &RunArgs, inbound: u16) -> Registration {
 }
 
 /// What tells the program of its HTTP proxy. Nothing about HTTPS: what the program encrypts cannot be routed, and most of it goes to others. `said`:
-/// `no_proxy` and `NO_PROXY` as they are set. Programs look at one of the two, or at one first: both are what either said, and loopback.
+/// `no_proxy` and `NO_PROXY` as they are set. Programs look at one of the two, or at one first: both are what either said, and loopback. `*` is
+/// everything, and that only where it stands alone.
 fn environment(args: &RunArgs, said: &[Option<String>; 2]) -> Vec<(&'static str, String)> {
     let Some(port) = args.http_proxy else { return Vec::new() };
     let said = said.iter().flatten().flat_map(|list| list.split(',')).map(str::trim);
@@ -259,7 +260,7 @@ fn environment(args: &RunArgs, said: &[Option<String>; 2]) -> Vec<(&'static str,
             direct.push(host);
         }
     }
-    let direct = direct.join(",");
+    let direct = if direct.contains(&"*") { "*".to_owned() } else { direct.join(",") };
     let proxy = format!("http://127.0.0.1:{port}");
     vec![("http_proxy", proxy), ("no_proxy", direct.clone()), ("NO_PROXY", direct)]
 }
@@ -324,6 +325,7 @@ mod tests {
             told(Some("localhost, b,"), Some("b,.a.example")),
             both("localhost,b,.a.example,127.0.0.1,::1")
         );
+        assert_eq!(told(Some(".a.example"), Some("*")), both("*"));
         let args = parsed(&[]).unwrap();
         assert!(registration(&args, 1).workload.get("httpProxy").is_none());
         assert!(environment(&args, &[None, None]).is_empty());

@@ -141,9 +141,7 @@ impl Session {
                 Next::KeepAlive => {}
                 Next::Close(end) => return end,
                 Next::Tunnel(upgraded, ctx) => {
-                    // It has passed on how each side ended.
-                    Box::pin(self.tunnel(*upgraded, *ctx)).await;
-                    return End::Broken;
+                    return Box::pin(self.tunnel(*upgraded, *ctx)).await;
                 }
             }
         }
@@ -409,14 +407,15 @@ impl Session {
         Next::Tunnel(upgraded, Box::new(ctx))
     }
 
-    async fn tunnel(&mut self, upgraded: Upgraded, mut ctx: RequestCtx) {
+    /// Passes on how each side ends. A client that goes on after the end of all is not answered with a reset, which would destroy what it has not read.
+    async fn tunnel(&mut self, upgraded: Upgraded, mut ctx: RequestCtx) -> End {
         let mut down = Tunnel::H1(Rc::clone(&self.conn));
-        let breaks_off = BreaksOff::of(&down);
         let traffic = Traffic::default();
+        let breaks_off = BreaksOff::of(&down, &traffic.client_told);
         let failed = tunnel::forward(&mut ctx, &mut down, upgraded, &traffic).await;
         breaks_off.ended(failed);
-        self.progress.bytes.set(traffic.received.get());
         ctx.finish(traffic.sent.get(), failed);
+        if failed.is_none() { End::Unread } else { End::Broken }
     }
 
     /// Closes our side. A client that reads nothing is not waited for.

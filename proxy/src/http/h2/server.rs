@@ -389,7 +389,10 @@ async fn forward_tunnel(
     let mut down = H2Tunnel::new(send, recv);
     let traffic = Traffic::default();
     let failed = tunnel::forward(&mut ctx, &mut down, upgraded, &traffic).await;
-    ctx.progress.bytes.set(traffic.received.get());
+    if failed.is_some() {
+        // A reset drops what is queued: what came so far leaves first.
+        tokio::task::yield_now().await;
+    }
     ctx.finish(traffic.sent.get(), failed);
 }
 

@@ -118,38 +118,6 @@ fn ports_are_part_of_the_host_unless_ignored() {
 }
 
 #[test]
-fn an_address_is_the_same_however_it_is_spelt() {
-    let t = table(
-        vec![
-            host("v6", &["[fd00::50]:5432", "[fd00::50]"]),
-            host("v4", &["10.96.0.50:80"]),
-            host("zero", &["a.example:0"]),
-            host("any", &["*"]),
-        ],
-        TableRules::default(),
-    );
-    for (name, vhost) in [
-        ("[fd00:0:0::50]:5432", "v6"),
-        ("[FD00:0:0:0:0:0:0:0050]:05432", "v6"),
-        ("[fd00:0::50]", "v6"),
-        ("[fd00::51]:5432", "any"),
-        ("10.96.0.50:080", "v4"),
-        ("10.96.0.50:00080", "v4"),
-        ("10.96.0.50:8", "any"),
-        // Octal to some.
-        ("010.96.0.50:80", "any"),
-        ("a.example:00", "zero"),
-    ] {
-        assert_eq!(found(&t, name, "/"), vhost, "{name}");
-    }
-    // What stands there to the letter goes first.
-    let hosts = vec![host("long", &["[fd00:0::50]"]), host("short", &["[fd00::50]"])];
-    let t = table(hosts, TableRules::default());
-    assert_eq!(found(&t, "[fd00:0::50]", "/"), "long");
-    assert_eq!(found(&t, "[fd00:0:0::50]", "/"), "short");
-}
-
-#[test]
 fn another_header_may_choose_the_virtual_host() {
     let rules = TableRules { vhost_header: Some("x-vhost".parse().unwrap()), ..TableRules::default() };
     let t = table(vec![host("a", &["a"]), host("any", &["*"])], rules);
