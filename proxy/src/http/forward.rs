@@ -2,6 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -73,7 +74,7 @@ pub async fn forward(
     for limit in [limits.stream, cluster.spec().http.max_stream_duration].into_iter().flatten() {
         deadline.limit(ctx.start + limit, Reason::MaxDuration);
     }
-    let progress = std::rc::Rc::clone(&ctx.progress);
+    let progress = Rc::clone(&ctx.progress);
     let time = TimeLeft::new(limits, ctx.start, deadline.at());
     let mut pause = pause(ctx, action).map(Idle::new);
     // The whole of a tunnel has no time limit.
@@ -114,10 +115,9 @@ pub async fn forward(
         ctx.tunnel_idle = action.timeouts.idle.or(Some(TUNNEL_IDLE));
         ctx.deadline = Deadline::of_stream(time.stream());
     } else {
-        let from_request =
-            limits.request.filter(|_| !time.runs()).map(|limit| (std::rc::Rc::clone(&progress), limit));
+        let from_request = limits.request.filter(|_| !time.runs()).map(|limit| (Rc::clone(&progress), limit));
         let idle = idle_after_head(action).map(|(limit, reason)| (Idle::new(limit), reason));
-        let request = (!progress.done.get()).then(|| (std::rc::Rc::clone(&progress), progress.bytes.get()));
+        let request = (!progress.done.get()).then(|| (Rc::clone(&progress), progress.bytes.get()));
         guard(ctx, &mut response, TimeLimits { deadline, idle, from_request, request });
     }
     // The last good answer is not one of now.
@@ -166,7 +166,7 @@ fn idle_after_head(action: &RouteAction) -> Option<(Duration, Reason)> {
 
 /// Time limits go on while the body comes; the status of a gRPC answer is behind it.
 fn guard(ctx: &mut RequestCtx, response: &mut Response, limits: TimeLimits) {
-    let trailers = ctx.is_grpc().then(|| std::rc::Rc::clone(&ctx.trailers));
+    let trailers = ctx.is_grpc().then(|| Rc::clone(&ctx.trailers));
     if response.body.is_end() || !(limits.is_some() || trailers.is_some()) {
         return;
     }
