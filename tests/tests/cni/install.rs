@@ -1,73 +1,15 @@
 //! `remora cni install`: comes, stays and goes.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use remora_tests::certs::Authority;
 use remora_tests::netns::{self, Running, Said};
-use remora_tests::proxy::binary;
 use remora_tests::wait::eventually;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::node::{Api, refusal};
-
-/// The node's folders, and the installer's own.
-struct Host(tempfile::TempDir);
-
-impl Host {
-    fn new() -> Self {
-        let folder = tempfile::Builder::new().prefix("remora-test-").tempdir().unwrap();
-        for name in ["bin", "net.d", "account"] {
-            std::fs::create_dir(folder.path().join(name)).unwrap();
-        }
-        std::fs::write(folder.path().join("account/token"), "first").unwrap();
-        std::fs::write(folder.path().join("account/ca.crt"), Authority::new().pem).unwrap();
-        Self(folder)
-    }
-
-    fn at(&self, path: &str) -> PathBuf {
-        self.0.path().join(path)
-    }
-
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(binary().0);
-        command
-            .arg("cni")
-            .args(words)
-            .arg("--bin-dir")
-            .arg(self.at("bin"))
-            .arg("--net-dir")
-            .arg(self.at("net.d"));
-        command.env("HTTPS_PROXY", "no URI").stdin(Stdio::null());
-        command
-    }
-
-    fn install(&self) -> Child {
-        let mut command = self.command(&["install", "--server", "https://10.96.0.1:443", "--every", "50ms"]);
-        command.arg("--account").arg(self.at("account")).stderr(Stdio::null()).spawn().unwrap()
-    }
-
-    fn is_installed(&self) -> bool {
-        netns::runs(&mut self.command(&["installed"]))
-    }
-
-    fn list(&self, name: &str) -> Value {
-        serde_json::from_str(&std::fs::read_to_string(self.at("net.d").join(name)).unwrap()).unwrap()
-    }
-}
-
-fn list() -> Value {
-    json!({"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "bridge"}, {"type": "portmap"}]})
-}
-
-/// Beside, and renamed, as the network's own installer does.
-fn write(path: &Path, list: &Value) {
-    let beside = path.with_extension("new");
-    std::fs::write(&beside, list.to_string()).unwrap();
-    std::fs::rename(beside, path).unwrap();
-}
+use crate::host::{Host, list, write};
+use crate::node::{Api, DAEMON_SET, NAMESPACE, refusal};
 
 #[tokio::test]
 async fn the_installer_comes_and_goes() {
@@ -150,6 +92,48 @@ async fn who_takes_the_plugin_out_again_is_told_of() {
     assert!(running.ended().is_none(), "it goes on");
 }
 
+/// In an update the new one comes before the old one goes, and may have other words for the list.
+#[tokio::test]
+async fn two_installers_do_not_write_against_each_other() {
+    let host = Host::new();
+    let file = host.at("net.d/10-pods.conflist");
+    write(&file, &list());
+    let start = |excluded: &str, said: &str| {
+        let mut command =
+            host.command(&["install", "--server", "https://10.96.0.1:443", "--exclude-namespaces", excluded]);
+        command.args(["--every", "50ms"]).arg("--account").arg(host.at("account"));
+        Running::from(command.stderr(std::fs::File::create(host.at(said)).unwrap()).spawn().unwrap())
+    };
+    let has =
+        |namespace: &str| host.list("10-pods.conflist")["plugins"][2]["excludeNamespaces"][0] == namespace;
+    let mut old = start("old", "said-old");
+    eventually("the old one's", || has("old")).await;
+    let mut new = start("new", "said-new");
+    eventually("the new one's", || has("new")).await;
+    // Each has looked after that: the program is written by a look before the list is.
+    for number in 0..5 {
+        std::fs::remove_file(host.at("bin/remora-cni")).unwrap();
+        eventually("a look", || host.at("bin/remora-cni").is_file()).await;
+        assert!(has("new"), "{number}");
+    }
+    // Taken out, it comes back; and what came behind it is before it.
+    write(&file, &list());
+    eventually("the list again", || host.list("10-pods.conflist") != list()).await;
+    let mut moved = host.list("10-pods.conflist");
+    moved["plugins"].as_array_mut().unwrap().push(json!({"type": "tuning"}));
+    write(&file, &moved);
+    eventually("the end of the list", || {
+        let list = host.list("10-pods.conflist");
+        list["plugins"][2]["type"] == "tuning" && list["plugins"][3]["type"] == "remora-cni"
+    })
+    .await;
+    assert!(old.ended().is_none() && new.ended().is_none());
+    for said in ["said-old", "said-new"] {
+        let said = std::fs::read_to_string(host.at(said)).unwrap();
+        assert!(!said.contains("cni.exclusive"), "{said}");
+    }
+}
+
 /// CRI-O keeps the list of a pod until its end, and calls every plugin that it names.
 #[tokio::test]
 async fn pods_end_when_the_plugin_is_gone() {
@@ -180,9 +164,6 @@ async fn pods_end_when_the_plugin_is_gone() {
     assert!(netns::runs(&mut host.command(&["uninstall", "--program"])), "again");
 }
 
-const NAMESPACE: &str = "/api/v1/namespaces/remora-system";
-const DAEMON_SET: &str = "/apis/apps/v1/namespaces/remora-system/daemonsets/remora-cni";
-
 /// When its pod ends, all stays; when its DaemonSet does, or the namespace of that, or what that was allowed to, nothing does. When nobody
 /// says which: rules must not be missing because an API server is.
 #[tokio::test]
@@ -201,11 +182,16 @@ async fn the_daemon_set_decides_at_the_end() {
         // Pods go first.
         (stands(), going(), false),
         (stands(), refused(404), false),
-        (stands(), refused(403), false),
+        (stands(), refused(401), false),
+        // The right came with a later version, and goes with a rollback.
+        (stands(), refused(403), true),
+        (refused(404), refused(403), false),
         (stands(), refused(500), true),
+        (refused(404), refused(500), false),
     ] {
         let case = format!("{daemon_set:?} {namespace:?}");
-        let asked = if daemon_set == stands() { vec![DAEMON_SET, NAMESPACE] } else { vec![DAEMON_SET] };
+        let decides = namespace == going() || matches!(namespace.0, 401 | 404);
+        let asked = if decides { vec![NAMESPACE] } else { vec![NAMESPACE, DAEMON_SET] };
         let host = Host::new();
         write(&host.at("net.d/10-pods.conflist"), &list());
         api.says_to(DAEMON_SET, daemon_set.0, daemon_set.1);
@@ -227,70 +213,6 @@ async fn the_daemon_set_decides_at_the_end() {
         assert_eq!(host.list("10-pods.conflist"), list());
         assert!(netns::runs(&mut host.command(&["uninstall"])), "again");
     }
-}
-
-/// At the second question nothing is left to be done for the first.
-async fn refused_twice(api: &Api) {
-    let _before = api.lines();
-    for question in ["a question", "another one"] {
-        eventually(question, || !api.lines().is_empty()).await;
-    }
-}
-
-/// One that is good when the installer's pod, to which its own is bound, is gone; and always a fresh one.
-#[tokio::test]
-async fn the_plugin_has_a_token_of_its_own() {
-    let host = Host::new();
-    write(&host.at("net.d/10-pods.conflist"), &list());
-    let kubeconfig = host.at("net.d/remora-cni.kubeconfig");
-    let holds = |token: &str| {
-        let text = std::fs::read_to_string(&kubeconfig).unwrap_or_default();
-        text.contains(&format!("\"token\":\"{token}\""))
-    };
-    let api = Api::start(Value::Null);
-    api.refuses(403);
-    let server = format!("http://127.0.0.1:{}", api.port);
-    let mut command = host.command(&["install", "--server", &server, "--every", "50ms"]);
-    command.args(["--service-account", "remora-system/remora-cni"]).arg("--account").arg(host.at("account"));
-    let said = host.at("said");
-    let running = command.stderr(std::fs::File::create(&said).unwrap()).spawn().unwrap();
-    let pid = Pid::from_child(&running);
-    let mut running = Running::from(running);
-    // Better the installer's own than none; and it is replaced as that one is.
-    eventually("the list", || host.is_installed()).await;
-    assert!(holds("first"));
-    std::fs::write(host.at("account/token"), "second").unwrap();
-    eventually("the installer's other token", || holds("second")).await;
-    let said = std::fs::read_to_string(said).unwrap();
-    assert!(said.contains("without a new token of remora-system/remora-cni: no"), "{said}");
-    // Nor is it put in the place of what another installer got, as in an update.
-    let mut others = host.list("remora-cni.kubeconfig");
-    others["users"][0]["user"]["token"] = "another".into();
-    write(&kubeconfig, &others);
-    std::fs::write(host.at("account/token"), "third").unwrap();
-    refused_twice(&api).await;
-    assert!(holds("another"));
-
-    let granted = |token: &str| json!({"spec": {"expirationSeconds": 4}, "status": {"token": token}});
-    api.says(201, granted("granted"));
-    eventually("its own token", || holds("granted")).await;
-    let asked = api.asked().pop().unwrap();
-    assert_eq!(asked.line, "POST /api/v1/namespaces/remora-system/serviceaccounts/remora-cni/token HTTP/1.1");
-    assert_eq!(asked.authorization, "Bearer third", "the installer's own");
-    let request: Value = serde_json::from_str(&asked.body).unwrap();
-    assert_eq!(
-        (&request["kind"], &request["spec"]["boundObjectRef"]),
-        (&json!("TokenRequest"), &Value::Null)
-    );
-    api.says(201, granted("renewed"));
-    eventually("another one", || holds("renewed")).await;
-    // What is there is good for a while.
-    api.refuses(500);
-    std::fs::write(host.at("account/token"), "fourth").unwrap();
-    refused_twice(&api).await;
-    assert!(holds("renewed"));
-    kill_process(pid, Signal::TERM).unwrap();
-    assert!(running.end("the installer").await.success());
 }
 
 /// A network of one plugin is named, and a list is waited for: who repairs it need not know of the installer.

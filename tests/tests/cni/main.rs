@@ -2,8 +2,10 @@
 //! has one pod. With `REMORA_CNITOOL` (tests/cni/setup.sh builds it) the reference implementation calls it, too.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod host;
 mod install;
 mod node;
+mod token;
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;

@@ -1,6 +1,6 @@
 //! A node: the plugin, an API server, and the network namespace of a pod.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
@@ -12,6 +12,8 @@ use remora_tests::proxy::binary;
 use serde_json::{Value, json};
 
 pub(crate) const POD: &str = "/api/v1/namespaces/shop/pods/web";
+pub(crate) const NAMESPACE: &str = "/api/v1/namespaces/remora-system";
+pub(crate) const DAEMON_SET: &str = "/apis/apps/v1/namespaces/remora-system/daemonsets/remora-cni";
 
 /// Answers each request with a status and a body, by its path where there is something for that, and keeps it.
 #[derive(Debug)]
@@ -27,6 +29,8 @@ type Answer = (u16, Value);
 struct Answers {
     any: Answer,
     by_path: BTreeMap<String, Answer>,
+    /// `Authorization` of those that are answered with 401.
+    forgotten: BTreeSet<String>,
 }
 
 /// A request.
@@ -70,7 +74,11 @@ impl Api {
     pub(crate) fn start(pod: Value) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let answers = Arc::new(Mutex::new(Answers { any: (200, pod), by_path: BTreeMap::new() }));
+        let answers = Arc::new(Mutex::new(Answers {
+            any: (200, pod),
+            by_path: BTreeMap::new(),
+            forgotten: BTreeSet::new(),
+        }));
         let asked = Arc::new(Mutex::new(Vec::new()));
         let (answered, told) = (Arc::clone(&answers), Arc::clone(&asked));
         // Ends with the process.
@@ -78,9 +86,9 @@ impl Api {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
                 let request = Asked::read(&mut BufReader::new(stream.try_clone().unwrap()));
-                let path = request.line.split(' ').nth(1).unwrap_or_default().to_owned();
+                // Before it is told: what a test says after it was told is for the next one.
+                let (status, body) = answered.lock().unwrap().of(&request);
                 told.lock().unwrap().push(request);
-                let (status, body) = answered.lock().unwrap().of(&path);
                 let body = body.to_string();
                 let head = format!(
                     "HTTP/1.1 {status} x\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
@@ -101,6 +109,11 @@ impl Api {
         self.answers.lock().unwrap().by_path.insert(path.to_owned(), (status, body));
     }
 
+    /// The token is not known any more.
+    pub(crate) fn forgets(&self, token: &str) {
+        self.answers.lock().unwrap().forgotten.insert(format!("Bearer {token}"));
+    }
+
     pub(crate) fn refuses(&self, status: u16) {
         self.says(status, refusal(status));
     }
@@ -117,7 +130,11 @@ impl Api {
 }
 
 impl Answers {
-    fn of(&self, path: &str) -> Answer {
+    fn of(&self, request: &Asked) -> Answer {
+        if self.forgotten.contains(&request.authorization) {
+            return (401, refusal(401));
+        }
+        let path = request.line.split(' ').nth(1).unwrap_or_default();
         self.by_path.get(path).unwrap_or(&self.any).clone()
     }
 }

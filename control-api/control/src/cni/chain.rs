@@ -21,6 +21,12 @@ pub(super) fn has(list: &Value) -> bool {
     list["plugins"].as_array().is_some_and(|plugins| plugins.iter().any(is_ours))
 }
 
+/// Whether the list has the plugin once, at its end.
+pub(super) fn is_last(list: &Value) -> bool {
+    let Some(plugins) = list["plugins"].as_array() else { return false };
+    plugins.iter().position(is_ours).is_some_and(|at| at + 1 == plugins.len())
+}
+
 /// The list with `entry` at its end, once. Everything else stays as it is.
 ///
 /// # Errors
@@ -100,13 +106,31 @@ pub(super) enum Standing {
     Unknown(String),
 }
 
-/// `answer`: the object, or the status that came instead, if one came, and its words.
-pub(super) fn standing(answer: Result<Value, (Option<u16>, String)>) -> Standing {
+/// The status of an answer, if one came, and its words or what else was wrong.
+pub(super) type Refused = (Option<u16>, String);
+
+/// What is said of a DaemonSet.
+///
+/// # Errors
+/// 401: whoever asked is not known, which says nothing of what was asked for.
+pub(super) fn standing(answer: Result<Value, Refused>) -> Result<Standing, Refused> {
     match answer {
-        Ok(object) if object["metadata"]["deletionTimestamp"].is_string() => Standing::Gone,
-        Ok(_) => Standing::Stands,
+        Ok(object) if object["metadata"]["deletionTimestamp"].is_string() => Ok(Standing::Gone),
+        Ok(_) => Ok(Standing::Stands),
+        Err((Some(401), why)) => Err((Some(401), why)),
         // The rights went before the pod.
-        Err((Some(401 | 403 | 404), _)) => Standing::Gone,
-        Err((_, why)) => Standing::Unknown(why),
+        Err((Some(403 | 404), _)) => Ok(Standing::Gone),
+        Err((_, why)) => Ok(Standing::Unknown(why)),
+    }
+}
+
+/// What is said of its namespace. Installers of other versions have no right to ask, which decides nothing.
+///
+/// # Errors
+/// As [`standing`].
+pub(super) fn namespace_standing(answer: Result<Value, Refused>) -> Result<Standing, Refused> {
+    match answer {
+        Err((Some(403), _)) => Ok(Standing::Stands),
+        answer => standing(answer),
     }
 }

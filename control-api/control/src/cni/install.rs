@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -17,11 +18,12 @@ use super::account::{self, Named};
 use super::chain::{self, Standing};
 use super::folders::{Folders, KUBECONFIG, replace};
 use super::rewrites::Rewrites;
+use super::token::{Answer, Files, Token};
 
-/// Tokens in the life of one: most of it is left when no installer comes any more.
-const RENEWALS: u32 = 4;
-/// Looks between two questions for a token that was refused.
-const PAUSE: u32 = 6;
+/// Between two questions for a token that was refused, and between two trials of the one that the plugin has: pods do not start meanwhile.
+const PAUSE: Duration = Duration::from_secs(30);
+/// The same in looks, where those are closer.
+const LOOKS: u32 = 6;
 
 #[derive(Debug, Args)]
 pub(super) struct InstallArgs {
@@ -87,17 +89,24 @@ impl Changes {
 struct Seen {
     token: Token,
     rewrites: Rewrites,
+    /// The list that was looked at once.
+    network: Option<PathBuf>,
+    /// Whether a file could not be written.
+    failed: bool,
 }
 
-/// The token in the kubeconfig, where the plugin is to have one of its own.
-#[derive(Debug, Default)]
-struct Token {
-    /// When the next one is asked for. None: now.
-    next: Option<Instant>,
-    /// Why there is none, if so.
-    missing: Option<String>,
-    /// The kubeconfig with the installer's own, if that was written meanwhile.
-    lent: Option<String>,
+/// A question that the API server was asked, and that nothing else waits for.
+#[derive(Default)]
+struct Asked(Option<Pin<Box<dyn Future<Output = Answer>>>>);
+
+impl Asked {
+    /// Waits for ever where nothing was asked.
+    async fn answer(&mut self) -> Answer {
+        let Some(asked) = &mut self.0 else { return std::future::pending().await };
+        let answer = asked.await;
+        self.0 = None;
+        answer
+    }
 }
 
 /// The API server's address that every pod knows.
@@ -130,10 +139,11 @@ pub(super) async fn install(args: InstallArgs) -> anyhow::Result<u8> {
     // Whatever is there may be of another version.
     args.folders.copy(&own)?;
     let mut changes = Changes::of(&args.folders.net_dir);
-    let (mut said, mut seen) = (String::new(), Seen::default());
+    let (mut said, mut seen, mut asked) = (String::new(), Seen::default(), Asked::default());
     loop {
+        seen.failed = false;
         // What is wrong may be repaired by others: a list of another version, a token that is being replaced.
-        let state = match args.look(&own, &mut seen).await {
+        let state = match args.look(&own, &mut seen) {
             Ok(state) => state,
             Err(why) => format!("not in place: {why:#}; trying again"),
         };
@@ -141,13 +151,18 @@ pub(super) async fn install(args: InstallArgs) -> anyhow::Result<u8> {
             eprintln!("remora cni install: {state}");
             said = state;
         }
-        // Who takes the plugin out each time does not get an answer to each.
         let looked = Instant::now();
+        args.ask(&seen.token, &mut asked, looked);
+        // Who takes the plugin out each time does not get an answer to each. What cannot be written is itself a change of the folder.
         let contested = seen.rewrites.are_many(looked);
-        let longest = if contested { args.every.min(CONTESTED) } else { args.every };
+        let mut longest = if contested { args.every.min(CONTESTED) } else { args.every };
+        if let Some(wakes) = seen.token.wakes().filter(|_| asked.0.is_none()) {
+            longest = longest.min(wakes.saturating_duration_since(looked));
+        }
         tokio::select! {
             () = tokio::time::sleep(longest) => {}
-            () = changes.next(looked), if !contested => {}
+            () = changes.next(looked), if !contested && !seen.failed => {}
+            answer = asked.answer() => seen.token.answered(answer, Instant::now(), args.pause()),
             _ = term.recv() => break,
             _ = int.recv() => break,
         }
@@ -165,75 +180,95 @@ pub(super) async fn install(args: InstallArgs) -> anyhow::Result<u8> {
 }
 
 impl InstallArgs {
-    /// Writes what is missing or has changed: program, kubeconfig, then the list that names both. Says what there is now.
-    async fn look(&self, own: &Path, seen: &mut Seen) -> anyhow::Result<String> {
+    /// Writes what is missing or has changed: program, kubeconfig, then the list that names both. Says what there is now. It waits for nobody:
+    /// a pod that is made before the plugin is in the list does not recover.
+    fn look(&self, own: &Path, seen: &mut Seen) -> anyhow::Result<String> {
         let folders = &self.folders;
         if !folders.program().is_file() {
             folders.copy(own)?;
         }
-        self.kubeconfig(&mut seen.token).await?;
+        self.kubeconfig(seen)?;
         let Some(network) = folders.network()? else {
             return Ok(format!("no network in {} yet; waiting", folders.net_dir.display()));
         };
         let named = network.file.display();
         let entry = chain::entry(&self.node_net_dir.join(KUBECONFIG), &self.exclude_namespaces);
         let wanted = chain::with(&network.list, &entry).map_err(|why| anyhow::anyhow!("{named} {why}"))?;
-        if wanted != network.list {
-            ensure!(network.write(&wanted)?, "{named} is being written by somebody else");
+        // In an update two installers are here, and may want different entries: each writes its own once.
+        let known = seen.network.as_ref() == Some(&network.file) && chain::is_last(&network.list);
+        if wanted != network.list && !known {
+            let written = network.write(&wanted);
+            seen.failed = written.is_err();
+            ensure!(written?, "{named} is being written by somebody else");
             seen.rewrites.add(Instant::now());
         }
         let mut state = format!("in place: {named}");
+        seen.network = Some(network.file);
         if seen.rewrites.are_many(Instant::now()) {
             state += ", but something takes the plugin out of it again and again, and pods that are made meanwhile do not start: \
                       Cilium does so unless its value cni.exclusive is false";
         }
-        if let Some(why) = &seen.token.missing {
+        if let Some(why) = seen.token.wrong() {
             state += &format!(", but {why}; trying again");
         }
         Ok(state)
     }
 
-    /// Writes the kubeconfig where it is missing or has changed, and when another token is due.
-    async fn kubeconfig(&self, token: &mut Token) -> anyhow::Result<()> {
+    /// Writes the kubeconfig where it is missing or has changed, or its token is no good, and where there is another one.
+    fn kubeconfig(&self, seen: &mut Seen) -> anyhow::Result<()> {
         let path = self.folders.net_dir.join(KUBECONFIG);
-        let write = |text: &str| replace(&path, 0o600, |file| file.write_all(text.as_bytes()));
-        let read = |name: &str| {
-            let path = self.account.join(name);
-            std::fs::read_to_string(&path).with_context(|| path.display().to_string())
-        };
-        let authority = STANDARD.encode(read("ca.crt")?);
-        let own = chain::kubeconfig(&self.server, &authority, read("token")?.trim());
+        let authority = self.authority()?;
+        let with = |token: &str| chain::kubeconfig(&self.server, &authority, token);
+        let own = with(self.read("token")?.trim());
         let found = std::fs::read_to_string(&path).unwrap_or_default();
-        let Some(whose) = &self.service_account else {
-            return if found == own { Ok(()) } else { write(&own) };
+        let wanted = match self.service_account {
+            None => Some(own).filter(|own| *own != found),
+            Some(_) => seen.token.wanted(Files {
+                granted: seen.token.granted().map(with),
+                fits: chain::is_for(&found, &self.server, &authority),
+                own,
+                found,
+            }),
         };
-        // Another token is no reason to write: while the DaemonSet is updated, two installers are here, each with its own.
-        let fits = chain::is_for(&found, &self.server, &authority);
-        let now = Instant::now();
-        if !fits || token.next.is_none_or(|next| next <= now) {
-            match account::token(&own, whose).await {
-                Ok((text, life)) => {
-                    write(&chain::kubeconfig(&self.server, &authority, &text))?;
-                    *token = Token { next: Some(now + life / RENEWALS), ..Token::default() };
-                    return Ok(());
-                }
-                Err(why) => {
-                    token.next = now.checked_add(self.every.saturating_mul(PAUSE));
-                    token.missing = Some(format!("without a new token of {}/{}: {why}", whose.0, whose.1));
-                }
-            }
-        }
-        // What is there may be good for a while. Where nothing is, the installer's own will do, which is good as long as its pod is here; it is
-        // followed, but not put in the place of what another installer got meanwhile.
-        if (!fits || token.lent.as_ref() == Some(&found)) && found != own {
-            write(&own)?;
-            token.lent = Some(own);
+        if let Some(text) = wanted {
+            let written = replace(&path, 0o600, |file| file.write_all(text.as_bytes()));
+            seen.failed = written.is_err();
+            written?;
+            seen.token.wrote(text);
         }
         Ok(())
     }
 
+    /// Asks what is due, one question at a time.
+    fn ask(&self, token: &Token, asked: &mut Asked, now: Instant) {
+        let Some(whose) = self.service_account.as_ref().filter(|_| asked.0.is_none()) else { return };
+        if let Some(question) = token.due(now) {
+            asked.0 = Some(Box::pin(account::ask(question, whose.clone())));
+        }
+    }
+
+    /// Until the API server is asked again.
+    fn pause(&self) -> Duration {
+        PAUSE.min(self.every.saturating_mul(LOOKS))
+    }
+
+    fn read(&self, name: &str) -> anyhow::Result<String> {
+        let path = self.account.join(name);
+        std::fs::read_to_string(&path).with_context(|| path.display().to_string())
+    }
+
+    fn authority(&self) -> anyhow::Result<String> {
+        Ok(STANDARD.encode(self.read("ca.crt")?))
+    }
+
     async fn standing(&self) -> Standing {
         let Some(daemon_set) = &self.daemon_set else { return Standing::Gone };
-        account::standing(&self.folders.net_dir.join(KUBECONFIG), daemon_set).await
+        let own = self.authority().and_then(|authority| {
+            Ok(chain::kubeconfig(&self.server, &authority, self.read("token")?.trim()))
+        });
+        match own {
+            Ok(own) => account::standing(&self.folders.net_dir.join(KUBECONFIG), &own, daemon_set).await,
+            Err(why) => Standing::Unknown(format!("{why:#}")),
+        }
     }
 }

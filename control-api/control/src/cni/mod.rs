@@ -1,8 +1,8 @@
 //! The CNI plugin (`remora-cni`): the rules of `remora init` for pods, made on the node
 //! ([0022](../../../../docs/decisions/0022-cni.md)); and what brings it there.
 //!
-//! `environment`, `config`, `pod`, `chain`, `rewrites` and `failure` are pure; `plugin` does what a runtime asks, `install` what a DaemonSet
-//! does, with the files in `folders` and what `account` asks.
+//! `environment`, `config`, `pod`, `chain`, `rewrites`, `token` and `failure` are pure; `plugin` does what a runtime asks, `install` what a
+//! DaemonSet does, with the files in `folders` and what `account` asks.
 
 mod account;
 mod chain;
@@ -16,6 +16,7 @@ mod pod;
 mod rewrites;
 #[cfg(test)]
 mod tests;
+mod token;
 
 use std::ffi::OsStr;
 use std::path::Path;

@@ -134,7 +134,10 @@ async fn get(config: &Config, pod: &PodName) -> Result<Value, Failure> {
         asked.map_err(|_| later(format!("the API server did not answer within {} s", PATIENCE.as_secs())))?;
     asked.map_err(|error| {
         let hint = match &error {
-            kube::Error::Api(status) if matches!(status.code, 401 | 403) => {
+            kube::Error::Api(status) if status.code == 401 => {
+                ": its token has ended or its account is gone: see the installer's log"
+            }
+            kube::Error::Api(status) if status.code == 403 => {
                 ": the kubeconfig is from an installer that is gone (remora cni uninstall takes the plugin away)"
             }
             _ => "",

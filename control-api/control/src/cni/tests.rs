@@ -11,6 +11,7 @@ use super::failure::{Code, Failure};
 use super::folders::Folders;
 use super::pod::{Decision, decide};
 use super::rewrites::Rewrites;
+use super::token::{Answer, Files, Question, Token};
 
 fn call(variables: &[(&str, &str)]) -> Result<environment::Call, Failure> {
     environment::read(&|name| {
@@ -204,12 +205,14 @@ fn the_plugin_is_last_and_once() {
     );
     assert_eq!(chain::with(&once, &entry).unwrap(), once);
     assert!(chain::has(&once) && !chain::has(&list()));
+    assert!(chain::is_last(&once) && !chain::is_last(&list()) && !chain::is_last(&json!({"plugins": []})));
     assert_eq!(chain::without(&once), Some(list()), "what was there stays as it was");
     assert_eq!(chain::without(&list()), None);
     // An older one, and a plugin that came behind it.
     let mut moved = once.clone();
     moved["plugins"] = json!([{"type": "bridge", "a": {"b": [1]}}, {"type": "remora-cni", "kubeconfig": "/old"}, {"type": "portmap"}]);
     assert_eq!(chain::with(&moved, &entry).unwrap(), once);
+    assert!(chain::has(&moved) && !chain::is_last(&moved));
     // What the plugin itself reads of it.
     let mut alone = once["plugins"][2].clone();
     alone["cniVersion"] = "1.0.0".into();
@@ -296,14 +299,19 @@ fn what_others_write_meanwhile_is_not_lost() {
 #[test]
 fn who_may_not_ask_any_more_is_gone() {
     let object = |metadata: Value| Ok(json!({"metadata": metadata}));
-    assert_eq!(chain::standing(object(json!({"name": "remora-cni"}))), Standing::Stands);
-    assert_eq!(chain::standing(object(json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}))), Standing::Gone);
-    for status in [401, 403, 404] {
-        assert_eq!(chain::standing(Err((Some(status), "no".into()))), Standing::Gone);
+    for asked in [chain::standing, chain::namespace_standing] {
+        assert_eq!(asked(object(json!({"name": "remora-cni"}))), Ok(Standing::Stands));
+        assert_eq!(asked(object(json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}))), Ok(Standing::Gone));
+        assert_eq!(asked(Err((Some(404), "no".into()))), Ok(Standing::Gone));
+        let unknown = (Some(401), "no".to_owned());
+        assert_eq!(asked(Err(unknown.clone())), Err(unknown), "another token may say");
+        for status in [None, Some(500), Some(429)] {
+            assert_eq!(asked(Err((status, "why".into()))), Ok(Standing::Unknown("why".into())));
+        }
     }
-    for status in [None, Some(500), Some(429)] {
-        assert_eq!(chain::standing(Err((status, "why".into()))), Standing::Unknown("why".into()));
-    }
+    let forbidden = || Err((Some(403), "no".into()));
+    assert_eq!(chain::standing(forbidden()), Ok(Standing::Gone));
+    assert_eq!(chain::namespace_standing(forbidden()), Ok(Standing::Stands), "it decides nothing");
 }
 
 #[test]
@@ -333,4 +341,65 @@ fn a_token_is_bound_to_no_pod() {
     {
         assert!(chain::granted(&wrong).is_err(), "{wrong}");
     }
+}
+
+const PAUSE: Duration = Duration::from_secs(30);
+
+/// What the node has after a look at `found`, with the installer's `own`.
+fn looked(token: &mut Token, own: &str, found: &str) -> String {
+    let files = Files {
+        own: own.into(),
+        granted: token.granted().map(str::to_owned),
+        found: found.into(),
+        fits: !found.is_empty(),
+    };
+    let Some(text) = token.wanted(files) else { return found.into() };
+    token.wrote(text.clone());
+    text
+}
+
+#[test]
+fn a_token_is_replaced_before_it_ends_and_when_it_is_not_known() {
+    let mut now = Instant::now();
+    let mut token = Token::default();
+    assert_eq!((token.due(now), token.wakes()), (None, None), "nothing was looked at");
+    assert_eq!(looked(&mut token, "own", ""), "own", "better than none");
+    assert_eq!(token.due(now), Some(Question::Token("own".into())));
+    token.answered(Answer::Token(Ok(("granted".into(), 40 * PAUSE))), now, PAUSE);
+    assert_eq!(token.due(now), None);
+    assert_eq!(looked(&mut token, "own", "own"), "granted");
+    // It is tried now and then, and renewed when a quarter of its life is over.
+    assert_eq!(token.wakes(), Some(now + PAUSE));
+    now += PAUSE;
+    assert_eq!(token.due(now), Some(Question::Known("granted".into())));
+    token.answered(Answer::Known("granted".into(), true), now, 20 * PAUSE);
+    assert_eq!((token.due(now), token.wakes()), (None, Some(now + 9 * PAUSE)));
+    assert_eq!(token.due(now + 9 * PAUSE), Some(Question::Token("own".into())));
+    assert_eq!(looked(&mut token, "other", "granted"), "granted", "good for a while");
+    assert_eq!(looked(&mut token, "other", "another's"), "another's", "as good");
+    assert_eq!(token.wrong(), None);
+
+    token.answered(Answer::Known("another's".into(), false), now, PAUSE);
+    assert!(token.wrong().unwrap().contains("does not take the token"), "{token:?}");
+    assert_eq!(looked(&mut token, "other", "another's"), "other");
+    assert_eq!(token.wrong(), None);
+    assert_eq!(token.due(now), Some(Question::Token("other".into())), "at once");
+    token.answered(Answer::Token(Err("of a/b: no".into())), now, PAUSE);
+    assert_eq!(token.wrong().unwrap(), "there is no new token of a/b: no");
+    assert_eq!((token.due(now), token.wakes()), (None, Some(now + PAUSE)));
+    assert_eq!(looked(&mut token, "third", "other"), "third", "it is followed");
+}
+
+/// Where a token cannot be written, no more of them are asked for; and one of a short life is good for a while.
+#[test]
+fn a_token_is_asked_for_once() {
+    let now = Instant::now();
+    let mut token = Token::default();
+    looked(&mut token, "own", "own");
+    token.answered(Answer::Token(Ok(("granted".into(), Duration::ZERO))), now, PAUSE);
+    assert_eq!(token.due(now), None);
+    assert_eq!(token.due(now + 2 * PAUSE), Some(Question::Known("own".into())));
+    looked(&mut token, "own", "own");
+    assert_eq!(token.due(now), None);
+    assert_eq!(token.due(now + PAUSE), Some(Question::Token("own".into())));
 }
