@@ -20,7 +20,7 @@ class Node:
         self.cluster, self.at = cluster, cluster.folder / f"node-{name}"
         for folder in ("bin", "net.d", "account"):
             (self.at / folder).mkdir(parents=True)
-        self.token = cluster.kubectl("create", "token", "remora-cni", "-n", NAMESPACE).strip()
+        self.token = cluster.kubectl("create", "token", "remora-cni-install", "-n", NAMESPACE).strip()
         (self.at / "account/token").write_text(self.token)
         shutil.copy(cluster.folder / "ca.pem", self.at / "account/ca.crt")
         self.list = self.at / "net.d/10-pods.conflist"
@@ -73,11 +73,26 @@ def chart(cluster, _control):
     helm("upgrade", "remora", CHART, "--set", "cni.enabled=true,injection.interception=cni,webhook.timeoutSeconds=5")
     assert bundles() == [believed, believed], bundles()
     assert cluster.get("daemonset", "remora-cni", "-n", NAMESPACE)["spec"]["template"]["spec"]["hostNetwork"]
-    account = f"--as=system:serviceaccount:{NAMESPACE}:remora-cni"
-    assert cluster.kubectl("auth", "can-i", "get", "pods", "--all-namespaces", account).strip() == "yes"
-    updated, deleted, uninstalled = (Node(cluster, name) for name in ("updated", "deleted", "uninstalled"))
+
+    def may(account, *what):
+        done = cluster.kubectl("auth", "can-i", *what, f"--as=system:serviceaccount:{NAMESPACE}:{account}", check=False)
+        return done.stdout.strip() == "yes"
+
+    tokens = ("create", "serviceaccounts/remora-cni", "--subresource=token", "-n", NAMESPACE)
+    for account in ("remora-cni", "remora-cni-install"):
+        assert may(account, "get", "pods", "--all-namespaces"), account
+    assert may("remora-cni-install", *tokens) and not may("remora-cni", *tokens), "only the installer makes tokens"
+    updated, renewed, deleted, uninstalled = (Node(cluster, name) for name in ("updated", "renewed", "deleted", "uninstalled"))
     assert updated.plugins_token() != updated.token, "the installer's own, which is bound to its pod"
     assert updated.keeps_it(), "only its pod ends"
+    # Made anew, as after a deletion by mistake: no token of it is known any more, and the installer notices.
+    dead = renewed.plugins_token()
+    manifest = cluster.get("serviceaccount", "remora-cni", "-n", NAMESPACE)
+    cluster.kubectl("delete", "serviceaccount", "remora-cni", "-n", NAMESPACE)
+    kept = {name: manifest["metadata"][name] for name in ("name", "namespace", "labels", "annotations") if name in manifest["metadata"]}
+    cluster.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": kept})
+    wait_for("a token of the new account", lambda: renewed.plugins_token() not in (dead, renewed.token), 90)
+    assert renewed.keeps_it(), "only its pod ends"
     # It stays as it is, for nobody here empties it: what a pod sees that goes first.
     cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
     assert not deleted.keeps_it(), "its namespace is deleted"
@@ -88,5 +103,5 @@ def chart(cluster, _control):
     assert not [name for name in left if "remora" in name], left
     cluster.kubectl("get", "persistentvolumeclaim", "remora-control", "-n", NAMESPACE)
     cluster.kubectl("get", "crd", "trafficpolicies.remora.dev")
-    return ("installed, upgraded with the CNI plugin (caBundle stays; a token of its own, and away with its namespace or DaemonSet), uninstalled; "
+    return ("installed, upgraded with the CNI plugin (caBundle stays; a token of its own, another one when its account is made anew, and away with its namespace or DaemonSet), uninstalled; "
             "the volume and the definitions stay")
