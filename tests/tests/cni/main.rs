@@ -141,7 +141,9 @@ fn a_pod_that_cannot_get_its_rules_is_not_made() {
     let Some(node) = Node::new() else { return };
     for status in [401, 403, 404, 500, 503] {
         node.api.refuses(status);
-        assert_eq!(refused(&node.call("ADD")), 11, "{status}");
+        let said = node.call("ADD");
+        assert_eq!(refused(&said), 11, "{status}");
+        assert_eq!(said.out.contains("see the installer's log"), status == 401, "{said:?}");
     }
     let mut another = pod(Interception::Cni);
     another["metadata"]["uid"] = "v".into();

@@ -1,10 +1,11 @@
 //! The token in the plugin's kubeconfig, while `remora cni install` runs and at its end.
 
 use std::net::TcpListener;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use remora_tests::wait::eventually;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::host::{Host, list, write};
 use crate::node::{Api, DAEMON_SET, NAMESPACE, refusal};
@@ -122,8 +123,9 @@ async fn what_an_earlier_installer_lent_is_replaced() {
 async fn an_api_server_that_does_not_answer_is_not_waited_for() {
     let (host, _api) = node();
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let started = Instant::now();
     let _installer = host.installer(silent.local_addr().unwrap().port(), &OFTEN);
+    eventually("the program", || host.at("bin/remora-cni").is_file()).await;
+    let started = Instant::now();
     eventually("the list", || host.is_installed()).await;
     assert!(host.holds("first"));
     write(&host.at("net.d/10-pods.conflist"), &list());
