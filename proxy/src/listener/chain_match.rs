@@ -95,6 +95,7 @@ type Destinations = ByPrefix<ServerNames>;
 pub struct ChainMatcher {
     /// 0 stands for no destination port asked for.
     ports: HashMap<u16, Destinations>,
+    /// The chain of a connection that is not in there.
     default: Option<usize>,
 }
 
@@ -104,6 +105,12 @@ impl ChainMatcher {
     /// # Errors
     /// Two matches overlap, or one is too large.
     pub fn new(matches: &[ChainMatch], default: Option<usize>) -> Result<Self, ChainMatchError> {
+        if let [only] = matches
+            && *only == ChainMatch::default()
+        {
+            // It takes every connection. The tables would say so in eight kilobytes, for each listener of a mesh.
+            return Ok(Self { default: Some(0), ..Self::default() });
+        }
         let mut matcher = Self { default, ..Self::default() };
         let mut combinations = 0_usize;
         for (index, chain) in matches.iter().enumerate() {

@@ -38,6 +38,11 @@ fn find(matches: &[ChainMatch], facts: &ConnectionFacts<'_>) -> Option<usize> {
 #[test]
 fn a_chain_that_asks_for_nothing_takes_everything() {
     assert_eq!(find(&[any()], &FACTS), Some(0));
+    let alone = ChainMatcher::new(&[any()], Some(1)).unwrap();
+    let local = SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 0));
+    let other = ConnectionFacts { destination: local, source: local, server_name: None, ..FACTS };
+    assert_eq!((alone.find(&FACTS), alone.find(&other)), (Some(0), Some(0)), "never the default chain");
+    assert!(alone.ports.is_empty(), "most listeners of a mesh are of this kind, and there are thousands");
     assert_eq!(find(&[], &FACTS), None);
     assert_eq!(ChainMatcher::new(&[], Some(0)).unwrap().find(&FACTS), Some(0));
 }
