@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use proptest::prelude::*;
@@ -100,7 +99,7 @@ fn the_idle_limit_is_learned_from_closes() {
 #[test]
 fn metadata_is_found_by_path() {
     let value = serde_json::json!({"labels": {"version": "v2"}});
-    let metadata = Metadata(BTreeMap::from([("istio".to_owned(), value)]));
+    let metadata = Metadata(Box::new([("istio".into(), value)]));
     assert_eq!(metadata.get("istio", &["labels", "version"]), Some(&"v2".into()));
     assert_eq!(metadata.get("istio", &["labels", "app"]), None);
     assert_eq!(metadata.get("other", &[]), None);

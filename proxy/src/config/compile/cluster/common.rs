@@ -249,8 +249,9 @@ pub(super) fn metadata(
     if filter_metadata.is_empty() {
         return None;
     }
-    let fields = filter_metadata.iter().map(|(name, value)| (name.clone(), object(value)));
-    Some(Arc::new(Metadata(fields.collect::<BTreeMap<_, _>>())))
+    let sorted: BTreeMap<_, _> = filter_metadata.iter().collect();
+    let fields = sorted.into_iter().map(|(name, value)| (name.as_str().into(), object(value)));
+    Some(Arc::new(Metadata(fields.collect())))
 }
 
 fn object(pb: &protobuf::Struct) -> serde_json::Value {
