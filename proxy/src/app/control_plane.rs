@@ -247,6 +247,7 @@ impl App {
     /// Something waited long enough, or is to be saved.
     pub(super) async fn alarm_rang(&mut self) {
         let now = Instant::now();
+        self.manager.tidy(now);
         self.follow_promoted(Changes::default()).await;
         if let Some(control_plane) = &mut self.control_plane
             && self.restart.is_in_charge()
@@ -265,7 +266,7 @@ impl App {
     pub(super) fn alarm(&self) -> Option<Instant> {
         let save = self.control_plane.as_ref().and_then(ControlPlane::save_at);
         let save = save.filter(|_| self.restart.is_in_charge());
-        [self.manager.deadline(), save].into_iter().flatten().min()
+        [self.manager.deadline(), self.manager.tidy_at(), save].into_iter().flatten().min()
     }
 
     /// Everything that has to follow a change. Gives listeners whose sockets cannot be had.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use prost::Message as _;
 use remora_xds::client::{Batch as Update, Incoming, Refused, Versions};
@@ -31,8 +32,8 @@ pub(super) struct Dynamic {
     kept: BTreeMap<Kind, BTreeSet<Arc<str>>>,
     pub(super) warming: Warming,
     pub(super) undo: Undo,
-    /// Kept while resources come; 2 MB.
-    schema: Option<Schema>,
+    /// Kept while resources come, and when it goes: it is 3 MB, and loaded within 4 ms.
+    schema: Option<(Schema, Instant)>,
 }
 
 impl Dynamic {
@@ -43,6 +44,9 @@ impl Dynamic {
             && self.warming.listeners.is_empty()
     }
 }
+
+/// How long the schema is kept after the last response: others follow the first one soon, and the next after that may come tomorrow.
+const KEEP_SCHEMA: Duration = Duration::from_secs(10);
 
 /// What became of a response.
 #[derive(Debug, Default)]
@@ -89,13 +93,24 @@ impl Manager {
         self.listeners.get(listener).is_some_and(|held| held.origin == Origin::Ads)
     }
 
+    /// When [`Self::tidy`] has something to do.
+    #[must_use]
+    pub fn tidy_at(&self) -> Option<Instant> {
+        self.dynamic.schema.as_ref().map(|(_, until)| *until)
+    }
+
+    /// Drops what is kept while resources come, when none came for long enough.
+    pub fn tidy(&mut self, now: Instant) {
+        self.dynamic.schema.take_if(|(_, until)| *until <= now);
+    }
+
     /// Takes over a response of the control plane: good resources come into force, or wait for what they refer to; bad ones are
     /// refused by name, and what was in force before stays.
     pub fn apply_ads(&mut self, update: &Update, now: Instant) -> Applied {
         let kind = update.kind;
         let mut applied = Applied::default();
         let mut good = Batch::default();
-        let schema = self.dynamic.schema.take().unwrap_or_else(Schema::load);
+        let schema = self.dynamic.schema.take().map_or_else(Schema::load, |(schema, _)| schema);
         let named: Vec<_> = update.resources.iter().map(name_of).collect();
         // One that cannot be read may be any of those that are missing: none of them is gone then.
         let legible = named.iter().all(Option::is_some)
@@ -124,7 +139,7 @@ impl Manager {
                 }
             }
         }
-        self.dynamic.schema = Some(schema);
+        self.dynamic.schema = Some((schema, now + KEEP_SCHEMA));
         applied.removed =
             if update.complete && !legible { Vec::new() } else { self.removals(update, &names) };
         self.dynamic.answered.insert(kind);

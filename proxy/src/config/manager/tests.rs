@@ -111,6 +111,21 @@ async fn a_change_of_one_endpoint_touches_one_cluster() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_schema_goes_when_no_resources_come() {
+    let schema = Schema::load();
+    let mut manager = manager();
+    assert_eq!(manager.tidy_at(), None);
+    apply(&mut manager, Kind::Cluster, vec![eds_cluster(&schema, "a")]);
+    let at = manager.tidy_at().unwrap();
+    manager.tidy(at - Duration::from_millis(1));
+    assert_eq!(manager.tidy_at(), Some(at));
+    manager.tidy(at);
+    assert_eq!(manager.tidy_at(), None, "or the alarm would ring for ever");
+    apply(&mut manager, Kind::Cluster, vec![eds_cluster(&schema, "a"), eds_cluster(&schema, "b")]);
+    assert!(manager.tidy_at().is_some());
+}
+
+#[tokio::test(start_paused = true)]
 async fn routes_wait_for_the_endpoints_of_their_clusters_but_not_for_ever() {
     let schema = Schema::load();
     let mut manager = manager();
