@@ -36,6 +36,7 @@ use self::ads::Dynamic;
 use self::batch::Batch;
 use self::zones::Zones;
 use super::compile::Scope;
+use super::compile::listener::stray_override;
 use super::compile::overload::compile_overload;
 use super::names::{ClusterId, Names};
 use super::snapshot::Snapshot;
@@ -395,7 +396,12 @@ impl Manager {
     fn put_table(&mut self, held: Held<RouteTable>) {
         let name = Arc::clone(&held.value.name);
         self.names.route_tables.intern(&name);
+        // Most tables say nothing about filters: nobody has to be looked for among all listeners.
+        let about_filters = stray_override(&held.value, &[]).is_some();
         put(&mut self.route_tables, &name, held);
+        if !about_filters {
+            return;
+        }
         let takes = |listener: &ListenerSpec| wants::rds_of(listener).any(|rds| rds.name == name);
         for held in self.listeners.values().filter(|held| takes(&held.value)) {
             self.warn_of_strays(&held.value);

@@ -120,8 +120,9 @@ impl Manager {
         // Load assignments have the names of clusters.
         let names: Vec<_> = names.map(|name| self.names.clusters.shared(&name).unwrap_or(name)).collect();
         let twice = twice(&names);
+        let routes = if kind == Kind::RouteConfiguration { self.wanted_routes() } else { BTreeSet::new() };
         for (incoming, name) in update.resources.iter().zip(&names) {
-            if !self.is_asked_for(kind, name) {
+            if !self.is_asked_for(kind, name, &routes) {
                 // A push may cross the end of a subscription (xDS protocol, "Client Behavior"); it is no mistake.
                 continue;
             }
@@ -152,11 +153,11 @@ impl Manager {
         applied
     }
 
-    /// Whether the client asked for a resource: all clusters and listeners, and what these name.
-    fn is_asked_for(&self, kind: Kind, name: &str) -> bool {
+    /// Whether the client asked for a resource: all clusters and listeners, and what these name. `routes` are those that it asked for.
+    fn is_asked_for(&self, kind: Kind, name: &str, routes: &BTreeSet<Arc<str>>) -> bool {
         match kind {
             Kind::ClusterLoadAssignment => self.eds_users.contains_key(name),
-            Kind::RouteConfiguration => self.asks_for_routes(name),
+            Kind::RouteConfiguration => routes.contains(name),
             Kind::Secret => self.names.secrets.wanted(&Some(ConfigSource::Ads)).contains(name),
             Kind::Cluster | Kind::Listener => true,
         }

@@ -102,9 +102,9 @@ impl Manager {
         named.collect()
     }
 
-    /// Whether a listener, in force or waiting, takes these routes from the control plane.
-    pub(super) fn asks_for_routes(&self, name: &str) -> bool {
-        self.ads_rds().any(|rds| *rds.name == *name)
+    /// Routes that a listener, in force or waiting, takes from the control plane.
+    pub(super) fn wanted_routes(&self) -> BTreeSet<Arc<str>> {
+        self.ads_rds().map(|rds| Arc::clone(&rds.name)).collect()
     }
 
     fn ads_rds(&self) -> impl Iterator<Item = &RdsSpec> {
@@ -118,7 +118,7 @@ impl Manager {
         let eds = self.eds().filter(|eds| eds.source == EdsSource::Ads);
         Wanted::from([
             (Kind::ClusterLoadAssignment, eds.map(|eds| Arc::clone(&eds.service_name)).collect()),
-            (Kind::RouteConfiguration, self.ads_rds().map(|rds| Arc::clone(&rds.name)).collect()),
+            (Kind::RouteConfiguration, self.wanted_routes()),
             (Kind::Secret, self.names.secrets.wanted(&Some(ConfigSource::Ads))),
         ])
     }
