@@ -209,7 +209,7 @@ impl<'s, 'e> Checker<'s, 'e> {
 pub(crate) const NOT_SUPPORTED: &str = "not supported by Remora";
 
 /// A scalar as the table of supported values writes it.
-fn text_of(kind: &Kind, value: &Value) -> String {
+pub(crate) fn text_of(kind: &Kind, value: &Value) -> String {
     match (kind, value) {
         (Kind::Enum(e), Value::EnumNumber(n)) => {
             e.get_value(*n).map_or_else(|| n.to_string(), |v| v.name().to_owned())

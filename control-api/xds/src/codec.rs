@@ -67,12 +67,20 @@ impl Schema {
         Err(errors.into_list())
     }
 
-    /// Checks a resource that came as protobuf bytes, as [`Self::parse`] checks a text. `source` is the name of the resource
+    /// Checks a resource that came as protobuf bytes (cheaply, when nothing is wrong: [`Self::is_plainly_right`]), as [`Self::parse`] checks a text. `source` is the name of the resource
     /// or stream, for the errors; their paths start at the message that `any` holds.
     ///
     /// # Errors
     /// Every mistake.
     pub fn check_any(&self, any: &Any, source: &str) -> Result<(), Vec<ConfigError>> {
+        if self.is_plainly_right(any) {
+            return Ok(());
+        }
+        self.check_fully(any, source)
+    }
+
+    /// [`Self::check_any`] of what is not plainly right.
+    pub(crate) fn check_fully(&self, any: &Any, source: &str) -> Result<(), Vec<ConfigError>> {
         let mut errors = Errors::new(source, SourceMap::default());
         // Of all Anys the pool has this one: the resources of a response, if nothing else, are Anys.
         if let Some(desc) = self.message("google.protobuf.Any") {

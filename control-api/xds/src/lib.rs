@@ -31,6 +31,7 @@ mod blob;
 mod check;
 mod codec;
 mod duration;
+mod glance;
 mod json;
 mod kind;
 #[cfg(feature = "server")]

@@ -69,6 +69,10 @@ struct Sizes {
 }
 
 impl Sizes {
+    const fn is_any(self) -> bool {
+        matches!(self, Self { exact: None, min: None, max: None })
+    }
+
     fn broken(self, n: usize, unit: &str) -> Option<String> {
         let n = n as u64;
         let said = |how: &str, bound: u64| {
@@ -171,6 +175,46 @@ impl Rules {
         }
         let nothing = matches!(rules.check, Check::Nothing) && !rules.required && !rules.skip;
         (!nothing).then_some(rules)
+    }
+
+    /// Whether all they say is whether the field must be set, or what is not checked.
+    pub(crate) const fn is_presence(&self) -> bool {
+        matches!(self.check, Check::Nothing)
+    }
+
+    /// Whether all they say of a list is how many items it may have.
+    pub(crate) fn counts_only(&self) -> bool {
+        match &self.check {
+            Check::Nothing => true,
+            Check::List(check) => !check.unique && check.items.as_ref().is_none_or(Self::is_presence),
+            _ => false,
+        }
+    }
+
+    /// The rules of a map's keys, when they say nothing else of it.
+    pub(crate) fn of_keys(&self) -> Option<&Self> {
+        let Check::Map(check) = &self.check else { return None };
+        check.keys.as_ref().filter(|_| check.values.is_none() && check.sizes.is_any())
+    }
+
+    /// Whether a value that is set may be this one.
+    pub(crate) fn allows(&self, kind: &Kind, value: &Value) -> bool {
+        self.check.broken(kind, value).is_none()
+    }
+
+    /// Whether a duration or a time may have so many nanoseconds.
+    pub(crate) fn allows_nanos(&self, nanos: i128) -> bool {
+        matches!(&self.check, Check::Time(range) if range.broken(&nanos, |n| *n).is_none())
+    }
+
+    /// Whether a list may have so many items.
+    pub(crate) fn allows_count(&self, items: usize) -> bool {
+        match &self.check {
+            Check::List(check) => {
+                (check.ignore_empty && items == 0) || check.sizes.broken(items, "item").is_none()
+            }
+            _ => true,
+        }
     }
 
     /// Checks the field `desc`, which stands at `at` and is `set` or has its default value.
@@ -302,6 +346,7 @@ impl Check {
             Type::Enum(r) => Self::Enum(r),
             Type::Repeated(r) => Self::list(*r),
             Type::Map(r) => Self::map(*r),
+            Type::Any(r) if r.r#in.is_empty() && r.not_in.is_empty() => Self::Nothing,
             Type::Any(r) => Self::Any(r),
             Type::Duration(r) => Self::Time(Range {
                 exact: r.r#const.map(nanos),
