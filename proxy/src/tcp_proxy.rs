@@ -148,7 +148,7 @@ async fn connect(
         let over = Cell::new(None);
         let passes = [None, pass(cluster, now)?];
         let watch = Watch::begin(cluster, &endpoint, &over, passes, now);
-        let connected = transport::connect(cluster, &endpoint, Alpn::None).await;
+        let connected = transport::connect(cluster, &endpoint, Alpn::None, downstream.origin()).await;
         if let Some(watch) = watch {
             let failed = connected.as_ref().err();
             watch.ended(failed.map_or(outcome::Ended::Connected, |reason| outcome::Ended::Failed(*reason)));

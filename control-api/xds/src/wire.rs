@@ -70,6 +70,7 @@ wire! {
     pb::extensions::filters::http::stateful_session::v3::StatefulSessionPerRoute,
     pb::extensions::filters::listener::http_inspector::v3::HttpInspector,
     pb::extensions::filters::listener::original_dst::v3::OriginalDst,
+    pb::extensions::filters::listener::original_src::v3::OriginalSrc,
     pb::extensions::filters::listener::tls_inspector::v3::TlsInspector,
     pb::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager,
     pb::extensions::filters::network::rbac::v3::Rbac,

@@ -107,6 +107,9 @@ impl App {
     fn bind(&mut self, spec: &ListenerSpec) -> std::io::Result<Vec<Bound>> {
         let (workers, mut all) = (self.workers.len(), Vec::new());
         for address in std::iter::once(spec.address).chain(spec.additional.iter().copied()) {
+            if spec.original_src.is_some() {
+                socket::may_pose(address)?;
+            }
             let inherited = self.restart.inherit(&Place::of(&spec.name, address));
             let mut sockets = socket::adopt(inherited, &spec.socket)?;
             let inherited = sockets.len();

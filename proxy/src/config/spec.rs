@@ -46,6 +46,8 @@ pub struct ListenerSpec {
     pub inspect_http: bool,
     /// Listener filter `envoy.filters.listener.original_dst` is there.
     pub original_dst: bool,
+    /// Listener filter `envoy.filters.listener.original_src` is there: endpoints see the client's address. Its `mark`, 0 for none.
+    pub original_src: Option<u32>,
     /// `listener_filters_timeout`, default 15 s; zero means no timeout.
     pub inspect_timeout: Duration,
     /// `continue_on_listener_filters_timeout`.

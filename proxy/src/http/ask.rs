@@ -82,6 +82,7 @@ pub async fn exchange(
             interim: &InterimSink::None,
             time: None,
             ends_connect: false,
+            origin: None,
         };
         let body = if body.is_empty() { Body::Empty } else { Body::Full(body.clone()) };
         match exchange.send(&endpoint, head, body).await {

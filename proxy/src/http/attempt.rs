@@ -30,6 +30,7 @@ use crate::resilience::timeout::TimeLeft;
 use crate::route::action::RouteAction;
 use crate::route::rewrite::parse_authority;
 use crate::upstream::cluster::{Cluster, Discovery, UpstreamProtocol};
+use crate::upstream::connect::Origin;
 use crate::upstream::endpoint::{Endpoint, EndpointKey};
 use crate::upstream::outcome::{Ended, Passes, Unsettled, Watch, grpc_status};
 use crate::worker::Worker;
@@ -253,6 +254,7 @@ async fn send(
         interim: &ctx.interim,
         time: Some((attempt.time, ctx.http.suppress_envoy_headers)),
         ends_connect: attempt.action.ends_connect(),
+        origin: ctx.downstream.origin(),
     };
     exchange.send(endpoint, &ctx.head, body).await
 }
@@ -276,6 +278,8 @@ pub struct Exchange<'a> {
     pub time: Option<(&'a TimeLeft, bool)>,
     /// A CONNECT ends here: the endpoint gets nothing of it.
     pub ends_connect: bool,
+    /// The endpoint sees this address instead of ours.
+    pub origin: Option<Origin>,
 }
 
 impl Exchange<'_> {
@@ -295,7 +299,7 @@ impl Exchange<'_> {
         let nothing = |reason| Failed::new(reason, Sent::Nothing);
         let Self { worker, cluster, priority, fresh, upgrade, interim, .. } = *self;
         let spec = cluster.spec();
-        let pool = worker.pools.of(cluster, endpoint);
+        let pool = worker.pools.of(cluster, endpoint, self.origin);
         let options = SendOptions {
             spelling: spelling(&spec.http.http1),
             secure: spec.tls.is_some(),
@@ -331,7 +335,7 @@ impl Exchange<'_> {
     async fn tunnel(&self, endpoint: &Arc<Endpoint>) -> Result<Response, Failed> {
         let Self { worker, cluster, priority, .. } = *self;
         let waits = self.queue().is_some();
-        let lease = worker.pools.of(cluster, endpoint).opaque(cluster, priority).await;
+        let lease = worker.pools.of(cluster, endpoint, self.origin).opaque(cluster, priority).await;
         let lease = lease.map_err(|reason| Failed::new(reason, Sent::Nothing))?;
         if let Some((time, _)) = self.time.filter(|_| waits) {
             time.connected(Instant::now());

@@ -16,6 +16,7 @@ use crate::telemetry::labels::Peer;
 use crate::telemetry::record::{self, AccessRecord};
 use crate::tls::TlsSession;
 use crate::traffic::limit::Limits;
+use crate::upstream::connect::Origin;
 use crate::why::Place;
 use crate::worker::Worker;
 use crate::worker::drain::Registration;
@@ -78,6 +79,12 @@ impl Downstream {
             (NetworkFilter::Http(http), _) | (_, NetworkFilter::Http(http)) => Some(Arc::clone(http)),
             _ => None,
         }
+    }
+
+    /// Whose address the endpoint sees instead of ours: the client's, where the listener says so.
+    #[must_use]
+    pub fn origin(&self) -> Option<Origin> {
+        self.listener.original_src.map(|mark| Origin { ip: self.remote.ip(), mark })
     }
 
     /// The connection's own buckets, made like those of a filter.

@@ -379,6 +379,7 @@ impl Parts<'_> {
             interim: &interim,
             time: Some((time, self.suppress)),
             ends_connect: self.ends_connect,
+            origin: downstream.origin(),
         };
         let mut limits = TryLimits::new(time, self.idle, progress.bytes.get());
         let mut patience = Waiting { patience: self.patience, timer: None };

@@ -122,6 +122,7 @@ impl Mirror {
             interim: &InterimSink::None,
             time: None,
             ends_connect: false,
+            origin: None,
         };
         let work = async {
             let Ok(mut response) = exchange.send(&endpoint, &self.head, body).await else { return };

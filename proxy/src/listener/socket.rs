@@ -120,10 +120,7 @@ fn listen_one(address: SocketAddr, spec: &SocketSpec) -> io::Result<TcpListener>
 
 fn set_options(socket: &SockRef<'_>, address: SocketAddr, spec: &SocketSpec) -> io::Result<()> {
     if spec.transparent {
-        match address {
-            SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
-            SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
-        }
+        set_transparent(socket, address).map_err(|error| without_right("transparent", &error))?;
     }
     if spec.freebind {
         match address {
@@ -136,6 +133,27 @@ fn set_options(socket: &SockRef<'_>, address: SocketAddr, spec: &SocketSpec) -> 
         set_keepalive(socket, keepalive)?;
     }
     Ok(())
+}
+
+fn set_transparent(socket: &SockRef<'_>, address: SocketAddr) -> io::Result<()> {
+    match address {
+        SocketAddr::V4(_) => socket.set_ip_transparent_v4(true),
+        SocketAddr::V6(_) => socket.set_ip_transparent_v6(true),
+    }
+}
+
+fn without_right(field: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{field} needs the capability NET_ADMIN: {error}"))
+}
+
+/// Whether connections may be made with the addresses of clients (`original_src`), so that it is known before the first of them comes.
+///
+/// # Errors
+/// There is no CAP_NET_ADMIN.
+pub fn may_pose(address: SocketAddr) -> io::Result<()> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let set = set_transparent(&SockRef::from(&socket), address);
+    set.map_err(|error| without_right("original_src", &error))
 }
 
 /// An interface that no machine has.
@@ -290,6 +308,22 @@ mod tests {
         let address = predecessor.local_addr().unwrap();
         std::net::TcpStream::connect_timeout(&address, Duration::from_secs(5)).unwrap();
         assert!(filtered || !rustix::process::geteuid().is_root());
+    }
+
+    #[test]
+    fn transparent_sockets_need_a_right_and_say_so() {
+        let spec = SocketSpec { transparent: true, ..SocketSpec::default() };
+        let outcomes =
+            [("transparent", listen(loopback(), &spec, 1).map(drop)), ("original_src", may_pose(loopback()))];
+        for (field, outcome) in outcomes {
+            // As root in a container without it, too.
+            let Err(error) = outcome else { continue };
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+            assert!(
+                error.to_string().starts_with(&format!("{field} needs the capability NET_ADMIN")),
+                "{error}"
+            );
+        }
     }
 
     #[test]

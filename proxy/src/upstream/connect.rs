@@ -1,7 +1,7 @@
 //! Opens a TCP connection to an endpoint. TLS is the caller's next step.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -27,6 +27,15 @@ impl Default for ConnectSpec {
     fn default() -> Self {
         Self { timeout: Duration::from_secs(5), keepalive: None, user_timeout: None, source: None }
     }
+}
+
+/// Whose address a connection has instead of our own: the client's (`envoy.filters.listener.original_src`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// The client's address. Its port is not kept.
+    pub ip: IpAddr,
+    /// SO_MARK; 0 is none.
+    pub mark: u32,
 }
 
 /// Why a connection was not opened.
@@ -74,8 +83,22 @@ pub fn lacks_files(error: &io::Error) -> bool {
 /// # Errors
 /// Connection refused, unreachable, or not established in time.
 pub async fn connect(address: SocketAddr, spec: &ConnectSpec) -> Result<TcpStream, ConnectError> {
+    connect_from(address, spec, None).await
+}
+
+/// The same with the address of `origin`, if there is one. A loopback address is then that of its version of IP: who listens on 127.0.0.1
+/// has clients of IPv6 on ::1.
+///
+/// # Errors
+/// As [`connect`]; there is no CAP_NET_ADMIN; or `address` is of the other version of IP.
+pub async fn connect_from(
+    address: SocketAddr,
+    spec: &ConnectSpec,
+    origin: Option<Origin>,
+) -> Result<TcpStream, ConnectError> {
+    let address = origin.map_or(address, |origin| loopback_of(address, origin));
     let attempt = async {
-        let socket = open(address, spec)?;
+        let socket = open(address, spec, origin)?;
         let stream = socket.connect(address).await?;
         // A port of the ephemeral range that nobody listens on can be given to this very socket, which then talks to itself.
         if stream.local_addr()? == address {
@@ -89,7 +112,35 @@ pub async fn connect(address: SocketAddr, spec: &ConnectSpec) -> Result<TcpStrea
     }
 }
 
-fn open(address: SocketAddr, spec: &ConnectSpec) -> io::Result<TcpSocket> {
+fn loopback_of(address: SocketAddr, origin: Origin) -> SocketAddr {
+    let ip = match origin.ip {
+        _ if !address.ip().is_loopback() || origin.ip.is_ipv4() == address.is_ipv4() => address.ip(),
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+/// Binds a socket to an address that is not ours (IP_TRANSPARENT), so that the endpoint sees the client's.
+fn pose(socket: &TcpSocket, address: SocketAddr, origin: Origin) -> io::Result<()> {
+    if origin.ip.is_ipv4() != address.is_ipv4() {
+        let why = format!("the client's address, {}, is of the other version of IP", origin.ip);
+        return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, why));
+    }
+    let options = SockRef::from(socket);
+    let set = match origin.ip {
+        IpAddr::V4(_) => options.set_ip_transparent_v4(true),
+        IpAddr::V6(_) => options.set_ip_transparent_v6(true),
+    };
+    let set = set.and_then(|()| if origin.mark == 0 { Ok(()) } else { options.set_mark(origin.mark) });
+    set.map_err(|error| {
+        let why = format!("the client's address needs the capability NET_ADMIN (original_src): {error}");
+        io::Error::new(error.kind(), why)
+    })?;
+    socket.bind(SocketAddr::new(origin.ip, 0))
+}
+
+fn open(address: SocketAddr, spec: &ConnectSpec, origin: Option<Origin>) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_nodelay(true)?;
     let options = SockRef::from(&socket);
@@ -108,6 +159,10 @@ fn open(address: SocketAddr, spec: &ConnectSpec) -> io::Result<TcpSocket> {
     }
     if spec.user_timeout.is_some() {
         options.set_tcp_user_timeout(spec.user_timeout)?;
+    }
+    if let Some(origin) = origin {
+        pose(&socket, address, origin)?;
+        return Ok(socket);
     }
     // A source of the other address family cannot reach the endpoint; Envoy leaves such a connection unbound too.
     if let Some(source) = spec.source.filter(|s| s.is_ipv4() == address.is_ipv4()) {
@@ -148,6 +203,42 @@ mod tests {
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), 4);
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(7)));
         assert_eq!(stream.local_addr().unwrap().ip().to_string(), "127.0.0.6");
+    }
+
+    #[test]
+    fn loopback_is_that_of_the_client() {
+        let of = |address: &str, ip: &str| {
+            let origin = Origin { ip: ip.parse().unwrap(), mark: 0 };
+            loopback_of(address.parse().unwrap(), origin).to_string()
+        };
+        assert_eq!(of("127.0.0.1:80", "10.0.0.9"), "127.0.0.1:80");
+        assert_eq!(of("127.0.0.1:80", "fd00::9"), "[::1]:80");
+        assert_eq!(of("[::1]:80", "10.0.0.9"), "127.0.0.1:80");
+        assert_eq!(of("[::1]:80", "fd00::9"), "[::1]:80");
+        assert_eq!(of("10.0.0.1:80", "fd00::9"), "10.0.0.1:80");
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_of_the_other_version_of_ip_is_not_called_from_elsewhere() {
+        let origin = Origin { ip: "fd00::9".parse().unwrap(), mark: 0 };
+        let spec = ConnectSpec::default();
+        let error = connect_from("192.0.2.1:80".parse().unwrap(), &spec, Some(origin)).await.unwrap_err();
+        assert_eq!((error.reason, error.kind()), (Reason::ConnectFailure, io::ErrorKind::AddrNotAvailable));
+    }
+
+    /// Root may pose as anybody; others are told what is missing.
+    #[tokio::test]
+    async fn the_endpoint_sees_the_origin() {
+        let listener = TcpListener::bind(local()).await.unwrap();
+        let origin = Origin { ip: "127.0.0.77".parse().unwrap(), mark: 0 };
+        let spec = ConnectSpec::default();
+        match connect_from(listener.local_addr().unwrap(), &spec, Some(origin)).await {
+            Ok(_stream) => assert_eq!(listener.accept().await.unwrap().1.ip(), origin.ip),
+            Err(error) => {
+                assert!(!rustix::process::geteuid().is_root(), "{error}");
+                assert!(error.to_string().contains("NET_ADMIN"), "{error}");
+            }
+        }
     }
 
     #[test]

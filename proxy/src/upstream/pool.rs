@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::cluster::{Cluster, ClusterPermit, TransportVersion};
+use super::connect::Origin;
 use super::endpoint::Endpoint;
 use super::lease::{H1Lease, H2Slot, IdleConn};
 use super::lifespan::{Lifespan, Limits};
@@ -36,10 +37,12 @@ use crate::resilience::breaker::{Resource, RoutingPriority};
 pub use pools::Pools;
 pub use shared::H2Conn;
 
-/// The connections of one worker to one endpoint.
+/// The connections of one worker to one endpoint; those with a client's address are apart.
 #[derive(Debug)]
 pub struct EndpointPool {
     endpoint: Arc<Endpoint>,
+    /// Whose address its connections have.
+    origin: Option<Origin>,
     /// What its connections were made with.
     transport: TransportVersion,
     idle: RefCell<VecDeque<IdleConn>>,
@@ -59,9 +62,10 @@ pub struct EndpointPool {
 pub struct Allowed(#[expect(dead_code, reason = "held, not read")] Option<ClusterPermit>);
 
 impl EndpointPool {
-    fn new(endpoint: Arc<Endpoint>, transport: TransportVersion) -> Rc<Self> {
+    fn new(endpoint: Arc<Endpoint>, transport: TransportVersion, origin: Option<Origin>) -> Rc<Self> {
         Rc::new(Self {
             endpoint,
+            origin,
             transport,
             idle: RefCell::default(),
             h2: RefCell::default(),
@@ -98,6 +102,7 @@ impl EndpointPool {
             if let Some(permit) = self.connection_permit(cluster, priority) {
                 break permit;
             }
+            self.awaits_somebody()?;
             let _pending =
                 cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?;
             self.changed.notified().await;
@@ -141,7 +146,7 @@ impl EndpointPool {
     ) -> Result<H1Lease, Reason> {
         self.remember_limits(cluster);
         let _pending = cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?;
-        let connected = Box::pin(transport::connect(cluster, &self.endpoint, alpn)).await?;
+        let connected = Box::pin(transport::connect(cluster, &self.endpoint, alpn, self.origin)).await?;
         self.open.set(self.open.get() + 1);
         let conn = IdleConn {
             conn: Conn::shared(connected.io, BytesMut::new()),
@@ -153,11 +158,23 @@ impl EndpointPool {
         Ok(H1Lease::of(conn, Rc::clone(self)))
     }
 
-    /// A connection permit. The first connection to an endpoint needs none, so that no endpoint starves (as in Envoy).
+    /// Whether a connection of this pool may come free. Those of other clients are not waited for: nobody tells when they do.
+    fn awaits_somebody(&self) -> Result<(), Reason> {
+        let nobody = self.origin.is_some() && self.open.get() == 0 && !self.h2_connecting.get();
+        if nobody { Err(Reason::UpstreamOverflow) } else { Ok(()) }
+    }
+
+    /// Whether it has no connection, and nobody uses it.
+    fn is_unused(self: &Rc<Self>) -> bool {
+        self.open.get() == 0 && Rc::strong_count(self) == 1
+    }
+
+    /// A connection permit. The first connection to an endpoint needs none, so that no endpoint starves (as in Envoy); not so the first of
+    /// each client, of which there may be any number.
     fn connection_permit(&self, cluster: &Cluster, priority: RoutingPriority) -> Option<Allowed> {
         match cluster.try_acquire(Resource::Connections, priority) {
             Some(permit) => Some(Allowed(Some(permit))),
-            None if self.open.get() == 0 => Some(Allowed(None)),
+            None if self.open.get() == 0 && self.origin.is_none() => Some(Allowed(None)),
             None => None,
         }
     }
@@ -293,6 +310,7 @@ impl EndpointPool {
                 continue;
             }
             let Some(permit) = self.connection_permit(cluster, priority) else {
+                self.awaits_somebody()?;
                 let _pending =
                     cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?;
                 self.changed.notified().await;
@@ -309,7 +327,7 @@ impl EndpointPool {
         permit: Allowed,
     ) -> Result<(SendRequest<Bytes>, H2Slot), Reason> {
         let connecting = Connecting::start(self);
-        let connected = transport::connect(cluster, &self.endpoint, Alpn::Http2).await?;
+        let connected = transport::connect(cluster, &self.endpoint, Alpn::Http2, self.origin).await?;
         let conn = self.adopt_h2(connected, cluster, permit).await?;
         drop(connecting);
         Ok(conn.slot())
@@ -358,7 +376,7 @@ impl EndpointPool {
             return Ok(known);
         }
         let permit = self.connection_permit(cluster, priority).ok_or(Reason::UpstreamOverflow)?;
-        let connected = transport::connect(cluster, &self.endpoint, Alpn::Any).await?;
+        let connected = transport::connect(cluster, &self.endpoint, Alpn::Any, self.origin).await?;
         self.alpn_h2.set(Some(connected.is_h2));
         if connected.is_h2 {
             self.adopt_h2(connected, cluster, permit).await?;

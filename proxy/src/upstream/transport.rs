@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use super::cluster::Cluster;
-use super::connect::{self, ConnectError};
+use super::connect::{self, ConnectError, Origin};
 use super::endpoint::Endpoint;
 use super::server::Server;
 use crate::error::Reason;
@@ -38,15 +38,20 @@ pub struct Connected {
     pub server: Option<Server>,
 }
 
-/// Connects to `endpoint` of `cluster`.
+/// Connects to `endpoint` of `cluster`, with the address of `origin` if there is one.
 ///
 /// # Errors
 /// [`Reason::ConnectFailure`], [`Reason::ConnectTimeout`], [`Reason::UpstreamTls`]; [`Reason::Overloaded`] when it would take one of the last
 /// files.
-pub async fn connect(cluster: &Cluster, endpoint: &Endpoint, alpn: Alpn) -> Result<Connected, Reason> {
+pub async fn connect(
+    cluster: &Cluster,
+    endpoint: &Endpoint,
+    alpn: Alpn,
+    origin: Option<Origin>,
+) -> Result<Connected, Reason> {
     let spec = cluster.spec();
     let attempt = async {
-        let tcp = connect::connect(endpoint.spec.address, &spec.connect)
+        let tcp = connect::connect_from(endpoint.spec.address, &spec.connect, origin)
             .await
             .map_err(|e| log_connect(&spec.name, &e))?;
         if room(&tcp) == Room::Reserve {

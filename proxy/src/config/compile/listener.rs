@@ -20,6 +20,7 @@ use remora_xds::pb::envoy::config::listener::v3::listener_filter::ConfigType;
 use remora_xds::pb::envoy::config::listener::v3::{Listener, ListenerFilter};
 use remora_xds::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
 use remora_xds::pb::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
+use remora_xds::pb::envoy::extensions::filters::listener::original_src::v3::OriginalSrc;
 use remora_xds::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 
 use super::Scope;
@@ -81,6 +82,7 @@ pub fn compile_listener(pb: &Listener, at: &At<'_>, scope: &mut Scope<'_>) -> Op
         uninspected: filters.uninspected,
         inspect_http: filters.http,
         original_dst: filters.original_dst,
+        original_src: filters.original_src,
         inspect_timeout: inspect_timeout.unwrap_or(Duration::from_secs(15)),
         continue_on_inspect_timeout: pb.continue_on_listener_filters_timeout,
         matcher: chains.matcher,
@@ -167,6 +169,7 @@ struct ListenerFilters {
     tls: bool,
     http: bool,
     original_dst: bool,
+    original_src: Option<u32>,
     uninspected: Uninspected,
 }
 
@@ -202,12 +205,27 @@ fn listener_filters(pb: &Listener, at: &At<'_>, scope: &mut Scope<'_>) -> Listen
                 // Which port it is, only it knows.
                 unsupported(true, &at.field("filter_disabled"), scope);
             }
+        } else if holds::<OriginalSrc>(any) {
+            found.original_src = original_src(unpack(any, &at, scope), &at, scope);
+            // It is for the whole connection.
+            if disabled != Ports::default() {
+                unsupported(true, &at.field("filter_disabled"), scope);
+            }
         } else {
             let message = format!("the listener filter `{}` is not supported", any.type_url);
-            scope.errors.report(&at, message).fix("use tls_inspector, http_inspector or original_dst");
+            let fix = "use tls_inspector, http_inspector, original_dst or original_src";
+            scope.errors.report(&at, message).fix(fix);
         }
     }
     found
+}
+
+/// Its mark.
+fn original_src(pb: Option<OriginalSrc>, at: &At<'_>, scope: &mut Scope<'_>) -> Option<u32> {
+    let OriginalSrc { bind_port, mark } = pb?;
+    // One client's connection would take the port of another one.
+    unsupported(bind_port, &at.field("bind_port"), scope);
+    Some(mark)
 }
 
 fn tls_inspector(pb: Option<TlsInspector>, at: &At<'_>, scope: &mut Scope<'_>) {

@@ -296,6 +296,7 @@ fn sockets_and_listener_filters() {
         tcp_keepalive: Some(keepalive),
         socket_options: vec![option(6, 4, 30), option(0, 15, 1), option(6, 1, 1)],
         listener_filters: vec![
+            typed(any(&OriginalSrc { mark: 1337, ..OriginalSrc::default() })),
             typed(any(&OriginalDst::default())),
             typed(any(&TlsInspector::default())),
             typed(any(&HttpInspector::default())),
@@ -311,6 +312,7 @@ fn sockets_and_listener_filters() {
     assert!(
         spec.inspect_tls && spec.inspect_http && spec.original_dst && spec.use_original_dst && !spec.bind
     );
+    assert_eq!(spec.original_src, Some(1337));
     assert!(spec.inspect_timeout.is_zero() && spec.continue_on_inspect_timeout);
     assert_eq!((spec.direction, spec.buffer_limit), (Direction::Outbound, 32768));
     assert_eq!(spec.additional, ["10.0.0.1:81".parse().unwrap()]);
