@@ -1,14 +1,17 @@
 #!/bin/sh
-# Copies nft and what it needs (its libraries, the names of protocols) into FOLDER, as the root of an image has it.
+# Copies nft and ip (whose routes `remora init --mode tproxy` needs), and what they need (libraries, the names of protocols), into FOLDER,
+# as the root of an image has it.
 #
 #   deploy/nft-root.sh FOLDER
 #
-# Needs Debian's nftables and netbase.
+# Needs Debian's nftables, iproute2 and netbase.
 set -eu
 folder=$1
-nft=$(command -v nft || echo /usr/sbin/nft)
 mkdir -p "$folder"
-for file in $(ldd "$nft" | grep -o '/[^ ]*') /etc/protocols; do
-    cp --parents --dereference "$file" "$folder"
+for name in nft ip; do
+    program=$(command -v "$name" || echo "/usr/sbin/$name")
+    for file in $(ldd "$program" | grep -o '/[^ ]*') /etc/protocols; do
+        cp --parents --dereference "$file" "$folder"
+    done
+    install -D "$(readlink -f "$program")" "$folder/usr/sbin/$name"
 done
-install -D "$nft" "$folder/usr/sbin/nft"

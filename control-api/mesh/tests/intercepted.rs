@@ -414,6 +414,27 @@ fn a_node_that_captures_dns_answers_names_of_services_with_addresses() {
     assert!(!compiler.node(&request).unwrap().listeners.contains_key("dns"));
 }
 
+/// Whatever the mode, the chains are the same: what differs is whose address the program sees.
+#[test]
+fn a_node_that_shows_clients_has_a_transparent_listener() {
+    let compiler = compiler(&mesh(""), profile());
+    let by_redirect = request("web-1", &["10.244.1.2", "fd00::2"]);
+    let by_tproxy = NodeRequest { shows_clients: true, ..by_redirect.clone() };
+    let inbound = |request: &NodeRequest| listener(&compiler.node(request).unwrap(), "virtualInbound");
+    let (redirect, tproxy) = (inbound(&by_redirect), inbound(&by_tproxy));
+    let names = |listener: &Listener| {
+        listener.listener_filters.iter().map(|filter| filter.name.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(redirect.transparent, None);
+    assert_eq!(tproxy.transparent.map(|flag| flag.value), Some(true));
+    let [src, dst, tls] = ["original_src", "original_dst", "tls_inspector"]
+        .map(|name| format!("envoy.filters.listener.{name}"));
+    assert_eq!(names(&redirect), [dst.clone(), tls.clone()]);
+    assert_eq!(names(&tproxy), [dst, src, tls]);
+    let filters = redirect.listener_filters.clone();
+    assert_eq!(Listener { transparent: None, listener_filters: filters, ..tproxy }, redirect);
+}
+
 #[test]
 fn a_node_says_that_it_is_intercepted() {
     use remora_xds::pb::google::protobuf::value::Kind as Value;
@@ -428,13 +449,16 @@ fn a_node_says_that_it_is_intercepted() {
             ..Node::default()
         };
         let request = NodeRequest::of(&node).unwrap();
+        assert_eq!(request.shows_clients, metadata.contains(&("INTERCEPTION_MODE", "TPROXY")));
         assert_eq!(request.captures_dns, metadata.contains(&("DNS_CAPTURE", "true")));
         request.intercepted
     };
     let ip = |text: &str| text.parse::<IpAddr>().unwrap();
     assert_eq!(said(&[]), None);
     assert_eq!(said(&[("INTERCEPTION_MODE", "NONE")]), None);
-    assert_eq!(said(&[("INTERCEPTION_MODE", "REDIRECT")]), Some(vec![ip("10.244.1.2")]));
+    for mode in ["REDIRECT", "TPROXY"] {
+        assert_eq!(said(&[("INTERCEPTION_MODE", mode)]), Some(vec![ip("10.244.1.2")]), "{mode}");
+    }
     let both =
         [("INTERCEPTION_MODE", "REDIRECT"), ("INSTANCE_IPS", "10.244.1.2,fd00::2"), ("DNS_CAPTURE", "true")];
     let both = said(&both).unwrap();

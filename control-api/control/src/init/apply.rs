@@ -2,11 +2,11 @@
 
 use anyhow::{Context, bail};
 
-use super::args::BackendChoice;
+use super::args::{BackendChoice, Mode};
 use super::nft::{self, Table};
 use super::plan::{Family, Plan};
 use super::survey::{Kind, Saved, Survey, survey};
-use super::{iptables, tool};
+use super::{iptables, routes, tool};
 
 /// What applies the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +71,8 @@ fn may_change_rules(status: &str) -> bool {
 /// Rules of others, and what the tools say. Nothing was changed then, unless it says so.
 pub(super) async fn apply(plan: &Plan, backend: Backend) -> anyhow::Result<Applied> {
     let with_iptables = matches!(backend, Backend::Iptables(_));
-    let there = survey(&plan.families, with_iptables).await.context("nothing was changed")?;
+    let there =
+        survey(&plan.families, with_iptables, of_mangle(plan.mode)).await.context("nothing was changed")?;
     if let Some(unread) = there.unread.first() {
         return Err(unread.why.clone()).context("nothing was changed");
     }
@@ -81,6 +82,10 @@ pub(super) async fn apply(plan: &Plan, backend: Backend) -> anyhow::Result<Appli
              its rules. Nothing was changed",
             there.foreign.join("; ")
         );
+    }
+    // Routes lead nothing while there are no rules, and rules nothing where there are no routes.
+    if plan.mode == Mode::Tproxy {
+        routes::apply(plan).await?;
     }
     let applied = match backend {
         Backend::Nft => Applied::Nft(apply_nft(plan, &there).await?),
@@ -101,6 +106,9 @@ pub(super) async fn apply(plan: &Plan, backend: Backend) -> anyhow::Result<Appli
             .await
             .context("the new rules are there, and older ones besides")?;
     }
+    if plan.mode != Mode::Tproxy {
+        routes::apply(plan).await.context("the new rules are there, and routes of older ones besides")?;
+    }
     Ok(applied)
 }
 
@@ -117,6 +125,11 @@ async fn apply_nft(plan: &Plan, there: &Survey) -> anyhow::Result<Vec<Table>> {
         }
     }
     Err(first).context("the rules were refused as a whole, and nothing was changed")
+}
+
+/// Whether the table mangle has to be looked at. Without nft nobody else says what is in it.
+fn of_mangle(mode: Mode) -> bool {
+    mode == Mode::Tproxy || tool::find("nft").is_none()
 }
 
 /// IPv4 and IPv6 are two transactions: when one fails, neither stays.
@@ -145,9 +158,12 @@ async fn apply_iptables(plan: &Plan, kind: Kind, there: &Survey) -> anyhow::Resu
 async fn undo(plan: &Plan, kind: Kind) -> anyhow::Result<()> {
     for family in &plan.families {
         // A table that cannot be read has no rules of ours: they would have been refused, too.
-        let Ok(text) = tool::run(&kind.program(*family, "save"), &["-t", "nat"], "").await else { continue };
-        let saved = Saved { kind, family: *family, text };
-        remove_saved([&saved].into_iter()).await?;
+        for table in iptables::TABLES.into_iter().take(if plan.mode == Mode::Tproxy { 2 } else { 1 }) {
+            let program = kind.program(*family, "save");
+            let Ok(text) = tool::run(&program, &["-t", table], "").await else { continue };
+            let saved = Saved { kind, family: *family, text };
+            remove_saved([&saved].into_iter()).await?;
+        }
     }
     Ok(())
 }
@@ -171,13 +187,14 @@ pub(super) async fn clean() -> anyhow::Result<Vec<String>> {
     backend(BackendChoice::Auto)?;
     let families: &[Family] = if Kind::default_here().is_some() { &[Family::V4, Family::V6] } else { &[] };
     // Without nft nobody else says whether iptables has something.
-    let there = survey(families, tool::find("nft").is_none()).await?;
+    let there = survey(families, tool::find("nft").is_none(), of_mangle(Mode::Redirect)).await?;
     let mut removed = Vec::new();
     if !there.tables.is_empty() {
         tool::run("nft", &["-f", "-"], &nft::removal(&there.tables)).await?;
         removed.extend(there.tables.iter().map(|table| format!("table {} {}", table.family(), nft::TABLE)));
     }
     removed.extend(remove_saved(there.saved.iter()).await?);
+    removed.extend(routes::clean().await?);
     // One that is not in use has no rules of ours.
     if let Some(unread) = there.unread.iter().find(|unread| unread.used) {
         let what = if removed.is_empty() { "nothing".to_owned() } else { removed.join("; ") };

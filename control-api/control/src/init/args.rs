@@ -12,6 +12,7 @@ use ipnet::IpNet;
   remora init --dry-run                            only show the rules; needs no root
   remora init --exclude-inbound-ports 22           on a VM: ssh does not depend on the proxy
   remora init --include-outbound-cidrs 10.0.0.0/8 --exclude-outbound-ports 3306,5432
+  remora init --mode tproxy --proxy-gid 1337       the program sees the addresses of its clients
   remora init --clean                              remove the rules
   remora init --check                              whether the rules that a CNI plugin made redirect
 
@@ -96,6 +97,8 @@ pub(crate) struct InitArgs {
 pub(super) enum Mode {
     /// REDIRECT: the proxy asks the kernel for the original destination
     Redirect,
+    /// TPROXY of what comes in, and routes by which the program sees its clients' addresses; the proxy needs NET_ADMIN
+    Tproxy,
 }
 
 /// `--ip-version`.

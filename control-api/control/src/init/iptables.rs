@@ -2,55 +2,106 @@
 
 use std::fmt::Write;
 
-use super::plan::{Family, Match, Plan, Rule, Verdict};
+use super::args::Mode;
+use super::plan::{CONNECTION_MARK, Family, Match, PACKET_MARK, Plan, Rule, Verdict};
 
 /// Our chains, and where one jump to each stands.
 pub(super) const CHAINS: [(&str, &str); 2] = [("REMORA_INBOUND", "PREROUTING"), ("REMORA_OUTPUT", "OUTPUT")];
 
-/// What puts the rules of one version of IP in place, in one transaction. `saved` is what iptables-save says of the table before.
+/// The tables in which they may stand: TPROXY is possible in `mangle` only.
+pub(super) const TABLES: [&str; 2] = ["nat", "mangle"];
+
+/// The part of what iptables-save said that is about one table.
+pub(super) fn of_table<'t>(saved: &'t str, table: &str) -> &'t str {
+    let Some((_, from)) = saved.split_once(&format!("*{table}\n")) else { return "" };
+    from.split_once("COMMIT").map_or(from, |(own, _)| own)
+}
+
+/// The rules of a plan: for each of [`CHAINS`] its table and its lines.
+fn chains(plan: &Plan, family: Family) -> [(&'static str, Vec<String>); 2] {
+    let all = |rules: Vec<Rule>| rules.iter().flat_map(|rule| written(rule, family)).collect::<Vec<_>>();
+    let (mut inbound, outbound) = (all(plan.inbound_rules()), all(plan.outbound_rules()));
+    match plan.mode {
+        Mode::Redirect => [("nat", inbound), ("nat", outbound)],
+        Mode::Tproxy => {
+            // What it finds no socket for it drops.
+            inbound.push(format!(
+                "-p tcp -m connmark --mark {CONNECTION_MARK:#x} -j TPROXY --on-port {} --tproxy-mark {PACKET_MARK:#x}",
+                plan.inbound_port
+            ));
+            [("mangle", inbound), ("nat", outbound)]
+        }
+    }
+}
+
+/// What puts the rules of one version of IP in place, in one transaction for each table. `saved` is what iptables-save says of the tables
+/// before.
 pub(super) fn install(plan: &Plan, family: Family, saved: &str) -> String {
-    let mut out = "*nat\n".to_owned();
-    for (chain, _) in CHAINS {
+    let chains = chains(plan, family);
+    TABLES.iter().filter_map(|table| of_one(table, &chains, of_table(saved, table))).collect()
+}
+
+/// The same for one table; None when nothing of it is needed or there.
+fn of_one(table: &str, chains: &[(&str, Vec<String>); 2], saved: &str) -> Option<String> {
+    let ours = || CHAINS.iter().zip(chains).filter(|(_, (own, _))| *own == table);
+    let gone: Vec<_> = CHAINS
+        .iter()
+        .filter(|(chain, _)| has_chain(saved, chain) && !ours().any(|((name, _), _)| name == chain))
+        .collect();
+    if ours().next().is_none() && gone.is_empty() {
+        return None;
+    }
+    let mut out = format!("*{table}\n");
+    for ((chain, _), _) in ours() {
         // Makes the chain, or empties it.
         add(&mut out, &format!(":{chain} - [0:0]"));
     }
-    for (chain, rules) in [(CHAINS[0].0, plan.inbound_rules()), (CHAINS[1].0, plan.outbound_rules())] {
-        for text in rules.iter().flat_map(|rule| written(rule, family)) {
+    for ((chain, _), (_, lines)) in ours() {
+        for text in lines {
             add(&mut out, &format!("-A {chain} {text}"));
         }
     }
-    for (chain, hook) in CHAINS {
+    for ((chain, hook), _) in ours() {
         for jump in jumps(saved, chain, hook) {
             add(&mut out, &jump);
         }
         add(&mut out, &format!("-I {hook} 1 -j {chain}"));
     }
-    out.push_str("COMMIT\n");
-    out
-}
-
-/// What takes our chains and the jumps to them away; None when there are none.
-pub(super) fn removal(saved: &str) -> Option<String> {
-    let there: Vec<_> = CHAINS.iter().filter(|(chain, _)| has_chain(saved, chain)).collect();
-    if there.is_empty() {
-        return None;
-    }
-    let mut out = "*nat\n".to_owned();
-    for (chain, hook) in &there {
-        for jump in jumps(saved, chain, hook) {
-            add(&mut out, &jump);
-        }
-        add(&mut out, &format!("-F {chain}"));
-        add(&mut out, &format!("-X {chain}"));
-    }
+    remove(&mut out, &gone, saved);
     out.push_str("COMMIT\n");
     Some(out)
 }
 
-/// The rules that [`install`] puts into each chain.
+fn remove(out: &mut String, chains: &[&(&str, &str)], saved: &str) {
+    for (chain, hook) in chains {
+        for jump in jumps(saved, chain, hook) {
+            add(out, &jump);
+        }
+        add(out, &format!("-F {chain}"));
+        add(out, &format!("-X {chain}"));
+    }
+}
+
+/// What takes our chains and the jumps to them away; None when there are none.
+pub(super) fn removal(saved: &str) -> Option<String> {
+    let of = |table: &&str| {
+        let saved = of_table(saved, table);
+        let there: Vec<_> = CHAINS.iter().filter(|(chain, _)| has_chain(saved, chain)).collect();
+        if there.is_empty() {
+            return None;
+        }
+        let mut out = format!("*{table}\n");
+        remove(&mut out, &there, saved);
+        out.push_str("COMMIT\n");
+        Some(out)
+    };
+    let all: String = TABLES.iter().filter_map(of).collect();
+    Some(all).filter(|text| !text.is_empty())
+}
+
+/// For each of [`CHAINS`] its table, and how many rules [`install`] puts into it.
 pub(super) fn expected(plan: &Plan, family: Family) -> [(&'static str, usize); 2] {
-    let count = |rules: Vec<Rule>| rules.iter().flat_map(|rule| written(rule, family)).count();
-    [(CHAINS[0].0, count(plan.inbound_rules())), (CHAINS[1].0, count(plan.outbound_rules()))]
+    chains(plan, family).map(|(table, lines)| (table, lines.len()))
 }
 
 /// How many rules a chain has, in what iptables-save said.
@@ -83,6 +134,7 @@ fn written(rule: &Rule, family: Family) -> Vec<String> {
     let verdict = match rule.verdict {
         Verdict::Pass => "-j RETURN".to_owned(),
         Verdict::Redirect(port) => format!("-j REDIRECT --to-ports {port}"),
+        Verdict::Divert => format!("--syn -j CONNMARK --set-mark {CONNECTION_MARK:#x}"),
     };
     let each = |all: &mut dyn Iterator<Item = String>| -> Vec<String> {
         all.map(|text| format!("{text} {verdict}")).collect()

@@ -7,6 +7,7 @@ mod args;
 mod iptables;
 mod nft;
 mod plan;
+mod routes;
 mod summary;
 mod survey;
 #[cfg(test)]
@@ -23,7 +24,7 @@ use tokio::time::Instant;
 
 use crate::commands;
 use apply::{Applied, Backend};
-use args::{BackendChoice, IpVersion};
+use args::{BackendChoice, IpVersion, Mode};
 pub(crate) use args::{InitArgs, interface};
 pub(crate) use plan::PROXY_PORTS;
 use plan::{NoPlan, Plan};
@@ -68,6 +69,7 @@ async fn init(args: &InitArgs) -> anyhow::Result<u8> {
     if args.check {
         let why = "nothing leads connections to the proxy here, and this pod will not recover: the CNI plugin of this node is missing, or came after it. \
                    Delete the pod once the plugin is there";
+        routes::read_back(&plan).await.context(why)?;
         let shown = verify::prove(&plan, "not proved").await.context(why)?;
         let rows = [("self-test", shown.join("; "))];
         print!("{}", summary::text(&rows, std::io::stdout().is_terminal()));
@@ -180,14 +182,23 @@ fn dry_run(plan: &Plan, choice: BackendChoice) -> String {
         BackendChoice::Nft => false,
         BackendChoice::Iptables => true,
     };
+    let routes: String = match plan.mode {
+        Mode::Redirect => String::new(),
+        Mode::Tproxy => {
+            let of = |family: &plan::Family| {
+                format!("# ip {} -batch -\n{}", routes::version(*family), routes::install(*family, ""))
+            };
+            plan.families.iter().map(of).collect()
+        }
+    };
     if !iptables {
-        return format!("# nft -f -\n{}", nft::script(plan, &nft::tables(plan), &[]));
+        return format!("{routes}# nft -f -\n{}", nft::script(plan, &nft::tables(plan), &[]));
     }
     let of = |family: &plan::Family| {
         let program = if *family == plan::Family::V4 { "iptables-restore" } else { "ip6tables-restore" };
         format!("# {program} --noflush\n{}", iptables::install(plan, *family, ""))
     };
-    plan.families.iter().map(of).collect()
+    routes + &plan.families.iter().map(of).collect::<String>()
 }
 
 /// Whether any interface but loopback has IPv6, or a new one would, by the switches in `conf` and the addresses in `addresses`

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::plan::{Family, Match, Plan, Rule, Verdict};
+use super::args::Mode;
+use super::plan::{CONNECTION_MARK, Family, Match, PACKET_MARK, Plan, Rule, Verdict};
 
 /// Name of our table, in each family.
 pub(super) const TABLE: &str = "remora";
@@ -10,6 +11,11 @@ pub(super) const TABLE: &str = "remora";
 /// In front of dstnat (-100), where the NAT of others stands, Docker's too. At the same priority the kernel asks the chain that came last first,
 /// and the first that translates a connection has it.
 const PRIORITY: i32 = -101;
+
+/// What a chain is, and its priority.
+const NAT: (&str, i32) = ("nat", PRIORITY);
+/// Where TPROXY stands (`mangle`): behind conntrack, whose marks it needs, and in front of NAT.
+const MANGLE: (&str, i32) = ("filter", -150);
 
 /// The family of a table of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,8 +65,12 @@ pub(super) fn script(plan: &Plan, tables: &[Table], there: &[Table]) -> String {
         line(&mut out, 0, &format!("table {family} {TABLE}"));
         line(&mut out, 0, &format!("delete table {family} {TABLE}"));
         line(&mut out, 0, &format!("table {family} {TABLE} {{"));
-        chain(&mut out, "inbound", "prerouting", &rules(plan, &plan.inbound_rules(), *table));
-        chain(&mut out, "outbound", "output", &rules(plan, &plan.outbound_rules(), *table));
+        let inbound = match plan.mode {
+            Mode::Redirect => NAT,
+            Mode::Tproxy => MANGLE,
+        };
+        chain(&mut out, ("inbound", inbound, "prerouting"), &inbound_rules(plan, *table));
+        chain(&mut out, ("outbound", NAT, "output"), &rules(plan, &plan.outbound_rules(), *table));
         line(&mut out, 0, "}");
     }
     out
@@ -73,8 +83,8 @@ pub(super) fn removal(there: &[Table]) -> String {
 
 /// How many rules the chains `inbound` and `outbound` of a table have to have.
 pub(super) fn expected(plan: &Plan, table: Table) -> [(&'static str, usize); 2] {
-    let count = |all: &[Rule]| rules(plan, all, table).len();
-    [("inbound", count(&plan.inbound_rules())), ("outbound", count(&plan.outbound_rules()))]
+    let outbound = rules(plan, &plan.outbound_rules(), table).len();
+    [("inbound", inbound_rules(plan, table).len()), ("outbound", outbound)]
 }
 
 /// How many rules a chain has in what `nft list table` printed; None when it is not there.
@@ -84,12 +94,17 @@ pub(super) fn count(listing: &str, chain: &str) -> Option<usize> {
     let mut inside = lines.take_while(|line| *line != "}").peekable();
     inside.peek()?;
     // A long set goes over several lines: the last one has the verdict.
-    Some(inside.filter(|line| line.ends_with(" return") || line.contains(" redirect to :")).count())
+    let ends = [" return", " drop"];
+    let holds = [" redirect to :", " ct mark set ", " tproxy to :"];
+    let is_rule = |line: &&str| {
+        ends.iter().any(|end| line.ends_with(end)) || holds.iter().any(|text| line.contains(text))
+    };
+    Some(inside.filter(is_rule).count())
 }
 
-fn chain(out: &mut String, name: &str, hook: &str, rules: &[String]) {
+fn chain(out: &mut String, (name, (kind, priority), hook): (&str, (&str, i32), &str), rules: &[String]) {
     line(out, 1, &format!("chain {name} {{"));
-    line(out, 2, &format!("type nat hook {hook} priority {PRIORITY}; policy accept;"));
+    line(out, 2, &format!("type {kind} hook {hook} priority {priority}; policy accept;"));
     for rule in rules {
         line(out, 2, rule);
     }
@@ -99,6 +114,19 @@ fn chain(out: &mut String, name: &str, hook: &str, rules: &[String]) {
 fn line(out: &mut String, depth: usize, text: &str) {
     // Writing to a String does not fail.
     let _ = writeln!(out, "{:1$}{text}", "", depth * 4);
+}
+
+/// Those of the plan, and with TPROXY what it does with every packet of a connection that is diverted. Its rule does not match while
+/// nobody listens: then nothing passes by.
+fn inbound_rules(plan: &Plan, table: Table) -> Vec<String> {
+    let mut all = rules(plan, &plan.inbound_rules(), table);
+    if plan.mode == Mode::Tproxy {
+        let diverted = format!("meta l4proto tcp ct mark {CONNECTION_MARK:#x} counter");
+        let port = plan.inbound_port;
+        all.push(format!("{diverted} tproxy to :{port} meta mark set {PACKET_MARK:#x} accept"));
+        all.push(format!("{diverted} drop"));
+    }
+    all
 }
 
 fn rules(plan: &Plan, rules: &[Rule], table: Table) -> Vec<String> {
@@ -112,6 +140,7 @@ fn written(rule: &Rule, families: &[Family]) -> Vec<String> {
         Verdict::Pass => "return".to_owned(),
         // Counted, so that people see whether it does anything.
         Verdict::Redirect(port) => format!("counter redirect to :{port}"),
+        Verdict::Divert => format!("tcp flags syn / fin,syn,rst,ack ct mark set {CONNECTION_MARK:#x}"),
     };
     let quoted = |names: &[String]| set(names.iter().map(|name| format!("\"{name}\"")));
     let one = match &rule.matches {

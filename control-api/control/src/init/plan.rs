@@ -6,9 +6,17 @@ use ipnet::IpNet;
 
 use super::args::{InitArgs, IpVersion, Mode, Selection, sorted};
 
+/// Mark of packets that TPROXY leads to a socket of this machine (Istio's, decimal 1337).
+pub(super) const PACKET_MARK: u32 = 0x539;
+/// Mark of connections that began while TPROXY was there: others go on as they are.
+pub(super) const CONNECTION_MARK: u32 = 0x53a;
+
 /// Ports that others reach on the proxy itself: HBONE, Istio's agent, readiness, metrics.
 pub(crate) const PROXY_PORTS: [u16; 4] = [15008, 15020, 15021, 15090];
 const DNS: u16 = 53;
+/// Addresses that nobody has: TEST-NET-1, 2001:db8::/32.
+pub(super) const NOBODY: (IpAddr, IpAddr) =
+    (IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)));
 
 /// IPv4 or IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +58,8 @@ pub(super) enum Match {
 pub(super) enum Verdict {
     Pass,
     Redirect(u16),
+    /// Begins to be led to the inbound port unchanged; see [`Plan::mode`].
+    Divert,
 }
 
 /// One rule.
@@ -62,6 +72,8 @@ pub(super) struct Rule {
 /// Arguments that were checked; lists are sorted, and CIDRs do not overlap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Plan {
+    /// How what comes in gets to the proxy.
+    pub(super) mode: Mode,
     pub(super) families: Vec<Family>,
     pub(super) proxy_uids: Vec<u32>,
     pub(super) proxy_gids: Vec<u32>,
@@ -93,8 +105,10 @@ pub(super) enum NoPlan {
 /// # Errors
 /// What contradicts itself, or is not there.
 pub(super) fn plan(args: &InitArgs, ipv6: bool) -> Result<Plan, NoPlan> {
-    let Mode::Redirect = args.mode;
+    // It is there already; and where nobody listens TPROXY would leave a caller without an answer.
+    let own = if args.mode == Mode::Tproxy { std::slice::from_ref(&args.inbound_port) } else { &[] };
     let plan = Plan {
+        mode: args.mode,
         families: families(args.ip_version, ipv6),
         proxy_uids: sorted(&args.proxy_uid),
         proxy_gids: sorted(&args.proxy_gid),
@@ -107,7 +121,7 @@ pub(super) fn plan(args: &InitArgs, ipv6: bool) -> Result<Plan, NoPlan> {
             Selection::All => Selection::All,
             Selection::Only(ports) => Selection::Only(sorted(ports)),
         },
-        exclude_inbound: sorted(&[&PROXY_PORTS[..], &args.exclude_inbound_ports].concat()),
+        exclude_inbound: sorted(&[&PROXY_PORTS[..], &args.exclude_inbound_ports, own].concat()),
         outbound: match &args.include_outbound_cidrs {
             Selection::All => Selection::All,
             Selection::Only(nets) => Selection::Only(merged(nets)),
@@ -193,7 +207,11 @@ impl Plan {
         let lo = [&["lo".to_owned()][..], &self.exclude_interfaces].concat();
         let mut rules =
             vec![pass(Match::From(sorted(&lo))), pass(Match::TcpPort(self.exclude_inbound.clone()))];
-        let redirect = |matches| Rule { matches, verdict: Verdict::Redirect(self.inbound_port) };
+        let verdict = match self.mode {
+            Mode::Redirect => Verdict::Redirect(self.inbound_port),
+            Mode::Tproxy => Verdict::Divert,
+        };
+        let redirect = |matches| Rule { matches, verdict };
         match &self.inbound {
             Selection::All => rules.push(redirect(Match::Tcp)),
             Selection::Only(ports) => rules.extend(list(ports, Match::TcpPort).map(redirect)),
@@ -236,8 +254,8 @@ impl Plan {
             _ => (9..=u16::MAX).find(|port| !self.exclude_ports.contains(port) && *port != DNS)?,
         };
         let nowhere = match family {
-            Family::V4 => IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
-            Family::V6 => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+            Family::V4 => NOBODY.0,
+            Family::V6 => NOBODY.1,
         };
         let mut candidates = vec![nowhere];
         if let Selection::Only(nets) = &self.outbound {

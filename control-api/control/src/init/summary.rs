@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::apply::Applied;
-use super::args::Selection;
+use super::args::{Mode, Selection};
 use super::nft;
 use super::plan::{Family, Plan};
 use super::survey::Kind;
@@ -63,7 +63,10 @@ fn versions(plan: &Plan, ipv6: bool) -> String {
 }
 
 fn inbound(plan: &Plan) -> String {
-    let to = plan.inbound_port;
+    let to = match plan.mode {
+        Mode::Redirect => plan.inbound_port.to_string(),
+        Mode::Tproxy => format!("{} (TPROXY; the program sees its clients)", plan.inbound_port),
+    };
     match &plan.inbound {
         Selection::All => format!("all ports -> {to}, but {}", joined(&plan.exclude_inbound)),
         Selection::Only(ports) if ports.is_empty() => "nothing".to_owned(),

@@ -31,7 +31,7 @@ impl Kind {
     }
 }
 
-/// The nat table of one kind of iptables and one version of IP.
+/// The tables nat and, where it matters, mangle of one kind of iptables and one version of IP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Saved {
     pub(super) kind: Kind,
@@ -71,11 +71,11 @@ const FOREIGN: [(&str, &str); 5] = [
 const FOREIGN_TABLE: &str = "istio-";
 
 /// Looks at nftables if there is `nft`, and at the tables of iptables where something may be: always when iptables is what will be
-/// used, the old kind only if its table is in use, since looking would load it.
+/// used, the old kind only if its table is in use, since looking would load it. `mangle`: that table matters, whether it is in use or not.
 ///
 /// # Errors
 /// `nft` cannot look: what is there would stay unseen. Tools of iptables that cannot are in [`Survey::unread`].
-pub(super) async fn survey(families: &[Family], with_iptables: bool) -> Result<Survey, Failed> {
+pub(super) async fn survey(families: &[Family], with_iptables: bool, mangle: bool) -> Result<Survey, Failed> {
     let mut found = Survey::default();
     let mut of_nft = Vec::new();
     if tool::find("nft").is_some() {
@@ -86,33 +86,38 @@ pub(super) async fn survey(families: &[Family], with_iptables: bool) -> Result<S
         };
         found.tables = own_tables(&chains);
         found.foreign = foreign_in_nft(&chains);
-        of_nft = own_iptables(&chains);
+        of_nft = iptables::TABLES.map(|table| own_iptables(&chains, table)).to_vec();
     }
     let default = Kind::default_here();
     for family in [Family::V4, Family::V6] {
         for kind in [Kind::Nft, Kind::Legacy] {
-            let used = match kind {
-                Kind::Nft => of_nft.contains(&family),
-                Kind::Legacy => legacy_in_use(family),
-            };
             let needed = with_iptables && default == Some(kind) && families.contains(&family);
             let program = kind.program(family, "save");
-            if !(needed || used && tool::find(&program).is_some()) {
-                continue;
-            }
-            let text = match tool::run(&program, &["-t", "nat"], "").await {
-                Ok(text) => text,
-                Err(why) => {
-                    found.unread.push(Unread { why, used });
+            let mut saved = None;
+            for (n, table) in iptables::TABLES.into_iter().enumerate() {
+                let used = match kind {
+                    Kind::Nft => of_nft.get(n).is_some_and(|families| families.contains(&family)),
+                    Kind::Legacy => legacy_in_use(family, table),
+                };
+                let needed = needed && (mangle || table == "nat");
+                if !(needed || used && tool::find(&program).is_some()) {
                     continue;
                 }
-            };
-            for named in foreign_in_save(&text, &program) {
-                if !found.foreign.contains(&named) {
-                    found.foreign.push(named);
+                let text = match tool::run(&program, &["-t", table], "").await {
+                    Ok(text) => text,
+                    Err(why) => {
+                        found.unread.push(Unread { why, used });
+                        continue;
+                    }
+                };
+                for named in foreign_in_save(&text, table, &program) {
+                    if !found.foreign.contains(&named) {
+                        found.foreign.push(named);
+                    }
                 }
+                saved.get_or_insert_with(String::new).push_str(&text);
             }
-            found.saved.push(Saved { kind, family, text });
+            found.saved.extend(saved.map(|text| Saved { kind, family, text }));
         }
     }
     Ok(found)
@@ -126,12 +131,12 @@ impl Survey {
 }
 
 /// Per network namespace: the old tables that are in use.
-fn legacy_in_use(family: Family) -> bool {
+fn legacy_in_use(family: Family, table: &str) -> bool {
     let file = match family {
         Family::V4 => "/proc/net/ip_tables_names",
         Family::V6 => "/proc/net/ip6_tables_names",
     };
-    std::fs::read_to_string(file).is_ok_and(|names| names.lines().any(|name| name == "nat"))
+    std::fs::read_to_string(file).is_ok_and(|names| names.lines().any(|name| name == table))
 }
 
 /// The words of each `table FAMILY NAME {` line, with the names of its chains.
@@ -157,12 +162,12 @@ fn own_tables(chains: &str) -> Vec<Table> {
     Table::ALL.into_iter().filter(ours).collect()
 }
 
-/// The versions of IP for which iptables of the new kind has chains of ours.
-fn own_iptables(chains: &str) -> Vec<Family> {
+/// The versions of IP for which iptables of the new kind has chains of ours in this table.
+fn own_iptables(chains: &str, table: &str) -> Vec<Family> {
     let ours = |family: &Family| {
         let name = if *family == Family::V4 { "ip" } else { "ip6" };
         let is_ours = |chain: &str| iptables::CHAINS.iter().any(|(ours, _)| *ours == chain);
-        in_nft(chains).iter().any(|(f, t, chain)| *f == name && *t == "nat" && is_ours(chain))
+        in_nft(chains).iter().any(|(f, t, chain)| *f == name && *t == table && is_ours(chain))
     };
     [Family::V4, Family::V6].into_iter().filter(ours).collect()
 }
@@ -179,9 +184,9 @@ fn foreign_in_nft(chains: &str) -> Vec<String> {
     in_nft(chains).into_iter().filter_map(named).collect()
 }
 
-fn foreign_in_save(saved: &str, program: &str) -> Vec<String> {
+fn foreign_in_save(saved: &str, table: &str, program: &str) -> Vec<String> {
     let chains = saved.lines().filter_map(|line| line.strip_prefix(':')?.split_whitespace().next());
-    let named = |chain: &str| Some(format!("{}'s chain {chain} in table nat ({program})", owner(chain)?));
+    let named = |chain: &str| Some(format!("{}'s chain {chain} in table {table} ({program})", owner(chain)?));
     chains.filter_map(named).collect()
 }
 
@@ -202,7 +207,8 @@ table inet istio-proxy-nat {\n}\ntable ip6 nat {\n\tchain PROXY_INIT_OUTPUT {\n\
         assert_eq!(own_tables(CHAINS), [Table::Inet]);
         assert_eq!(own_tables("table ip remora {\n}\ntable ip6 remora {\n}\n"), [Table::Ip, Table::Ip6]);
         assert_eq!(own_tables("table bridge remora {\n}\n"), []);
-        assert_eq!(own_iptables(CHAINS), [Family::V4]);
+        assert_eq!(own_iptables(CHAINS, "nat"), [Family::V4]);
+        assert_eq!(own_iptables(CHAINS, "mangle"), []);
     }
 
     #[test]
@@ -215,7 +221,7 @@ table inet istio-proxy-nat {\n}\ntable ip6 nat {\n\tchain PROXY_INIT_OUTPUT {\n\
         assert_eq!(foreign_in_nft(CHAINS), named);
         let saved = "*nat\n:OUTPUT ACCEPT [0:0]\n:PROXY_INIT_REDIRECT - [0:0]\n-A OUTPUT -j PROXY_INIT_REDIRECT\nCOMMIT\n";
         let named = "Linkerd's chain PROXY_INIT_REDIRECT in table nat (iptables-legacy-save)";
-        assert_eq!(foreign_in_save(saved, "iptables-legacy-save"), [named]);
-        assert!(foreign_in_save(":DOCKER - [0:0]\n", "iptables-save").is_empty());
+        assert_eq!(foreign_in_save(saved, "nat", "iptables-legacy-save"), [named]);
+        assert!(foreign_in_save(":DOCKER - [0:0]\n", "nat", "iptables-save").is_empty());
     }
 }

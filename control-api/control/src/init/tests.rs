@@ -51,6 +51,30 @@ fn every_flag_in_both_languages() {
     assert_snapshot!("everything_iptables", dry_run(&planned(EVERYTHING), super::BackendChoice::Iptables));
 }
 
+/// Outbound they are those of REDIRECT.
+#[test]
+fn tproxy_in_both_languages() {
+    let all = planned(&format!("--mode tproxy {EVERYTHING}"));
+    assert_snapshot!("tproxy_nft", dry_run(&planned("--mode tproxy"), super::BackendChoice::Nft));
+    assert_snapshot!("tproxy_iptables", dry_run(&all, super::BackendChoice::Iptables));
+    assert_eq!(nft::expected(&all, nft::Table::Inet), [("inbound", 5), ("outbound", 13)]);
+    assert_eq!(iptables::expected(&all, Family::V4), [("mangle", 12), ("nat", 15)]);
+}
+
+/// From one mode to the other nothing of the first stays.
+#[test]
+fn a_chain_leaves_the_table_of_the_other_mode() {
+    let redirect = iptables::install(&planned(""), Family::V4, "");
+    let saved = redirect.replace("-I PREROUTING 1", "-A PREROUTING").replace("-I OUTPUT 1", "-A OUTPUT");
+    let text = iptables::install(&planned("--mode tproxy"), Family::V4, &saved);
+    assert_eq!(text.matches("COMMIT").count(), 2);
+    for line in ["-D PREROUTING -j REMORA_INBOUND", "-F REMORA_INBOUND", "-X REMORA_INBOUND", "*mangle"] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+    let back = iptables::install(&planned(""), Family::V4, "*mangle\n:REMORA_INBOUND - [0:0]\nCOMMIT\n");
+    assert!(back.ends_with("*mangle\n-F REMORA_INBOUND\n-X REMORA_INBOUND\nCOMMIT\n"), "{back}");
+}
+
 #[test]
 fn one_version_of_ip_has_a_table_of_its_own() {
     assert_snapshot!("ipv4_nft", dry_run(&planned("--ip-version 4"), super::BackendChoice::Nft));
@@ -104,7 +128,7 @@ fn wrong_arguments_are_told_with_what_to_write() {
         "--exclude-interfaces a-name-that-is-too-long",
         "--proxy-uid root",
         "--proxy-mark 0",
-        "--mode tproxy",
+        "--mode transparent",
         "--ip-version 5",
         "--dry-run --clean",
         "--inbound-port 15001",
@@ -203,6 +227,8 @@ fn the_summary_says_what_is_not_captured() {
 fn the_page_shows_these_rules_and_every_option() {
     let page = include_str!("../../../../docs/reference/interception.md");
     assert!(page.contains(dry_run(&planned(""), super::BackendChoice::Nft).trim()));
+    let tproxy = dry_run(&planned("--mode tproxy"), super::BackendChoice::Nft);
+    assert!(page.contains(tproxy.split("    chain outbound").next().unwrap().trim_end()), "{tproxy}");
     for option in Arguments::command().get_arguments().filter_map(clap::Arg::get_long) {
         assert!(
             page.contains(&format!("--{option}`")) || page.contains(&format!("`--{option} ")),

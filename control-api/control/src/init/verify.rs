@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use remora_proxy::listener::original_dst::{Kernel, OriginalDst};
+use remora_proxy::listener::socket;
+use remora_proxy::upstream::connect::{ConnectSpec, Origin, connect_from};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use super::apply::Applied;
-use super::plan::{Family, Plan};
-use super::{iptables, nft, tool};
+use super::args::Mode;
+use super::plan::{Family, NOBODY, Plan};
+use super::{iptables, nft, routes, tool};
 
 /// Longer than any redirected connection on one machine takes.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -40,8 +43,34 @@ pub(super) async fn prove(plan: &Plan, otherwise: &str) -> anyhow::Result<Vec<St
             Probed::Redirected(target) => format!("{target} was redirected"),
             Probed::Not(why) => format!("{} {otherwise}: {why}", family.name()),
         });
+        if plan.mode == Mode::Tproxy {
+            shown.push(client(*family).await?);
+        }
     }
     Ok(shown)
+}
+
+/// Whether a program on loopback answers a client by its address: without our routes what it says goes to the world.
+///
+/// # Errors
+/// It does not. Without the right to have such an address it is only read back.
+async fn client(family: Family) -> anyhow::Result<String> {
+    let (loopback, ip) = match family {
+        Family::V4 => (IpAddr::V4(Ipv4Addr::LOCALHOST), NOBODY.0),
+        Family::V6 => (IpAddr::V6(Ipv6Addr::LOCALHOST), NOBODY.1),
+    };
+    if socket::may_pose(SocketAddr::new(loopback, 0)).is_err() {
+        return Ok(format!("routes of {} only read back: there is no NET_ADMIN", family.name()));
+    }
+    let listener = TcpListener::bind((loopback, 0)).await?;
+    let spec = ConnectSpec { timeout: LIMIT, ..ConnectSpec::default() };
+    let origin = Origin { ip, mark: 0 };
+    let called = connect_from(listener.local_addr()?, &spec, Some(origin)).await;
+    let _stream =
+        called.with_context(|| format!("{loopback} does not answer a client with the address {ip}"))?;
+    let (_, peer) = listener.accept().await?;
+    ensure!(peer.ip() == ip, "{loopback} sees {} instead of {ip}", peer.ip());
+    Ok(format!("{loopback} was called by {ip}"))
 }
 
 enum Probed {
@@ -129,17 +158,17 @@ pub(super) async fn read_back(plan: &Plan, applied: &Applied) -> anyhow::Result<
         }
         Applied::Iptables(kind) => {
             for family in &plan.families {
-                let saved = tool::run(&kind.program(*family, "save"), &["-t", "nat"], "").await?;
-                for (chain, expected) in iptables::expected(plan, *family) {
+                for ((chain, hook), (table, expected)) in
+                    iptables::CHAINS.into_iter().zip(iptables::expected(plan, *family))
+                {
+                    let saved = tool::run(&kind.program(*family, "save"), &["-t", table], "").await?;
                     let found = iptables::count(&saved, chain);
                     ensure!(found == expected, "chain {chain} has {found} rules instead of {expected}");
-                }
-                for (chain, hook) in iptables::CHAINS {
                     let found = iptables::jumps(&saved, chain, hook).len();
                     ensure!(found == 1, "{hook} has {found} jumps to {chain} instead of one");
                 }
             }
         }
     }
-    Ok(())
+    routes::read_back(plan).await
 }

@@ -13,6 +13,7 @@ use super::{Failure, Interception, Native, STATUS, Settings, values};
 pub(super) struct Wanted {
     pub(super) native: bool,
     pub(super) interception: Interception,
+    pub(super) mode: Mode,
     pub(super) image: String,
     /// By the name of the resource and `requests` or `limits`.
     pub(super) resources: BTreeMap<(&'static str, &'static str), String>,
@@ -36,11 +37,20 @@ impl Wanted {
     }
 }
 
+/// How the rules lead to the sidecar what comes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    Redirect,
+    /// The program sees its clients' addresses.
+    Tproxy,
+}
+
 /// What a value is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Field {
     Native,
     Interception,
+    Mode,
     Image,
     Resource(&'static str, &'static str),
     Concurrency,
@@ -68,13 +78,14 @@ const REQUESTS: [(&str, &str); 2] = [("cpu", "10m"), ("memory", "20Mi")];
 const OURS: &str = "remora.dev/";
 
 /// Ours without the prefix, and Istio's. Ours win.
-const KNOWN: [(Field, &str, Option<&str>); 24] = [
+const KNOWN: [(Field, &str, Option<&str>); 25] = [
     (Field::Other, "inject", Some("sidecar.istio.io/inject")),
     (Field::Other, "injected", None),
     (Field::Other, "origin", None),
     (Field::Other, "cni", None),
     (Field::Native, "native-sidecar", Some("sidecar.istio.io/nativeSidecar")),
     (Field::Interception, "interception", None),
+    (Field::Mode, "interception-mode", Some("sidecar.istio.io/interceptionMode")),
     (Field::Image, "proxy-image", Some("sidecar.istio.io/proxyImage")),
     (Field::Resource("requests", "cpu"), "proxy-cpu", Some("sidecar.istio.io/proxyCPU")),
     (Field::Resource("limits", "cpu"), "proxy-cpu-limit", Some("sidecar.istio.io/proxyCPULimit")),
@@ -164,6 +175,7 @@ fn defaults(settings: &Settings) -> Wanted {
     Wanted {
         native: settings.is_native(settings.native),
         interception: settings.interception,
+        mode: Mode::Redirect,
         image: settings.image.clone(),
         resources: BTreeMap::new(),
         concurrency: settings.concurrency,
@@ -210,6 +222,13 @@ impl Wanted {
                 self.native = settings.is_native(choice::<Native>(text, "\"auto\", \"true\" or \"false\"")?);
             }
             Field::Interception => self.interception = choice(text, "\"init\", \"cni\" or \"none\"")?,
+            Field::Mode => match text.trim() {
+                "REDIRECT" => self.mode = Mode::Redirect,
+                "TPROXY" => self.mode = Mode::Tproxy,
+                // Istio's word for it.
+                "NONE" => self.interception = Interception::None,
+                _ => return Err("write \"REDIRECT\" or \"TPROXY\"".into()),
+            },
             Field::Image => self.image = values::image(text)?,
             Field::Resource(kind, name) => {
                 self.resources.insert((kind, name), values::quantity(text)?);
@@ -237,6 +256,11 @@ impl Wanted {
     /// # Errors
     /// Values that contradict each other.
     fn consistent(&self) -> Result<(), Failure> {
+        if self.mode == Mode::Tproxy && self.interception != Interception::Init {
+            let message = "TPROXY, but its rules and routes are made by an init container only";
+            let fix = "set remora.dev/interception: init, or REDIRECT";
+            return Err(Failure::new(annotation("remora.dev/interception-mode"), message, fix));
+        }
         let dns = self.capture_dns.then_some("capture-dns");
         let options = self.init.keys().map(|name| name.trim_start_matches("--"));
         let led = options.chain(dns).collect::<Vec<_>>();

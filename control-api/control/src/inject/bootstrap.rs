@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::annotations::Wanted;
+use super::annotations::{Mode, Wanted};
 use super::probes::{Probes, Target};
 use super::{Interception, Settings};
 use crate::sidecar;
@@ -38,7 +38,11 @@ pub(super) fn text(named: Named<'_>, settings: &Settings, wanted: &Wanted, probe
     });
     if wanted.interception != Interception::None {
         // The control plane gives it listeners for what rules lead to it.
-        metadata["INTERCEPTION_MODE"] = "REDIRECT".into();
+        let mode = match wanted.mode {
+            Mode::Redirect => "REDIRECT",
+            Mode::Tproxy => "TPROXY",
+        };
+        metadata["INTERCEPTION_MODE"] = mode.into();
         metadata["INSTANCE_IPS"] = "$(INSTANCE_IPS)".into();
         if wanted.capture_dns {
             metadata["DNS_CAPTURE"] = "true".into();

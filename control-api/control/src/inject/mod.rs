@@ -66,6 +66,7 @@ pub fn pod(template: &Value, owner: &Owner<'_>, settings: &Settings) -> Result<O
     }
     who::refuse(template)?;
     let (wanted, mut notes) = annotations::read(template, settings)?;
+    who::refuse_group(template, &wanted)?;
     let mut template = template.clone();
     let probes = if wanted.rewrites_probes() {
         probes::rewrite(&mut template, &mut notes)?

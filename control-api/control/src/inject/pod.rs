@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::annotations::Wanted;
+use super::annotations::{Mode, Wanted};
 use super::bootstrap::{self, HEALTH, Named, entries};
 use super::probes::Probes;
 use super::shape::Owner;
@@ -79,6 +79,12 @@ pub(super) fn warn(template: &Value, wanted: &Wanted, notes: &mut Vec<String>) {
                 .into(),
         );
     }
+    if wanted.mode == Mode::Tproxy {
+        notes.push(
+            "TPROXY: the program sees the addresses of its clients; for that the sidecar runs as root with NET_ADMIN, without other capabilities"
+                .into(),
+        );
+    }
     let own = template["spec"]["initContainers"].as_array().map(Vec::as_slice).unwrap_or_default();
     let first = own.iter().filter(|container| container["name"] != INIT).count();
     if !wanted.native && wanted.interception == Interception::Cni && first > 0 {
@@ -124,6 +130,11 @@ pub(super) fn init_arguments(wanted: &Wanted, probes: &Probes) -> Vec<String> {
         [("--inbound-port", "15006"), ("--outbound-port", "15001"), ("--proxy-uid", "1337")]
     {
         args.extend([option.to_owned(), value.to_owned()]);
+    }
+    if wanted.mode == Mode::Tproxy {
+        // Its user is root there, as that of others may be.
+        let group = USER.to_string();
+        args.extend(["--mode", "tproxy", "--proxy-gid", &group].map(ToOwned::to_owned));
     }
     let mut options = wanted.init.clone();
     // What the kubelet asks is the sidecar's own, in plaintext.
@@ -232,16 +243,22 @@ fn proxy(settings: &Settings, wanted: &Wanted, bootstrap: String, drains_in: u64
             Some(ready(json!({"periodSeconds": 10, "timeoutSeconds": 3, "failureThreshold": 4}))),
         ),
         ("resources", Some(resources)),
-        (
-            "securityContext",
-            Some(json!({
-                "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]},
-                "privileged": false, "readOnlyRootFilesystem": true,
-                "runAsGroup": USER, "runAsNonRoot": true, "runAsUser": USER,
-            })),
-        ),
+        ("securityContext", Some(rights(wanted))),
         ("volumeMounts", Some(json!([mount("remora-state", STATE), roots, token]))),
     ])
+}
+
+/// None; with TPROXY one, which Kubernetes gives to root only: for other users a capability is in force where the file of the program has
+/// it and privileges may be gained (there are no ambient ones).
+fn rights(wanted: &Wanted) -> Value {
+    let tproxy = wanted.mode == Mode::Tproxy;
+    let capabilities =
+        if tproxy { json!({"add": ["NET_ADMIN"], "drop": ["ALL"]}) } else { json!({"drop": ["ALL"]}) };
+    json!({
+        "allowPrivilegeEscalation": false, "capabilities": capabilities,
+        "privileged": false, "readOnlyRootFilesystem": true,
+        "runAsGroup": USER, "runAsNonRoot": !tproxy, "runAsUser": if tproxy { 0 } else { USER },
+    })
 }
 
 fn volumes(settings: &Settings) -> [Value; 3] {

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::annotations::{Mode, Wanted};
 use super::probes::Probes;
 use super::shape::Owner;
 use super::values::boolean;
@@ -169,6 +170,27 @@ pub(super) fn refuse(template: &Value) -> Result<(), Failure> {
         )),
         None => Ok(()),
     }
+}
+
+/// # Errors
+/// A container has the group by which the sidecar's traffic is known with TPROXY.
+pub(super) fn refuse_group(template: &Value, wanted: &Wanted) -> Result<(), Failure> {
+    if wanted.mode != Mode::Tproxy {
+        return Ok(());
+    }
+    let general = ("spec".to_owned(), &template["spec"]);
+    for (at, holder) in containers(template).chain([general]) {
+        if holder["securityContext"]["runAsGroup"] == USER {
+            let message =
+                format!("group {USER} is the sidecar's with TPROXY: its traffic would go around the mesh");
+            return Err(Failure::new(
+                format!("{at}.securityContext.runAsGroup"),
+                message,
+                "choose another group",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// What the sidecar listens on.

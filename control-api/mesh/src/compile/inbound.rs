@@ -84,11 +84,13 @@ pub(super) enum Reached<'a> {
     Directly,
     /// Rules lead to it what is for the program, at these addresses of the node.
     ByRules(&'a [IpAddr]),
+    /// The same by TPROXY: nothing of them is changed on the way, and the program sees who called.
+    Unchanged(&'a [IpAddr]),
 }
 
 /// The inbound side of a workload.
 pub(super) fn compile(scope: Scope<'_>, instance: &Instance, reached: Reached<'_>) -> Inbound {
-    let by_rules = matches!(reached, Reached::ByRules(_));
+    let by_rules = !matches!(reached, Reached::Directly);
     let ports = ports(scope.mesh, instance, by_rules);
     let named = |key: &(u16, &'static str)| (key.0, suffix(&ports, *key));
     let local = |(key, port): (&(u16, &'static str), &Port<'_>)| {
@@ -141,7 +143,11 @@ fn listen(scope: Scope<'_>, instance: &Instance, reached: Reached<'_>, listener:
             // At least one.
             let _ = intercepted::at(listener, all.map(|ip| SocketAddr::new(ip, port)));
         }
-        Reached::ByRules(addresses) => {
+        Reached::ByRules(addresses) | Reached::Unchanged(addresses) => {
+            if matches!(reached, Reached::Unchanged(_)) {
+                listener.transparent = parts::flag(true);
+                listener.listener_filters.insert(0, parts::original_src());
+            }
             listener.name = names::VIRTUAL_INBOUND.into();
             listener.listener_filters.insert(0, parts::original_dst());
             intercepted::every(listener, addresses, spec.inbound_port);

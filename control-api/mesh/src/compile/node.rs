@@ -126,7 +126,11 @@ impl<'s> Builder<'_, 's> {
     /// What a sidecar gets: the inbound side, and what the workload calls.
     fn sidecar(&mut self, instance: &Instance) {
         let intercepted = self.request.intercepted.as_deref();
-        let reached = intercepted.map_or(Reached::Directly, Reached::ByRules);
+        let reached = match intercepted {
+            None => Reached::Directly,
+            Some(addresses) if self.request.shows_clients => Reached::Unchanged(addresses),
+            Some(addresses) => Reached::ByRules(addresses),
+        };
         let inbound = inbound::compile(self.scope, instance, reached);
         for resource in inbound.listener.into_iter().chain(inbound.clusters) {
             self.add(&resource);
@@ -158,7 +162,7 @@ impl<'s> Builder<'_, 's> {
             return;
         }
         if spec.interception == Interception::Redirect {
-            let message = "interception: Redirect, and its node does not say INTERCEPTION_MODE: REDIRECT: it has listeners on loopback"
+            let message = "interception: Redirect, and its node does not say INTERCEPTION_MODE: REDIRECT or TPROXY: it has listeners on loopback"
                 .to_owned();
             self.found.problems.push(Problem { document: about, message });
         }

@@ -14,6 +14,7 @@ use remora_xds::pb::envoy::config::listener::v3::ListenerFilter;
 use remora_xds::pb::envoy::config::listener::v3::listener_filter::ConfigType;
 use remora_xds::pb::envoy::config::route::v3::route_action::MaxStreamDuration;
 use remora_xds::pb::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
+use remora_xds::pb::envoy::extensions::filters::listener::original_src::v3::OriginalSrc;
 use remora_xds::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use remora_xds::pb::envoy::r#type::v3::FractionalPercent;
 use remora_xds::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
@@ -85,6 +86,14 @@ pub(super) fn original_dst() -> ListenerFilter {
     ListenerFilter {
         name: "envoy.filters.listener.original_dst".into(),
         config_type: Some(ConfigType::TypedConfig(pack(&OriginalDst::default()))),
+        ..ListenerFilter::default()
+    }
+}
+
+pub(super) fn original_src() -> ListenerFilter {
+    ListenerFilter {
+        name: "envoy.filters.listener.original_src".into(),
+        config_type: Some(ConfigType::TypedConfig(pack(&OriginalSrc::default()))),
         ..ListenerFilter::default()
     }
 }

@@ -32,6 +32,8 @@ pub struct NodeRequest {
     pub certificate_provider: String,
     /// Its addresses, when rules lead its traffic to it.
     pub intercepted: Option<Vec<IpAddr>>,
+    /// Programs see the addresses of their clients: rules lead connections to it unchanged (TPROXY), and it may pose as the client.
+    pub shows_clients: bool,
     /// Rules lead DNS to it as well.
     pub captures_dns: bool,
 }
@@ -66,6 +68,7 @@ impl NodeRequest {
             wanted: BTreeSet::new(),
             certificate_provider: "default".into(),
             intercepted: None,
+            shows_clients: false,
             captures_dns: false,
         }
     }
@@ -79,7 +82,8 @@ impl NodeRequest {
     /// Who a node says it is, by its metadata (`remora.workload` and `remora.namespace`, or Istio's `WORKLOAD_NAME` and `NAMESPACE`) or
     /// its id (`<kind>~<address>~<workload>.<namespace>~<domain>`, Istio's form). A gRPC library is known by its user agent; it
     /// belongs to `default` when it does not say otherwise. `INTERCEPTION_MODE: REDIRECT` says that rules lead its traffic to it, at
-    /// `INSTANCE_IPS`, and `DNS_CAPTURE: true` that they lead DNS to it, too (Istio's names).
+    /// `INSTANCE_IPS`; `TPROXY` the same, and that its program sees the addresses of its clients; and `DNS_CAPTURE: true` that they lead DNS
+    /// to it, too (Istio's names).
     ///
     /// # Errors
     /// It says neither, and is no gRPC library.
@@ -110,7 +114,9 @@ impl NodeRequest {
         if let Some(provider) = metadata(node, "remora.certificateProvider") {
             provider.clone_into(&mut request.certificate_provider);
         }
-        if metadata(node, "INTERCEPTION_MODE") == Some("REDIRECT") {
+        let mode = metadata(node, "INTERCEPTION_MODE");
+        request.shows_clients = mode == Some("TPROXY");
+        if request.shows_clients || mode == Some("REDIRECT") {
             request.intercepted = Some(addresses(node, parts.get(1).copied()));
             request.captures_dns = is_true(node, "DNS_CAPTURE");
         }

@@ -38,6 +38,8 @@ fn every_annotation_does_something() {
         ("sidecar.istio.io/nativeSidecar", "false", "native", "null"),
         ("remora.dev/interception", "cni", "right", "false"),
         ("remora.dev/interception", "none", "init", PROXY),
+        ("remora.dev/interception-mode", "TPROXY", "--mode", "tproxy"),
+        ("sidecar.istio.io/interceptionMode", "TPROXY", "--mode", "tproxy"),
         ("remora.dev/proxy-image", "a/b:2", "image", "a/b:2"),
         ("sidecar.istio.io/proxyImage", "a/b:2", "image", "a/b:2"),
         ("remora.dev/proxy-cpu", "100m", "requests.cpu", "100m"),
@@ -118,6 +120,34 @@ fn the_cni_plugin_is_told_what_the_init_container_would_be() {
     assert_eq!(proof["securityContext"]["runAsUser"], 65532);
 }
 
+/// By Istio's name or ours. Only root has a capability in a container.
+#[test]
+fn a_program_may_see_its_clients() {
+    for name in ["remora.dev/interception-mode", "sidecar.istio.io/interceptionMode"] {
+        let asked = annotated(&json!({ name: "TPROXY" }));
+        let pod = of(&asked);
+        let init = container(&pod, INIT);
+        assert_eq!(option(init, "--mode").unwrap(), "tproxy", "{name}");
+        assert_eq!(option(init, "--proxy-gid").unwrap(), "1337");
+        let context = &container(&pod, PROXY)["securityContext"];
+        assert_eq!(context["capabilities"], json!({"add": ["NET_ADMIN"], "drop": ["ALL"]}));
+        assert_eq!([&context["runAsUser"], &context["runAsGroup"]], [&json!(0), &json!(1337)]);
+        assert_eq!([&context["runAsNonRoot"], &context["privileged"]], [&json!(false), &json!(false)]);
+        let bootstrap = option(container(&pod, PROXY), "--config-yaml").unwrap();
+        assert!(bootstrap.contains(r#""INTERCEPTION_MODE":"TPROXY""#), "{bootstrap}");
+        let notes = object(&asked, &settings()).unwrap().notes;
+        assert!(notes[0].contains("runs as root with NET_ADMIN"), "{notes:?}");
+    }
+    let plain = of(&annotated(&json!({"sidecar.istio.io/interceptionMode": "REDIRECT"})));
+    assert_eq!(option(container(&plain, INIT), "--mode"), None);
+    assert_eq!(container(&plain, PROXY)["securityContext"]["runAsNonRoot"], true);
+    let none = of(&annotated(&json!({"sidecar.istio.io/interceptionMode": "NONE"})));
+    assert!(names(&none, "initContainers").iter().all(|name| name != INIT));
+    let mut grouped = annotated(&json!({"remora.dev/interception-mode": "TPROXY"}));
+    grouped["spec"]["securityContext"] = json!({"runAsGroup": 1337});
+    assert!(failure(&grouped).contains("spec.securityContext.runAsGroup"), "{}", failure(&grouped));
+}
+
 #[test]
 fn ours_win_over_istios() {
     let both = json!({"remora.dev/proxy-cpu": "2", "sidecar.istio.io/proxyCPU": "1",
@@ -134,6 +164,7 @@ fn values_that_cannot_be_used_are_named_with_a_fix() {
         ("remora.dev/proxy-image", "a b"),
         ("remora.dev/native-sidecar", "yes"),
         ("remora.dev/interception", "tproxy"),
+        ("remora.dev/interception-mode", "tproxy"),
         ("remora.dev/concurrency", "0"),
         ("remora.dev/hold-application", "1"),
         ("remora.dev/log-level", "info; rm"),
@@ -162,6 +193,7 @@ fn values_that_cannot_be_used_are_named_with_a_fix() {
         &json!({"remora.dev/interception": "none", "remora.dev/exclude-inbound-ports": "22"}),
     )));
     for contradiction in [
+        json!({"remora.dev/interception": "cni", "remora.dev/interception-mode": "TPROXY"}),
         json!({"remora.dev/include-inbound-ports": "80,81", "remora.dev/exclude-inbound-ports": "81"}),
         json!({"remora.dev/include-inbound-ports": "80,15090"}),
         json!({"remora.dev/include-outbound-ports": "80", "remora.dev/exclude-outbound-ports": "80"}),

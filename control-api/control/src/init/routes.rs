@@ -1,0 +1,193 @@
+//! Routes beside TPROXY: what is marked is for this machine, and so is what programs on loopback answer to the addresses of their clients.
+//! The text is pure; `ip` (iproute2) applies it.
+
+use std::fmt::Write;
+
+use anyhow::{Context, ensure};
+
+use super::args::Mode;
+use super::plan::{Family, PACKET_MARK, Plan};
+use super::tool::{self, Failed};
+
+/// A routing table of our own.
+const TABLE: &str = "15006";
+/// Its one route.
+const ROUTE: &str = "local default dev lo";
+
+/// `ip` for one version of IP.
+pub(super) const fn version(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "-4",
+        Family::V6 => "-6",
+    }
+}
+
+/// The rules that lead to the table: their priority, and the rest as `ip rule show` has it.
+fn rules(family: Family) -> [(&'static str, String); 2] {
+    let loopback = match family {
+        Family::V4 => "127.0.0.0/8",
+        Family::V6 => "::1",
+    };
+    [
+        ("15006", format!("from all fwmark {PACKET_MARK:#x} lookup {TABLE}")),
+        // What comes from elsewhere cannot have such a source.
+        ("15007", format!("from {loopback} iif lo lookup {TABLE}")),
+    ]
+}
+
+/// Rules that lead to our table, of what `ip rule show` said: priority, and the rest.
+fn ours(shown: &str) -> Vec<(&str, String)> {
+    shown.lines().filter_map(split).filter(|(_, rest)| rest.ends_with(&format!("lookup {TABLE}"))).collect()
+}
+
+fn split(line: &str) -> Option<(&str, String)> {
+    let (priority, rest) = line.split_once(':')?;
+    Some((priority.trim(), rest.split_whitespace().collect::<Vec<_>>().join(" ")))
+}
+
+fn are_there(family: Family, shown: &str) -> bool {
+    let found = ours(shown);
+    let found: Vec<_> = found.iter().map(|(priority, rest)| (*priority, rest.as_str())).collect();
+    let wanted = rules(family);
+    let wanted: Vec<_> = wanted.iter().map(|(priority, rest)| (*priority, rest.as_str())).collect();
+    found == wanted
+}
+
+/// What `ip -batch -` is told to put the routes in place, where `shown` is what `ip rule show` says.
+pub(super) fn install(family: Family, shown: &str) -> String {
+    let mut out = format!("route replace {ROUTE} table {TABLE}\n");
+    if !are_there(family, shown) {
+        remove_rules(&mut out, shown);
+        for (priority, rest) in rules(family) {
+            // Writing to a String does not fail.
+            let _ = writeln!(out, "rule add {rest} priority {priority}");
+        }
+    }
+    out
+}
+
+fn remove_rules(out: &mut String, shown: &str) {
+    for (priority, rest) in ours(shown) {
+        let _ = writeln!(out, "rule del {rest} priority {priority}");
+    }
+}
+
+/// What takes them away; None when there are none. `route`: what `ip route show` says of our table.
+fn removal(shown: &str, route: &str) -> Option<String> {
+    let mut out = String::new();
+    remove_rules(&mut out, shown);
+    if !route.trim().is_empty() {
+        let _ = writeln!(out, "route flush table {TABLE}");
+    }
+    (!out.is_empty()).then_some(out)
+}
+
+/// Puts the routes in place that a plan needs, and takes those of the other version of IP, or of an earlier run with another mode, away.
+///
+/// # Errors
+/// There is no `ip`, or what it says.
+pub(super) async fn apply(plan: &Plan) -> anyhow::Result<()> {
+    if plan.mode == Mode::Tproxy {
+        ensure!(
+            tool::find("ip").is_some(),
+            "TPROXY needs routes of its own, and ip is not installed: install the package iproute2. Nothing was changed"
+        );
+        for family in &plan.families {
+            let shown = show_rules(*family).await?;
+            batch(*family, &install(*family, &shown)).await.context("no rules were changed")?;
+        }
+    }
+    for family in [Family::V4, Family::V6] {
+        if plan.mode != Mode::Tproxy || !plan.families.contains(&family) {
+            remove(family).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes the routes of every run away. Gives what it was.
+///
+/// # Errors
+/// What `ip` says.
+pub(super) async fn clean() -> Result<Vec<String>, Failed> {
+    let mut removed = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        if remove(family).await? {
+            removed.push(format!("routes of {} (table {TABLE})", family.name()));
+        }
+    }
+    Ok(removed)
+}
+
+async fn remove(family: Family) -> Result<bool, Failed> {
+    // Without it no run has made any. A kernel without this version of IP, or without such rules, has none.
+    let Ok(shown) = show_rules(family).await else { return Ok(false) };
+    // A table that was never there is an error for it.
+    let route = tool::run("ip", &[version(family), "route", "show", "table", TABLE], "").await;
+    let Some(text) = removal(&shown, &route.unwrap_or_default()) else { return Ok(false) };
+    batch(family, &text).await?;
+    Ok(true)
+}
+
+/// Whether the routes of a plan are there, whole. Needs no right.
+///
+/// # Errors
+/// They are not.
+pub(super) async fn read_back(plan: &Plan) -> anyhow::Result<()> {
+    if plan.mode != Mode::Tproxy {
+        return Ok(());
+    }
+    for family in &plan.families {
+        let shown = show_rules(*family).await?;
+        ensure!(
+            are_there(*family, &shown),
+            "ip {} rule show lacks the rules of table {TABLE}",
+            version(*family)
+        );
+        let route = tool::run("ip", &[version(*family), "route", "show", "table", TABLE], "").await?;
+        ensure!(route.trim().starts_with(ROUTE), "table {TABLE} of {} has no route {ROUTE}", family.name());
+    }
+    Ok(())
+}
+
+async fn show_rules(family: Family) -> Result<String, Failed> {
+    tool::run("ip", &[version(family), "rule", "show"], "").await
+}
+
+async fn batch(family: Family, text: &str) -> Result<(), Failed> {
+    tool::run("ip", &[version(family), "-batch", "-"], text).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHOWN: &str = "0:\tfrom all lookup local\n15006:\tfrom all fwmark 0x539 lookup 15006\n15007:\tfrom 127.0.0.0/8 iif lo lookup 15006\n32766:\tfrom all lookup main\n";
+
+    #[test]
+    fn a_second_run_changes_no_rule_and_others_stay() {
+        assert_eq!(install(Family::V4, SHOWN), "route replace local default dev lo table 15006\n");
+        let half = "0:\tfrom all lookup local\n15006:\tfrom all fwmark 0x1 lookup 15006\n15008:\tfrom all lookup 150060\n";
+        let lines: Vec<_> = install(Family::V4, half).lines().map(ToOwned::to_owned).collect();
+        assert_eq!(
+            lines,
+            [
+                "route replace local default dev lo table 15006",
+                "rule del from all fwmark 0x1 lookup 15006 priority 15006",
+                "rule add from all fwmark 0x539 lookup 15006 priority 15006",
+                "rule add from 127.0.0.0/8 iif lo lookup 15006 priority 15007",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_taken_away_is_ours() {
+        assert_eq!(removal("0:\tfrom all lookup local\n", ""), None);
+        let text = removal(SHOWN, "local default dev lo scope host\n").unwrap();
+        assert_eq!(
+            text,
+            "rule del from all fwmark 0x539 lookup 15006 priority 15006\nrule del from 127.0.0.0/8 iif lo lookup 15006 priority 15007\n\
+             route flush table 15006\n"
+        );
+    }
+}
