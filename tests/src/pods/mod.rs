@@ -28,12 +28,26 @@ use crate::proxy::binary;
 
 /// The pods, in the order in which [`Rig::pods`] has them.
 pub const PODS: [Spec; 6] = [
-    Spec { name: "web-1", app: "web", node: 1, number: 2, ports: &[8080, 8081, 8082, 8083] },
-    Spec { name: "web-2", app: "web", node: 2, number: 2, ports: &[8080, 8081, 8082, 8083] },
-    Spec { name: "shell", app: "shell", node: 1, number: 3, ports: &[] },
-    Spec { name: "cache", app: "cache", node: 2, number: 3, ports: &[6379] },
-    Spec { name: "db", app: "db", node: 3, number: 2, ports: &[3306] },
-    Spec { name: "echo", app: "echo", node: 3, number: 3, ports: &[50051, 8765] },
+    Spec {
+        name: "web-1",
+        app: "web",
+        node: 1,
+        number: 2,
+        ports: &[8080, 8081, 8082, 8083],
+        shows_clients: true,
+    },
+    Spec {
+        name: "web-2",
+        app: "web",
+        node: 2,
+        number: 2,
+        ports: &[8080, 8081, 8082, 8083],
+        shows_clients: false,
+    },
+    Spec { name: "shell", app: "shell", node: 1, number: 3, ports: &[], shows_clients: false },
+    Spec { name: "cache", app: "cache", node: 2, number: 3, ports: &[6379], shows_clients: false },
+    Spec { name: "db", app: "db", node: 3, number: 2, ports: &[3306], shows_clients: true },
+    Spec { name: "echo", app: "echo", node: 3, number: 3, ports: &[50051, 8765], shows_clients: false },
 ];
 
 const TOOLS: [&str; 12] = [

@@ -1,8 +1,8 @@
 //! A pod: what Kubernetes makes of a manifest that `remora inject` has seen, by hand.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::os::unix::fs::chown;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -28,6 +28,8 @@ pub struct Spec {
     pub number: u8,
     /// Where its program listens.
     pub ports: &'static [u16],
+    /// Whether its program sees the addresses of its clients (TPROXY).
+    pub shows_clients: bool,
 }
 
 impl Spec {
@@ -42,7 +44,10 @@ impl Spec {
         let ports: Vec<_> = self.ports.iter().map(|port| json!({"containerPort": port})).collect();
         json!({
             "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": self.name, "namespace": "default", "labels": {"app": self.app, "version": "v1"}},
+            "metadata": {
+                "name": self.name, "namespace": "default", "labels": {"app": self.app, "version": "v1"},
+                "annotations": {"remora.dev/interception-mode": if self.shows_clients { "TPROXY" } else { "REDIRECT" }},
+            },
             "spec": {
                 "serviceAccountName": self.app, "terminationGracePeriodSeconds": 20,
                 "containers": [{"name": "program", "image": "program", "ports": ports}],
@@ -94,7 +99,8 @@ impl Pod {
         }
         fs::write(folder.join("remora-roots/roots.pem"), &files.roots).expect("roots");
         fs::write(folder.join("remora-token/token"), format!("token:default:{}", spec.app)).expect("token");
-        chown(folder.join("remora-state"), Some(1337), Some(1337)).expect("owner");
+        // As a volume is that everybody may write to.
+        fs::set_permissions(folder.join("remora-state"), Permissions::from_mode(0o777)).expect("mode");
         chown(folder.join("program"), Some(USER), Some(USER)).expect("owner");
         let manifest = inject(&spec, &folder, &files.binary);
         let namespace = network.pod(spec.name, spec.node, spec.number);
@@ -166,17 +172,23 @@ impl Pod {
         .collect()
     }
 
-    /// Starts the sidecar, as the user that the manifest says and without any privilege; does not wait for it.
+    /// Starts the sidecar, as the user and with the capabilities that the manifest says; does not wait for it.
     ///
     /// # Panics
     /// When it runs already, or cannot be started.
     pub fn start_sidecar(&mut self) {
         assert!(self.sidecar.is_none(), "a sidecar runs in {}", self.spec.name);
         let container = self.container("remora-proxy");
-        let user = container["securityContext"]["runAsUser"].as_u64().expect("a user").to_string();
-        let mut command = self.namespace.command(&["setpriv", "--reuid", &user, "--regid", &user]);
+        let context = &container["securityContext"];
+        let [user, group] =
+            ["runAsUser", "runAsGroup"].map(|field| context[field].as_u64().expect("a number").to_string());
+        let added = context["capabilities"]["add"].as_array().into_iter().flatten();
+        let caps: String =
+            added.map(|name| format!(",+{}", name.as_str().expect("text").to_lowercase())).collect();
+        let bounding = format!("--bounding-set=-all{caps}");
+        let mut command = self.namespace.command(&["setpriv", "--reuid", &user, "--regid", &group]);
         command
-            .args(["--clear-groups", "--bounding-set=-all", "--no-new-privs", "--pdeathsig", "KILL"])
+            .args(["--clear-groups", &bounding, "--no-new-privs", "--pdeathsig", "KILL"])
             .arg(&self.binary)
             .args(self.arguments(container));
         self.sidecar = Some(self.spawn(command, "sidecar"));

@@ -68,12 +68,13 @@ impl Rig {
     }
 }
 
-/// Answers everything with its name, its port, who called by the sidecar's word, and what was asked for.
+/// Answers everything with its name, its port, who called by the sidecar's word, what was asked for, and whose address it sees.
 fn nginx(pod: &mut Pod) {
     let folder = pod.folder.join("program");
     let listen: String =
         pod.spec.ports.iter().map(|port| format!("listen {port}; listen [::]:{port}; ")).collect();
-    let answer = format!("{} $server_port $http_x_forwarded_client_cert $request_uri", pod.spec.name);
+    let answer =
+        format!("{} $server_port $http_x_forwarded_client_cert $request_uri $remote_addr", pod.spec.name);
     let conf = configuration(&folder, &listen, &answer);
     pod.start("nginx", &["nginx", "-c", &conf, "-p", &folder.display().to_string()]);
 }

@@ -38,11 +38,12 @@ pub(crate) fn refused(text: &str) -> Vec<String> {
             .with_workload(workload.metadata.name.clone());
         let addresses = vec![workload.spec.address, Ipv6Addr::LOCALHOST.into()];
         let intercepted = NodeRequest { intercepted: Some(addresses), captures_dns: true, ..request.clone() };
+        let transparent = NodeRequest { shows_clients: true, ..intercepted.clone() };
         // Who says that it is intercepted has to be.
         let direct = (workload.spec.interception == Interception::None).then_some(request);
         direct
             .into_iter()
-            .chain([intercepted])
+            .chain([intercepted, transparent])
             .map(|request| compiler.node(&request).unwrap())
             .collect::<Vec<_>>()
     });

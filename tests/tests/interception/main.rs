@@ -4,6 +4,7 @@
 mod dns;
 mod net;
 mod rules;
+mod tproxy;
 
 use net::{FAR, FAR6, Net, OTHER, POD, POD6, Sidecar, skipped};
 use remora_tests::wait::eventually;

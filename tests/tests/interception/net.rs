@@ -164,14 +164,42 @@ impl Net {
 /// which listener it came (`x-via`).
 #[derive(Debug)]
 pub(crate) struct Sidecar {
-    _process: Running,
+    process: Running,
     folder: tempfile::TempDir,
 }
 
 impl Sidecar {
     pub(crate) async fn start(pod: &Namespace) -> Self {
+        Self::run(pod, intercepting, "+dac_override").await
+    }
+
+    /// The same with TPROXY: the program on port 8080 sees its clients.
+    pub(crate) async fn start_transparent(pod: &Namespace) -> Self {
+        Self::run(pod, transparent, "+dac_override,+net_admin").await
+    }
+
+    async fn run(pod: &Namespace, listener: fn(&str, SocketAddr) -> Value, caps: &str) -> Self {
+        let sidecar = Self::spawn(pod, listener, caps);
+        let ready = "curl -s -o /dev/null -f http://127.0.0.1:15000/ready";
+        eventually("readiness of the sidecar", || pod.shell(ready).status == 0).await;
+        sidecar
+    }
+
+    /// One with TPROXY that may not be transparent: what it says when it ends.
+    pub(crate) async fn refused(pod: &Namespace) -> String {
+        let mut sidecar = Self::spawn(pod, transparent, "+dac_override");
+        let status = sidecar.process.end("the sidecar").await;
+        assert!(!status.success());
+        std::fs::read_to_string(sidecar.folder.path().join("stderr")).unwrap()
+    }
+
+    fn spawn(pod: &Namespace, listener: fn(&str, SocketAddr) -> Value, caps: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("remora-test-").tempdir().unwrap();
         let mut bootstrap = Bootstrap::default()
+            .cluster(json!({ "name": "program", "type": "STATIC", "connect_timeout": "2s",
+                "load_assignment": { "cluster_name": "program", "endpoints": [{ "lb_endpoints": [
+                    { "endpoint": { "address": address(([127, 0, 0, 1], 8080).into()) } },
+                ] }] } }))
             .cluster(json!({ "name": "original", "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED", "connect_timeout": "2s" }))
             .with(json!({ "admin": { "address": address(([127, 0, 0, 1], 15000).into()) } }));
         for (via, at) in [
@@ -180,7 +208,7 @@ impl Sidecar {
             ("inbound", "0.0.0.0:15006"),
             ("inbound", "[::]:15006"),
         ] {
-            bootstrap = bootstrap.listener(intercepting(via, at.parse().unwrap()));
+            bootstrap = bootstrap.listener(listener(via, at.parse().unwrap()));
         }
         bootstrap = bootstrap.listener(dns());
         let config = folder.path().join("bootstrap.yaml");
@@ -190,7 +218,7 @@ impl Sidecar {
         // The files of this test are root's.
         let child = pod
             .command(&["setpriv", "--reuid", &PROXY.to_string(), "--regid", "1337", "--clear-groups"])
-            .args(["--inh-caps", "+dac_override", "--ambient-caps", "+dac_override"])
+            .args(["--inh-caps", caps, "--ambient-caps", caps])
             .arg(remora)
             .args(["proxy", "--concurrency", "1", "-c"])
             .arg(&config)
@@ -198,10 +226,7 @@ impl Sidecar {
             .stderr(log)
             .spawn()
             .unwrap();
-        let sidecar = Self { _process: child.into(), folder };
-        let ready = "curl -s -o /dev/null -f http://127.0.0.1:15000/ready";
-        eventually("readiness of the sidecar", || pod.shell(ready).status == 0).await;
-        sidecar
+        Self { process: child.into(), folder }
     }
 }
 
@@ -223,6 +248,24 @@ fn intercepting(via: &str, at: SocketAddr) -> Value {
         .with(json!({
             "address": address(at),
             "listener_filters": [{ "name": "envoy.filters.listener.original_dst", "typed_config": { "@type": filter } }],
+        }))
+        .into()
+}
+
+/// With the client's address to the program on loopback, for what comes in.
+fn transparent(via: &str, at: SocketAddr) -> Value {
+    if via != "inbound" {
+        return intercepting(via, at);
+    }
+    let mut route = to_cluster("/", "program");
+    route["response_headers_to_add"] = json!([{ "header": { "key": "x-via", "value": via } }]);
+    let filter = "type.googleapis.com/envoy.extensions.filters.listener.original_src.v3.OriginalSrc";
+    Listener::http(&format!("{via}-{at}"))
+        .route(route)
+        .with(json!({
+            "address": address(at),
+            "transparent": true,
+            "listener_filters": [{ "name": "envoy.filters.listener.original_src", "typed_config": { "@type": filter } }],
         }))
         .into()
 }

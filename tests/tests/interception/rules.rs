@@ -154,7 +154,7 @@ fn wrong_arguments_are_status_2() {
     for (line, word) in [
         ("--inbound-port 0", "is not a port"),
         ("--inbound-port 15001", "both 15001"),
-        ("--mode tproxy", "redirect"),
+        ("--mode transparent", "tproxy"),
         ("--include-inbound-ports 80 --exclude-inbound-ports 80", "port 80 is in"),
     ] {
         let said = net.pod.init(line);

@@ -1,7 +1,7 @@
 //! Every pair of programs, through the addresses of Services and of pods, over IPv4 and IPv6.
 
 use remora_tests::netns::Said;
-use remora_tests::pods::{Pod, Rig, python, script};
+use remora_tests::pods::{Network, Pod, Rig, python, script};
 
 use super::checks::Checks;
 
@@ -54,6 +54,41 @@ fn http(rig: &Rig, checks: &mut Checks) {
         let good = said.out.lines().filter(|line| *line == "200").count();
         checks.that(&format!("a pod calls its own Service: {vip}"), good == 3, &told(&said));
     }
+}
+
+/// Programs behind TPROXY see the pod that called, whatever is between: mTLS, plaintext, HTTP, TCP.
+pub(crate) fn clients(rig: &Rig, checks: &mut Checks) {
+    let shell = rig.pod("shell").spec.addresses();
+    for (how, address) in addresses(10, rig.pod("web-1")).into_iter().skip(2) {
+        let own = if address.contains(':') { shell.v6.to_string() } else { shell.v4.to_string() };
+        // STRICT, PERMISSIVE, DISABLED; twice, for connections that are kept.
+        for port in [8080, 8081, 8082, 8080, 8081, 8082] {
+            let answer = rig.curl(&[&format!("http://{}/", target(&address, port))]);
+            let ends = format!(" / {own}\n");
+            checks.that(&format!("the client, nginx: {how}, {port}"), answer.ends_with(&ends), &answer);
+        }
+    }
+    let outside = Network::outside_address();
+    let web = rig.pod("web-1").spec.addresses();
+    for (own, address) in
+        [(outside.v4.to_string(), web.v4.to_string()), (outside.v6.to_string(), web.v6.to_string())]
+    {
+        let answer = rig.curl_from_outside(&[&format!("http://{}/", target(&address, 8081))]);
+        let ends = format!(" / {own}\n");
+        checks.that(&format!("the client from outside, nginx: {address}"), answer.ends_with(&ends), &answer);
+    }
+    for (how, address) in addresses(30, rig.pod("db")) {
+        // Endpoints of a Service have the first address of their pod.
+        let six = how == "pod IP, IPv6";
+        let own = if six { shell.v6.to_string() } else { shell.v4.to_string() };
+        let login = ["timeout", "5", "mariadb", "--no-defaults", "-uapp", "-psecret", "-h", &address];
+        let said = rig.pod("shell").run(&[&login[..], &["-Nse", "SELECT USER()", "shop"]].concat());
+        checks.that(&format!("the client, MariaDB: {how}"), said.out == format!("app@{own}\n"), &told(&said));
+    }
+    // With REDIRECT it is the sidecar.
+    let other = rig.pod("web-2").spec.addresses().v4;
+    let answer = rig.curl(&[&format!("http://{other}:8080/")]);
+    checks.that("the client with REDIRECT, nginx", answer.ends_with(" / 127.0.0.1\n"), &answer);
 }
 
 fn redis(rig: &Rig, checks: &mut Checks) {

@@ -29,6 +29,8 @@ async fn a_mesh_of_six_pods() {
     part("into and out of the mesh");
     wire::borders(&rig, &mut checks);
     wire::identity(&rig, &mut checks);
+    // In plaintext as well, after it was seen that there is none.
+    calls::clients(&rig, &mut checks);
     part("a job");
     orders::job(&mut rig, &mut checks).await;
     part("a sidecar drains");

@@ -13,7 +13,7 @@ use super::checks::Checks;
 const CONNECTIONS: u64 = 8;
 
 /// A pod that does its work and ends.
-const JOB: Spec = Spec { name: "job", app: "job", node: 2, number: 4, ports: &[] };
+const JOB: Spec = Spec { name: "job", app: "job", node: 2, number: 4, ports: &[], shows_clients: false };
 
 /// The program starts first; the sidecar later, and it ends when the program says so.
 pub(crate) async fn job(rig: &mut Rig, checks: &mut Checks) {
