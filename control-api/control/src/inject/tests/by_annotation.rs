@@ -38,8 +38,6 @@ fn every_annotation_does_something() {
         ("sidecar.istio.io/nativeSidecar", "false", "native", "null"),
         ("remora.dev/interception", "cni", "right", "false"),
         ("remora.dev/interception", "none", "init", PROXY),
-        ("remora.dev/interception-mode", "TPROXY", "--mode", "tproxy"),
-        ("sidecar.istio.io/interceptionMode", "TPROXY", "--mode", "tproxy"),
         ("remora.dev/proxy-image", "a/b:2", "image", "a/b:2"),
         ("sidecar.istio.io/proxyImage", "a/b:2", "image", "a/b:2"),
         ("remora.dev/proxy-cpu", "100m", "requests.cpu", "100m"),
@@ -89,8 +87,8 @@ fn every_annotation_does_something() {
         assert_eq!(part(&with, what).as_deref(), Some(expected), "{name}");
         assert_ne!(part(&without, what).as_deref(), Some(expected), "{name} is more than the default");
     }
-    // No name is known that nothing above uses, but those that are read elsewhere.
-    let elsewhere = ["inject", "injected", "origin", "cni", "rewrite-probes"];
+    // No name is known that nothing above uses, but those that are read or tested elsewhere.
+    let elsewhere = ["inject", "injected", "origin", "cni", "rewrite-probes", "interception-mode"];
     for name in annotations::known().filter(|name| !elsewhere.contains(name)) {
         assert!(all.iter().any(|(used, ..)| *used == format!("remora.dev/{name}")), "{name}");
     }
