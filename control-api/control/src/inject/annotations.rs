@@ -45,6 +45,16 @@ pub(super) enum Mode {
     Tproxy,
 }
 
+impl Mode {
+    fn of(text: &str) -> Option<Self> {
+        match text.trim() {
+            "REDIRECT" => Some(Self::Redirect),
+            "TPROXY" => Some(Self::Tproxy),
+            _ => None,
+        }
+    }
+}
+
 /// What a value is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Field {
@@ -77,6 +87,9 @@ const REQUESTS: [(&str, &str); 2] = [("cpu", "10m"), ("memory", "20Mi")];
 
 const OURS: &str = "remora.dev/";
 
+/// What ours say about interception, without the prefix.
+const OF_INTERCEPTION: [&str; 2] = ["interception", "interception-mode"];
+
 /// Ours without the prefix, and Istio's. Ours win.
 const KNOWN: [(Field, &str, Option<&str>); 25] = [
     (Field::Other, "inject", Some("sidecar.istio.io/inject")),
@@ -85,7 +98,8 @@ const KNOWN: [(Field, &str, Option<&str>); 25] = [
     (Field::Other, "cni", None),
     (Field::Native, "native-sidecar", Some("sidecar.istio.io/nativeSidecar")),
     (Field::Interception, "interception", None),
-    (Field::Mode, "interception-mode", Some("sidecar.istio.io/interceptionMode")),
+    // Istio's word for it is also for ours above.
+    (Field::Mode, "interception-mode", None),
     (Field::Image, "proxy-image", Some("sidecar.istio.io/proxyImage")),
     (Field::Resource("requests", "cpu"), "proxy-cpu", Some("sidecar.istio.io/proxyCPU")),
     (Field::Resource("limits", "cpu"), "proxy-cpu-limit", Some("sidecar.istio.io/proxyCPULimit")),
@@ -133,6 +147,9 @@ const KNOWN: [(Field, &str, Option<&str>); 25] = [
 /// Istio's settings of the sidecar, as YAML in an annotation.
 const PROXY_CONFIG: &str = "proxy.istio.io/config";
 
+/// Istio's one word for whether there are rules, and which.
+const ISTIOS_MODE: &str = "sidecar.istio.io/interceptionMode";
+
 /// What the pod is to have, and what is to be said about its annotations.
 ///
 /// # Errors
@@ -143,14 +160,23 @@ pub(super) fn read(template: &Value, settings: &Settings) -> Result<(Wanted, Vec
     let mut wanted = defaults(settings);
     let mut notes = unknown(annotations)?;
     if let Some(text) = text_of(annotations, PROXY_CONFIG)? {
-        proxy_config(text, &mut wanted, &mut notes)?;
+        proxy_config(text, &mut wanted, settings, &mut notes)?;
+    }
+    let unusable = |name: &str, text: &str, fix: String| {
+        Failure::new(annotation(name), format!("{text:?} cannot be used"), fix)
+    };
+    if let Some(text) = text_of(annotations, ISTIOS_MODE)? {
+        wanted.istios_mode(text, settings).map_err(|fix| unusable(ISTIOS_MODE, text, fix))?;
+    }
+    // A pod that says in our words what it wants must not get no rules at all by Istio's.
+    if OF_INTERCEPTION.iter().any(|name| annotations.contains_key(&format!("{OURS}{name}"))) {
+        wanted.interception = settings.interception;
     }
     for (field, name, istio) in KNOWN {
         let own = format!("{OURS}{name}");
         for name in istio.into_iter().chain([own.as_str()]) {
             let Some(text) = text_of(annotations, name)? else { continue };
-            let set = wanted.set(field, text, settings);
-            set.map_err(|fix| Failure::new(annotation(name), format!("{text:?} cannot be used"), fix))?;
+            wanted.set(field, text, settings).map_err(|fix| unusable(name, text, fix))?;
         }
     }
     wanted.consistent()?;
@@ -205,7 +231,8 @@ fn unknown(annotations: &Map<String, Value>) -> Result<Vec<String>, Failure> {
             return Err(Failure::new(annotation(name), "is not known", fix));
         }
         let istio = ["sidecar.istio.io/", "traffic.sidecar.istio.io/", "proxy.istio.io/"];
-        let known = name == PROXY_CONFIG || KNOWN.iter().any(|(_, _, istio)| *istio == Some(name.as_str()));
+        let known = [PROXY_CONFIG, ISTIOS_MODE].contains(&name.as_str())
+            || KNOWN.iter().any(|(_, _, istio)| *istio == Some(name.as_str()));
         if istio.iter().any(|prefix| name.starts_with(prefix)) && !known {
             notes.push(format!("the annotation {name} means nothing to Remora"));
         }
@@ -222,13 +249,10 @@ impl Wanted {
                 self.native = settings.is_native(choice::<Native>(text, "\"auto\", \"true\" or \"false\"")?);
             }
             Field::Interception => self.interception = choice(text, "\"init\", \"cni\" or \"none\"")?,
-            Field::Mode => match text.trim() {
-                "REDIRECT" => self.mode = Mode::Redirect,
-                "TPROXY" => self.mode = Mode::Tproxy,
-                // Istio's word for it.
-                "NONE" => self.interception = Interception::None,
-                _ => return Err("write \"REDIRECT\" or \"TPROXY\"".into()),
-            },
+            Field::Mode => {
+                let fix = "write \"REDIRECT\" or \"TPROXY\"; without rules is remora.dev/interception: none";
+                self.mode = Mode::of(text).ok_or(fix)?;
+            }
             Field::Image => self.image = values::image(text)?,
             Field::Resource(kind, name) => {
                 self.resources.insert((kind, name), values::quantity(text)?);
@@ -243,6 +267,16 @@ impl Wanted {
             Field::Ranges { option, all } => self.option(option, values::ranges(text, all)?),
             Field::Interfaces => self.option("--exclude-interfaces", values::interfaces(text)?),
         }
+        Ok(())
+    }
+
+    /// In place of an earlier one of Istio's: its annotation counts more than its settings.
+    fn istios_mode(&mut self, text: &str, settings: &Settings) -> Result<(), String> {
+        (self.interception, self.mode) = match Mode::of(text) {
+            Some(mode) => (settings.interception, mode),
+            None if text.trim() == "NONE" => (Interception::None, Mode::Redirect),
+            None => return Err("write \"REDIRECT\", \"TPROXY\" or \"NONE\"".into()),
+        };
         Ok(())
     }
 
@@ -307,8 +341,13 @@ fn choice<T: ValueEnum>(text: &str, all: &str) -> Result<T, String> {
     T::from_str(text.trim(), false).map_err(|_| format!("write {all}"))
 }
 
-/// `holdApplicationUntilProxyStarts`, `concurrency` and `terminationDrainDuration` (whole seconds) of Istio's ProxyConfig.
-fn proxy_config(text: &str, wanted: &mut Wanted, notes: &mut Vec<String>) -> Result<(), Failure> {
+/// `holdApplicationUntilProxyStarts`, `concurrency`, `interceptionMode` and `terminationDrainDuration` (whole seconds) of Istio's ProxyConfig.
+fn proxy_config(
+    text: &str,
+    wanted: &mut Wanted,
+    settings: &Settings,
+    notes: &mut Vec<String>,
+) -> Result<(), Failure> {
     let wrong = |message: String, fix: &str| Failure::new(annotation(PROXY_CONFIG), message, fix);
     let node = yaml::parse(text).map_err(|errors| {
         let first = errors.first().map(|e| e.message.clone()).unwrap_or_default();
@@ -328,6 +367,7 @@ fn proxy_config(text: &str, wanted: &mut Wanted, notes: &mut Vec<String>) -> Res
             "holdApplicationUntilProxyStarts" => values::boolean(value).map(|hold| wanted.hold = hold),
             // 0 is Istio's word for as many as there are CPUs, which the sidecar does not know without a limit.
             "concurrency" => values::number(value, 1, 1024).map(|n| wanted.concurrency = n),
+            "interceptionMode" => wanted.istios_mode(value, settings),
             "terminationDrainDuration" => {
                 let seconds = value.strip_suffix('s').unwrap_or(value);
                 values::number(seconds, 1, 3600)

@@ -146,6 +146,31 @@ fn a_program_may_see_its_clients() {
     assert!(failure(&grouped).contains("spec.securityContext.runAsGroup"), "{}", failure(&grouped));
 }
 
+/// NONE is no word of ours, and Istio's does not take rules away from a pod that says in ours what it wants.
+#[test]
+fn istios_word_for_no_rules_counts_where_ours_say_nothing() {
+    const ISTIOS: &str = "sidecar.istio.io/interceptionMode";
+    const OURS: &str = "remora.dev/interception-mode";
+    let rules = |annotations: Value| {
+        let pod = of(&annotated(&annotations));
+        let init = who::containers(&pod).find(|(_, c)| c["name"] == INIT);
+        init.map(|(_, init)| option(init, "--mode").unwrap_or_else(|| "redirect".into()))
+    };
+    let mode = |mode: &str| Some(mode.to_owned());
+    assert_eq!(rules(json!({ISTIOS: "NONE"})), None);
+    assert_eq!(rules(json!({ISTIOS: "NONE", OURS: "TPROXY"})), mode("tproxy"));
+    assert_eq!(rules(json!({ISTIOS: "NONE", OURS: "REDIRECT"})), mode("redirect"));
+    assert_eq!(rules(json!({ISTIOS: "NONE", "remora.dev/interception": "init"})), mode("redirect"));
+    assert_eq!(rules(json!({ISTIOS: "TPROXY", OURS: "REDIRECT"})), mode("redirect"));
+    assert_eq!(rules(json!({ISTIOS: "TPROXY", "remora.dev/interception": "init"})), mode("tproxy"));
+    // Istio's settings count less than its annotation.
+    let config = |mode: &str| format!("interceptionMode: {mode}");
+    assert_eq!(rules(json!({"proxy.istio.io/config": config("TPROXY")})), mode("tproxy"));
+    assert_eq!(rules(json!({"proxy.istio.io/config": config("NONE")})), None);
+    assert_eq!(rules(json!({"proxy.istio.io/config": config("NONE"), ISTIOS: "REDIRECT"})), mode("redirect"));
+    assert_eq!(rules(json!({"proxy.istio.io/config": config("NONE"), OURS: "TPROXY"})), mode("tproxy"));
+}
+
 #[test]
 fn ours_win_over_istios() {
     let both = json!({"remora.dev/proxy-cpu": "2", "sidecar.istio.io/proxyCPU": "1",
@@ -163,6 +188,8 @@ fn values_that_cannot_be_used_are_named_with_a_fix() {
         ("remora.dev/native-sidecar", "yes"),
         ("remora.dev/interception", "tproxy"),
         ("remora.dev/interception-mode", "tproxy"),
+        ("remora.dev/interception-mode", "NONE"),
+        ("sidecar.istio.io/interceptionMode", "none"),
         ("remora.dev/concurrency", "0"),
         ("remora.dev/hold-application", "1"),
         ("remora.dev/log-level", "info; rm"),
@@ -181,6 +208,7 @@ fn values_that_cannot_be_used_are_named_with_a_fix() {
         ("sidecar.istio.io/inject", "enabled"),
         ("proxy.istio.io/config", "holdApplicationUntilProxyStarts: perhaps"),
         ("proxy.istio.io/config", "concurrency: 0"),
+        ("proxy.istio.io/config", "interceptionMode: 3"),
         ("proxy.istio.io/config", "a: b: c"),
         ("proxy.istio.io/config", "[1]"),
     ];
