@@ -163,6 +163,8 @@ struct App {
     dns_updates: mpsc::Receiver<DnsUpdate>,
     unresolved: Unresolved,
     dns_listeners: DnsListeners,
+    /// Of the listeners that are bound, but those that answer DNS.
+    transparency: BTreeMap<Arc<str>, listeners::Transparency>,
     key_sets: KeySets,
     quotas: Quotas,
     health: health::Health,
@@ -245,6 +247,7 @@ pub async fn run(
         dns,
         dns_updates,
         unresolved: Unresolved::default(),
+        transparency: BTreeMap::new(),
         key_sets: KeySets::default(),
         quotas: Quotas::default(),
         health: health::Health::default(),

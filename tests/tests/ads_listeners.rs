@@ -1,8 +1,10 @@
 //! Listeners of a control plane whose sockets cannot be had, and listeners that change.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 
+use remora_proxy::listener::socket;
 use remora_tests::client::http1::Http1Client;
 use remora_tests::config::{Listener, direct};
 use remora_tests::control_plane::{ControlPlane, Said};
@@ -12,12 +14,30 @@ use remora_tests::upstream::Upstream as _;
 use remora_tests::upstream::http1::{Answer, Http1Upstream};
 use remora_tests::wait::{eventually, eventually_async};
 use remora_xds::{Kind, Resource};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// A listener that answers with its name, at this port.
 fn at(name: &str, port: u16) -> Resource {
+    with(name, port, json!({}))
+}
+
+fn with(name: &str, port: u16, more: Value) -> Resource {
     let address = json!({ "address": { "socket_address": { "address": "127.0.0.1", "port_value": port } } });
-    lds(Listener::http(name).route(direct("/", 200, name)).with(address))
+    lds(Listener::http(name).route(direct("/", 200, name)).with(address).with(more))
+}
+
+/// The sockets that listen at an address, by their inodes.
+fn sockets(address: SocketAddr) -> BTreeSet<String> {
+    let IpAddr::V4(ip) = address.ip() else { panic!("{address}") };
+    // As the kernel writes it: the bytes of the address as one number of this machine.
+    let local = format!("{:08X}:{:04X}", u32::from_ne_bytes(ip.octets()), address.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let inode = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        // 0A: LISTEN.
+        (words[1] == local && words[3] == "0A").then(|| words[9].to_owned())
+    };
+    table.lines().skip(1).filter_map(inode).collect()
 }
 
 /// A port that another program has.
@@ -76,6 +96,51 @@ async fn one_that_moves_to_a_port_that_is_taken_stays_where_it_was_and_is_refuse
     plane.accepted(Kind::Listener, "moving").await;
     let new = SocketAddr::from(([127, 0, 0, 1], other));
     assert_eq!(Http1Client::connect(new).await.get("/").await.unwrap().text(), "moving");
+}
+
+/// Sockets of before would drop what TPROXY gives them. Without the right it is refused, and stays as it was.
+#[tokio::test]
+async fn one_that_becomes_transparent_gets_new_sockets_at_its_address() {
+    let (plane, origin) = plane().await;
+    let publish = |more: Value| {
+        plane.publish(service(origin.address(), 1).into_iter().chain([with("changing", 0, more)]));
+    };
+    publish(json!({}));
+    let proxy = Proxy::builder()
+        .cluster(control_cluster(&[plane.address]))
+        .dynamic(by_ads("DELTA_GRPC"))
+        .start()
+        .await;
+    let address = proxy.address("changing");
+    let answers = async || Http1Client::connect(address).await.get("/").await.unwrap().text();
+    let filter = "type.googleapis.com/envoy.extensions.filters.listener.original_src.v3.OriginalSrc";
+    let filter =
+        json!({ "name": "envoy.filters.listener.original_src", "typed_config": { "@type": filter } });
+    for (word, more) in [
+        ("transparent", json!({ "transparent": true })),
+        ("original_src", json!({ "listener_filters": [filter] })),
+    ] {
+        let before = sockets(address);
+        assert!(!before.is_empty());
+        publish(more);
+        let is_refused = |said: &Said| match said {
+            Said::Refused(Kind::Listener, _, why) => {
+                why.contains(&format!("{word} needs the capability NET_ADMIN"))
+                    && why.contains(&format!("still listens on {address}"))
+            }
+            _ => false,
+        };
+        if socket::may_pose(address).is_err() {
+            eventually("a refusal", || plane.said().iter().any(is_refused)).await;
+        } else {
+            eventually("new sockets, and none of before", || {
+                let now = sockets(address);
+                !now.is_empty() && now.is_disjoint(&before)
+            })
+            .await;
+        }
+        assert_eq!(answers().await, "changing");
+    }
 }
 
 #[tokio::test]

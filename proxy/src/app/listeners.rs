@@ -41,10 +41,27 @@ struct Bound {
     inherited: usize,
 }
 
+/// What a listener says about addresses that are not its own. Sockets that were opened without it are of no use with it: the kernel drops
+/// what TPROXY would give them; and it needs a right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Transparency {
+    /// `transparent`.
+    takes: bool,
+    /// The listener filter `original_src`.
+    poses: bool,
+}
+
+impl Transparency {
+    const fn of(spec: &ListenerSpec) -> Self {
+        Self { takes: spec.socket.transparent, poses: spec.original_src.is_some() }
+    }
+}
+
 /// Sockets of one listener that nobody accepts on yet.
 struct Opened {
     name: Arc<str>,
     bound: Vec<Bound>,
+    transparency: Transparency,
 }
 
 impl App {
@@ -84,29 +101,31 @@ impl App {
         let gone: Vec<_> = bound.keys().filter(gone).cloned().collect();
         for name in gone {
             let at = bound.remove(&name).unwrap_or_default();
+            self.transparency.remove(&name);
             self.close_listener(&name, &at).await;
         }
         let (mut opened, mut failed) = (Vec::new(), self.dns_listeners.follow(&snapshot, &mut bound));
         for (name, spec) in wanted {
-            if bound.get(name).is_some_and(|at| same_addresses(at, spec)) {
+            let (old, transparency) = (bound.get(name).cloned().unwrap_or_default(), Transparency::of(spec));
+            let stays = same_addresses(&old, spec);
+            if stays && self.transparency.get(name) == Some(&transparency) {
                 continue;
             }
+            // What was any port stays the one that it is.
+            let at = if stays { old.clone() } else { addresses(spec).collect() };
             // The new sockets before the old ones go: SO_REUSEPORT lets both be open at one address.
-            match self.bind(spec) {
-                Ok(bound) => opened.push(Opened { name: Arc::clone(name), bound }),
-                Err(error) => {
-                    let old = bound.get(name).cloned().unwrap_or_default();
-                    failed.push(Unbound { name: Arc::clone(name), error, old });
-                }
+            match self.bind(spec, &at) {
+                Ok(bound) => opened.push(Opened { name: Arc::clone(name), bound, transparency }),
+                Err(error) => failed.push(Unbound { name: Arc::clone(name), error, old }),
             }
         }
         self.shared.bound.store(Arc::new(bound));
         (opened, failed)
     }
 
-    fn bind(&mut self, spec: &ListenerSpec) -> std::io::Result<Vec<Bound>> {
+    fn bind(&mut self, spec: &ListenerSpec, at: &[SocketAddr]) -> std::io::Result<Vec<Bound>> {
         let (workers, mut all) = (self.workers.len(), Vec::new());
-        for address in std::iter::once(spec.address).chain(spec.additional.iter().copied()) {
+        for address in at.iter().copied() {
             if spec.original_src.is_some() {
                 socket::may_pose(address)?;
             }
@@ -141,7 +160,7 @@ impl App {
     /// Gives each worker its sockets.
     async fn accept_on(&mut self, opened: Vec<Opened>) {
         let mut all = BTreeMap::clone(&self.shared.bound.load());
-        for Opened { name, bound } in opened {
+        for Opened { name, bound, transparency } in opened {
             if let Some(old) = all.remove(&name) {
                 self.renew_listener(&name, &old).await;
             }
@@ -153,6 +172,7 @@ impl App {
                     let _ = worker.send(Command::Listen(Arc::clone(&name), socket)).await;
                 }
             }
+            self.transparency.insert(Arc::clone(&name), transparency);
             all.insert(name, addresses);
         }
         self.shared.bound.store(Arc::new(all));
@@ -163,9 +183,13 @@ fn places(name: &str, at: &[SocketAddr]) -> Vec<Place> {
     at.iter().map(|at| Place::of(name, *at)).collect()
 }
 
+fn addresses(spec: &ListenerSpec) -> impl Iterator<Item = SocketAddr> {
+    std::iter::once(spec.address).chain(spec.additional.iter().copied())
+}
+
 /// A wanted port 0 is any port.
 pub(super) fn same_addresses(bound: &[SocketAddr], spec: &ListenerSpec) -> bool {
-    let wanted: Vec<_> = std::iter::once(spec.address).chain(spec.additional.iter().copied()).collect();
+    let wanted: Vec<_> = addresses(spec).collect();
     let same =
         |(b, w): (&SocketAddr, &SocketAddr)| b.ip() == w.ip() && (w.port() == 0 || b.port() == w.port());
     bound.len() == wanted.len() && bound.iter().zip(&wanted).all(same)
