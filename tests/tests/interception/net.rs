@@ -129,34 +129,47 @@ pub(crate) struct Net {
 impl Net {
     pub(crate) fn new() -> Self {
         let [pod, far] = ["pod", "far"].map(|role| Namespace(netns::Namespace::new(role)));
-        let link = [
-            "link",
-            "add",
-            "eth0",
-            "netns",
-            pod.name(),
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "eth0",
-            "netns",
-            far.name(),
-        ];
-        assert!(runs(Command::new("ip").args(link)), "ip link add");
-        let up = |at: &Namespace, addresses: &[&str]| {
-            for address in addresses {
-                at.must(&format!(
-                    "ip addr add {address} dev eth0 {}",
-                    if address.contains(':') { "nodad" } else { "" }
-                ));
-            }
-            at.must("ip link set eth0 up");
-        };
-        up(&pod, &["10.77.0.2/24", "fd77::2/64"]);
-        up(&far, &["10.77.0.1/24", "10.77.0.9/24", "fd77::1/64"]);
+        cable(
+            (&pod, "eth0", &["10.77.0.2/24", "fd77::2/64"]),
+            (&far, "eth0", &["10.77.0.1/24", "10.77.0.9/24", "fd77::1/64"]),
+        );
         pod.must("ip route add default via 10.77.0.1; ip -6 route add default via fd77::1");
         Self { pod, far }
+    }
+
+    /// A machine behind the pod, which forwards to it, and its addresses.
+    pub(crate) fn behind(&self) -> (Namespace, [&'static str; 2]) {
+        let behind = Namespace(netns::Namespace::new("behind"));
+        cable(
+            (&self.pod, "eth1", &["10.78.0.1/24", "fd78::1/64"]),
+            (&behind, "eth0", &["10.78.0.2/24", "fd78::2/64"]),
+        );
+        behind.must("ip route add default via 10.78.0.1; ip -6 route add default via fd78::1");
+        self.pod
+            .must("for f in ipv4/ip_forward ipv6/conf/all/forwarding; do echo 1 > /proc/sys/net/$f; done");
+        self.far.must("ip route add 10.78.0.0/24 via 10.77.0.2; ip -6 route add fd78::/64 via fd77::2");
+        (behind, ["10.78.0.2", "[fd78::2]"])
+    }
+}
+
+/// One end of a cable: where, the interface, its addresses.
+type End<'a> = (&'a Namespace, &'a str, &'a [&'a str]);
+
+fn cable(one: End<'_>, other: End<'_>) {
+    let link = format!(
+        "link add {} netns {} type veth peer name {} netns {}",
+        one.1,
+        one.0.name(),
+        other.1,
+        other.0.name()
+    );
+    assert!(runs(Command::new("ip").args(link.split(' '))), "ip {link}");
+    for (at, interface, addresses) in [one, other] {
+        for address in addresses {
+            let at_once = if address.contains(':') { "nodad" } else { "" };
+            at.must(&format!("ip addr add {address} dev {interface} {at_once}"));
+        }
+        at.must(&format!("ip link set {interface} up"));
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::args::Mode;
-use super::plan::{CONNECTION_MARK, Family, Match, PACKET_MARK, Plan, Rule, Verdict};
+use super::plan::{CONNECTION_MARK, Family, Match, Plan, Rule, Verdict};
 
 /// Our chains, and where one jump to each stands.
 pub(super) const CHAINS: [(&str, &str); 2] = [("REMORA_INBOUND", "PREROUTING"), ("REMORA_OUTPUT", "OUTPUT")];
@@ -26,7 +26,7 @@ fn chains(plan: &Plan, family: Family) -> [(&'static str, Vec<String>); 2] {
         Mode::Tproxy => {
             // What it finds no socket for it drops.
             inbound.push(format!(
-                "-p tcp -m connmark --mark {CONNECTION_MARK:#x} -j TPROXY --on-port {} --tproxy-mark {PACKET_MARK:#x}",
+                "-p tcp -m connmark --mark {CONNECTION_MARK:#x} -j TPROXY --on-port {}",
                 plan.inbound_port
             ));
             [("mangle", inbound), ("nat", outbound)]
@@ -134,7 +134,9 @@ fn written(rule: &Rule, family: Family) -> Vec<String> {
     let verdict = match rule.verdict {
         Verdict::Pass => "-j RETURN".to_owned(),
         Verdict::Redirect(port) => format!("-j REDIRECT --to-ports {port}"),
-        Verdict::Divert => format!("--syn -j CONNMARK --set-mark {CONNECTION_MARK:#x}"),
+        Verdict::Divert => {
+            format!("--syn -m addrtype --dst-type LOCAL -j CONNMARK --set-mark {CONNECTION_MARK:#x}")
+        }
     };
     let each = |all: &mut dyn Iterator<Item = String>| -> Vec<String> {
         all.map(|text| format!("{text} {verdict}")).collect()

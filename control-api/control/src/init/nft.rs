@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::args::Mode;
-use super::plan::{CONNECTION_MARK, Family, Match, PACKET_MARK, Plan, Rule, Verdict};
+use super::plan::{CONNECTION_MARK, Family, Match, Plan, Rule, Verdict};
 
 /// Name of our table, in each family.
 pub(super) const TABLE: &str = "remora";
@@ -123,7 +123,7 @@ fn inbound_rules(plan: &Plan, table: Table) -> Vec<String> {
     if plan.mode == Mode::Tproxy {
         let diverted = format!("meta l4proto tcp ct mark {CONNECTION_MARK:#x} counter");
         let port = plan.inbound_port;
-        all.push(format!("{diverted} tproxy to :{port} meta mark set {PACKET_MARK:#x} accept"));
+        all.push(format!("{diverted} tproxy to :{port} accept"));
         all.push(format!("{diverted} drop"));
     }
     all
@@ -140,7 +140,10 @@ fn written(rule: &Rule, families: &[Family]) -> Vec<String> {
         Verdict::Pass => "return".to_owned(),
         // Counted, so that people see whether it does anything.
         Verdict::Redirect(port) => format!("counter redirect to :{port}"),
-        Verdict::Divert => format!("tcp flags syn / fin,syn,rst,ack ct mark set {CONNECTION_MARK:#x}"),
+        // In words that nft before 0.9.9 knows, too.
+        Verdict::Divert => format!(
+            "tcp flags & (fin|syn|rst|ack) == syn fib daddr type local ct mark set {CONNECTION_MARK:#x}"
+        ),
     };
     let quoted = |names: &[String]| set(names.iter().map(|name| format!("\"{name}\"")));
     let one = match &rule.matches {

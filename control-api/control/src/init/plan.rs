@@ -6,9 +6,8 @@ use ipnet::IpNet;
 
 use super::args::{InitArgs, IpVersion, Mode, Selection, sorted};
 
-/// Mark of packets that TPROXY leads to a socket of this machine (Istio's, decimal 1337).
-pub(super) const PACKET_MARK: u32 = 0x539;
-/// Mark of connections that began while TPROXY was there: others go on as they are.
+/// Mark of connections that began while TPROXY was there: others go on as they are. Packets get none: the kernel would look for the way
+/// back to their source by it (`src_valid_mark`, as WireGuard sets it), and what is captured is for this machine anyway.
 pub(super) const CONNECTION_MARK: u32 = 0x53a;
 
 /// Ports that others reach on the proxy itself: HBONE, Istio's agent, readiness, metrics.
@@ -58,7 +57,7 @@ pub(super) enum Match {
 pub(super) enum Verdict {
     Pass,
     Redirect(u16),
-    /// Begins to be led to the inbound port unchanged; see [`Plan::mode`].
+    /// Begins to be led to the inbound port unchanged, if it is for an address of this machine; see [`Plan::mode`].
     Divert,
 }
 

@@ -1,18 +1,20 @@
-//! Routes beside TPROXY: what is marked is for this machine, and so is what programs on loopback answer to the addresses of their clients.
-//! The text is pure; `ip` (iproute2) applies it.
+//! Routes beside TPROXY: what programs on loopback answer to the addresses of their clients is for this machine. The text is pure; `ip`
+//! (iproute2) applies it.
 
 use std::fmt::Write;
 
 use anyhow::{Context, ensure};
 
 use super::args::Mode;
-use super::plan::{Family, PACKET_MARK, Plan};
+use super::plan::{Family, Plan};
 use super::tool::{self, Failed};
 
 /// A routing table of our own.
 const TABLE: &str = "15006";
 /// Its one route.
 const ROUTE: &str = "local default dev lo";
+/// Right behind the table `local`, and in front of the rules of VPNs, which send all of this machine elsewhere (Tailscale's begin at 5210).
+const PRIORITY: &str = "1";
 
 /// `ip` for one version of IP.
 pub(super) const fn version(family: Family) -> &'static str {
@@ -22,17 +24,13 @@ pub(super) const fn version(family: Family) -> &'static str {
     }
 }
 
-/// The rules that lead to the table: their priority, and the rest as `ip rule show` has it.
-fn rules(family: Family) -> [(&'static str, String); 2] {
+/// The rule that leads to the table, as `ip rule show` has it behind its priority. What comes from elsewhere cannot have such a source.
+fn rule(family: Family) -> String {
     let loopback = match family {
         Family::V4 => "127.0.0.0/8",
         Family::V6 => "::1",
     };
-    [
-        ("15006", format!("from all fwmark {PACKET_MARK:#x} lookup {TABLE}")),
-        // What comes from elsewhere cannot have such a source.
-        ("15007", format!("from {loopback} iif lo lookup {TABLE}")),
-    ]
+    format!("from {loopback} iif lo lookup {TABLE}")
 }
 
 /// Rules that lead to our table, of what `ip rule show` said: priority, and the rest.
@@ -45,23 +43,17 @@ fn split(line: &str) -> Option<(&str, String)> {
     Some((priority.trim(), rest.split_whitespace().collect::<Vec<_>>().join(" ")))
 }
 
-fn are_there(family: Family, shown: &str) -> bool {
-    let found = ours(shown);
-    let found: Vec<_> = found.iter().map(|(priority, rest)| (*priority, rest.as_str())).collect();
-    let wanted = rules(family);
-    let wanted: Vec<_> = wanted.iter().map(|(priority, rest)| (*priority, rest.as_str())).collect();
-    found == wanted
+fn is_there(family: Family, shown: &str) -> bool {
+    ours(shown) == [(PRIORITY, rule(family))]
 }
 
 /// What `ip -batch -` is told to put the routes in place, where `shown` is what `ip rule show` says.
 pub(super) fn install(family: Family, shown: &str) -> String {
     let mut out = format!("route replace {ROUTE} table {TABLE}\n");
-    if !are_there(family, shown) {
+    if !is_there(family, shown) {
         remove_rules(&mut out, shown);
-        for (priority, rest) in rules(family) {
-            // Writing to a String does not fail.
-            let _ = writeln!(out, "rule add {rest} priority {priority}");
-        }
+        // Writing to a String does not fail.
+        let _ = writeln!(out, "rule add {} priority {PRIORITY}", rule(family));
     }
     out
 }
@@ -140,8 +132,8 @@ pub(super) async fn read_back(plan: &Plan) -> anyhow::Result<()> {
     for family in &plan.families {
         let shown = show_rules(*family).await?;
         ensure!(
-            are_there(*family, &shown),
-            "ip {} rule show lacks the rules of table {TABLE}",
+            is_there(*family, &shown),
+            "ip {} rule show lacks the rule of table {TABLE}, or has others",
             version(*family)
         );
         let route = tool::run("ip", &[version(*family), "route", "show", "table", TABLE], "").await?;
@@ -162,20 +154,21 @@ async fn batch(family: Family, text: &str) -> Result<(), Failed> {
 mod tests {
     use super::*;
 
-    const SHOWN: &str = "0:\tfrom all lookup local\n15006:\tfrom all fwmark 0x539 lookup 15006\n15007:\tfrom 127.0.0.0/8 iif lo lookup 15006\n32766:\tfrom all lookup main\n";
+    const SHOWN: &str =
+        "0:\tfrom all lookup local\n1:\tfrom 127.0.0.0/8 iif lo lookup 15006\n32766:\tfrom all lookup main\n";
 
     #[test]
     fn a_second_run_changes_no_rule_and_others_stay() {
         assert_eq!(install(Family::V4, SHOWN), "route replace local default dev lo table 15006\n");
-        let half = "0:\tfrom all lookup local\n15006:\tfrom all fwmark 0x1 lookup 15006\n15008:\tfrom all lookup 150060\n";
+        // Of an earlier version, and of somebody else.
+        let half = "0:\tfrom all lookup local\n15006:\tfrom all fwmark 0x539 lookup 15006\n15008:\tfrom all lookup 150060\n";
         let lines: Vec<_> = install(Family::V4, half).lines().map(ToOwned::to_owned).collect();
         assert_eq!(
             lines,
             [
                 "route replace local default dev lo table 15006",
-                "rule del from all fwmark 0x1 lookup 15006 priority 15006",
-                "rule add from all fwmark 0x539 lookup 15006 priority 15006",
-                "rule add from 127.0.0.0/8 iif lo lookup 15006 priority 15007",
+                "rule del from all fwmark 0x539 lookup 15006 priority 15006",
+                "rule add from 127.0.0.0/8 iif lo lookup 15006 priority 1",
             ]
         );
     }
@@ -186,8 +179,7 @@ mod tests {
         let text = removal(SHOWN, "local default dev lo scope host\n").unwrap();
         assert_eq!(
             text,
-            "rule del from all fwmark 0x539 lookup 15006 priority 15006\nrule del from 127.0.0.0/8 iif lo lookup 15006 priority 15007\n\
-             route flush table 15006\n"
+            "rule del from 127.0.0.0/8 iif lo lookup 15006 priority 1\nroute flush table 15006\n"
         );
     }
 }

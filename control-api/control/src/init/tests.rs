@@ -57,6 +57,11 @@ fn tproxy_in_both_languages() {
     let all = planned(&format!("--mode tproxy {EVERYTHING}"));
     assert_snapshot!("tproxy_nft", dry_run(&planned("--mode tproxy"), super::BackendChoice::Nft));
     assert_snapshot!("tproxy_iptables", dry_run(&all, super::BackendChoice::Iptables));
+    // By a packet's mark the kernel would look for the way back to its source (src_valid_mark).
+    for choice in [super::BackendChoice::Nft, super::BackendChoice::Iptables] {
+        let text = dry_run(&planned("--mode tproxy"), choice);
+        assert!(["fwmark", "meta mark", "tproxy-mark"].iter().all(|mark| !text.contains(mark)), "{text}");
+    }
     assert_eq!(nft::expected(&all, nft::Table::Inet), [("inbound", 5), ("outbound", 13)]);
     assert_eq!(iptables::expected(&all, Family::V4), [("mangle", 12), ("nat", 15)]);
 }
