@@ -248,7 +248,7 @@ fn the_self_test_fails_when_the_rules_do_not_redirect() {
 }
 
 /// Runs `remora init` with a program of this name and script in front of all others.
-fn with_fake(net: &Net, name: &str, script: &str, line: &str) -> Said {
+pub(super) fn with_fake(net: &Net, name: &str, script: &str, line: &str) -> Said {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join(name);
     std::fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();

@@ -3,7 +3,8 @@
 use std::io::Write;
 use std::process::Stdio;
 
-use super::net::{FAR, FAR6, Namespace, Net, OTHER, POD, POD6, Sidecar, skipped};
+use super::net::{FAR, FAR6, Namespace, Net, OTHER, POD, POD6, Sidecar, program, skipped};
+use super::rules::with_fake;
 use super::{BACKENDS, way};
 
 /// Whom the program saw. It listens on IPv6 for both.
@@ -138,6 +139,50 @@ fn twice_is_as_once_and_clean_leaves_nothing() {
         assert!(!left.contains("remora") && !left.contains("REMORA"), "{backend}: {left}");
         assert!(net.pod.initialised("--clean").starts_with("removed: nothing to remove\n"));
     }
+}
+
+/// Routes without rules would be a change that nobody is told of.
+#[test]
+fn routes_go_again_when_rules_or_routes_are_refused() {
+    if skipped() {
+        return;
+    }
+    let net = Net::new();
+    let before = routes(&net.pod);
+    let real = |name: &str| program(name).display().to_string();
+    let refuses =
+        format!("[ \"$1\" = -f ] || exec {} \"$@\"; echo 'Error: Invalid argument' >&2; exit 1", real("nft"));
+    let of_nft = || with_fake(&net, "nft", &refuses, "--backend nft --mode tproxy");
+    let said = of_nft();
+    assert_eq!(said.status, 1, "{}", said.out);
+    assert!(
+        said.err.contains("nothing was changed") && said.err.contains("Invalid argument"),
+        "{}",
+        said.err
+    );
+    assert_eq!(routes(&net.pod), before);
+    assert_eq!(net.pod.ruleset(), "");
+    // Of IPv6, when those of IPv4 are there.
+    let fails = format!(
+        "[ \"$1 $2\" = '-6 -batch' ] || exec {} \"$@\"; echo 'RTNETLINK answers: Invalid argument' >&2; exit 2",
+        real("ip")
+    );
+    let said = with_fake(&net, "ip", &fails, "--mode tproxy");
+    assert_eq!(said.status, 1, "{}", said.out);
+    assert!(said.err.contains("no rules were changed") && !said.err.contains("IPv4 stay"), "{}", said.err);
+    assert_eq!(routes(&net.pod), before);
+    // With iptables nothing of the rules stays.
+    let fails = "echo 'table mangle does not exist' >&2; exit 3";
+    let said = with_fake(&net, "ip6tables-restore", fails, "--backend iptables --mode tproxy");
+    assert!(said.err.contains("nothing is captured now"), "{}", said.err);
+    assert_eq!(routes(&net.pod), before);
+    let left = net.pod.ruleset();
+    assert!(!left.contains("REMORA"), "{left}");
+    // Where TPROXY was there before, it is there whole.
+    let _summary = net.pod.initialised("--backend nft --mode tproxy");
+    let whole = (net.pod.ruleset(), routes(&net.pod));
+    assert_eq!(of_nft().status, 1);
+    assert_eq!((net.pod.ruleset(), routes(&net.pod)), whole);
 }
 
 /// Nothing passes by while nobody listens, and who is connected already goes on.

@@ -5,7 +5,7 @@ use anyhow::{Context, bail};
 use super::args::{BackendChoice, Mode};
 use super::nft::{self, Table};
 use super::plan::{Family, Plan};
-use super::survey::{Kind, Saved, Survey, survey};
+use super::survey::{Kind, Saved, Survey, Unread, survey};
 use super::{iptables, routes, tool};
 
 /// What applies the rules.
@@ -73,7 +73,9 @@ pub(super) async fn apply(plan: &Plan, backend: Backend) -> anyhow::Result<Appli
     let with_iptables = matches!(backend, Backend::Iptables(_));
     let there =
         survey(&plan.families, with_iptables, of_mangle(plan.mode)).await.context("nothing was changed")?;
-    if let Some(unread) = there.unread.first() {
+    // A kernel may not have the table mangle, which only TPROXY needs.
+    let matters = |unread: &&Unread| unread.used || unread.table == "nat" || plan.mode == Mode::Tproxy;
+    if let Some(unread) = there.unread.iter().find(matters) {
         return Err(unread.why.clone()).context("nothing was changed");
     }
     if !there.foreign.is_empty() {
@@ -84,15 +86,10 @@ pub(super) async fn apply(plan: &Plan, backend: Backend) -> anyhow::Result<Appli
         );
     }
     // Routes lead nothing while there are no rules, and rules nothing where there are no routes.
-    if plan.mode == Mode::Tproxy {
-        routes::apply(plan).await?;
-    }
-    let applied = match backend {
-        Backend::Nft => Applied::Nft(apply_nft(plan, &there).await?),
-        Backend::Iptables(kind) => {
-            apply_iptables(plan, kind, &there).await?;
-            Applied::Iptables(kind)
-        }
+    let new = routes::establish(plan).await?;
+    let applied = match apply_rules(plan, backend, &there).await {
+        Ok(applied) => applied,
+        Err(failed) => return Err(routes::undo(&new, failed).await),
     };
     // What an earlier run wrote with another tool. It goes last, so that there is no moment without rules.
     let superseded =
@@ -106,10 +103,18 @@ pub(super) async fn apply(plan: &Plan, backend: Backend) -> anyhow::Result<Appli
             .await
             .context("the new rules are there, and older ones besides")?;
     }
-    if plan.mode != Mode::Tproxy {
-        routes::apply(plan).await.context("the new rules are there, and routes of older ones besides")?;
-    }
+    routes::remove_others(plan).await.context("the new rules are there, and routes of older ones besides")?;
     Ok(applied)
+}
+
+async fn apply_rules(plan: &Plan, backend: Backend, there: &Survey) -> anyhow::Result<Applied> {
+    match backend {
+        Backend::Nft => Ok(Applied::Nft(apply_nft(plan, there).await?)),
+        Backend::Iptables(kind) => {
+            apply_iptables(plan, kind, there).await?;
+            Ok(Applied::Iptables(kind))
+        }
+    }
 }
 
 async fn apply_nft(plan: &Plan, there: &Survey) -> anyhow::Result<Vec<Table>> {
@@ -158,7 +163,7 @@ async fn apply_iptables(plan: &Plan, kind: Kind, there: &Survey) -> anyhow::Resu
 async fn undo(plan: &Plan, kind: Kind) -> anyhow::Result<()> {
     for family in &plan.families {
         // A table that cannot be read has no rules of ours: they would have been refused, too.
-        for table in iptables::TABLES.into_iter().take(if plan.mode == Mode::Tproxy { 2 } else { 1 }) {
+        for table in iptables::TABLES {
             let program = kind.program(*family, "save");
             let Ok(text) = tool::run(&program, &["-t", table], "").await else { continue };
             let saved = Saved { kind, family: *family, text };
@@ -194,15 +199,20 @@ pub(super) async fn clean() -> anyhow::Result<Vec<String>> {
         removed.extend(there.tables.iter().map(|table| format!("table {} {}", table.family(), nft::TABLE)));
     }
     removed.extend(remove_saved(there.saved.iter()).await?);
-    removed.extend(routes::clean().await?);
+    let of_routes = routes::clean().await;
+    let of_routes = of_routes.with_context(|| format!("{}; routes may still be there", told(&removed)))?;
+    removed.extend(of_routes);
     // One that is not in use has no rules of ours.
     if let Some(unread) = there.unread.iter().find(|unread| unread.used) {
-        let what = if removed.is_empty() { "nothing".to_owned() } else { removed.join("; ") };
         return Err(unread.why.clone()).with_context(|| {
-            format!("removed: {what}; the rules that could not be read may still be there")
+            format!("{}; the rules that could not be read may still be there", told(&removed))
         });
     }
     Ok(removed)
+}
+
+fn told(removed: &[String]) -> String {
+    format!("removed: {}", if removed.is_empty() { "nothing".to_owned() } else { removed.join("; ") })
 }
 
 #[cfg(test)]

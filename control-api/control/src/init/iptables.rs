@@ -13,8 +13,9 @@ pub(super) const TABLES: [&str; 2] = ["nat", "mangle"];
 
 /// The part of what iptables-save said that is about one table.
 pub(super) fn of_table<'t>(saved: &'t str, table: &str) -> &'t str {
-    let Some((_, from)) = saved.split_once(&format!("*{table}\n")) else { return "" };
-    from.split_once("COMMIT").map_or(from, |(own, _)| own)
+    let Some(from) = saved.find(&format!("*{table}\n")).and_then(|at| saved.get(at..)) else { return "" };
+    // A comment, or the name of a chain, may have the word in it.
+    from.split_once("\nCOMMIT").map_or(from, |(own, _)| own)
 }
 
 /// The rules of a plan: for each of [`CHAINS`] its table and its lines.
@@ -34,11 +35,15 @@ fn chains(plan: &Plan, family: Family) -> [(&'static str, Vec<String>); 2] {
     }
 }
 
-/// What puts the rules of one version of IP in place, in one transaction for each table. `saved` is what iptables-save says of the tables
-/// before.
+/// What puts the rules of one version of IP in place, in one transaction for each table: first the one that captures what comes in, so that
+/// nothing passes by when the mode changes. `saved` is what iptables-save says of the tables before.
 pub(super) fn install(plan: &Plan, family: Family, saved: &str) -> String {
     let chains = chains(plan, family);
-    TABLES.iter().filter_map(|table| of_one(table, &chains, of_table(saved, table))).collect()
+    let order = match plan.mode {
+        Mode::Redirect => ["nat", "mangle"],
+        Mode::Tproxy => ["mangle", "nat"],
+    };
+    order.iter().filter_map(|table| of_one(table, &chains, of_table(saved, table))).collect()
 }
 
 /// The same for one table; None when nothing of it is needed or there.

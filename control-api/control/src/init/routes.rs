@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 
 use super::args::Mode;
 use super::plan::{Family, Plan};
@@ -74,21 +74,52 @@ fn removal(shown: &str, route: &str) -> Option<String> {
     (!out.is_empty()).then_some(out)
 }
 
-/// Puts the routes in place that a plan needs, and takes those of the other version of IP, or of an earlier run with another mode, away.
+/// Puts the routes in place that a plan needs. Gives the versions of IP that had none before, for [`undo`].
 ///
 /// # Errors
-/// There is no `ip`, or what it says.
-pub(super) async fn apply(plan: &Plan) -> anyhow::Result<()> {
-    if plan.mode == Mode::Tproxy {
-        ensure!(
-            tool::find("ip").is_some(),
-            "TPROXY needs routes of its own, and ip is not installed: install the package iproute2. Nothing was changed"
-        );
-        for family in &plan.families {
-            let shown = show_rules(*family).await?;
-            batch(*family, &install(*family, &shown)).await.context("no rules were changed")?;
+/// There is no `ip`, or what it says. What was put there is gone again, unless it says so.
+pub(super) async fn establish(plan: &Plan) -> anyhow::Result<Vec<Family>> {
+    let mut new = Vec::new();
+    if plan.mode != Mode::Tproxy {
+        return Ok(new);
+    }
+    ensure!(
+        tool::find("ip").is_some(),
+        "TPROXY needs routes of its own, and ip is not installed: install the package iproute2. Nothing was changed"
+    );
+    for family in &plan.families {
+        if let Err(failed) = put(*family, &mut new).await {
+            return Err(undo(&new, anyhow::Error::new(failed).context("no rules were changed")).await);
         }
     }
+    Ok(new)
+}
+
+async fn put(family: Family, new: &mut Vec<Family>) -> Result<(), Failed> {
+    let shown = show_rules(family).await?;
+    // Before: of a batch that fails something may be there.
+    if ours(&shown).is_empty() {
+        new.push(family);
+    }
+    batch(family, &install(family, &shown)).await
+}
+
+/// Takes routes away that [`establish`] has put where there were none, because of `why`. Gives why, and whether any stay.
+pub(super) async fn undo(new: &[Family], mut why: anyhow::Error) -> anyhow::Error {
+    for family in new {
+        if let Err(error) = remove(*family).await {
+            let name = family.name();
+            why = why.context(format!("routes of {name} stay ({error}): see remora init --clean"));
+        }
+    }
+    why
+}
+
+/// Takes the routes away that a plan does not need: those of the other version of IP, or of an earlier run with another mode.
+///
+/// # Errors
+/// What `ip` says.
+pub(super) async fn remove_others(plan: &Plan) -> Result<(), Failed> {
     for family in [Family::V4, Family::V6] {
         if plan.mode != Mode::Tproxy || !plan.families.contains(&family) {
             remove(family).await?;
@@ -112,13 +143,21 @@ pub(super) async fn clean() -> Result<Vec<String>, Failed> {
 }
 
 async fn remove(family: Family) -> Result<bool, Failed> {
-    // Without it no run has made any. A kernel without this version of IP, or without such rules, has none.
-    let Ok(shown) = show_rules(family).await else { return Ok(false) };
+    let shown = match show_rules(family).await {
+        Err(failed) if has_none(&failed) => return Ok(false),
+        shown => shown?,
+    };
     // A table that was never there is an error for it.
     let route = tool::run("ip", &[version(family), "route", "show", "table", TABLE], "").await;
     let Some(text) = removal(&shown, &route.unwrap_or_default()) else { return Ok(false) };
     batch(family, &text).await?;
     Ok(true)
+}
+
+/// Without `ip` no run has made any, nor with one that knows no rules (BusyBox may not). A kernel without this version of IP, or without
+/// such rules, has none.
+fn has_none(failed: &Failed) -> bool {
+    failed.is_missing() || failed.is_unsupported() || failed.why.contains("'rule'")
 }
 
 /// Whether the routes of a plan are there, whole. Needs no right.

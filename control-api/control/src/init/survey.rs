@@ -54,6 +54,8 @@ pub(super) struct Survey {
 /// A table of iptables that could not be looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Unread {
+    /// Its name.
+    pub(super) table: &'static str,
     pub(super) why: Failed,
     /// There is something in it.
     pub(super) used: bool,
@@ -106,7 +108,7 @@ pub(super) async fn survey(families: &[Family], with_iptables: bool, mangle: boo
                 let text = match tool::run(&program, &["-t", table], "").await {
                     Ok(text) => text,
                     Err(why) => {
-                        found.unread.push(Unread { why, used });
+                        found.unread.push(Unread { table, why, used });
                         continue;
                     }
                 };

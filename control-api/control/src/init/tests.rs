@@ -73,6 +73,8 @@ fn a_chain_leaves_the_table_of_the_other_mode() {
     let saved = redirect.replace("-I PREROUTING 1", "-A PREROUTING").replace("-I OUTPUT 1", "-A OUTPUT");
     let text = iptables::install(&planned("--mode tproxy"), Family::V4, &saved);
     assert_eq!(text.matches("COMMIT").count(), 2);
+    // What comes in is captured all the time.
+    assert!(text.starts_with("*mangle\n"), "{text}");
     for line in ["-D PREROUTING -j REMORA_INBOUND", "-F REMORA_INBOUND", "-X REMORA_INBOUND", "*mangle"] {
         assert!(text.lines().any(|found| found == line), "{line}\n{text}");
     }
@@ -167,6 +169,15 @@ fn a_second_run_of_iptables_puts_one_jump_where_there_were_some() {
     let removal = "*nat\n-D OUTPUT -p tcp -j REMORA_OUTPUT\n-D OUTPUT -j REMORA_OUTPUT\n-F REMORA_OUTPUT\n-X REMORA_OUTPUT\nCOMMIT\n";
     assert_eq!(iptables::removal(saved).as_deref(), Some(removal));
     assert_eq!(iptables::removal("*nat\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n"), None);
+}
+
+#[test]
+fn a_table_ends_where_it_is_committed() {
+    let saved = "*nat\n:COMMITTED - [0:0]\n-A OUTPUT -j REMORA_OUTPUT\nCOMMIT\n*mangle\n:PREROUTING ACCEPT [0:0]\nCOMMIT\n";
+    assert!(iptables::of_table(saved, "nat").ends_with("-j REMORA_OUTPUT"));
+    assert!(iptables::of_table(saved, "mangle").ends_with(":PREROUTING ACCEPT [0:0]"));
+    assert_eq!(iptables::of_table("*nat\nCOMMIT\n*mangle\n:A - [0:0]\nCOMMIT\n", "nat"), "*nat");
+    assert_eq!(iptables::of_table(saved, "raw"), "");
 }
 
 #[test]

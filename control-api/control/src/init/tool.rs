@@ -11,6 +11,9 @@ use tokio::process::Command;
 /// They need milliseconds; iptables of the legacy kind waits for its lock for at most half of this.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// Why a program did not run that is not there.
+const MISSING: &str = "is not installed";
+
 /// How a tool failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Failed {
@@ -41,6 +44,11 @@ impl Failed {
         why.contains("not permitted") || why.contains("permission denied")
     }
 
+    /// There is no such program.
+    pub(super) fn is_missing(&self) -> bool {
+        self.why == MISSING
+    }
+
     pub(super) fn is_unsupported(&self) -> bool {
         self.why.to_ascii_lowercase().contains("not supported")
     }
@@ -61,7 +69,7 @@ pub(super) fn find(name: &str) -> Option<PathBuf> {
 pub(super) async fn run(name: &str, arguments: &[&str], input: &str) -> Result<String, Failed> {
     let command = [&[name][..], arguments].concat().join(" ");
     let failed = |why: String| Failed { command: command.clone(), why };
-    let program = find(name).ok_or_else(|| failed("is not installed".into()))?;
+    let program = find(name).ok_or_else(|| failed(MISSING.into()))?;
     let child = Command::new(program)
         .args(arguments)
         // Messages are read by this program.
