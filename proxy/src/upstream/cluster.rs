@@ -491,4 +491,4 @@ impl Holder for BreakerRef {
 
 #[cfg(test)]
 #[path = "cluster_tests.rs"]
-mod tests;
+pub(super) mod tests;

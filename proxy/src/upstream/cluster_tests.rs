@@ -7,7 +7,7 @@ fn endpoints(ports: &[u16]) -> Assignment {
     ports.iter().map(spec).collect::<Vec<_>>().into()
 }
 
-fn spec(discovery: Discovery) -> ClusterSpec {
+pub(in crate::upstream) fn spec(discovery: Discovery) -> ClusterSpec {
     ClusterSpec {
         name: "orders".into(),
         stat_name: "orders".into(),
@@ -32,7 +32,7 @@ fn eds() -> Discovery {
     Discovery::Eds(EdsSpec { service_name: "orders".into(), source: EdsSource::Ads, initial_fetch_timeout })
 }
 
-fn statics(ports: &[u16]) -> Discovery {
+pub(in crate::upstream) fn statics(ports: &[u16]) -> Discovery {
     Discovery::Static(Arc::new(endpoints(ports)))
 }
 
@@ -94,46 +94,6 @@ fn another_transport_socket_has_connections_of_its_own() {
         "a request that began before the edit"
     );
     assert!(Rc::ptr_eq(&after, &pools.of(&secure, &endpoint, None)), "does not undo it");
-}
-
-fn client(number: u8) -> Option<crate::upstream::connect::Origin> {
-    Some(crate::upstream::connect::Origin { ip: std::net::Ipv4Addr::new(10, 9, 9, number).into(), mark: 0 })
-}
-
-#[test]
-fn each_client_has_connections_of_its_own_and_is_forgotten() {
-    use crate::upstream::pool::Pools;
-    use std::rc::Rc;
-    let cluster = Cluster::new(Arc::new(spec(statics(&[1]))));
-    let endpoint = Arc::clone(&cluster.endpoints().endpoints()[0]);
-    let pools = Pools::default();
-    let of = |origin| pools.of(&cluster, &endpoint, origin);
-    let (shared, one, other) = (of(None), of(client(1)), of(client(2)));
-    assert!(!Rc::ptr_eq(&shared, &one) && !Rc::ptr_eq(&one, &other));
-    assert!(Rc::ptr_eq(&one, &of(client(1))) && Rc::ptr_eq(&shared, &of(None)));
-    drop(other);
-    for number in 2..=255 {
-        let _unused = of(client(number));
-        assert!(pools.clients() <= 64, "{number}");
-    }
-    assert!(Rc::ptr_eq(&one, &of(client(1))), "it is in use");
-}
-
-/// The first connection to an endpoint needs no permit; of clients there may be any number.
-#[tokio::test]
-async fn no_client_has_a_connection_beyond_the_limit() {
-    use crate::upstream::pool::Pools;
-    let mut full = spec(statics(&[1]));
-    full.thresholds[0].max_connections = 0;
-    let cluster = Cluster::new(Arc::new(full));
-    let endpoint = Arc::clone(&cluster.endpoints().endpoints()[0]);
-    let pool = Pools::default().of(&cluster, &endpoint, client(1));
-    let refused = crate::error::Reason::UpstreamOverflow;
-    let limit = Duration::from_secs(5);
-    let first = tokio::time::timeout(limit, pool.h1(&cluster, RoutingPriority::Default, false)).await;
-    assert_eq!(first.unwrap().unwrap_err(), refused);
-    let shared = tokio::time::timeout(limit, pool.h2(&cluster, RoutingPriority::Default, false)).await;
-    assert_eq!(shared.unwrap().err(), Some(refused));
 }
 
 #[test]

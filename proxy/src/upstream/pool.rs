@@ -8,6 +8,9 @@
 
 mod pools;
 mod shared;
+#[cfg(test)]
+mod tests;
+mod underway;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -22,6 +25,7 @@ use h2::client::SendRequest;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use self::underway::{Connecting, Underway};
 use super::cluster::{Cluster, ClusterPermit, TransportVersion};
 use super::connect::Origin;
 use super::endpoint::Endpoint;
@@ -51,6 +55,8 @@ pub struct EndpointPool {
     /// What ALPN decided, for clusters that leave it to ALPN.
     alpn_h2: Cell<Option<bool>>,
     open: Cell<u32>,
+    /// Those of HTTP/1 and of opaque bytes that are being made.
+    connecting: Cell<u32>,
     closed: Cell<bool>,
     changed: Notify,
     janitor: RefCell<Option<Waker>>,
@@ -72,6 +78,7 @@ impl EndpointPool {
             h2_connecting: Cell::new(false),
             alpn_h2: Cell::new(None),
             open: Cell::new(0),
+            connecting: Cell::new(0),
             closed: Cell::new(false),
             changed: Notify::new(),
             janitor: RefCell::new(None),
@@ -98,18 +105,17 @@ impl EndpointPool {
         if !fresh && let Some(idle) = self.take_idle(cluster).await {
             return Ok(H1Lease::of(idle, Rc::clone(self)));
         }
+        let mut place = None;
         let permit = loop {
             if let Some(permit) = self.connection_permit(cluster, priority) {
                 break permit;
             }
-            self.awaits_somebody()?;
-            let _pending =
-                cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?;
-            self.changed.notified().await;
+            self.wait(cluster, priority, &mut place).await?;
             if let Some(idle) = self.take_idle(cluster).await {
                 return Ok(H1Lease::of(idle, Rc::clone(self)));
             }
         };
+        drop(place);
         self.connect(cluster, (priority, permit), Alpn::Http1).await
     }
 
@@ -145,8 +151,10 @@ impl EndpointPool {
         alpn: Alpn,
     ) -> Result<H1Lease, Reason> {
         self.remember_limits(cluster);
+        let underway = Underway::start(self);
         let _pending = cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?;
         let connected = Box::pin(transport::connect(cluster, &self.endpoint, alpn, self.origin)).await?;
+        drop(underway);
         self.open.set(self.open.get() + 1);
         let conn = IdleConn {
             conn: Conn::shared(connected.io, BytesMut::new()),
@@ -158,10 +166,34 @@ impl EndpointPool {
         Ok(H1Lease::of(conn, Rc::clone(self)))
     }
 
+    /// Waits until a connection of this pool may have come free. `place` is the one among the requests that are pending: who is told in vain
+    /// keeps it.
+    ///
+    /// # Errors
+    /// [`Reason::UpstreamOverflow`]: too many wait, or none can come free.
+    async fn wait(
+        &self,
+        cluster: &Cluster,
+        priority: RoutingPriority,
+        place: &mut Option<ClusterPermit>,
+    ) -> Result<(), Reason> {
+        self.awaits_somebody()?;
+        if place.is_none() {
+            *place = Some(cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?);
+        }
+        self.changed.notified().await;
+        Ok(())
+    }
+
     /// Whether a connection of this pool may come free. Those of other clients are not waited for: nobody tells when they do.
     fn awaits_somebody(&self) -> Result<(), Reason> {
-        let nobody = self.origin.is_some() && self.open.get() == 0 && !self.h2_connecting.get();
-        if nobody { Err(Reason::UpstreamOverflow) } else { Ok(()) }
+        let own = self.open.get() > 0 || self.connecting.get() > 0 || self.h2_connecting.get();
+        if own || self.origin.is_none() {
+            return Ok(());
+        }
+        // The others who wait wait in vain, too, and nobody else will tell them.
+        self.changed.notify_waiters();
+        Err(Reason::UpstreamOverflow)
     }
 
     /// Whether it has no connection, and nobody uses it.
@@ -296,26 +328,22 @@ impl EndpointPool {
         priority: RoutingPriority,
         fresh: bool,
     ) -> Result<(SendRequest<Bytes>, H2Slot), Reason> {
-        let mut fresh = fresh;
+        let (mut fresh, mut place) = (fresh, None);
         loop {
             if !fresh && let Some(found) = self.take_h2(cluster) {
                 return Ok(found);
             }
             if self.h2_connecting.get() {
                 // Everybody waits for the one that connects, then looks again.
-                let _pending =
-                    cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?;
-                self.changed.notified().await;
+                self.wait(cluster, priority, &mut place).await?;
                 fresh = false;
                 continue;
             }
             let Some(permit) = self.connection_permit(cluster, priority) else {
-                self.awaits_somebody()?;
-                let _pending =
-                    cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?;
-                self.changed.notified().await;
+                self.wait(cluster, priority, &mut place).await?;
                 continue;
             };
+            drop(place);
             // Boxed, as all that few requests do: it would make the future of every request larger.
             return Box::pin(self.connect_h2(cluster, permit)).await;
         }
@@ -413,21 +441,4 @@ fn is_revoked(server: Option<&Server>, cluster: &Cluster) -> bool {
 
 fn new_life() -> Lifespan {
     Lifespan::new(Instant::now(), fastrand::f64())
-}
-
-/// One task connects; the others wait.
-struct Connecting<'a>(&'a EndpointPool);
-
-impl<'a> Connecting<'a> {
-    fn start(pool: &'a EndpointPool) -> Self {
-        pool.h2_connecting.set(true);
-        Self(pool)
-    }
-}
-
-impl Drop for Connecting<'_> {
-    fn drop(&mut self) {
-        self.0.h2_connecting.set(false);
-        self.0.changed.notify_waiters();
-    }
 }

@@ -1,0 +1,100 @@
+use std::net::Ipv4Addr;
+use std::pin::pin;
+
+use tokio::time::timeout;
+
+use super::*;
+use crate::upstream::cluster::tests::{spec, statics};
+
+const LIMIT: Duration = Duration::from_secs(5);
+const PRIORITY: RoutingPriority = RoutingPriority::Default;
+
+/// A cluster that may have so many connections.
+fn limited(max_connections: u32) -> Cluster {
+    let mut spec = spec(statics(&[1]));
+    spec.thresholds[0].max_connections = max_connections;
+    Cluster::new(Arc::new(spec))
+}
+
+fn client(number: u16) -> Option<Origin> {
+    let [high, low] = number.to_be_bytes();
+    Some(Origin { ip: Ipv4Addr::new(10, 9, high, low).into(), mark: 0 })
+}
+
+fn pool(pools: &Pools, cluster: &Cluster, origin: Option<Origin>) -> Rc<EndpointPool> {
+    pools.of(cluster, &cluster.endpoints().endpoints()[0], origin)
+}
+
+#[test]
+fn each_client_has_connections_of_its_own_and_is_forgotten() {
+    let (cluster, pools) = (limited(1024), Pools::default());
+    let of = |origin| pool(&pools, &cluster, origin);
+    let (shared, one, other) = (of(None), of(client(1)), of(client(2)));
+    assert!(!Rc::ptr_eq(&shared, &one) && !Rc::ptr_eq(&one, &other));
+    assert!(Rc::ptr_eq(&one, &of(client(1))) && Rc::ptr_eq(&shared, &of(None)));
+    drop(other);
+    for number in 2..=255 {
+        let _unused = of(client(number));
+        assert!(pools.clients() <= 64, "{number}");
+    }
+    assert!(Rc::ptr_eq(&one, &of(client(1))), "it is in use");
+}
+
+/// None that has a connection is forgotten to make the sum small.
+#[test]
+fn as_many_clients_as_have_connections_are_known() {
+    let (cluster, pools) = (limited(1024), Pools::default());
+    let of = |number| pool(&pools, &cluster, client(number));
+    let connected: Vec<_> = (0..200).map(of).collect();
+    assert_eq!(pools.clients(), 200);
+    for pool in &connected {
+        pool.open.set(1);
+    }
+    drop(connected);
+    for number in 200..1000 {
+        drop(of(number));
+        assert!(pools.clients() <= 400, "{number}");
+    }
+    assert!((0..200).all(|number| of(number).open.get() == 1));
+}
+
+/// The first connection to an endpoint needs no permit; of clients there may be any number.
+#[tokio::test]
+async fn no_client_has_a_connection_beyond_the_limit() {
+    let (cluster, pools) = (limited(0), Pools::default());
+    let pool = pool(&pools, &cluster, client(1));
+    let first = timeout(LIMIT, pool.h1(&cluster, PRIORITY, false)).await;
+    assert_eq!(first.unwrap().unwrap_err(), Reason::UpstreamOverflow);
+    let shared = timeout(LIMIT, pool.h2(&cluster, PRIORITY, false)).await;
+    assert_eq!(shared.unwrap().err(), Some(Reason::UpstreamOverflow));
+}
+
+/// The one connection of a client ends, another client is faster, and nobody will tell those who wait any more.
+#[tokio::test]
+async fn all_who_wait_hear_that_no_connection_of_their_client_will_come_free() {
+    let (cluster, pools) = (limited(1), Pools::default());
+    let pool = pool(&pools, &cluster, client(1));
+    let _faster = cluster.try_acquire(Resource::Connections, PRIORITY).unwrap();
+    pool.open.set(1);
+    let h1 = async || timeout(LIMIT, pool.h1(&cluster, PRIORITY, false)).await.expect("an answer").err();
+    let h2 = async || timeout(LIMIT, pool.h2(&cluster, PRIORITY, false)).await.expect("an answer").err();
+    let said = tokio::join!(h1(), h1(), h2(), async { pool.released() });
+    let refused = Some(Reason::UpstreamOverflow);
+    assert_eq!(said, (refused, refused, refused, ()));
+    assert_eq!(cluster.state().breaker(PRIORITY).active(Resource::Pending), 0);
+}
+
+#[tokio::test]
+async fn a_connection_that_is_being_made_is_waited_for() {
+    let (cluster, pools) = (limited(0), Pools::default());
+    let pool = pool(&pools, &cluster, client(1));
+    let underway = Underway::start(&pool);
+    let mut waits = pin!(pool.h1(&cluster, PRIORITY, false));
+    let first = poll_fn(|cx| Poll::Ready(waits.as_mut().poll(cx).is_pending())).await;
+    assert!(first, "there will be one");
+    assert_eq!(cluster.state().breaker(PRIORITY).active(Resource::Pending), 1);
+    // It fails.
+    drop(underway);
+    let said = timeout(LIMIT, waits).await.expect("an answer");
+    assert_eq!(said.err(), Some(Reason::UpstreamOverflow));
+}
