@@ -179,7 +179,7 @@ pub struct Permit<H: Holder> {
 
 impl<H: Holder> Permit<H> {
     /// The breaker.
-    pub(super) fn breaker(&self) -> &Breaker {
+    pub(crate) fn breaker(&self) -> &Breaker {
         self.holder.breaker()
     }
 }

@@ -6,6 +6,7 @@
 //!
 //! A connection whose server's certificate was revoked takes no further request; those that it has finish.
 
+mod origins;
 mod pools;
 mod shared;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use h2::client::SendRequest;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use self::origins::Origins;
 use self::underway::{Connecting, Underway};
 use super::cluster::{Cluster, ClusterPermit, TransportVersion};
 use super::connect::Origin;
@@ -47,6 +49,8 @@ pub struct EndpointPool {
     endpoint: Arc<Endpoint>,
     /// Whose address its connections have.
     origin: Option<Origin>,
+    /// If they have: it, and the pools of other clients.
+    clients: Weak<Origins>,
     /// What its connections were made with.
     transport: TransportVersion,
     idle: RefCell<VecDeque<IdleConn>>,
@@ -65,13 +69,27 @@ pub struct EndpointPool {
 
 /// The right to an open connection: a permit, or the grace of the first connection to an endpoint.
 #[derive(Debug)]
-pub struct Allowed(#[expect(dead_code, reason = "held, not read")] Option<ClusterPermit>);
+pub struct Allowed(Option<ClusterPermit>);
+
+impl Allowed {
+    /// Whether giving it up makes room under the limit of a cluster and priority.
+    fn is_of(&self, cluster: &Cluster, priority: RoutingPriority) -> bool {
+        let breaker = cluster.state().breaker(priority);
+        self.0.as_ref().is_some_and(|permit| std::ptr::eq(permit.breaker(), breaker))
+    }
+}
 
 impl EndpointPool {
-    fn new(endpoint: Arc<Endpoint>, transport: TransportVersion, origin: Option<Origin>) -> Rc<Self> {
+    fn new(
+        endpoint: Arc<Endpoint>,
+        transport: TransportVersion,
+        client: Option<(Origin, Weak<Origins>)>,
+    ) -> Rc<Self> {
+        let (origin, clients) = client.unzip();
         Rc::new(Self {
             endpoint,
             origin,
+            clients: clients.unwrap_or_default(),
             transport,
             idle: RefCell::default(),
             h2: RefCell::default(),
@@ -202,13 +220,16 @@ impl EndpointPool {
     }
 
     /// A connection permit. The first connection to an endpoint needs none, so that no endpoint starves (as in Envoy); not so the first of
-    /// each client, of which there may be any number.
+    /// each client, of which there may be any number. For them what rests for others is closed: those who came first must not have it all.
     fn connection_permit(&self, cluster: &Cluster, priority: RoutingPriority) -> Option<Allowed> {
-        match cluster.try_acquire(Resource::Connections, priority) {
-            Some(permit) => Some(Allowed(Some(permit))),
-            None if self.open.get() == 0 && self.origin.is_none() => Some(Allowed(None)),
-            None => None,
-        }
+        let take = || {
+            let permit = cluster.try_acquire(Resource::Connections, priority)?;
+            Some(Allowed(Some(permit)))
+        };
+        take().or_else(|| match self.clients.upgrade() {
+            Some(clients) => clients.make_room(cluster, priority).then(take).flatten(),
+            None => (self.origin.is_none() && self.open.get() == 0).then_some(Allowed(None)),
+        })
     }
 
     fn remember_limits(&self, cluster: &Cluster) {
@@ -378,7 +399,7 @@ impl EndpointPool {
             max_streams: cluster.spec().http.http2.max_streams,
             retired: Cell::new(false),
             server: connected.server,
-            _permit: permit,
+            permit,
         });
         let weak = Rc::downgrade(&conn);
         tokio::task::spawn_local(async move {

@@ -21,7 +21,7 @@ pub struct H2Conn {
     pub(super) max_streams: u32,
     pub(super) retired: Cell<bool>,
     pub(super) server: Option<Server>,
-    pub(super) _permit: Allowed,
+    pub(super) permit: Allowed,
 }
 
 impl H2Conn {

@@ -1,9 +1,11 @@
 use std::net::Ipv4Addr;
 use std::pin::pin;
 
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use super::*;
+use crate::io::Io;
 use crate::upstream::cluster::tests::{spec, statics};
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -67,6 +69,47 @@ async fn no_client_has_a_connection_beyond_the_limit() {
     assert_eq!(first.unwrap().unwrap_err(), Reason::UpstreamOverflow);
     let shared = timeout(LIMIT, pool.h2(&cluster, PRIORITY, false)).await;
     assert_eq!(shared.unwrap().err(), Some(Reason::UpstreamOverflow));
+}
+
+/// A connection at rest for a client, since `since`.
+fn rests(pool: &Rc<EndpointPool>, cluster: &Cluster, stream: TcpStream, since: Instant) {
+    let permit = pool.connection_permit(cluster, PRIORITY).expect("a permit");
+    pool.open.set(pool.open.get() + 1);
+    let conn = Conn::shared(Io::Tcp(stream), BytesMut::new());
+    pool.put(IdleConn { conn, since, life: new_life(), server: None, permit });
+}
+
+#[tokio::test]
+async fn a_new_client_gets_the_room_of_what_has_been_at_rest_for_longest() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    // Tasks of the worker watch connections at rest.
+    let on_worker = async {
+        let (cluster, other, pools) = (limited(2), limited(1), Pools::default());
+        let began = Instant::now();
+        let mut held = Vec::new();
+        for (of, number, seconds) in [(&other, 9, 0), (&cluster, 2, 2), (&cluster, 1, 1)] {
+            let stream = TcpStream::connect(at).await.unwrap();
+            held.push(listener.accept().await.unwrap());
+            let pool = pool(&pools, of, client(number));
+            rests(&pool, of, stream, began + Duration::from_secs(seconds));
+        }
+        let at_rest = |of, number| pool(&pools, of, client(number)).idle.borrow().len();
+        let newcomer = pool(&pools, &cluster, client(3));
+        let first = newcomer.connection_permit(&cluster, PRIORITY);
+        assert!(first.is_some());
+        assert_eq!([at_rest(&cluster, 1), at_rest(&cluster, 2)], [0, 1], "the older one");
+        assert_eq!(pool(&pools, &cluster, client(1)).open.get(), 0);
+        let second = newcomer.connection_permit(&cluster, PRIORITY);
+        assert!(second.is_some());
+        // What is left is in use, and what rests for another cluster makes no room.
+        assert!(newcomer.connection_permit(&cluster, PRIORITY).is_none());
+        assert_eq!([at_rest(&cluster, 2), at_rest(&other, 9)], [0, 1]);
+        assert_eq!(cluster.state().breaker(PRIORITY).active(Resource::Connections), 2);
+        // Of an endpoint that is nobody's in particular the first one needs no room.
+        assert!(pool(&pools, &cluster, None).connection_permit(&cluster, PRIORITY).is_some());
+    };
+    tokio::task::LocalSet::new().run_until(on_worker).await;
 }
 
 /// The one connection of a client ends, another client is faster, and nobody will tell those who wait any more.
