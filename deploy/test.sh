@@ -86,6 +86,15 @@ nft_root() {
     says "redirect to :15001" nft list ruleset
     "${init[@]}" --clean >/dev/null
     [ -z "$(nft list ruleset)" ] || fail "rules are left: $(nft list ruleset)"
+    # With routes, which ip makes.
+    local routing; routing=$(ip -4 rule; ip -6 rule)
+    "${init[@]}" --mode tproxy >"$work/init.log" 2>&1 || fail "init --mode tproxy: $(cat "$work/init.log")"
+    says "tproxy to :15006" nft list ruleset
+    says "iif lo lookup 15006" ip -4 rule
+    says "127.0.0.1 was called by 192.0.2.1" cat "$work/init.log"
+    "${init[@]}" --clean >/dev/null
+    [ -z "$(nft list ruleset)" ] || fail "rules are left: $(nft list ruleset)"
+    [ "$(ip -4 rule; ip -6 rule)" = "$routing" ] || fail "rules of routes are left: $(ip -4 rule; ip -6 rule)"
 }
 
 # dpkg in a root of its own: its scripts run here, with DPKG_ROOT.

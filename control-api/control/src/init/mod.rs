@@ -33,6 +33,7 @@ use plan::{NoPlan, Plan};
 const WRONG: u8 = 2;
 
 const IPV6_SWITCHES: &str = "/proc/sys/net/ipv6/conf";
+const INTERFACES: &str = "/proc/sys/net/ipv4/conf";
 const IPV6_ADDRESSES: &str = "/proc/net/if_inet6";
 
 pub(crate) fn run(args: &InitArgs) -> ExitCode {
@@ -84,7 +85,8 @@ async fn init(args: &InitArgs) -> anyhow::Result<u8> {
         let failed = "the rules are in place, but the self-test failed; they stay, so that nothing passes by unseen (remora init --clean removes them)";
         verify::verify(&plan, &applied).await.context(failed)?
     };
-    let rows = summary::rows(&plan, &applied, ipv6, &shown, began.elapsed());
+    let mut rows = summary::rows(&plan, &applied, ipv6, &shown, began.elapsed());
+    rows.extend(routes::note(&plan, Path::new(INTERFACES)).map(|note| ("note", note)));
     print!("{}", summary::text(&rows, std::io::stdout().is_terminal()));
     Ok(0)
 }

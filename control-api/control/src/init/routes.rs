@@ -2,6 +2,7 @@
 //! (iproute2) applies it.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use anyhow::ensure;
 
@@ -179,6 +180,26 @@ pub(super) async fn read_back(plan: &Plan) -> anyhow::Result<()> {
         ensure!(route.trim().starts_with(ROUTE), "table {TABLE} of {} has no route {ROUTE}", family.name());
     }
     Ok(())
+}
+
+/// What people should know of this machine: programs of it may send from 127.0.0.1 to others (`route_localnet` of an interface in `conf`), as
+/// Docker without its userland proxy has it, and kube-proxy. Our rule takes that for an answer to a client.
+pub(super) fn note(plan: &Plan, conf: &Path) -> Option<String> {
+    if plan.mode != Mode::Tproxy || !plan.families.contains(&Family::V4) {
+        return None;
+    }
+    let is_on =
+        |at: &Path| std::fs::read_to_string(at.join("route_localnet")).is_ok_and(|text| text.trim() == "1");
+    let interfaces = std::fs::read_dir(conf).into_iter().flatten().flatten();
+    let on = interfaces.filter(|entry| is_on(&entry.path()));
+    let mut names: Vec<_> = on.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort_unstable();
+    let names = names.join(", ");
+    (!names.is_empty()).then(|| {
+        format!(
+            "route_localnet is on ({names}): what is sent from 127.0.0.1 to another machine does not arrive"
+        )
+    })
 }
 
 async fn show_rules(family: Family) -> Result<String, Failed> {

@@ -7,7 +7,7 @@ use insta::assert_snapshot;
 
 use super::args::InitArgs;
 use super::plan::{Family, NoPlan, Plan, plan};
-use super::{dry_run, iptables, ipv6_is_on, nft, summary};
+use super::{dry_run, iptables, ipv6_is_on, nft, routes, summary};
 use crate::init::apply::Applied;
 
 #[derive(Debug, Parser)]
@@ -223,6 +223,21 @@ fn ipv6_is_on_when_an_interface_has_it() {
     assert!(ipv6_is_on(&none), "the switches are hidden");
     std::fs::write(&lines, address("eth0")).unwrap();
     assert!(ipv6_is_on(&conf), "an interface has an address");
+}
+
+#[test]
+fn what_is_sent_from_loopback_to_others_is_noted_with_tproxy() {
+    let conf = tempfile::tempdir().unwrap();
+    for (name, value) in [("all", "0"), ("docker0", "1"), ("br-1", "1"), ("eth0", "0")] {
+        std::fs::create_dir(conf.path().join(name)).unwrap();
+        std::fs::write(conf.path().join(name).join("route_localnet"), format!("{value}\n")).unwrap();
+    }
+    let note = |line: &str, conf: &Path| routes::note(&planned(line), conf);
+    assert!(note("--mode tproxy", conf.path()).unwrap().contains("(br-1, docker0)"));
+    for line in ["", "--mode tproxy --ip-version 6"] {
+        assert_eq!(note(line, conf.path()), None, "{line}");
+    }
+    assert_eq!(note("--mode tproxy", &conf.path().join("none")), None);
 }
 
 #[test]

@@ -173,21 +173,29 @@ pub(super) fn refuse(template: &Value) -> Result<(), Failure> {
 }
 
 /// # Errors
-/// A container has the group by which the sidecar's traffic is known with TPROXY.
+/// A container has the group by which the sidecar's traffic is known with TPROXY, or may get it by a file of that group.
 pub(super) fn refuse_group(template: &Value, wanted: &Wanted) -> Result<(), Failure> {
     if wanted.mode != Mode::Tproxy {
         return Ok(());
     }
     let general = ("spec".to_owned(), &template["spec"]);
     for (at, holder) in containers(template).chain([general]) {
-        if holder["securityContext"]["runAsGroup"] == USER {
+        let context = &holder["securityContext"];
+        let ours = |group: &Value| *group == USER;
+        // All but the first are the pod's only.
+        let found = [
+            ("runAsGroup", ours(&context["runAsGroup"])),
+            ("fsGroup", ours(&context["fsGroup"])),
+            (
+                "supplementalGroups",
+                context["supplementalGroups"].as_array().is_some_and(|all| all.iter().any(ours)),
+            ),
+        ];
+        if let Some((field, _)) = found.iter().find(|(_, found)| *found) {
             let message =
                 format!("group {USER} is the sidecar's with TPROXY: its traffic would go around the mesh");
-            return Err(Failure::new(
-                format!("{at}.securityContext.runAsGroup"),
-                message,
-                "choose another group",
-            ));
+            let at = format!("{at}.securityContext.{field}");
+            return Err(Failure::new(at, message, "choose another group"));
         }
     }
     Ok(())

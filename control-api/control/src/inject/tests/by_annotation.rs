@@ -141,9 +141,14 @@ fn a_program_may_see_its_clients() {
     assert_eq!(container(&plain, PROXY)["securityContext"]["runAsNonRoot"], true);
     let none = of(&annotated(&json!({"sidecar.istio.io/interceptionMode": "NONE"})));
     assert!(names(&none, "initContainers").iter().all(|name| name != INIT));
-    let mut grouped = annotated(&json!({"remora.dev/interception-mode": "TPROXY"}));
-    grouped["spec"]["securityContext"] = json!({"runAsGroup": 1337});
-    assert!(failure(&grouped).contains("spec.securityContext.runAsGroup"), "{}", failure(&grouped));
+    for (field, groups) in
+        [("runAsGroup", json!(1337)), ("fsGroup", json!(1337)), ("supplementalGroups", json!([7, 1337]))]
+    {
+        let mut grouped = annotated(&json!({"remora.dev/interception-mode": "TPROXY"}));
+        grouped["spec"]["securityContext"] = json!({ field: groups });
+        let said = failure(&grouped);
+        assert!(said.contains(&format!("spec.securityContext.{field}")), "{said}");
+    }
 }
 
 /// NONE is no word of ours, and Istio's does not take rules away from a pod that says in ours what it wants.
