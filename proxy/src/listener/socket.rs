@@ -313,11 +313,19 @@ mod tests {
     #[test]
     fn transparent_sockets_need_a_right_and_say_so() {
         let spec = SocketSpec { transparent: true, ..SocketSpec::default() };
-        let outcomes =
-            [("transparent", listen(loopback(), &spec, 1).map(drop)), ("original_src", may_pose(loopback()))];
-        for (field, outcome) in outcomes {
-            // As root in a container without it, too.
-            let Err(error) = outcome else { continue };
+        let listened = listen(loopback(), &spec, 1);
+        if let Ok(sockets) = &listened {
+            assert!(SockRef::from(&sockets[0]).ip_transparent_v4().unwrap());
+            let without = listen(loopback(), &SocketSpec::default(), 1).unwrap().remove(0);
+            assert!(!SockRef::from(&without).ip_transparent_v4().unwrap());
+            // Who may the one may the other.
+            may_pose(loopback()).unwrap();
+            return;
+        }
+        // As root in a container without it, too.
+        for (field, outcome) in [("transparent", listened.map(drop)), ("original_src", may_pose(loopback()))]
+        {
+            let error = outcome.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
             assert!(
                 error.to_string().starts_with(&format!("{field} needs the capability NET_ADMIN")),
