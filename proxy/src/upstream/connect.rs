@@ -4,6 +4,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -137,7 +139,14 @@ fn pose(socket: &TcpSocket, address: SocketAddr, origin: Origin) -> io::Result<(
         let why = format!("the client's address needs the capability NET_ADMIN (original_src): {error}");
         io::Error::new(error.kind(), why)
     })?;
+    leave_port_to_connect(socket);
     socket.bind(SocketAddr::new(origin.ip, 0))
+}
+
+/// `bind` takes a port for this socket alone, of which an address has some 28,000; `connect` shares one among all whose endpoints differ, and
+/// takes it again after TIME_WAIT of another one (IP_BIND_ADDRESS_NO_PORT, which sockets of IPv6 have, too). Before Linux 4.2 it stays as it is.
+fn leave_port_to_connect(socket: &TcpSocket) {
+    let _ = setsockopt(socket, IpBindAddressNoPort, &true);
 }
 
 fn open(address: SocketAddr, spec: &ConnectSpec, origin: Option<Origin>) -> io::Result<TcpSocket> {
@@ -166,6 +175,9 @@ fn open(address: SocketAddr, spec: &ConnectSpec, origin: Option<Origin>) -> io::
     }
     // A source of the other address family cannot reach the endpoint; Envoy leaves such a connection unbound too.
     if let Some(source) = spec.source.filter(|s| s.is_ipv4() == address.is_ipv4()) {
+        if source.port() == 0 {
+            leave_port_to_connect(&socket);
+        }
         socket.bind(source)?;
     }
     Ok(socket)
@@ -203,6 +215,7 @@ mod tests {
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), 4);
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(7)));
         assert_eq!(stream.local_addr().unwrap().ip().to_string(), "127.0.0.6");
+        assert!(nix::sys::socket::getsockopt(&stream, IpBindAddressNoPort).unwrap());
     }
 
     #[test]
