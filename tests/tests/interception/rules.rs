@@ -1,6 +1,7 @@
 //! The rules as a whole: again, over what is there, away, beside those of others, and without what they need.
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use super::BACKENDS;
 use remora_tests::netns::Said;
@@ -247,12 +248,16 @@ fn the_self_test_fails_when_the_rules_do_not_redirect() {
     assert!(summary.contains("IPv4 only read back: there is no route"), "{summary}");
 }
 
+fn fake(folder: &Path, name: &str, script: &str) {
+    let file = folder.join(name);
+    std::fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
 /// Runs `remora init` with a program of this name and script in front of all others.
 pub(super) fn with_fake(net: &Net, name: &str, script: &str, line: &str) -> Said {
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join(name);
-    std::fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
-    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+    fake(folder.path(), name, script);
     let remora = remora_tests::proxy::binary().0;
     let path = format!("PATH={}:{}", folder.path().display(), std::env::var("PATH").unwrap());
     let mut words = vec!["env", &path, remora.to_str().unwrap(), "init"];
@@ -301,15 +306,45 @@ fn clean_does_what_it_can() {
     let _summary = net.pod.initialised("--backend iptables --ip-version 4");
     let nft = program("nft");
     let folder = tempfile::tempdir().unwrap();
-    let fake = folder.path().join("ip6tables-save");
-    std::fs::write(&fake, format!("#!/bin/sh\n{fails}\n")).unwrap();
-    std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o755)).unwrap();
+    fake(folder.path(), "ip6tables-save", fails);
     let path = format!("PATH={}:{}", folder.path().display(), std::env::var("PATH").unwrap());
     let script = format!("mount --bind /dev/null {} && exec env {path} {remora} init --clean", nft.display());
     let said = net.pod.run(&["unshare", "--mount", "sh", "-c", &script]);
     assert_eq!(said.status, 0, "{}", said.err);
     assert!(said.out.starts_with("removed: chains REMORA_* of IPv4"), "{}", said.out);
     assert_eq!(net.pod.iptables(), "");
+}
+
+/// Without nft nobody says whether something is in it.
+#[test]
+fn a_table_mangle_that_cannot_be_read_is_in_the_way_of_tproxy_only() {
+    if skipped() {
+        return;
+    }
+    let net = Net::new();
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["iptables-save", "ip6tables-save"] {
+        let script = format!(
+            "case \"$*\" in *mangle*) echo 'table mangle does not exist' >&2; exit 3;; esac
+             PATH=/usr/sbin:/sbin; exec {name} \"$@\""
+        );
+        fake(folder.path(), name, &script);
+    }
+    let (remora, nft) = (remora_tests::proxy::binary().0, program("nft"));
+    let path = format!("PATH={}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    let run = |arguments: &str| {
+        let init = format!("exec env {path} {} init {arguments}", remora.display());
+        let script = format!("mount --bind /dev/null {} && {init}", nft.display());
+        net.pod.run(&["unshare", "--mount", "sh", "-c", &script])
+    };
+    let said = run("--mode tproxy");
+    assert_eq!(said.status, 1, "{}", said.out);
+    for word in ["table mangle does not exist", "nothing was changed"] {
+        assert!(said.err.contains(word), "{word}: {}", said.err);
+    }
+    let said = run("");
+    assert_eq!(said.status, 0, "{}", said.err);
+    assert!(said.out.starts_with("rules: iptables"), "{}", said.out);
 }
 
 #[test]
