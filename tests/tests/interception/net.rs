@@ -183,47 +183,48 @@ pub(crate) struct Sidecar {
 
 impl Sidecar {
     pub(crate) async fn start(pod: &Namespace) -> Self {
-        Self::run(pod, intercepting, "+dac_override").await
+        Self::spawn(pod, intercepting, PLAIN).ready(pod).await
     }
 
     /// The same with TPROXY: the program on port 8080 sees its clients.
     pub(crate) async fn start_transparent(pod: &Namespace) -> Self {
-        Self::run(pod, transparent, "+dac_override,+net_admin").await
+        Self::spawn(pod, transparent, TRANSPARENT).ready(pod).await
     }
 
-    async fn run(pod: &Namespace, listener: fn(&str, SocketAddr) -> Value, caps: &str) -> Self {
-        let sidecar = Self::spawn(pod, listener, caps);
+    /// One of REDIRECT at first, until [`Self::become_transparent`]: its listeners are in a file.
+    pub(crate) async fn start_changing(pod: &Namespace) -> Self {
+        let folder = temporary();
+        publish(&folder, intercepting);
+        let source = json!({ "path": folder.path().join(LISTENERS) });
+        let dynamic = json!({ "lds_config": { "resource_api_version": "V3", "path_config_source": source } });
+        Self::begin(pod, folder, &bootstrap().dynamic(dynamic), TRANSPARENT).ready(pod).await
+    }
+
+    pub(crate) fn become_transparent(&self) {
+        publish(&self.folder, transparent);
+    }
+
+    async fn ready(self, pod: &Namespace) -> Self {
         let ready = "curl -s -o /dev/null -f http://127.0.0.1:15000/ready";
         eventually("readiness of the sidecar", || pod.shell(ready).status == 0).await;
-        sidecar
+        self
     }
 
     /// One with TPROXY that may not be transparent: what it says when it ends.
     pub(crate) async fn refused(pod: &Namespace) -> String {
-        let mut sidecar = Self::spawn(pod, transparent, "+dac_override");
+        let mut sidecar = Self::spawn(pod, transparent, PLAIN);
         let status = sidecar.process.end("the sidecar").await;
         assert!(!status.success());
         std::fs::read_to_string(sidecar.folder.path().join("stderr")).unwrap()
     }
 
     fn spawn(pod: &Namespace, listener: fn(&str, SocketAddr) -> Value, caps: &str) -> Self {
-        let folder = tempfile::Builder::new().prefix("remora-test-").tempdir().unwrap();
-        let mut bootstrap = Bootstrap::default()
-            .cluster(json!({ "name": "program", "type": "STATIC", "connect_timeout": "2s",
-                "load_assignment": { "cluster_name": "program", "endpoints": [{ "lb_endpoints": [
-                    { "endpoint": { "address": address(([127, 0, 0, 1], 8080).into()) } },
-                ] }] } }))
-            .cluster(json!({ "name": "original", "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED", "connect_timeout": "2s" }))
-            .with(json!({ "admin": { "address": address(([127, 0, 0, 1], 15000).into()) } }));
-        for (via, at) in [
-            ("outbound", "127.0.0.1:15001"),
-            ("outbound", "[::1]:15001"),
-            ("inbound", "0.0.0.0:15006"),
-            ("inbound", "[::]:15006"),
-        ] {
-            bootstrap = bootstrap.listener(listener(via, at.parse().unwrap()));
-        }
-        bootstrap = bootstrap.listener(dns());
+        let with_all = |bootstrap: Bootstrap, listener: Value| bootstrap.listener(listener);
+        let bootstrap = listeners(listener).into_iter().fold(bootstrap(), with_all).listener(dns());
+        Self::begin(pod, temporary(), &bootstrap, caps)
+    }
+
+    fn begin(pod: &Namespace, folder: tempfile::TempDir, bootstrap: &Bootstrap, caps: &str) -> Self {
         let config = folder.path().join("bootstrap.yaml");
         std::fs::write(&config, bootstrap.to_json().to_string()).unwrap();
         let log = std::fs::File::create(folder.path().join("stderr")).unwrap();
@@ -250,6 +251,48 @@ impl Drop for Sidecar {
             eprintln!("--- stderr of the sidecar:\n{}", log.unwrap_or_default());
         }
     }
+}
+
+/// Capabilities: the files of this test are root's.
+const PLAIN: &str = "+dac_override";
+const TRANSPARENT: &str = "+dac_override,+net_admin";
+/// The file of [`Sidecar::start_changing`].
+const LISTENERS: &str = "listeners.json";
+
+fn temporary() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("remora-test-").tempdir().unwrap()
+}
+
+/// Without listeners.
+fn bootstrap() -> Bootstrap {
+    Bootstrap::default()
+        .cluster(json!({ "name": "program", "type": "STATIC", "connect_timeout": "2s",
+            "load_assignment": { "cluster_name": "program", "endpoints": [{ "lb_endpoints": [
+                { "endpoint": { "address": address(([127, 0, 0, 1], 8080).into()) } },
+            ] }] } }))
+        .cluster(json!({ "name": "original", "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED", "connect_timeout": "2s" }))
+        .with(json!({ "admin": { "address": address(([127, 0, 0, 1], 15000).into()) } }))
+}
+
+fn listeners(listener: fn(&str, SocketAddr) -> Value) -> [Value; 4] {
+    [
+        ("outbound", "127.0.0.1:15001"),
+        ("outbound", "[::1]:15001"),
+        ("inbound", "0.0.0.0:15006"),
+        ("inbound", "[::]:15006"),
+    ]
+    .map(|(via, at)| listener(via, at.parse().unwrap()))
+}
+
+/// As a file that is replaced whole.
+fn publish(folder: &tempfile::TempDir, listener: fn(&str, SocketAddr) -> Value) {
+    let resources = listeners(listener).map(|mut listener| {
+        listener["@type"] = "type.googleapis.com/envoy.config.listener.v3.Listener".into();
+        listener
+    });
+    let (fresh, file) = (folder.path().join("fresh"), folder.path().join(LISTENERS));
+    std::fs::write(&fresh, json!({ "resources": resources }).to_string()).unwrap();
+    std::fs::rename(fresh, file).unwrap();
 }
 
 fn intercepting(via: &str, at: SocketAddr) -> Value {

@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::process::Stdio;
 
+use remora_tests::wait::eventually;
+
 use super::net::{FAR, FAR6, Namespace, Net, OTHER, POD, POD6, Sidecar, program, skipped};
 use super::rules::with_fake;
 use super::{BACKENDS, way};
@@ -70,6 +72,26 @@ async fn the_program_sees_its_clients() {
         assert_eq!((way(&own).as_str(), seen(&own)), ("inbound pod", "fd77::2"), "{backend}");
         let _gone = net.pod.initialised("--clean");
         assert_eq!(way(&net.far.get(POD, 8080)), "pod", "{backend}: cleaned");
+    }
+}
+
+/// As after a start with the last good configuration, which was of REDIRECT: the kernel drops what TPROXY would give to sockets of before.
+#[tokio::test]
+async fn a_sidecar_that_becomes_transparent_gets_what_is_captured() {
+    if skipped() {
+        return;
+    }
+    let net = Net::new();
+    let _server = net.pod.serve("pod", 8080).await;
+    let sidecar = Sidecar::start_changing(&net.pod).await;
+    let _summary = net.pod.initialised("--mode tproxy");
+    sidecar.become_transparent();
+    for (host, own) in [(POD, FAR), (POD6, "fd77::1")] {
+        eventually("the program sees its client", || {
+            let said = net.far.get(host, 8080);
+            (way(&said).as_str(), seen(&said)) == ("inbound pod", own)
+        })
+        .await;
     }
 }
 
