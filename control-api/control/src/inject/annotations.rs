@@ -98,7 +98,7 @@ const KNOWN: [(Field, &str, Option<&str>); 25] = [
     (Field::Other, "cni", None),
     (Field::Native, "native-sidecar", Some("sidecar.istio.io/nativeSidecar")),
     (Field::Interception, "interception", None),
-    // Istio's word for it is also for ours above.
+    // Istio's is about the line above, too: ISTIOS_MODE.
     (Field::Mode, "interception-mode", None),
     (Field::Image, "proxy-image", Some("sidecar.istio.io/proxyImage")),
     (Field::Resource("requests", "cpu"), "proxy-cpu", Some("sidecar.istio.io/proxyCPU")),
