@@ -64,6 +64,18 @@ pub(crate) fn plugin() -> ExitCode {
     plugin::main()
 }
 
+/// The arguments of `remora init` that the plugin makes of what the injector wrote. None: it leaves the pod alone.
+///
+/// # Errors
+/// What it says when it does not take them.
+#[cfg(test)]
+pub(crate) fn arguments_for(pod: &serde_json::Value) -> Result<Option<Vec<String>>, String> {
+    match pod::decide(pod, None).map_err(|failure| failure.to_string())? {
+        pod::Decision::Rules(arguments) => Ok(Some(arguments)),
+        pod::Decision::Leave(_) => Ok(None),
+    }
+}
+
 pub(crate) fn run(args: CniArgs) -> ExitCode {
     match args.command {
         None => plugin(),

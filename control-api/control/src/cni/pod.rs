@@ -14,7 +14,7 @@ pub(super) enum Decision {
     Rules(Vec<String>),
 }
 
-/// Options of `remora init` that the injector writes. Others would do more than what a pod's annotations may ask for.
+/// Options of `remora init` that the injector writes, with a value each. Others would do more than what a pod's annotations may ask for.
 const OPTIONS: [&str; 10] = [
     "--inbound-port",
     "--outbound-port",
@@ -27,6 +27,9 @@ const OPTIONS: [&str; 10] = [
     "--exclude-outbound-ports",
     "--exclude-interfaces",
 ];
+
+/// Those without a value.
+const FLAGS: [&str; 1] = ["--capture-dns"];
 
 /// `pod` as the API server has it, `uid` as the kubelet says.
 ///
@@ -64,18 +67,23 @@ pub(super) fn decide(pod: &Value, uid: Option<&str>) -> Result<Decision, Failure
 }
 
 /// # Errors
-/// It is no list of the options above, each with its value.
+/// It is no list of the options above, or one of them has no value.
 fn arguments(text: &str) -> Result<Vec<String>, Failure> {
     let wrong = |why: String| {
         let msg = format!("the annotation {} cannot be used", inject::RULES);
         Failure::new(Code::Annotation, msg, format!("{why}; only the injector writes it"))
     };
     let words: Vec<String> = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
-    for pair in words.chunks(2) {
-        match pair {
-            [option, _] if OPTIONS.contains(&option.as_str()) => {}
-            [option, _] => return Err(wrong(format!("{option:?} is none of its options"))),
-            _ => return Err(wrong(format!("{:?} has no value", pair.concat()))),
+    let mut rest = words.iter();
+    while let Some(option) = rest.next() {
+        if FLAGS.contains(&option.as_str()) {
+            continue;
+        }
+        if !OPTIONS.contains(&option.as_str()) {
+            return Err(wrong(format!("{option:?} is none of its options")));
+        }
+        if rest.next().is_none() {
+            return Err(wrong(format!("{option:?} has no value")));
         }
     }
     Ok(std::iter::once("init".to_owned()).chain(words).collect())

@@ -162,6 +162,10 @@ fn the_injector_says_what_is_to_be_done() {
     classic["spec"] = json!({"containers": [{"name": "remora-proxy"}]});
     assert_eq!(decide(&classic, Some("u")), rules(&all));
 
+    let flagged = json!({"remora.dev/cni": r#"["--capture-dns","--inbound-port","15006"]"#});
+    let all = ["init", "--capture-dns", "--inbound-port", "15006"];
+    assert_eq!(decide(&pod(&flagged), None), rules(&all), "an option without a value");
+
     let left = |pod: &Value| matches!(decide(pod, Some("u")), Ok(Decision::Leave(_)));
     let mut copied = pod(&said);
     copied["spec"] = json!({"containers": [{"name": "web"}]});
@@ -183,6 +187,8 @@ fn what_cannot_be_known_is_no_decision() {
         r#"["--clean","x"]"#,
         r#"["--exclude-uids","0"]"#,
         r#"["--no-verify","--inbound-port"]"#,
+        r#"["--capture-dns","true"]"#,
+        r#"["--capture-dns","--inbound-port"]"#,
     ] {
         let failure = decide(&pod(&json!({"remora.dev/cni": wrong})), Some("u")).unwrap_err();
         assert_eq!(failure.code, Code::Annotation, "{wrong}");

@@ -9,6 +9,52 @@ fn dns(pod: &Value) -> String {
     format!("{} {said}", args.contains(&"--capture-dns".into()))
 }
 
+/// Annotations with a value, where that shows, and as what.
+const ALL: &[(&str, &str, &str, &str)] = &[
+    ("remora.dev/native-sidecar", "false", "native", "null"),
+    ("sidecar.istio.io/nativeSidecar", "false", "native", "null"),
+    ("remora.dev/interception", "cni", "right", "false"),
+    ("remora.dev/interception", "none", "init", PROXY),
+    ("remora.dev/proxy-image", "a/b:2", "image", "a/b:2"),
+    ("sidecar.istio.io/proxyImage", "a/b:2", "image", "a/b:2"),
+    ("remora.dev/proxy-cpu", "100m", "requests.cpu", "100m"),
+    ("sidecar.istio.io/proxyCPU", "100m", "requests.cpu", "100m"),
+    ("remora.dev/proxy-cpu-limit", "1", "limits.cpu", "1"),
+    ("sidecar.istio.io/proxyCPULimit", "1", "limits.cpu", "1"),
+    ("remora.dev/proxy-memory", "64Mi", "requests.memory", "64Mi"),
+    ("sidecar.istio.io/proxyMemory", "64Mi", "requests.memory", "64Mi"),
+    ("remora.dev/proxy-memory-limit", "1Gi", "limits.memory", "1Gi"),
+    ("sidecar.istio.io/proxyMemoryLimit", "1Gi", "limits.memory", "1Gi"),
+    ("remora.dev/concurrency", "4", "--concurrency", "4"),
+    ("remora.dev/log-level", "debug", "--log-level", "debug"),
+    ("sidecar.istio.io/logLevel", "debug", "--log-level", "debug"),
+    ("remora.dev/drain-time-s", "7", "--drain-time-s", "7"),
+    ("remora.dev/capture-dns", "true", "dns", "true \"true\""),
+    ("remora.dev/hold-application", "false", "hold", "null"),
+    ("proxy.istio.io/config", "holdApplicationUntilProxyStarts: false", "hold", "null"),
+    ("proxy.istio.io/config", "concurrency: 3", "--concurrency", "3"),
+    ("proxy.istio.io/config", "{terminationDrainDuration: 9s}", "--drain-time-s", "9"),
+    ("remora.dev/include-inbound-ports", "80, 81", "--include-inbound-ports", "80,81"),
+    ("traffic.sidecar.istio.io/includeInboundPorts", "80,81", "--include-inbound-ports", "80,81"),
+    ("remora.dev/exclude-inbound-ports", "22", "--exclude-inbound-ports", "22,15021"),
+    ("traffic.sidecar.istio.io/excludeInboundPorts", "22", "--exclude-inbound-ports", "22,15021"),
+    ("remora.dev/include-outbound-cidrs", "10.0.0.0/8", "--include-outbound-cidrs", "10.0.0.0/8"),
+    (
+        "traffic.sidecar.istio.io/includeOutboundIPRanges",
+        "10.0.0.0/8",
+        "--include-outbound-cidrs",
+        "10.0.0.0/8",
+    ),
+    ("remora.dev/exclude-outbound-cidrs", "1.1.1.1", "--exclude-outbound-cidrs", "1.1.1.1/32"),
+    ("traffic.sidecar.istio.io/excludeOutboundIPRanges", "1.1.1.1", "--exclude-outbound-cidrs", "1.1.1.1/32"),
+    ("remora.dev/include-outbound-ports", "443", "--include-outbound-ports", "443"),
+    ("traffic.sidecar.istio.io/includeOutboundPorts", "443", "--include-outbound-ports", "443"),
+    ("remora.dev/exclude-outbound-ports", "3306", "--exclude-outbound-ports", "3306"),
+    ("traffic.sidecar.istio.io/excludeOutboundPorts", "3306", "--exclude-outbound-ports", "3306"),
+    ("remora.dev/exclude-interfaces", "eth1", "--exclude-interfaces", "eth1"),
+    ("traffic.sidecar.istio.io/excludeInterfaces", "eth1", "--exclude-interfaces", "eth1"),
+];
+
 #[test]
 fn every_annotation_does_something() {
     let without = of(&annotated(&json!({})));
@@ -33,56 +79,7 @@ fn every_annotation_does_something() {
             other => option(container(pod, INIT), other),
         }
     };
-    let all = [
-        ("remora.dev/native-sidecar", "false", "native", "null"),
-        ("sidecar.istio.io/nativeSidecar", "false", "native", "null"),
-        ("remora.dev/interception", "cni", "right", "false"),
-        ("remora.dev/interception", "none", "init", PROXY),
-        ("remora.dev/proxy-image", "a/b:2", "image", "a/b:2"),
-        ("sidecar.istio.io/proxyImage", "a/b:2", "image", "a/b:2"),
-        ("remora.dev/proxy-cpu", "100m", "requests.cpu", "100m"),
-        ("sidecar.istio.io/proxyCPU", "100m", "requests.cpu", "100m"),
-        ("remora.dev/proxy-cpu-limit", "1", "limits.cpu", "1"),
-        ("sidecar.istio.io/proxyCPULimit", "1", "limits.cpu", "1"),
-        ("remora.dev/proxy-memory", "64Mi", "requests.memory", "64Mi"),
-        ("sidecar.istio.io/proxyMemory", "64Mi", "requests.memory", "64Mi"),
-        ("remora.dev/proxy-memory-limit", "1Gi", "limits.memory", "1Gi"),
-        ("sidecar.istio.io/proxyMemoryLimit", "1Gi", "limits.memory", "1Gi"),
-        ("remora.dev/concurrency", "4", "--concurrency", "4"),
-        ("remora.dev/log-level", "debug", "--log-level", "debug"),
-        ("sidecar.istio.io/logLevel", "debug", "--log-level", "debug"),
-        ("remora.dev/drain-time-s", "7", "--drain-time-s", "7"),
-        ("remora.dev/capture-dns", "true", "dns", "true \"true\""),
-        ("remora.dev/hold-application", "false", "hold", "null"),
-        ("proxy.istio.io/config", "holdApplicationUntilProxyStarts: false", "hold", "null"),
-        ("proxy.istio.io/config", "concurrency: 3", "--concurrency", "3"),
-        ("proxy.istio.io/config", "{terminationDrainDuration: 9s}", "--drain-time-s", "9"),
-        ("remora.dev/include-inbound-ports", "80, 81", "--include-inbound-ports", "80,81"),
-        ("traffic.sidecar.istio.io/includeInboundPorts", "80,81", "--include-inbound-ports", "80,81"),
-        ("remora.dev/exclude-inbound-ports", "22", "--exclude-inbound-ports", "22,15021"),
-        ("traffic.sidecar.istio.io/excludeInboundPorts", "22", "--exclude-inbound-ports", "22,15021"),
-        ("remora.dev/include-outbound-cidrs", "10.0.0.0/8", "--include-outbound-cidrs", "10.0.0.0/8"),
-        (
-            "traffic.sidecar.istio.io/includeOutboundIPRanges",
-            "10.0.0.0/8",
-            "--include-outbound-cidrs",
-            "10.0.0.0/8",
-        ),
-        ("remora.dev/exclude-outbound-cidrs", "1.1.1.1", "--exclude-outbound-cidrs", "1.1.1.1/32"),
-        (
-            "traffic.sidecar.istio.io/excludeOutboundIPRanges",
-            "1.1.1.1",
-            "--exclude-outbound-cidrs",
-            "1.1.1.1/32",
-        ),
-        ("remora.dev/include-outbound-ports", "443", "--include-outbound-ports", "443"),
-        ("traffic.sidecar.istio.io/includeOutboundPorts", "443", "--include-outbound-ports", "443"),
-        ("remora.dev/exclude-outbound-ports", "3306", "--exclude-outbound-ports", "3306"),
-        ("traffic.sidecar.istio.io/excludeOutboundPorts", "3306", "--exclude-outbound-ports", "3306"),
-        ("remora.dev/exclude-interfaces", "eth1", "--exclude-interfaces", "eth1"),
-        ("traffic.sidecar.istio.io/excludeInterfaces", "eth1", "--exclude-interfaces", "eth1"),
-    ];
-    for (name, value, what, expected) in all {
+    for &(name, value, what, expected) in ALL {
         let with = of(&annotated(&json!({name: value})));
         assert_eq!(part(&with, what).as_deref(), Some(expected), "{name}");
         assert_ne!(part(&without, what).as_deref(), Some(expected), "{name} is more than the default");
@@ -90,7 +87,7 @@ fn every_annotation_does_something() {
     // No name is known that nothing above uses, but those that are read or tested elsewhere.
     let elsewhere = ["inject", "injected", "origin", "cni", "rewrite-probes", "interception-mode"];
     for name in annotations::known().filter(|name| !elsewhere.contains(name)) {
-        assert!(all.iter().any(|(used, ..)| *used == format!("remora.dev/{name}")), "{name}");
+        assert!(ALL.iter().any(|(used, ..)| *used == format!("remora.dev/{name}")), "{name}");
     }
 }
 
@@ -116,6 +113,28 @@ fn the_cni_plugin_is_told_what_the_init_container_would_be() {
     assert_eq!(proof["args"], json!(wanted));
     assert_eq!(proof["securityContext"]["capabilities"], json!({"drop": ["ALL"]}));
     assert_eq!(proof["securityContext"]["runAsUser"], 65532);
+}
+
+/// Each annotation alone, and each with each other where the injector takes both.
+#[test]
+fn the_cni_plugin_takes_whatever_annotations_ask_for() {
+    let is_taken = |annotations: Value| {
+        let mut asked = annotated(&annotations);
+        asked["metadata"]["annotations"]["remora.dev/interception"] = "cni".into();
+        let Ok(report) = object(&asked, &settings()) else { return false };
+        let pod = report.object.unwrap();
+        let told = crate::cni::arguments_for(&pod).unwrap_or_else(|why| panic!("{annotations}: {why}"));
+        // What proves the rules is told the same.
+        let proof: Vec<_> = told.unwrap().into_iter().chain(["--check".to_owned()]).collect();
+        assert_eq!(container(&pod, INIT)["args"], json!(proof), "{annotations}");
+        true
+    };
+    for (n, &(name, value, ..)) in ALL.iter().enumerate() {
+        assert!(is_taken(json!({name: value})), "{name}");
+        for &(other, second, ..) in &ALL[..n] {
+            is_taken(json!({name: value, other: second}));
+        }
+    }
 }
 
 /// By Istio's name or ours. Only root has a capability in a container.
