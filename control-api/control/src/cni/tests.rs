@@ -409,3 +409,20 @@ fn a_token_is_asked_for_once() {
     assert_eq!(token.due(now), None);
     assert_eq!(token.due(now + PAUSE), Some(Question::Token("own".into())));
 }
+
+/// As where it was written, and that was not told; or where the same one comes again.
+#[test]
+fn a_token_that_the_node_has_already_is_renewed_in_time() {
+    let now = Instant::now();
+    let mut token = Token::default();
+    looked(&mut token, "own", "same");
+    token.answered(Answer::Token(Ok(("same".into(), 40 * PAUSE))), now, PAUSE);
+    assert_eq!(looked(&mut token, "own", "same"), "same");
+    assert_eq!(token.granted(), None, "nothing is left to be written");
+    assert_eq!(token.due(now + 9 * PAUSE), Some(Question::Known("same".into())));
+    assert_eq!(token.due(now + 10 * PAUSE), Some(Question::Token("own".into())));
+    // What is dead is not kept because it comes again.
+    token.answered(Answer::Known("same".into(), false), now, PAUSE);
+    token.answered(Answer::Token(Ok(("same".into(), 40 * PAUSE))), now, PAUSE);
+    assert_eq!(looked(&mut token, "own", "same"), "own");
+}

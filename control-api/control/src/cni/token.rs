@@ -66,6 +66,11 @@ impl Token {
     pub(super) fn wanted(&mut self, files: Files) -> Option<String> {
         let Files { own, granted, found, fits } = files;
         let fits = fits && self.dead.as_ref() != Some(&found);
+        let granted = granted.filter(|granted| *granted != found);
+        if granted.is_none() {
+            // It is there, whoever wrote it: another one is asked for when it is time.
+            self.granted = None;
+        }
         if found == own {
             self.lent = Some(found.clone());
         }
