@@ -14,7 +14,7 @@ use super::wire::Key;
 /// For how long after its end an answer may still be given.
 const STALE: Duration = Duration::from_secs(86_400);
 /// How long nobody is asked after a failure, if there is something stale. RFC 8767 §5 wants 30 s, for resolvers of many: this is one program's.
-const RECHECK: Duration = Duration::from_secs(5);
+pub(super) const RECHECK: Duration = Duration::from_secs(5);
 
 /// How much is kept.
 #[derive(Debug, Clone, Copy)]

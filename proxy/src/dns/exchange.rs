@@ -17,15 +17,28 @@ const WHOLE: Duration = Duration::from_secs(10);
 /// What a UDP answer may have: more than we say, for servers that do not listen.
 const BUFFER: usize = 4096;
 
-/// Asks one server after the other until one has an answer. None: none has.
-pub async fn ask(key: &Key, spec: &ForwardSpec, servers: &[SocketAddr]) -> Option<Reply> {
+/// What came of a question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Told {
+    /// This.
+    Answer(Reply),
+    /// At least one server has said something, and none has an answer.
+    Failed,
+    /// No server has said anything.
+    Silence,
+}
+
+/// Asks one server after the other until one has an answer.
+pub async fn ask(key: &Key, spec: &ForwardSpec, servers: &[SocketAddr]) -> Told {
+    let mut said = false;
     let all = async {
         for _ in 0..=spec.retries {
             for server in servers {
                 match timeout(spec.timeout, one(key, *server, spec.servers.tcp)).await {
                     Ok(Ok(Some(reply))) => return Some(reply),
                     Ok(Ok(None)) => {
-                        tracing::debug!(%server, name = wire::text(&key.name), "no usable answer")
+                        said = true;
+                        tracing::debug!(%server, name = wire::text(&key.name), "no usable answer");
                     }
                     Ok(Err(error)) => {
                         tracing::debug!(%server, name = wire::text(&key.name), %error, "not answered")
@@ -36,7 +49,12 @@ pub async fn ask(key: &Key, spec: &ForwardSpec, servers: &[SocketAddr]) -> Optio
         }
         None
     };
-    timeout(WHOLE, all).await.ok().flatten()
+    let answered = timeout(WHOLE, all).await.ok().flatten();
+    match answered {
+        Some(reply) => Told::Answer(reply),
+        None if said => Told::Failed,
+        None => Told::Silence,
+    }
 }
 
 /// The answer of one server. None: it is malformed, or the server has failed.

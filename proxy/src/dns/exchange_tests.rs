@@ -34,9 +34,10 @@ fn answer(question: &[u8], address: [u8; 4]) -> Vec<u8> {
     out
 }
 
-fn address_of(reply: Option<&Reply>) -> Option<[u8; 4]> {
+fn address_of(told: &Told) -> Option<[u8; 4]> {
     let query = wire::Query::read(&Asked::new(&key(), 0, &[0; 32], false).message).unwrap();
-    let message = reply?.answer(&query, crate::dns::reply::Left::After(Duration::ZERO), false);
+    let Told::Answer(reply) = told else { return None };
+    let message = reply.answer(&query, crate::dns::reply::Left::After(Duration::ZERO), false);
     message[message.len() - 4..].try_into().ok()
 }
 
@@ -77,8 +78,8 @@ async fn forged_answers_are_not_heard() {
         server.send_to(&answer(&question, RIGHT), peer).await.unwrap();
     };
     let (key, spec, servers) = (key(), spec(), [at]);
-    let (reply, ()) = both(ask(&key, &spec, &servers), serving).await;
-    assert_eq!(address_of(reply.as_ref()), Some(RIGHT));
+    let (told, ()) = both(ask(&key, &spec, &servers), serving).await;
+    assert_eq!(address_of(&told), Some(RIGHT));
 }
 
 #[tokio::test]
@@ -99,8 +100,8 @@ async fn an_answer_with_other_letters_is_asked_for_again_by_tcp() {
         (question, again)
     };
     let (key, spec, servers) = (key(), spec(), [at]);
-    let (reply, (first, second)) = both(ask(&key, &spec, &servers), serving).await;
-    assert_eq!(address_of(reply.as_ref()), Some(RIGHT));
+    let (told, (first, second)) = both(ask(&key, &spec, &servers), serving).await;
+    assert_eq!(address_of(&told), Some(RIGHT));
     assert_ne!(first[..HEADER + 17], second[..HEADER + 17], "ID and letters are new");
 }
 
@@ -118,8 +119,8 @@ async fn a_server_without_edns_is_asked_again_without() {
         server.send_to(&answer(&question, RIGHT), peer).await.unwrap();
     };
     let (key, spec, servers) = (key(), spec(), [at]);
-    let (reply, ()) = both(ask(&key, &spec, &servers), serving).await;
-    assert_eq!(address_of(reply.as_ref()), Some(RIGHT));
+    let (told, ()) = both(ask(&key, &spec, &servers), serving).await;
+    assert_eq!(address_of(&told), Some(RIGHT));
 }
 
 #[tokio::test]
@@ -138,7 +139,7 @@ async fn ids_ports_and_letters_are_new_for_each_question() {
     let (key, spec, servers) = (key(), spec(), [at]);
     let asking = async {
         for _ in 0..8 {
-            assert!(ask(&key, &spec, &servers).await.is_some());
+            assert!(matches!(ask(&key, &spec, &servers).await, Told::Answer(_)));
         }
     };
     let ((), seen) = both(asking, serving).await;
@@ -162,6 +163,29 @@ async fn the_next_server_is_asked_when_one_fails() {
         server.send_to(&answer(&question, RIGHT), peer).await.unwrap();
     };
     let (key, spec, servers) = (key(), spec(), [nobody, at, at]);
-    let (reply, ()) = both(ask(&key, &spec, &servers), serving).await;
-    assert_eq!(address_of(reply.as_ref()), Some(RIGHT));
+    let (told, ()) = both(ask(&key, &spec, &servers), serving).await;
+    assert_eq!(address_of(&told), Some(RIGHT));
+}
+
+/// Whether anybody is there is one thing, whether there is an answer another.
+#[tokio::test]
+async fn a_failure_is_told_from_silence() {
+    let (gone, nobody) = udp().await;
+    let (silent, says_nothing) = udp().await;
+    let (server, at) = udp().await;
+    drop(gone);
+    let serving = async {
+        let (question, peer) = hear(&server).await;
+        let mut failed = answer(&question, FORGED);
+        failed[3] = 0x82;
+        server.send_to(&failed, peer).await.unwrap();
+    };
+    let (key, spec) = (key(), spec());
+    let short = ForwardSpec { timeout: Duration::from_millis(100), ..spec.clone() };
+    assert_eq!(ask(&key, &short, &[nobody, says_nothing]).await, Told::Silence);
+    let servers = [nobody, at];
+    let (told, ()) = both(ask(&key, &spec, &servers), serving).await;
+    assert_eq!(told, Told::Failed);
+    assert_eq!(ask(&key, &spec, &[]).await, Told::Silence);
+    drop(silent);
 }

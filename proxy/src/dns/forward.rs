@@ -8,17 +8,20 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::cache::{Cache, Found};
+use super::cache::{Cache, Found, RECHECK};
+use super::exchange::Told;
 use super::reply::{Left, Reply};
 use super::servers::SystemServers;
 use super::stats::{Count, Stats};
 use super::wire::Key;
 use super::{ForwardSpec, exchange};
 
-/// How long a client waits while there is something stale (RFC 8767 §5).
+/// How long a question may take before clients get what is stale (RFC 8767 §5).
 const PATIENCE: Duration = Duration::from_millis(1800);
 /// The TTL of a stale answer (RFC 8767 §4).
 const STALE_TTL: Duration = Duration::from_secs(30);
+/// Longer than any question takes: it ends by itself.
+const FOR_EVER: Duration = Duration::from_secs(3600);
 
 /// The end of a question. None within: nobody has answered.
 type Outcome = Option<Option<Arc<Reply>>>;
@@ -36,10 +39,45 @@ pub struct Forwarder {
 #[derive(Debug, Default)]
 struct State {
     cache: Cache,
-    asked: HashMap<Key, watch::Receiver<Outcome>>,
+    asked: HashMap<Key, Question>,
     waiting: usize,
+    health: Health,
     /// Counts up when the servers change: answers of those of before are not kept.
     servers: u64,
+}
+
+/// A question under way.
+#[derive(Debug, Clone)]
+struct Question {
+    begun: Instant,
+    /// As in [`State`], at that time.
+    servers: u64,
+    answer: watch::Receiver<Outcome>,
+}
+
+/// Whether name servers say anything at all. One that has no answer to a question is there.
+#[derive(Debug, Default)]
+struct Health {
+    heard: Option<Instant>,
+    silent: Option<Instant>,
+}
+
+impl Health {
+    fn heard(&mut self, now: Instant) {
+        *self = Self { heard: Some(now), silent: None };
+    }
+
+    /// A question of `begun` was not answered.
+    fn not_answered(&mut self, begun: Instant, now: Instant) {
+        // One name that is slow is no reason to give stale answers for others.
+        if self.heard.is_none_or(|heard| heard < begun) {
+            self.silent = Some(now);
+        }
+    }
+
+    fn is_silent(&self, now: Instant) -> bool {
+        self.silent.is_some_and(|at| now.saturating_duration_since(at) < RECHECK)
+    }
 }
 
 /// What a client gets.
@@ -64,7 +102,8 @@ pub enum Looked {
 #[derive(Debug)]
 pub struct Waiting {
     forwarder: Arc<Forwarder>,
-    answer: watch::Receiver<Outcome>,
+    question: Question,
+    until: Instant,
     stale: Option<Arc<Reply>>,
 }
 
@@ -84,6 +123,7 @@ impl Forwarder {
     pub fn forget(&self) {
         let mut state = self.state();
         state.cache.clear();
+        state.health = Health::default();
         state.servers += 1;
         // Who waits gets what he waits for; who comes now asks anew.
         state.asked.clear();
@@ -92,38 +132,57 @@ impl Forwarder {
     /// What is known of `key`, and otherwise a question that is under way.
     #[must_use]
     pub fn look(self: &Arc<Self>, key: &Key, spec: &ForwardSpec, now: Instant) -> Looked {
+        let (looked, asking) = self.decide(key, spec.max_pending, now);
+        // Not under the lock, which it takes.
+        if let Some(asking) = asking {
+            tokio::spawn(asking.run(spec.clone()));
+        }
+        looked
+    }
+
+    /// What a client gets, and what is to be asked for him, or behind him.
+    fn decide(self: &Arc<Self>, key: &Key, most: usize, now: Instant) -> (Looked, Option<Asking>) {
         let mut state = self.state();
         let stale = match state.cache.get(key, now) {
             Found::Fresh(reply, age) => {
                 self.stats.count(Count::CacheHits);
-                return Looked::Now(Resolved::Answer(reply, Left::After(age)));
+                return (Looked::Now(Resolved::Answer(reply, Left::After(age))), None);
             }
             Found::Stale(reply, false) => {
                 self.stats.count(Count::Stale);
-                return Looked::Now(as_stale(reply));
+                return (Looked::Now(as_stale(reply)), None);
             }
             Found::Stale(reply, true) => Some(reply),
             Found::Missing => None,
         };
         let known = state.asked.get(key).cloned();
-        if state.waiting >= spec.max_pending || (known.is_none() && state.asked.len() >= spec.max_pending) {
+        let begun = known.as_ref().map_or(now, |question| question.begun);
+        // The question has this time, not each of its clients; and where no server says anything it has none.
+        let until = if stale.is_some() { begun + PATIENCE } else { now + FOR_EVER };
+        let waits = stale.is_none() || (until > now && !state.health.is_silent(now));
+        let is_full = |number: usize| number >= most;
+        if waits && is_full(state.waiting) || known.is_none() && is_full(state.asked.len()) {
             self.stats.count(Count::Overflow);
-            return Looked::Now(self.instead(stale));
+            return (Looked::Now(self.instead(stale)), None);
+        }
+        let (question, asking) = match known {
+            Some(question) => (question, None),
+            None => {
+                let (tell, answer) = watch::channel(None);
+                let question = Question { begun, servers: state.servers, answer };
+                state.asked.insert(key.clone(), question.clone());
+                let (forwarder, key, servers) = (Arc::clone(self), key.clone(), state.servers);
+                (question, Some(Asking { forwarder, key, begun, servers, tell }))
+            }
+        };
+        if !waits {
+            return (Looked::Now(self.instead(stale)), asking);
+        }
+        if asking.is_none() {
+            self.stats.count(Count::Coalesced);
         }
         state.waiting += 1;
-        let answer = if let Some(known) = known {
-            self.stats.count(Count::Coalesced);
-            known
-        } else {
-            let (tell, answer) = watch::channel(None);
-            state.asked.insert(key.clone(), answer.clone());
-            let asking =
-                Asking { forwarder: Arc::clone(self), key: key.clone(), servers: state.servers, tell };
-            tokio::spawn(asking.run(spec.clone()));
-            answer
-        };
-        drop(state);
-        Looked::Later(Waiting { forwarder: Arc::clone(self), answer, stale })
+        (Looked::Later(Waiting { forwarder: Arc::clone(self), question, until, stale }), asking)
     }
 
     /// What a client gets when nobody answers.
@@ -131,6 +190,14 @@ impl Forwarder {
         let Some(old) = old else { return Resolved::Failed };
         self.stats.count(Count::Stale);
         as_stale(old)
+    }
+
+    /// A question has had its time, and goes on.
+    fn late(&self, begun: Instant, servers: u64) {
+        let mut state = self.state();
+        if state.servers == servers {
+            state.health.not_answered(begun, Instant::now());
+        }
     }
 
     fn servers(&self, spec: &ForwardSpec) -> Vec<SocketAddr> {
@@ -148,13 +215,15 @@ fn as_stale(reply: Arc<Reply>) -> Resolved {
 impl Waiting {
     /// The answer: at the latest when the servers have had their time.
     pub async fn answer(mut self) -> Resolved {
-        // Without anything stale it is the question that ends by itself.
-        let patience = if self.stale.is_some() { PATIENCE } else { Duration::from_secs(3600) };
-        let told = self.answer.wait_for(Option::is_some);
-        let outcome = match tokio::time::timeout(patience, told).await {
+        let told = self.question.answer.wait_for(Option::is_some);
+        let outcome = match tokio::time::timeout_at(self.until, told).await {
             Ok(Ok(outcome)) => (*outcome).clone().flatten(),
-            // Too late, or the task that asked is gone.
-            Ok(Err(_)) | Err(_) => None,
+            // The task that asked is gone.
+            Ok(Err(_)) => None,
+            Err(_) => {
+                self.forwarder.late(self.question.begun, self.question.servers);
+                None
+            }
         };
         match outcome {
             Some(reply) => Resolved::Answer(reply, Left::After(Duration::ZERO)),
@@ -169,33 +238,47 @@ impl Drop for Waiting {
     }
 }
 
-/// A question under way.
+/// A question that is to be asked.
 struct Asking {
     forwarder: Arc<Forwarder>,
     key: Key,
+    begun: Instant,
     servers: u64,
     tell: watch::Sender<Outcome>,
 }
 
 impl Asking {
     async fn run(self, spec: ForwardSpec) {
-        let stats = &self.forwarder.stats;
-        stats.count(Count::Asked);
+        self.forwarder.stats.count(Count::Asked);
         let servers = self.forwarder.servers(&spec);
-        let reply = exchange::ask(&self.key, &spec, &servers).await.map(Arc::new);
+        let told = exchange::ask(&self.key, &spec, &servers).await;
+        self.end(told, Instant::now());
+    }
+
+    /// Keeps what came of it, then tells who waits: who comes in between finds it.
+    fn end(&self, told: Told, now: Instant) {
+        let is_silence = told == Told::Silence;
+        let reply = match told {
+            Told::Answer(reply) => Some(Arc::new(reply)),
+            Told::Failed | Told::Silence => None,
+        };
         if reply.is_none() {
-            stats.count(Count::Failed);
+            self.forwarder.stats.count(Count::Failed);
         }
         {
-            let (mut state, now) = (self.forwarder.state(), Instant::now());
+            let mut state = self.forwarder.state();
             if state.servers == self.servers {
+                if is_silence {
+                    state.health.not_answered(self.begun, now);
+                } else {
+                    state.health.heard(now);
+                }
                 match &reply {
                     Some(reply) => state.cache.put(&self.key, reply, now),
                     None => state.cache.failed(&self.key, now),
                 }
             }
         }
-        // Kept before anybody is told: who comes in between finds it.
         self.tell.send_replace(Some(reply));
     }
 }
@@ -209,3 +292,7 @@ impl Drop for Asking {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "forward_tests.rs"]
+mod tests;
