@@ -2,7 +2,7 @@
 //!
 //! A state machine that takes `now`. It is bounded in answers and in bytes; the one that was used least recently goes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,11 @@ use super::wire::Key;
 const STALE: Duration = Duration::from_secs(86_400);
 /// How long nobody is asked after a failure, if there is something stale. RFC 8767 §5 wants 30 s, for resolvers of many: this is one program's.
 pub(super) const RECHECK: Duration = Duration::from_secs(5);
+
+/// How long a question that has failed fails at once, if there is nothing stale. RFC 9520 §3.2 wants a second at least.
+const FAILED: Duration = Duration::from_secs(2);
+/// So many of those are known.
+const MOST_FAILED: usize = 1024;
 
 /// How much is kept.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +54,8 @@ pub enum Found {
     Fresh(Arc<Reply>, Duration),
     /// One that held once. With true it is time to ask for another.
     Stale(Arc<Reply>, bool),
+    /// That nobody has had an answer a moment ago.
+    Failed,
     /// Nothing.
     Missing,
 }
@@ -62,6 +69,35 @@ pub struct Cache {
     order: BTreeMap<u64, Arc<Key>>,
     next: u64,
     bytes: usize,
+    failures: Failures,
+}
+
+/// Questions that have failed, and when. All count equally long, so that the oldest goes.
+#[derive(Debug, Default)]
+struct Failures {
+    at: HashMap<Arc<Key>, Instant>,
+    order: VecDeque<(Instant, Arc<Key>)>,
+}
+
+impl Failures {
+    fn has(&self, key: &Key, now: Instant) -> bool {
+        self.at.get(key).is_some_and(|at| now.saturating_duration_since(*at) < FAILED)
+    }
+
+    fn add(&mut self, key: &Key, now: Instant) {
+        let is_over = |at: Instant| now.saturating_duration_since(at) >= FAILED;
+        while self.order.front().is_some_and(|(at, _)| is_over(*at) || self.order.len() >= MOST_FAILED) {
+            // One that has failed again since is there a second time.
+            if let Some((at, oldest)) = self.order.pop_front()
+                && self.at.get(&oldest) == Some(&at)
+            {
+                self.at.remove(&oldest);
+            }
+        }
+        let key = Arc::new(key.clone());
+        self.order.push_back((now, Arc::clone(&key)));
+        self.at.insert(key, now);
+    }
 }
 
 /// What the book-keeping of an answer costs, besides its bytes.
@@ -80,7 +116,9 @@ impl Cache {
 
     /// What is known of `key`.
     pub fn get(&mut self, key: &Key, now: Instant) -> Found {
-        let Some((own, entry)) = self.entries.get_key_value(key) else { return Found::Missing };
+        let Some((own, entry)) = self.entries.get_key_value(key) else {
+            return if self.failures.has(key, now) { Found::Failed } else { Found::Missing };
+        };
         let age = now.saturating_duration_since(entry.at);
         if age >= entry.ttl + STALE {
             self.remove(key);
@@ -123,10 +161,11 @@ impl Cache {
         }
     }
 
-    /// Nobody has answered: what is stale serves on, and is not asked for at once.
+    /// Nobody has an answer: what is stale serves on, and in either case nobody is asked again at once.
     pub fn failed(&mut self, key: &Key, now: Instant) {
-        if let Some(entry) = self.entries.get_mut(key) {
-            entry.failed = Some(now);
+        match self.entries.get_mut(key) {
+            Some(entry) => entry.failed = Some(now),
+            None => self.failures.add(key, now),
         }
     }
 

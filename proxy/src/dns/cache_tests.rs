@@ -40,8 +40,6 @@ fn an_answer_is_fresh_then_stale_then_gone() {
 fn after_a_failure_nobody_is_asked_for_a_while() {
     let (mut cache, now, key) = (Cache::default(), Instant::now(), key("a.b"));
     let reply = reply(&key, 1);
-    cache.failed(&key, now);
-    assert_eq!(cache.get(&key, now), Found::Missing, "nothing to give meanwhile");
     cache.put(&key, &reply, now);
     let later = now + seconds(10);
     cache.failed(&key, later);
@@ -49,6 +47,51 @@ fn after_a_failure_nobody_is_asked_for_a_while() {
     assert_eq!(cache.get(&key, later + RECHECK), Found::Stale(Arc::clone(&reply), true));
     cache.put(&key, &reply, later + seconds(6));
     assert_eq!(cache.get(&key, later + seconds(6)), Found::Fresh(reply, Duration::ZERO));
+}
+
+/// Programs ask again and again for what does not work.
+#[test]
+fn what_has_failed_fails_at_once_for_a_moment() {
+    let (mut cache, now, key) = (Cache::default(), Instant::now(), key("a.b"));
+    cache.failed(&key, now);
+    assert_eq!(cache.get(&key, now), Found::Failed);
+    assert_eq!(cache.get(&key, now + FAILED), Found::Missing);
+    let (again, other) = (now + FAILED, self::key("c.d"));
+    cache.failed(&key, again);
+    cache.failed(&key, again + FAILED / 2);
+    cache.failed(&other, again + FAILED);
+    assert_eq!(cache.get(&key, again + FAILED), Found::Failed, "the second time counts");
+    assert_eq!(cache.get(&key, again + FAILED / 2 + FAILED), Found::Missing);
+    let reply = reply(&key, 60);
+    cache.put(&key, &reply, again);
+    assert_eq!(cache.get(&key, again), Found::Fresh(reply, Duration::ZERO));
+    cache.clear();
+    assert_eq!(cache.get(&other, again + FAILED), Found::Missing, "other servers may have an answer");
+}
+
+#[test]
+fn failures_are_bounded_and_the_oldest_goes() {
+    let (mut cache, mut now) = (Cache::default(), Instant::now());
+    let keys: Vec<_> = (0..=MOST_FAILED).map(|number| key(&format!("n{number}.b"))).collect();
+    let instant = Duration::from_micros(1);
+    for key in &keys {
+        now += instant;
+        cache.failed(key, now);
+        let failures = &cache.failures;
+        assert!(failures.at.len() == failures.order.len() && failures.order.len() <= MOST_FAILED);
+    }
+    assert_eq!(cache.get(&keys[0], now), Found::Missing);
+    assert_eq!(cache.get(&keys[1], now), Found::Failed);
+    // One that fails again is the youngest, whatever is known of before.
+    cache.failed(&keys[1], now + instant);
+    for key in &keys[2..] {
+        cache.failed(key, now + 2 * instant);
+    }
+    assert_eq!(cache.get(&keys[1], now + 2 * instant), Found::Failed);
+    assert_eq!(cache.failures.order.len(), MOST_FAILED);
+    cache.failed(&keys[0], now + 2 * FAILED);
+    assert_eq!((cache.failures.order.len(), cache.failures.at.len()), (1, 1), "what is over goes");
+    assert_eq!(cache.size(), (0, 0), "none of them takes the place of an answer");
 }
 
 #[test]

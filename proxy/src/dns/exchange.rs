@@ -28,16 +28,16 @@ pub enum Told {
     Silence,
 }
 
-/// Asks one server after the other until one has an answer.
+/// Asks one server after the other until one has an answer. Repeated is what was lost: a server that has failed would say the same again.
 pub async fn ask(key: &Key, spec: &ForwardSpec, servers: &[SocketAddr]) -> Told {
-    let mut said = false;
+    let mut said = vec![false; servers.len()];
     let all = async {
         for _ in 0..=spec.retries {
-            for server in servers {
+            for (server, said) in servers.iter().zip(&mut said).filter(|(_, said)| !**said) {
                 match timeout(spec.timeout, one(key, *server, spec.servers.tcp)).await {
                     Ok(Ok(Some(reply))) => return Some(reply),
                     Ok(Ok(None)) => {
-                        said = true;
+                        *said = true;
                         tracing::debug!(%server, name = wire::text(&key.name), "no usable answer");
                     }
                     Ok(Err(error)) => {
@@ -52,7 +52,7 @@ pub async fn ask(key: &Key, spec: &ForwardSpec, servers: &[SocketAddr]) -> Told 
     let answered = timeout(WHOLE, all).await.ok().flatten();
     match answered {
         Some(reply) => Told::Answer(reply),
-        None if said => Told::Failed,
+        None if said.contains(&true) => Told::Failed,
         None => Told::Silence,
     }
 }

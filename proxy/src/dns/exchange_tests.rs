@@ -167,6 +167,34 @@ async fn the_next_server_is_asked_when_one_fails() {
     assert_eq!(address_of(&told), Some(RIGHT));
 }
 
+/// What it says is no accident, as a lost datagram is.
+#[tokio::test]
+async fn a_server_that_has_failed_is_not_asked_again() {
+    let (failing, fails) = udp().await;
+    let (losing, loses) = udp().await;
+    let fail = async || {
+        let (question, peer) = hear(&failing).await;
+        let mut failed = answer(&question, FORGED);
+        failed[3] = 0x82;
+        failing.send_to(&failed, peer).await.unwrap();
+    };
+    let nothing_more = || failing.try_recv_from(&mut [0; BUFFER]).unwrap_err().kind();
+    let serving = async {
+        fail().await;
+        let _lost = hear(&losing).await;
+        let (question, peer) = hear(&losing).await;
+        losing.send_to(&answer(&question, RIGHT), peer).await.unwrap();
+    };
+    let (key, spec) = (key(), ForwardSpec { timeout: Duration::from_secs(1), retries: 3, ..spec() });
+    let servers = [fails, loses];
+    let (told, ()) = both(ask(&key, &spec, &servers), serving).await;
+    assert_eq!(address_of(&told), Some(RIGHT));
+    assert_eq!(nothing_more(), io::ErrorKind::WouldBlock);
+    let servers = [fails];
+    let (told, ()) = both(ask(&key, &spec, &servers), fail()).await;
+    assert_eq!((told, nothing_more()), (Told::Failed, io::ErrorKind::WouldBlock));
+}
+
 /// Whether anybody is there is one thing, whether there is an answer another.
 #[tokio::test]
 async fn a_failure_is_told_from_silence() {

@@ -152,6 +152,10 @@ impl Forwarder {
                 self.stats.count(Count::Stale);
                 return (Looked::Now(as_stale(reply)), None);
             }
+            Found::Failed => {
+                self.stats.count(Count::FailedAgain);
+                return (Looked::Now(Resolved::Failed), None);
+            }
             Found::Stale(reply, true) => Some(reply),
             Found::Missing => None,
         };

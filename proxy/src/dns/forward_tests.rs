@@ -149,6 +149,18 @@ async fn silence_is_known_when_a_client_has_waited() {
     }
 }
 
+/// With nothing to give, a name that failed is not asked for by each who comes.
+#[tokio::test(start_paused = true)]
+async fn a_failure_is_remembered_for_a_moment() {
+    let (forwarder, key) = (forwarder(), key("a.b"));
+    asking(&forwarder, &key).end(Told::Failed, Instant::now());
+    let (looked, none) = decide(&forwarder, &key);
+    assert!(matches!(looked, Looked::Now(Resolved::Failed)) && none.is_none());
+    assert_eq!(forwarder.stats.get(Count::FailedAgain), 1);
+    advance(Duration::from_secs(2)).await;
+    assert!(decide(&forwarder, &key).1.is_some());
+}
+
 #[tokio::test(start_paused = true)]
 async fn questions_and_clients_are_bounded() {
     let forwarder = forwarder();

@@ -37,7 +37,7 @@ pub struct ForwardSpec {
     pub servers: ServerSpec,
     /// `resolver_timeout`, default 500 ms: how long one server has for one answer.
     pub timeout: Duration,
-    /// `external_retry_count`, 0 to 3: how often all servers are asked again.
+    /// `external_retry_count`, 0 to 3: how often servers that said nothing are asked again.
     pub retries: u32,
     /// `max_pending_lookups`: questions under way, and clients that wait.
     pub max_pending: usize,

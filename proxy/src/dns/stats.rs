@@ -35,6 +35,7 @@ counts! {
     Coalesced: "coalesced_queries", "Questions that waited for the answer to another client's.";
     Asked: "upstream_queries", "Questions to name servers, without repeats.";
     Failed: "upstream_failures", "Of them, those that no name server answered.";
+    FailedAgain: "failures_remembered", "Questions that failed at once: nobody had an answer a moment ago.";
     Overflow: "pending_overflow", "Questions beyond max_pending_lookups.";
     Refused: "tcp_refused", "TCP connections beyond the limit.";
 }
