@@ -11,9 +11,9 @@ use crate::host::{Host, list, write};
 use crate::node::{Api, DAEMON_SET, NAMESPACE, refusal};
 
 const TOKEN: &str = "/api/v1/namespaces/remora-system/serviceaccounts/remora-cni/token";
-const OFTEN: [&str; 2] = ["--every", "50ms"];
+const OFTEN: [&str; 4] = ["--every", "50ms", "--decide-within", "500ms"];
 /// So long that nothing happens but what is asked for.
-const SELDOM: [&str; 2] = ["--every", "1h"];
+const SELDOM: [&str; 4] = ["--every", "1h", "--decide-within", "500ms"];
 
 /// A node with a network, and an API server where the DaemonSet stands.
 fn node() -> (Host, Api) {
@@ -174,6 +174,28 @@ async fn a_dead_token_does_not_decide_at_the_end() {
         assert_eq!(host.is_installed(), stays, "{own_is_known}");
         let mut wanted = vec![format!("GET {NAMESPACE} HTTP/1.1"); 2];
         wanted.extend(own_is_known.then(|| format!("GET {DAEMON_SET} HTTP/1.1")));
-        assert_eq!(api.lines(), wanted);
+        // Where neither is known, each is asked by again.
+        let lines = api.lines();
+        assert!(lines.chunks(wanted.len()).all(|again| again == wanted), "{lines:?}");
+        assert_eq!(lines.len() > wanted.len(), !own_is_known, "{lines:?}");
+    }
+}
+
+/// An API server that starts knows nobody for a moment, or no rights.
+#[tokio::test]
+async fn a_refusal_that_passes_does_not_decide_at_the_end() {
+    for status in [401, 403] {
+        let (host, api) = node();
+        let installer = host.installer(api.port, &["--every", "1h", "--decide-within", "20s"]);
+        eventually("the list", || host.is_installed()).await;
+        api.says_to(DAEMON_SET, status, refusal(status));
+        let _before = api.lines();
+        let passes = async {
+            eventually("a question", || api.lines().iter().any(|line| line.contains(DAEMON_SET))).await;
+            api.says_to(DAEMON_SET, 200, json!({"metadata": {"name": "remora-cni"}}));
+        };
+        tokio::join!(installer.end(), passes);
+        assert!(host.is_installed(), "{status}: {}", host.said());
+        assert!(host.said().contains("asking again"), "{status}: {}", host.said());
     }
 }

@@ -63,7 +63,10 @@ async fn is_known(kubeconfig: &str) -> bool {
 /// Whether the DaemonSet stands, and its namespace: of one that is deleted, the pods go before the DaemonSet does. It is asked as the plugin
 /// asks, by its kubeconfig, for the installer's `own` ends when its pod is deleted by force; but that is asked by where there is no
 /// other, or its token is no good.
-pub(super) async fn standing(kubeconfig: &Path, own: &str, daemon_set: &Named) -> Standing {
+///
+/// # Errors
+/// Who asks is not known, or may not: the account or its rights are gone, or the API server refuses for a moment.
+pub(super) async fn standing(kubeconfig: &Path, own: &str, daemon_set: &Named) -> Result<Standing, String> {
     let found = std::fs::read_to_string(kubeconfig).unwrap_or_default();
     let mut said = Err((Some(401), String::new()));
     if !found.is_empty() {
@@ -73,10 +76,9 @@ pub(super) async fn standing(kubeconfig: &Path, own: &str, daemon_set: &Named) -
         said = in_time(both(own, daemon_set)).await;
     }
     match said {
-        Ok(standing) => standing,
-        // The account is gone.
-        Err((Some(401), _)) => Standing::Gone,
-        Err((_, why)) => Standing::Unknown(why),
+        Ok(standing) => Ok(standing),
+        Err((Some(401 | 403), why)) => Err(why),
+        Err((_, why)) => Ok(Standing::Unknown(why)),
     }
 }
 

@@ -112,14 +112,13 @@ pub(super) type Refused = (Option<u16>, String);
 /// What is said of a DaemonSet.
 ///
 /// # Errors
-/// 401: whoever asked is not known, which says nothing of what was asked for.
+/// 401: whoever asked is not known, which says nothing of what was asked for. 403: the rights may have gone before the pod, or not be known yet.
 pub(super) fn standing(answer: Result<Value, Refused>) -> Result<Standing, Refused> {
     match answer {
         Ok(object) if object["metadata"]["deletionTimestamp"].is_string() => Ok(Standing::Gone),
         Ok(_) => Ok(Standing::Stands),
-        Err((Some(401), why)) => Err((Some(401), why)),
-        // The rights went before the pod.
-        Err((Some(403 | 404), _)) => Ok(Standing::Gone),
+        Err((Some(status @ (401 | 403)), why)) => Err((Some(status), why)),
+        Err((Some(404), _)) => Ok(Standing::Gone),
         Err((_, why)) => Ok(Standing::Unknown(why)),
     }
 }

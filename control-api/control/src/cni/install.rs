@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::account::{self, Named};
 use super::chain::{self, Standing};
+use super::end::{End, Next};
 use super::folders::{Folders, KUBECONFIG, replace};
 use super::rewrites::Rewrites;
 use super::token::{Answer, Files, Token};
@@ -52,6 +53,9 @@ pub(super) struct InstallArgs {
     /// At the end, leave everything in place while this DaemonSet stands; without, everything is taken away
     #[arg(long, value_name = "NAMESPACE/NAME", value_parser = named)]
     pub(super) daemon_set: Option<Named>,
+    /// At the end, ask again so long while the API server refuses to say whether the DaemonSet stands; a kubelet waits 30 s, and a question may take 10
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = crate::run::time)]
+    pub(super) decide_within: Duration,
     /// How often to look whether everything is still there, besides when the folder of configurations changes
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = crate::run::time)]
     pub(super) every: Duration,
@@ -261,14 +265,34 @@ impl InstallArgs {
         Ok(STANDARD.encode(self.read("ca.crt")?))
     }
 
+    /// Whether another installer comes.
     async fn standing(&self) -> Standing {
         let Some(daemon_set) = &self.daemon_set else { return Standing::Gone };
+        let mut end = End::new(Instant::now(), self.decide_within);
+        let mut told = false;
+        loop {
+            let said = self.asked(daemon_set).await;
+            if let Err(why) = &said
+                && !std::mem::replace(&mut told, true)
+            {
+                eprintln!(
+                    "remora cni install: the API server refuses to say whether the DaemonSet stands: {why}; asking again"
+                );
+            }
+            match end.heard(said, Instant::now()) {
+                Next::Decided(standing) => return standing,
+                Next::Again(at) => tokio::time::sleep_until(at).await,
+            }
+        }
+    }
+
+    async fn asked(&self, daemon_set: &Named) -> Result<Standing, String> {
         let own = self.authority().and_then(|authority| {
             Ok(chain::kubeconfig(&self.server, &authority, self.read("token")?.trim()))
         });
         match own {
             Ok(own) => account::standing(&self.folders.net_dir.join(KUBECONFIG), &own, daemon_set).await,
-            Err(why) => Standing::Unknown(format!("{why:#}")),
+            Err(why) => Ok(Standing::Unknown(format!("{why:#}"))),
         }
     }
 }

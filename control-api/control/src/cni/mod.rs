@@ -1,12 +1,13 @@
 //! The CNI plugin (`remora-cni`): the rules of `remora init` for pods, made on the node
 //! ([0022](../../../../docs/decisions/0022-cni.md)); and what brings it there.
 //!
-//! `environment`, `config`, `pod`, `chain`, `rewrites`, `token` and `failure` are pure; `plugin` does what a runtime asks, `install` what a
+//! `environment`, `config`, `pod`, `chain`, `rewrites`, `token`, `end` and `failure` are pure; `plugin` does what a runtime asks, `install` what a
 //! DaemonSet does, with the files in `folders` and what `account` asks.
 
 mod account;
 mod chain;
 mod config;
+mod end;
 mod environment;
 mod failure;
 mod folders;

@@ -303,7 +303,7 @@ fn what_others_write_meanwhile_is_not_lost() {
 }
 
 #[test]
-fn who_may_not_ask_any_more_is_gone() {
+fn what_is_gone_or_going_is_told_from_what_is_not_said() {
     let object = |metadata: Value| Ok(json!({"metadata": metadata}));
     for asked in [chain::standing, chain::namespace_standing] {
         assert_eq!(asked(object(json!({"name": "remora-cni"}))), Ok(Standing::Stands));
@@ -315,8 +315,8 @@ fn who_may_not_ask_any_more_is_gone() {
             assert_eq!(asked(Err((status, "why".into()))), Ok(Standing::Unknown("why".into())));
         }
     }
-    let forbidden = || Err((Some(403), "no".into()));
-    assert_eq!(chain::standing(forbidden()), Ok(Standing::Gone));
+    let forbidden = || Err((Some(403), "no".to_owned()));
+    assert_eq!(chain::standing(forbidden()), Err((Some(403), "no".to_owned())));
     assert_eq!(chain::namespace_standing(forbidden()), Ok(Standing::Stands), "it decides nothing");
 }
 
