@@ -132,6 +132,9 @@ impl Forwarder {
     /// What is known of `key`, and otherwise a question that is under way.
     #[must_use]
     pub fn look(self: &Arc<Self>, key: &Key, spec: &ForwardSpec, now: Instant) -> Looked {
+        if spec.servers.servers.is_empty() && self.system.check(now) {
+            self.forget();
+        }
         let (looked, asking) = self.decide(key, spec.max_pending, now);
         // Not under the lock, which it takes.
         if let Some(asking) = asking {
