@@ -1,4 +1,4 @@
-//! DNS of a program behind the rules: names of the mesh from its sidecar, all others from the name server, whoever the program asks.
+//! DNS of a program behind the rules: names of the mesh from its sidecar, all others from the name server.
 
 use std::process::Stdio;
 
@@ -61,7 +61,7 @@ async fn programs_get_names_of_the_mesh_from_their_sidecar() {
         let _server = name_server(&net.far);
         eventually("the name server", || ask(&net.pod, FAR, "other.test", "udp") == SERVERS_ANSWER).await;
         assert_eq!(ask(&net.pod, FAR, WEB, "udp"), SERVERS_ANSWER, "{backend}: before");
-        let _summary = net.pod.initialised(&format!("{backend} --capture-dns"));
+        let _summary = net.pod.initialised(&format!("{backend} --capture-dns --dns-servers *"));
         let _sidecar = Sidecar::start(&net.pod).await;
         // Nobody listens by TCP or IPv6 there: the sidecar answers for whom the program asks.
         for (host, how) in [(FAR, "udp"), (FAR, "tcp"), ("fd77::1", "udp"), ("fd77::1", "tcp")] {
@@ -69,6 +69,10 @@ async fn programs_get_names_of_the_mesh_from_their_sidecar() {
             // What the sidecar asks itself is not led back to it.
             assert_eq!(ask(&net.pod, host, "other.test", how), SERVERS_ANSWER, "{backend}: {host} {how}");
         }
+        // Who asks another server means that one.
+        let _summary = net.pod.initialised(&format!("{backend} --capture-dns --dns-servers fd77::1"));
+        assert_eq!(ask(&net.pod, "fd77::1", WEB, "udp"), WEB_VIP, "{backend}: a name server");
+        assert_eq!(ask(&net.pod, FAR, WEB, "udp"), SERVERS_ANSWER, "{backend}: another server");
         let _gone = net.pod.initialised("--clean");
         assert_eq!(ask(&net.pod, FAR, WEB, "udp"), SERVERS_ANSWER, "{backend}: cleaned");
     }

@@ -188,9 +188,15 @@ s.connect(('{host}', {port})); s.send(b'name'); print(s.recv(512).decode(), end=
     for backend in BACKENDS {
         let _summary = net.pod.initialised(backend);
         assert_eq!(ask(FAR, 53), "", "{backend}: off by default");
-        let summary = net.pod.initialised(&format!("{backend} --capture-dns"));
-        assert!(summary.contains("dns: port 53 (UDP, TCP) -> 15053"), "{summary}");
-        assert_eq!(ask(FAR, 53), "captured name", "{backend}");
+        for (servers, shown, answer) in [
+            ("*", "dns: port 53 (UDP, TCP) -> 15053", "captured name"),
+            (FAR, "dns: port 53 (UDP, TCP) of 10.77.0.1/32 -> 15053", "captured name"),
+            ("10.77.0.99", "of 10.77.0.99/32 -> 15053", ""),
+        ] {
+            let summary = net.pod.initialised(&format!("{backend} --capture-dns --dns-servers {servers}"));
+            assert!(summary.contains(shown), "{summary}");
+            assert_eq!(ask(FAR, 53), answer, "{backend} {servers}");
+        }
     }
     server.kill().unwrap();
     server.wait().unwrap();

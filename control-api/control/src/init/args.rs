@@ -66,6 +66,9 @@ pub(crate) struct InitArgs {
     /// Capture DNS (port 53, UDP and TCP): the proxy answers names of the mesh itself, if its node says DNS_CAPTURE
     #[arg(long)]
     pub(super) capture_dns: bool,
+    /// Name servers to which DNS is captured: resolv.conf (those that this machine has now), *, or a list
+    #[arg(long, value_name = "CIDR,…", default_value = "resolv.conf", value_parser = dns_servers)]
+    pub(super) dns_servers: DnsServers,
     /// Port of the DNS listener
     #[arg(long, value_name = "PORT", default_value = "15053", value_parser = port)]
     pub(super) dns_port: u16,
@@ -125,6 +128,21 @@ pub(super) enum BackendChoice {
 pub(super) enum Selection<T> {
     All,
     Only(Vec<T>),
+}
+
+/// `--dns-servers`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum DnsServers {
+    /// Those of this machine; where nobody has looked, all.
+    ResolvConf,
+    These(Selection<IpNet>),
+}
+
+fn dns_servers(text: &str) -> Result<DnsServers, String> {
+    match text.trim() {
+        "resolv.conf" => Ok(DnsServers::ResolvConf),
+        list => cidrs(list).map(DnsServers::These),
+    }
 }
 
 fn selection<T>(text: &str, one: fn(&str) -> Result<T, String>) -> Result<Selection<T>, String> {

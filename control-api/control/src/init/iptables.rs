@@ -2,8 +2,10 @@
 
 use std::fmt::Write;
 
+use ipnet::IpNet;
+
 use super::args::Mode;
-use super::plan::{CONNECTION_MARK, Family, Match, Plan, Rule, Verdict};
+use super::plan::{CONNECTION_MARK, DNS, Family, Match, Plan, Rule, Verdict};
 
 /// Our chains, and where one jump to each stands.
 pub(super) const CHAINS: [(&str, &str); 2] = [("REMORA_INBOUND", "PREROUTING"), ("REMORA_OUTPUT", "OUTPUT")];
@@ -146,6 +148,7 @@ fn written(rule: &Rule, family: Family) -> Vec<String> {
     let each = |all: &mut dyn Iterator<Item = String>| -> Vec<String> {
         all.map(|text| format!("{text} {verdict}")).collect()
     };
+    let mine = |nets: &[IpNet]| nets.iter().filter(|net| family.has(net)).copied().collect::<Vec<_>>();
     match &rule.matches {
         Match::From(names) => each(&mut names.iter().map(|name| format!("-i {name}"))),
         Match::Through(names) => each(&mut names.iter().map(|name| format!("-o {name}"))),
@@ -155,11 +158,13 @@ fn written(rule: &Rule, family: Family) -> Vec<String> {
         Match::Tcp => each(&mut ["-p tcp".to_owned()].into_iter()),
         Match::TcpPort(ports) => each(&mut ports.iter().map(|port| format!("-p tcp --dport {port}"))),
         Match::UdpPort(ports) => each(&mut ports.iter().map(|port| format!("-p udp --dport {port}"))),
-        Match::To(nets) => {
-            each(&mut nets.iter().filter(|net| family.has(net)).map(|net| format!("-d {net}")))
+        Match::To(nets) => each(&mut mine(nets).iter().map(|net| format!("-d {net}"))),
+        Match::TcpTo(nets) => each(&mut mine(nets).iter().map(|net| format!("-d {net} -p tcp"))),
+        Match::TcpDns(nets) => {
+            each(&mut mine(nets).iter().map(|net| format!("-d {net} -p tcp --dport {DNS}")))
         }
-        Match::TcpTo(nets) => {
-            each(&mut nets.iter().filter(|net| family.has(net)).map(|net| format!("-d {net} -p tcp")))
+        Match::UdpDns(nets) => {
+            each(&mut mine(nets).iter().map(|net| format!("-d {net} -p udp --dport {DNS}")))
         }
     }
 }

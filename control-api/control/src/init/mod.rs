@@ -16,15 +16,18 @@ mod tool;
 mod verify;
 
 use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use ipnet::IpNet;
+use remora_proxy::dns::servers;
 use tokio::time::Instant;
 
 use crate::commands;
 use apply::{Applied, Backend};
-use args::{BackendChoice, IpVersion, Mode};
+use args::{BackendChoice, DnsServers, IpVersion, Mode, Selection};
 pub(crate) use args::{InitArgs, interface};
 pub(crate) use plan::PROXY_PORTS;
 use plan::{NoPlan, Plan};
@@ -53,7 +56,8 @@ async fn init(args: &InitArgs) -> anyhow::Result<u8> {
     let ipv6 = ipv6_is_on(Path::new(IPV6_SWITCHES), Path::new(IPV6_ADDRESSES));
     // A dry run may be for another machine.
     let assumed = ipv6 || args.dry_run && args.ip_version != IpVersion::Auto;
-    let plan = match plan::plan(args, assumed) {
+    let named = if args.capture_dns { servers::of_this_machine() } else { Vec::new() };
+    let plan = match plan::plan(&with_name_servers(args, &named), assumed) {
         Ok(plan) => plan,
         Err(NoPlan::Arguments(wrong)) => {
             for mistake in wrong {
@@ -89,6 +93,18 @@ async fn init(args: &InitArgs) -> anyhow::Result<u8> {
     rows.extend(routes::note(&plan, Path::new(INTERFACES)).map(|note| ("note", note)));
     print!("{}", summary::text(&rows, std::io::stdout().is_terminal()));
     Ok(0)
+}
+
+/// With the name servers of this machine in the place of `resolv.conf`. One on loopback is never captured; where there is no other, it asks
+/// whom it knows, and that is.
+fn with_name_servers(args: &InitArgs, servers: &[SocketAddr]) -> InitArgs {
+    let elsewhere = servers.iter().map(SocketAddr::ip).filter(|ip| !ip.is_loopback());
+    let elsewhere: Vec<_> = elsewhere.map(IpNet::from).collect();
+    let mut args = args.clone();
+    if args.dns_servers == DnsServers::ResolvConf && !elsewhere.is_empty() {
+        args.dns_servers = DnsServers::These(Selection::Only(elsewhere));
+    }
+    args
 }
 
 /// Whether `remora init` takes these arguments (the first is its name) where the kernel has IPv4 and IPv6.
@@ -132,7 +148,8 @@ impl From<anyhow::Error> for NotDone {
 }
 
 /// Makes the rules of `remora init` with these arguments (the first is its name) in the network namespace of this thread, and gives what
-/// was shown of them. The thread has to be the main one: what is read in /proc/self is about that.
+/// was shown of them. The thread has to be the main one: what is read in /proc/self is about that. DNS is captured to every server: the files
+/// here are the node's, and name its servers, not the pod's.
 ///
 /// # Errors
 /// As `remora init`.

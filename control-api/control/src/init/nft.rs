@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::args::Mode;
-use super::plan::{CONNECTION_MARK, Family, Match, Plan, Rule, Verdict};
+use super::plan::{CONNECTION_MARK, DNS, Family, Match, Plan, Rule, Verdict};
 
 /// Name of our table, in each family.
 pub(super) const TABLE: &str = "remora";
@@ -155,12 +155,17 @@ fn written(rule: &Rule, families: &[Family]) -> Vec<String> {
         Match::Tcp => "meta l4proto tcp".to_owned(),
         Match::TcpPort(ports) => format!("tcp dport {}", set(ports)),
         Match::UdpPort(ports) => format!("udp dport {}", set(ports)),
-        Match::To(nets) | Match::TcpTo(nets) => {
-            let tcp = if matches!(rule.matches, Match::TcpTo(_)) { "meta l4proto tcp " } else { "" };
+        Match::To(nets) | Match::TcpTo(nets) | Match::TcpDns(nets) | Match::UdpDns(nets) => {
+            let what = match rule.matches {
+                Match::TcpTo(_) => "meta l4proto tcp ".to_owned(),
+                Match::TcpDns(_) => format!("tcp dport {DNS} "),
+                Match::UdpDns(_) => format!("udp dport {DNS} "),
+                _ => String::new(),
+            };
             let of = |family: &Family| {
                 let mine: Vec<_> = nets.iter().filter(|net| family.has(net)).collect();
                 let word = if *family == Family::V4 { "ip" } else { "ip6" };
-                (!mine.is_empty()).then(|| format!("{word} daddr {} {tcp}{verdict}", set(mine)))
+                (!mine.is_empty()).then(|| format!("{word} daddr {} {what}{verdict}", set(mine)))
             };
             return families.iter().filter_map(of).collect();
         }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 
-use super::args::{InitArgs, IpVersion, Mode, Selection, sorted};
+use super::args::{DnsServers, InitArgs, IpVersion, Mode, Selection, sorted};
 
 /// Mark of connections that began while TPROXY was there: others go on as they are. Packets get none: the kernel would look for the way
 /// back to their source by it (`src_valid_mark`, as WireGuard sets it), and what is captured is for this machine anyway.
@@ -12,7 +12,7 @@ pub(super) const CONNECTION_MARK: u32 = 0x53a;
 
 /// Ports that others reach on the proxy itself: HBONE, Istio's agent, readiness, metrics.
 pub(crate) const PROXY_PORTS: [u16; 4] = [15008, 15020, 15021, 15090];
-const DNS: u16 = 53;
+pub(super) const DNS: u16 = 53;
 /// Addresses that nobody has: TEST-NET-1, 2001:db8::/32.
 pub(super) const NOBODY: (IpAddr, IpAddr) =
     (IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)));
@@ -50,6 +50,9 @@ pub(super) enum Match {
     TcpTo(Vec<IpNet>),
     TcpPort(Vec<u16>),
     UdpPort(Vec<u16>),
+    /// [`DNS`] of these servers.
+    TcpDns(Vec<IpNet>),
+    UdpDns(Vec<IpNet>),
 }
 
 /// What a rule does with a connection. The first rule that matches decides.
@@ -66,6 +69,14 @@ pub(super) enum Verdict {
 pub(super) struct Rule {
     pub(super) matches: Match,
     pub(super) verdict: Verdict,
+}
+
+/// DNS that is captured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct CapturedDns {
+    /// Of the proxy.
+    pub(super) port: u16,
+    pub(super) servers: Selection<IpNet>,
 }
 
 /// Arguments that were checked; lists are sorted, and CIDRs do not overlap.
@@ -87,7 +98,7 @@ pub(super) struct Plan {
     pub(super) exclude_outbound: Vec<IpNet>,
     pub(super) include_ports: Vec<u16>,
     pub(super) exclude_ports: Vec<u16>,
-    pub(super) dns: Option<u16>,
+    pub(super) dns: Option<CapturedDns>,
 }
 
 /// Why there is no plan.
@@ -128,7 +139,13 @@ pub(super) fn plan(args: &InitArgs, ipv6: bool) -> Result<Plan, NoPlan> {
         exclude_outbound: merged(&args.exclude_outbound_cidrs),
         include_ports: sorted(&args.include_outbound_ports),
         exclude_ports: sorted(&args.exclude_outbound_ports),
-        dns: args.capture_dns.then_some(args.dns_port),
+        dns: args.capture_dns.then(|| CapturedDns {
+            port: args.dns_port,
+            servers: match &args.dns_servers {
+                DnsServers::ResolvConf | DnsServers::These(Selection::All) => Selection::All,
+                DnsServers::These(Selection::Only(nets)) => Selection::Only(merged(nets)),
+            },
+        }),
     };
     let wrong = contradictions(args, &plan);
     if !wrong.is_empty() {
@@ -158,11 +175,14 @@ fn merged(nets: &[IpNet]) -> Vec<IpNet> {
 fn contradictions(args: &InitArgs, plan: &Plan) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut proxy = vec![("--inbound-port", plan.inbound_port), ("--outbound-port", plan.outbound_port)];
-    proxy.extend(plan.dns.map(|port| ("--dns-port", port)));
+    proxy.extend(plan.dns.as_ref().map(|dns| ("--dns-port", dns.port)));
     for (n, (name, port)) in proxy.iter().enumerate() {
         if let Some((other, _)) = proxy[..n].iter().find(|(_, other)| other == port) {
             wrong.push(format!("{other} and {name} are both {port}: give each a port of its own"));
         }
+    }
+    if plan.dns.as_ref().is_some_and(|dns| dns.servers == Selection::Only(Vec::new())) {
+        wrong.push("--dns-servers names nobody: write *, or leave --capture-dns out".to_owned());
     }
     if let Selection::Only(included) = &plan.inbound {
         let excluded = |port: &&u16| args.exclude_inbound_ports.contains(port);
@@ -228,10 +248,17 @@ impl Plan {
         // Also what goes to an address of this machine other than 127.0.0.1.
         let lo = [&["lo".to_owned()][..], &self.exclude_interfaces].concat();
         rules.push(pass(Match::Through(sorted(&lo))));
-        if let Some(port) = self.dns {
-            let verdict = Verdict::Redirect(port);
-            rules.push(Rule { matches: Match::UdpPort(vec![DNS]), verdict });
-            rules.push(Rule { matches: Match::TcpPort(vec![DNS]), verdict });
+        if let Some(dns) = &self.dns {
+            let redirect = |matches| Rule { matches, verdict: Verdict::Redirect(dns.port) };
+            match &dns.servers {
+                Selection::All => {
+                    rules.extend([Match::UdpPort(vec![DNS]), Match::TcpPort(vec![DNS])].map(redirect));
+                }
+                Selection::Only(servers) => {
+                    rules.extend(list(servers, Match::UdpDns).map(redirect));
+                    rules.extend(list(servers, Match::TcpDns).map(redirect));
+                }
+            }
         }
         rules.extend(list(&self.exclude_ports, Match::TcpPort).map(pass));
         rules.extend(list(&self.exclude_outbound, Match::To).map(pass));

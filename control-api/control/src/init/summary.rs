@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::apply::Applied;
 use super::args::{Mode, Selection};
 use super::nft;
-use super::plan::{Family, Plan};
+use super::plan::{CapturedDns, Family, Plan};
 use super::survey::Kind;
 
 /// The lines: aligned for a terminal, `name: value` for whoever reads a log.
@@ -45,7 +45,7 @@ pub(super) fn rows(
         ("inbound", inbound(plan)),
         ("outbound", outbound(plan)),
     ];
-    rows.extend(plan.dns.map(|port| ("dns", format!("port 53 (UDP, TCP) -> {port}"))));
+    rows.extend(plan.dns.as_ref().map(|dns| ("dns", captured_dns(dns))));
     rows.push(("not captured", own(plan)));
     rows.push(("self-test", if shown.is_empty() { "left out".to_owned() } else { shown.join("; ") }));
     rows.push(("time", format!("{:.1} ms", took.as_secs_f64() * 1000.0)));
@@ -94,6 +94,14 @@ fn outbound(plan: &Plan) -> String {
         let _ = write!(text, ", but {}", but.join(" and "));
     }
     text
+}
+
+fn captured_dns(dns: &CapturedDns) -> String {
+    let to = dns.port;
+    match &dns.servers {
+        Selection::All => format!("port 53 (UDP, TCP) -> {to}"),
+        Selection::Only(servers) => format!("port 53 (UDP, TCP) of {} -> {to}", joined(servers)),
+    }
 }
 
 fn own(plan: &Plan) -> String {

@@ -1,5 +1,6 @@
 //! Arguments, scripts and text, without a kernel.
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use clap::{CommandFactory, Parser};
@@ -7,7 +8,7 @@ use insta::assert_snapshot;
 
 use super::args::InitArgs;
 use super::plan::{Family, NoPlan, Plan, plan};
-use super::{dry_run, iptables, ipv6_is_on, nft, routes, summary};
+use super::{dry_run, iptables, ipv6_is_on, nft, routes, summary, with_name_servers};
 use crate::init::apply::Applied;
 
 #[derive(Debug, Parser)]
@@ -106,6 +107,47 @@ fn nothing_is_captured_where_nothing_was_asked_for() {
     assert_eq!(none.probe_target(Family::V4), None);
     let port = planned("--include-outbound-cidrs none --include-outbound-ports 9080");
     assert_eq!(port.probe_target(Family::V6), Some("[2001:db8::1]:9080".parse().unwrap()));
+}
+
+/// Who asks another one means that one.
+#[test]
+fn dns_is_captured_to_the_name_servers() {
+    let of = |line: &str, servers: &[&str]| {
+        let servers: Vec<_> = servers.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), 53)).collect();
+        plan(&with_name_servers(&arguments(line).unwrap(), &servers), true).unwrap()
+    };
+    let three = of("--capture-dns", &["10.96.0.10", "127.0.0.53", "fd00::a"]);
+    let lines =
+        |backend| dry_run(&three, backend).lines().map(|line| line.trim().to_owned()).collect::<Vec<_>>();
+    let to_dns =
+        |lines: Vec<String>| lines.into_iter().filter(|line| line.contains("15053")).collect::<Vec<_>>();
+    assert_eq!(
+        to_dns(lines(super::BackendChoice::Nft)),
+        [
+            "ip daddr 10.96.0.10/32 udp dport 53 counter redirect to :15053",
+            "ip6 daddr fd00::a/128 udp dport 53 counter redirect to :15053",
+            "ip daddr 10.96.0.10/32 tcp dport 53 counter redirect to :15053",
+            "ip6 daddr fd00::a/128 tcp dport 53 counter redirect to :15053",
+        ]
+    );
+    assert_eq!(
+        to_dns(lines(super::BackendChoice::Iptables)),
+        [
+            "-A REMORA_OUTPUT -d 10.96.0.10/32 -p udp --dport 53 -j REDIRECT --to-ports 15053",
+            "-A REMORA_OUTPUT -d 10.96.0.10/32 -p tcp --dport 53 -j REDIRECT --to-ports 15053",
+            "-A REMORA_OUTPUT -d fd00::a/128 -p udp --dport 53 -j REDIRECT --to-ports 15053",
+            "-A REMORA_OUTPUT -d fd00::a/128 -p tcp --dport 53 -j REDIRECT --to-ports 15053",
+        ]
+    );
+    assert_eq!(
+        of("--capture-dns --dns-servers 10.96.0.10", &["10.96.0.11"]),
+        of("--capture-dns", &["10.96.0.10"])
+    );
+    // Whom a stub asks is not known; nor are the servers of a pod on its node.
+    let all = planned("--capture-dns --dns-servers *");
+    assert_eq!((of("--capture-dns", &["127.0.0.53"]), planned("--capture-dns")), (all.clone(), all));
+    assert!(refused("--capture-dns --dns-servers none").contains("--dns-servers names nobody"));
+    assert!(refused("--capture-dns --dns-servers name.test").contains("is not a CIDR"));
 }
 
 #[test]
