@@ -95,6 +95,8 @@ pub struct Reply {
     message: Vec<u8>,
     /// Where the TTLs are.
     pub(super) ttls: Vec<usize>,
+    /// Where the name of the question stands again, whole: servers that do not compress write it there, as we have spelled it.
+    names: Vec<usize>,
     /// How long it holds. None: it is not to be kept.
     pub ttl: Option<Duration>,
     /// NXDOMAIN, or no record of the type.
@@ -118,7 +120,8 @@ impl Reply {
         }
         let mut at = plain_name(message, HEADER)?.checked_add(4).filter(|at| *at <= message.len())?;
         let counts = [u16_at(message, 6)?, u16_at(message, 8)?, u16_at(message, 10)?];
-        let (mut ttls, mut least, mut found, mut soa) = (Vec::new(), u32::MAX, false, None);
+        let (mut ttls, mut names) = (Vec::new(), Vec::new());
+        let (mut least, mut found, mut soa) = (u32::MAX, false, None);
         let (mut end, mut extra) = (None, 0);
         for (section, count) in counts.into_iter().enumerate() {
             for _ in 0..count {
@@ -138,6 +141,10 @@ impl Reply {
                 }
                 let ttl = believed(u32_at(message, record.ttl)?);
                 ttls.push(record.ttl);
+                let name = message.get(record.start..record.start + key.name.len());
+                if name.is_some_and(|name| name.eq_ignore_ascii_case(&key.name)) {
+                    names.push(record.start);
+                }
                 match section {
                     0 => {
                         found |= record.kind == key.kind || key.kind == kind::ANY;
@@ -168,13 +175,13 @@ impl Reply {
         }
         let mut message = message[..end].to_vec();
         message[10..12].copy_from_slice(&u16::to_be_bytes(extra));
-        Some(Self { message, ttls, ttl: ttl.map(|ttl| Duration::from_secs(ttl.into())), negative })
+        Some(Self { message, ttls, names, ttl: ttl.map(|ttl| Duration::from_secs(ttl.into())), negative })
     }
 
     /// How many bytes it has.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.message.len() + self.ttls.len() * size_of::<usize>()
+        self.message.len() + (self.ttls.len() + self.names.len()) * size_of::<usize>()
     }
 
     /// Whether there is no such name.
@@ -194,6 +201,12 @@ impl Reply {
         out[3] = RA | (out[3] & AD) | if query.key.unchecked { CD } else { 0 } | code;
         if let Some(question) = out.get_mut(HEADER..HEADER + query.question.len()) {
             question.copy_from_slice(&query.question);
+        }
+        let spelled = &query.question[..query.key.name.len()];
+        for at in &self.names {
+            if let Some(name) = out.get_mut(*at..*at + spelled.len()) {
+                name.copy_from_slice(spelled);
+            }
         }
         for at in &self.ttls {
             let Some(field) = out.get_mut(*at..*at + 4) else { continue };

@@ -185,6 +185,25 @@ fn an_answer_holds_for_its_shortest_ttl_and_ages() {
     assert_eq!(count(&without, 10), 0, "none for a client without EDNS");
 }
 
+/// Some servers write the name of the question into each record, with the letters that were there against forgery.
+#[test]
+fn names_that_are_not_compressed_are_spelled_as_they_were_asked() {
+    let query = read(&question("WWW.example.com", kind::A));
+    let asked = asked(&query);
+    let length = query.key.name.len();
+    let ours = asked.message[HEADER..HEADER + length].to_vec();
+    let whole = |record: &[u8]| [&ours[..], &record[2..]].concat();
+    let [one, two] = [1, 2].map(|last| record_of(kind::A, 60, &[10, 0, 0, last]));
+    let records = vec![whole(&one), two.clone(), whole(&two)];
+    let other = [&b"\x04mail\x00"[..], &one[2..]].concat();
+    let message = reply(&asked, code::NO_ERROR, [records, vec![], vec![other.clone(), whole(&one)]]);
+    let given = Reply::read(&query.key, &message).unwrap().answer(&query, Left::After(Duration::ZERO), false);
+    assert_eq!(given.len(), message.len());
+    let count = |name: &[u8]| given.windows(length).filter(|part| *part == name).count();
+    assert_eq!((count(&ours), count(&query.question[..length])), (0, 4), "the question and three records");
+    assert!(given.windows(other.len()).any(|part| part == other), "another name stays");
+}
+
 #[test]
 fn negative_answers_hold_for_what_their_soa_says() {
     let query = read(&question("no.example.com", kind::A));
