@@ -18,7 +18,7 @@ use remora_tests::resources::{by_ads, control_cluster, lds, service};
 use remora_tests::upstream::Upstream as _;
 use remora_tests::upstream::http1::{Answer, Http1Upstream};
 use remora_tests::wait::{eventually_async, within};
-use remora_xds::Resource;
+use remora_xds::{Kind, Resource};
 use serde_json::{Value, json};
 use tokio::net::UdpSocket;
 use tokio::time::Instant;
@@ -266,6 +266,34 @@ async fn a_new_table_keeps_the_cache_and_the_last_listener_goes() {
     publish(None);
     let at = proxy.address("dns");
     eventually_async("nobody listens", async || tokio::net::TcpStream::connect(at).await.is_err()).await;
+}
+
+#[tokio::test]
+async fn a_listener_that_is_refused_keeps_its_table() {
+    let origin = Http1Upstream::answering(Answer::ok("origin")).await;
+    let (plane, server) = (ControlPlane::start().await, NameServer::start().await);
+    let publish = |port: u16, address: &str| {
+        let mut listener = listener(server.address, &json!({}));
+        listener["address"]["socket_address"]["port_value"] = port.into();
+        let table = &mut listener["listener_filters"][0]["typed_config"]["server_config"]["inline_dns_table"];
+        table["virtual_domains"][0]["endpoint"]["address_list"]["address"] = json!([address]);
+        plane.publish(service(origin.address(), 1).into_iter().chain([lds(listener)]));
+    };
+    publish(0, "10.96.0.7");
+    let proxy = Proxy::builder()
+        .cluster(control_cluster(&[plane.address]))
+        .dynamic(by_ads("DELTA_GRPC"))
+        .start()
+        .await;
+    let client = resolver(&proxy, false);
+    let first = Ok(vec!["10.96.0.7".parse().unwrap()]);
+    assert_eq!(ask(&client, WEB, RecordType::A).await, first);
+    // Somebody has that port.
+    let held = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    publish(held.local_addr().unwrap().port(), "10.96.0.8");
+    let why = plane.refused(Kind::Listener, "dns").await;
+    assert!(why.contains("cannot listen") && why.contains("it still listens on"), "{why}");
+    assert_eq!(ask(&client, WEB, RecordType::A).await, first);
 }
 
 #[tokio::test]

@@ -225,6 +225,7 @@ impl App {
             self.watch();
             self.ask();
             self.publish().await;
+            self.dns_listeners.follow_tables(&self.shared.config.load_full());
         }
         if update.kind == Kind::Secret {
             self.tell_agent_roots();

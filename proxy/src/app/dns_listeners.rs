@@ -87,6 +87,15 @@ impl DnsListeners {
         failed
     }
 
+    /// What was refused was followed, too: those that run have the tables of `snapshot` again.
+    pub(super) fn follow_tables(&self, snapshot: &Snapshot) {
+        for (name, running) in &self.running {
+            if let Some(spec) = snapshot.listener(name).and_then(|listener| listener.dns.as_ref()) {
+                running.service.follow(spec);
+            }
+        }
+    }
+
     /// The new sockets before the old ones go: both may be open at one address.
     fn open(
         &self,
