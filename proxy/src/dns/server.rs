@@ -158,12 +158,15 @@ pub async fn serve_udp(service: Arc<Service>, socket: UdpSocket) {
                 send(&service, &socket, peer, &answer).await;
             }
             Taken::Asked(pending) => {
-                let (service, socket) = (Arc::clone(&service), Arc::clone(&socket));
+                // It does not keep the socket open, which would take questions that nobody reads.
+                let (service, socket) = (Arc::clone(&service), Arc::downgrade(&socket));
                 // Their number is bounded: `max_pending_lookups`.
                 tokio::spawn(async move {
                     let (query, answer) = service.finish(pending).await;
                     let answer = short_enough(&service, &query, answer);
-                    send(&service, &socket, peer, &answer).await;
+                    if let Some(socket) = socket.upgrade() {
+                        send(&service, &socket, peer, &answer).await;
+                    }
                 });
             }
         }
@@ -249,3 +252,7 @@ async fn converse(service: &Service, mut stream: TcpStream) -> io::Result<()> {
         service.stats.count(Count::Responses);
     }
 }
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;
