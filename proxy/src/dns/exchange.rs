@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -10,6 +11,7 @@ use tokio::time::timeout;
 
 use super::ForwardSpec;
 use super::reply::{Asked, Fit, Reply, code_of, is_truncated};
+use super::stats::{Count, Stats};
 use super::wire::{self, Key, code};
 
 /// All servers and repeats together take no longer: a client has given up by then.
@@ -29,19 +31,28 @@ pub enum Told {
 }
 
 /// Asks one server after the other until one has an answer. Repeated is what was lost: a server that has failed would say the same again.
-pub async fn ask(key: &Key, spec: &ForwardSpec, servers: &[SocketAddr]) -> Told {
+pub async fn ask(key: &Key, spec: &ForwardSpec, servers: &[SocketAddr], stats: &Stats) -> Told {
     let mut said = vec![false; servers.len()];
     let all = async {
         for _ in 0..=spec.retries {
-            for (server, said) in servers.iter().zip(&mut said).filter(|(_, said)| !**said) {
-                match timeout(spec.timeout, one(key, *server, spec.servers.tcp)).await {
+            for (server, said) in servers.iter().zip(&mut said) {
+                if *said {
+                    continue;
+                }
+                let other_letters = AtomicBool::new(false);
+                let asked = one(key, *server, spec.servers.tcp, &other_letters);
+                let came = timeout(spec.timeout, asked).await;
+                if matches!(came, Ok(Err(_)) | Err(_)) && other_letters.into_inner() {
+                    tell_letters(*server, stats);
+                }
+                match came {
                     Ok(Ok(Some(reply))) => return Some(reply),
                     Ok(Ok(None)) => {
                         *said = true;
                         tracing::debug!(%server, name = wire::text(&key.name), "no usable answer");
                     }
                     Ok(Err(error)) => {
-                        tracing::debug!(%server, name = wire::text(&key.name), %error, "not answered")
+                        tracing::debug!(%server, name = wire::text(&key.name), %error, "not answered");
                     }
                     Err(_) => tracing::debug!(%server, name = wire::text(&key.name), "no answer in time"),
                 }
@@ -57,25 +68,48 @@ pub async fn ask(key: &Key, spec: &ForwardSpec, servers: &[SocketAddr]) -> Told 
     }
 }
 
+/// A server whose answers are not taken, for good: people have to know, once.
+fn tell_letters(server: SocketAddr, stats: &Stats) {
+    if stats.get(Count::OtherLetters) == 0 {
+        tracing::warn!(
+            %server,
+            "a name server changes the letters of names, by which forged answers are known, and does not answer by TCP: its answers are not taken"
+        );
+    }
+    stats.count(Count::OtherLetters);
+}
+
 /// The answer of one server. None: it is malformed, or the server has failed.
-async fn one(key: &Key, server: SocketAddr, tcp: bool) -> io::Result<Option<Reply>> {
-    let answer = exchange(key, server, tcp, true).await?;
+async fn one(
+    key: &Key,
+    server: SocketAddr,
+    tcp: bool,
+    other_letters: &AtomicBool,
+) -> io::Result<Option<Reply>> {
+    let answer = exchange(key, server, (tcp, true), other_letters).await?;
     // A server of before 1999, or a middlebox that has heard of no EDNS.
     let answer = if matches!(code_of(&answer), code::FORM_ERR | code::NOT_IMP) {
-        exchange(key, server, tcp, false).await?
+        exchange(key, server, (tcp, false), other_letters).await?
     } else {
         answer
     };
     Ok(Reply::read(key, &answer))
 }
 
-async fn exchange(key: &Key, server: SocketAddr, tcp: bool, edns: bool) -> io::Result<Vec<u8>> {
+/// `other_letters` is set where the server answers by UDP with other letters, so that TCP decides.
+async fn exchange(
+    key: &Key,
+    server: SocketAddr,
+    (tcp, edns): (bool, bool),
+    other_letters: &AtomicBool,
+) -> io::Result<Vec<u8>> {
     if !tcp {
         let asked = new_question(key, edns)?;
         let (answer, fit) = by_udp(&asked, server).await?;
         if fit == Fit::Yes && !is_truncated(&answer) {
             return Ok(answer);
         }
+        other_letters.fetch_or(fit == Fit::OtherCase, Ordering::Relaxed);
     }
     by_tcp(&new_question(key, edns)?, server).await
 }

@@ -19,6 +19,11 @@ fn spec() -> ForwardSpec {
     ForwardSpec { servers, timeout: Duration::from_secs(5), retries: 0, max_pending: 1 }
 }
 
+/// Without counting.
+async fn ask(key: &Key, spec: &ForwardSpec, servers: &[SocketAddr]) -> Told {
+    super::ask(key, spec, servers, &Stats::default()).await
+}
+
 /// Both, or a failure: each waits for the other.
 async fn both<A, B>(asking: impl Future<Output = A>, serving: impl Future<Output = B>) -> (A, B) {
     let both = async { tokio::join!(asking, serving) };
@@ -103,6 +108,21 @@ async fn an_answer_with_other_letters_is_asked_for_again_by_tcp() {
     let (told, (first, second)) = both(ask(&key, &spec, &servers), serving).await;
     assert_eq!(address_of(&told), Some(RIGHT));
     assert_ne!(first[..HEADER + 17], second[..HEADER + 17], "ID and letters are new");
+}
+
+/// Whose answers are never taken is counted, that somebody learns of it.
+#[tokio::test]
+async fn other_letters_without_tcp_are_counted() {
+    let (server, at) = udp().await;
+    let serving = async {
+        let (question, peer) = hear(&server).await;
+        let mut other = answer(&question, RIGHT);
+        other[HEADER + 1] ^= 0x20;
+        server.send_to(&other, peer).await.unwrap();
+    };
+    let (key, spec, servers, stats) = (key(), spec(), [at], Stats::default());
+    let (told, ()) = both(super::ask(&key, &spec, &servers, &stats), serving).await;
+    assert_eq!((told, stats.get(Count::OtherLetters)), (Told::Silence, 1));
 }
 
 #[tokio::test]

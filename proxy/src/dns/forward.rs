@@ -258,7 +258,7 @@ impl Asking {
     async fn run(self, spec: ForwardSpec) {
         self.forwarder.stats.count(Count::Asked);
         let servers = self.forwarder.servers(&spec);
-        let told = exchange::ask(&self.key, &spec, &servers).await;
+        let told = exchange::ask(&self.key, &spec, &servers, &self.forwarder.stats).await;
         self.end(told, Instant::now());
     }
 

@@ -35,6 +35,7 @@ counts! {
     Coalesced: "coalesced_queries", "Questions that waited for the answer to another client's.";
     Asked: "upstream_queries", "Questions to name servers, without repeats.";
     Failed: "upstream_failures", "Of them, those that no name server answered.";
+    OtherLetters: "upstream_case_changed", "Name servers that changed the case of a question's letters, and did not answer by TCP.";
     FailedAgain: "failures_remembered", "Questions that failed at once: nobody had an answer a moment ago.";
     Overflow: "pending_overflow", "Questions beyond max_pending_lookups.";
     Refused: "tcp_refused", "TCP connections beyond the limit.";
@@ -62,7 +63,11 @@ impl Stats {
     }
 }
 
-/// The counters of all listeners, by `stat_prefix`. They stay when a listener goes: a counter does not go back.
+/// So many prefixes are kept without a listener.
+const MOST: usize = 64;
+
+/// The counters of all listeners, by `stat_prefix`. They stay when a listener goes, for a counter does not go back; where prefixes become too many,
+/// those without one go.
 #[derive(Debug, Default)]
 pub struct AllStats(Mutex<BTreeMap<Arc<str>, Arc<Stats>>>);
 
@@ -71,6 +76,9 @@ impl AllStats {
     #[must_use]
     pub fn of(&self, prefix: &Arc<str>) -> Arc<Stats> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= MOST && !all.contains_key(prefix) {
+            all.retain(|_, stats| Arc::strong_count(stats) > 1);
+        }
         Arc::clone(all.entry(Arc::clone(prefix)).or_default())
     }
 }
@@ -111,5 +119,20 @@ mod tests {
         assert_eq!(all.of(&"dns".into()).get(Count::Stale), 3);
         all.collect(&mut out);
         assert_eq!(out.len(), ALL.len());
+    }
+
+    #[test]
+    fn prefixes_without_a_listener_are_bounded() {
+        let all = AllStats::default();
+        let kept = all.of(&"kept".into());
+        kept.count(Count::Queries);
+        for number in 0..MOST * 2 {
+            all.of(&format!("{number}").into()).count(Count::Queries);
+            assert!(all.0.lock().unwrap().len() <= MOST);
+        }
+        assert_eq!(all.of(&"kept".into()).get(Count::Queries), 1);
+        // A listener each.
+        let many: Vec<_> = (0..MOST * 2).map(|number| all.of(&format!("{number}").into())).collect();
+        assert!(all.0.lock().unwrap().len() > many.len());
     }
 }
