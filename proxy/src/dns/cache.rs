@@ -14,7 +14,7 @@ use super::wire::Key;
 /// For how long after its end an answer may still be given.
 const STALE: Duration = Duration::from_secs(86_400);
 /// How long nobody is asked after a failure, if there is something stale. RFC 8767 §5 wants 30 s, for resolvers of many: this is one program's.
-pub(super) const RECHECK: Duration = Duration::from_secs(5);
+const RECHECK: Duration = Duration::from_secs(5);
 
 /// How long a question that has failed fails at once, if there is nothing stale. RFC 9520 §3.2 wants a second at least.
 const FAILED: Duration = Duration::from_secs(2);

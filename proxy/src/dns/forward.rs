@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::cache::{Cache, Found, RECHECK};
+use super::cache::{Cache, Found};
 use super::exchange::Told;
 use super::reply::{Left, Reply};
 use super::servers::SystemServers;
@@ -20,6 +20,9 @@ use super::{ForwardSpec, exchange};
 const PATIENCE: Duration = Duration::from_millis(1800);
 /// The TTL of a stale answer (RFC 8767 §4).
 const STALE_TTL: Duration = Duration::from_secs(30);
+/// How long nobody waits, who has something stale, for servers that said nothing at all (the failure recheck timer of RFC 8767 §5). They are asked
+/// behind it, so that one word of them ends it.
+const SILENCE: Duration = Duration::from_secs(30);
 /// Longer than any question takes: it ends by itself.
 const FOR_EVER: Duration = Duration::from_secs(3600);
 
@@ -76,7 +79,7 @@ impl Health {
     }
 
     fn is_silent(&self, now: Instant) -> bool {
-        self.silent.is_some_and(|at| now.saturating_duration_since(at) < RECHECK)
+        self.silent.is_some_and(|at| now.saturating_duration_since(at) < SILENCE)
     }
 }
 

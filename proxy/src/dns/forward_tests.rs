@@ -118,11 +118,29 @@ async fn while_servers_are_silent_nobody_waits_who_has_something() {
     assert!(matches!(decide(&forwarder, &three).0, Looked::Later(_)));
 }
 
+/// One name, asked for each second while an outage goes on: the question is repeated, and nobody waits for it.
+#[tokio::test(start_paused = true)]
+async fn in_a_long_outage_nobody_waits_a_second_time() {
+    let (forwarder, [key]) = with_stale(["a.b"]).await;
+    asking(&forwarder, &key).end(Told::Silence, Instant::now());
+    let mut asked = 0;
+    for _ in 0..100 {
+        advance(Duration::from_secs(1)).await;
+        let (looked, behind) = decide(&forwarder, &key);
+        assert!(is_stale_at_once(&looked));
+        if let Some(behind) = behind {
+            behind.end(Told::Silence, Instant::now());
+            asked += 1;
+        }
+    }
+    assert_eq!(asked, 20, "every five seconds");
+}
+
 #[tokio::test(start_paused = true)]
 async fn after_a_while_a_client_waits_again() {
     let (forwarder, [one, two]) = with_stale(["one.b", "two.b"]).await;
     asking(&forwarder, &one).end(Told::Silence, Instant::now());
-    advance(RECHECK).await;
+    advance(SILENCE).await;
     assert!(matches!(decide(&forwarder, &two).0, Looked::Later(_)));
 }
 
