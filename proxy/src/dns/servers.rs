@@ -133,7 +133,7 @@ mod tests {
 
     /// Of `resolv.conf`, where eth0 is the seventh interface.
     fn read(text: &str) -> Vec<SocketAddr> {
-        name_servers(text, &|name| (name == "eth0").then_some(7))
+        name_servers(text, &|name: &str| (name == "eth0").then_some(7))
     }
 
     fn at(all: &[&str]) -> Vec<SocketAddr> {

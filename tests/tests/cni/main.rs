@@ -12,7 +12,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use node::{Node, POD, connected, made, pod};
+use node::{Node, POD, connected, injected, made, pod};
 use remora_control::inject::Interception;
 use remora_tests::netns::Said;
 use remora_tests::proxy::binary;
@@ -109,6 +109,22 @@ fn rules_are_made_before_loopback_is_up() {
     assert_eq!(said.status, 0, "{said:?}");
     assert!(said.err.contains("only read back"), "{said:?}");
     assert!(node.rules().contains("redirect to :15001"), "{}", node.rules());
+}
+
+/// To every name server: on the node, whose files the plugin sees, nothing names the pod's.
+#[test]
+fn dns_is_captured_where_a_pod_asks_for_it() {
+    let Some(node) = Node::new() else { return };
+    node.api.says(200, injected(Interception::Cni, &json!({"remora.dev/capture-dns": "true"})));
+    let said = node.call("ADD");
+    assert_eq!(said.status, 0, "{said:?}");
+    let rules = node.rules();
+    for protocol in ["udp", "tcp"] {
+        let begins = format!("{protocol} dport 53 ");
+        let is_rule = |line: &str| line.starts_with(&begins) && line.ends_with(" redirect to :15053");
+        assert!(rules.lines().any(|line| is_rule(line.trim())), "{rules}");
+    }
+    assert_eq!(node.call("CHECK").status, 0);
 }
 
 #[test]

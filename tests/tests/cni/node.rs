@@ -150,6 +150,11 @@ pub(crate) fn pod(interception: Interception) -> Value {
         Interception::None => json!({}),
         _ => json!({"remora.dev/exclude-outbound-ports": "3306"}),
     };
+    injected(interception, &annotations)
+}
+
+/// A pod that says this.
+pub(crate) fn injected(interception: Interception, annotations: &Value) -> Value {
     let plain = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": "web", "namespace": "shop", "uid": "u", "annotations": annotations},
