@@ -130,7 +130,7 @@ async fn one_that_becomes_transparent_gets_new_sockets_at_its_address() {
             }
             _ => false,
         };
-        if socket::may_pose(address).is_err() {
+        if socket::may_be_transparent(address, "transparent").is_err() {
             eventually("a refusal", || plane.said().iter().any(is_refused)).await;
         } else {
             eventually("new sockets, and none of before", || {

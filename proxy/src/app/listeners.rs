@@ -126,8 +126,12 @@ impl App {
     fn bind(&mut self, spec: &ListenerSpec, at: &[SocketAddr]) -> std::io::Result<Vec<Bound>> {
         let (workers, mut all) = (self.workers.len(), Vec::new());
         for address in at.iter().copied() {
+            // A predecessor's sockets are taken as they are, and get their options later, where this would only be a warning.
+            if spec.socket.transparent {
+                socket::may_be_transparent(address, "transparent")?;
+            }
             if spec.original_src.is_some() {
-                socket::may_pose(address)?;
+                socket::may_be_transparent(address, "original_src")?;
             }
             let inherited = self.restart.inherit(&Place::of(&spec.name, address));
             let mut sockets = socket::adopt(inherited, &spec.socket)?;

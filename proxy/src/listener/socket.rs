@@ -146,14 +146,15 @@ fn without_right(field: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{field} needs the capability NET_ADMIN: {error}"))
 }
 
-/// Whether connections may be made with the addresses of clients (`original_src`), so that it is known before the first of them comes.
+/// Whether connections may have addresses of others, as `field` wants: those of clients (`original_src`), or those that were called
+/// (`transparent`). So it is known before the first of them comes.
 ///
 /// # Errors
 /// There is no CAP_NET_ADMIN.
-pub fn may_pose(address: SocketAddr) -> io::Result<()> {
+pub fn may_be_transparent(address: SocketAddr, field: &str) -> io::Result<()> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     let set = set_transparent(&SockRef::from(&socket), address);
-    set.map_err(|error| without_right("original_src", &error))
+    set.map_err(|error| without_right(field, &error))
 }
 
 /// An interface that no machine has.
@@ -319,12 +320,14 @@ mod tests {
             let without = listen(loopback(), &SocketSpec::default(), 1).unwrap().remove(0);
             assert!(!SockRef::from(&without).ip_transparent_v4().unwrap());
             // Who may the one may the other.
-            may_pose(loopback()).unwrap();
+            may_be_transparent(loopback(), "original_src").unwrap();
             return;
         }
         // As root in a container without it, too.
-        for (field, outcome) in [("transparent", listened.map(drop)), ("original_src", may_pose(loopback()))]
-        {
+        for (field, outcome) in [
+            ("transparent", listened.map(drop)),
+            ("original_src", may_be_transparent(loopback(), "original_src")),
+        ] {
             let error = outcome.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
             assert!(

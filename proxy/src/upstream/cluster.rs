@@ -446,6 +446,13 @@ impl Cluster {
         Breaker::try_acquire(self.holder(priority), resource, self.spec.thresholds(priority).limit(resource))
     }
 
+    /// Whether the limit of `priority` for `resource` is reached.
+    #[must_use]
+    pub fn is_open(&self, resource: Resource, priority: RoutingPriority) -> bool {
+        let limit = self.spec.thresholds(priority).limit(resource);
+        self.state.breaker(priority).is_open(resource, limit)
+    }
+
     /// Takes a permit for one retry, by the retry budget or `max_retries`. `is_first`: the request has not asked this cluster before.
     #[must_use]
     pub fn try_retry(

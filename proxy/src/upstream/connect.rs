@@ -248,7 +248,7 @@ mod tests {
         match connect_from(listener.local_addr().unwrap(), &spec, Some(origin)).await {
             Ok(_stream) => assert_eq!(listener.accept().await.unwrap().1.ip(), origin.ip),
             Err(error) => {
-                let may = crate::listener::socket::may_pose(local());
+                let may = crate::listener::socket::may_be_transparent(local(), "original_src");
                 assert!(may.is_err() && error.to_string().contains("NET_ADMIN"), "{error}");
             }
         }

@@ -7,6 +7,7 @@
 //! A connection whose server's certificate was revoked takes no further request; those that it has finish.
 
 mod origins;
+mod place;
 mod pools;
 mod shared;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use self::origins::Origins;
+use self::place::Place;
 use self::underway::{Connecting, Underway};
 use super::cluster::{Cluster, ClusterPermit, TransportVersion};
 use super::connect::Origin;
@@ -62,6 +64,8 @@ pub struct EndpointPool {
     /// Those of HTTP/1 and of opaque bytes that are being made.
     connecting: Cell<u32>,
     closed: Cell<bool>,
+    /// Requests that wait for one of its connections.
+    waiting: Cell<u32>,
     changed: Notify,
     janitor: RefCell<Option<Waker>>,
     limits: Cell<Limits>,
@@ -98,6 +102,7 @@ impl EndpointPool {
             open: Cell::new(0),
             connecting: Cell::new(0),
             closed: Cell::new(false),
+            waiting: Cell::new(0),
             changed: Notify::new(),
             janitor: RefCell::new(None),
             limits: Cell::default(),
@@ -184,26 +189,27 @@ impl EndpointPool {
         Ok(H1Lease::of(conn, Rc::clone(self)))
     }
 
-    /// Waits until a connection of this pool may have come free. `place` is the one among the requests that are pending: who is told in vain
-    /// keeps it.
+    /// Waits until a connection of this pool may have come free, or until there may be room for one more. `place` is the one among the requests
+    /// that are pending: who is told in vain keeps it.
     ///
     /// # Errors
     /// [`Reason::UpstreamOverflow`]: too many wait, or none can come free.
     async fn wait(
-        &self,
+        self: &Rc<Self>,
         cluster: &Cluster,
         priority: RoutingPriority,
-        place: &mut Option<ClusterPermit>,
+        place: &mut Option<Box<Place>>,
     ) -> Result<(), Reason> {
         self.awaits_somebody()?;
         if place.is_none() {
-            *place = Some(cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?);
+            let pending = cluster.try_acquire(Resource::Pending, priority).ok_or(Reason::UpstreamOverflow)?;
+            *place = Some(Place::take(self, (cluster, priority), pending));
         }
         self.changed.notified().await;
         Ok(())
     }
 
-    /// Whether a connection of this pool may come free. Those of other clients are not waited for: nobody tells when they do.
+    /// Whether a connection of this pool may come free. Those of other clients alone are not waited for: other workers may have them, and tell nobody here.
     fn awaits_somebody(&self) -> Result<(), Reason> {
         let own = self.open.get() > 0 || self.connecting.get() > 0 || self.h2_connecting.get();
         if own || self.origin.is_none() {
@@ -226,10 +232,13 @@ impl EndpointPool {
             let permit = cluster.try_acquire(Resource::Connections, priority)?;
             Some(Allowed(Some(permit)))
         };
-        take().or_else(|| match self.clients.upgrade() {
-            Some(clients) => clients.make_room(cluster, priority).then(take).flatten(),
-            None => (self.origin.is_none() && self.open.get() == 0).then_some(Allowed(None)),
-        })
+        if let Some(clients) = self.clients.upgrade() {
+            if cluster.is_open(Resource::Connections, priority) {
+                clients.make_room(cluster, priority);
+            }
+            return take();
+        }
+        take().or_else(|| (self.origin.is_none() && self.open.get() == 0).then_some(Allowed(None)))
     }
 
     fn remember_limits(&self, cluster: &Cluster) {
@@ -275,13 +284,23 @@ impl EndpointPool {
                 self.start_janitor();
             }
         }
-        self.changed.notify_one();
+        self.tell();
     }
 
     /// A connection is gone.
     pub(super) fn released(&self) {
         self.open.set(self.open.get().saturating_sub(1));
+        self.tell();
+    }
+
+    /// One who waits looks again: of this pool, or else of other clients.
+    fn tell(&self) {
         self.changed.notify_one();
+        if self.waiting.get() == 0
+            && let Some(clients) = self.clients.upgrade()
+        {
+            clients.queue.tell();
+        }
     }
 
     fn close(&self) {

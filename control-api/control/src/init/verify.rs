@@ -59,7 +59,7 @@ async fn client(family: Family) -> anyhow::Result<String> {
         Family::V4 => (IpAddr::V4(Ipv4Addr::LOCALHOST), NOBODY.0),
         Family::V6 => (IpAddr::V6(Ipv6Addr::LOCALHOST), NOBODY.1),
     };
-    if socket::may_pose(SocketAddr::new(loopback, 0)).is_err() {
+    if socket::may_be_transparent(SocketAddr::new(loopback, 0), "TPROXY").is_err() {
         return Ok(format!("routes of {} only read back: there is no NET_ADMIN", family.name()));
     }
     let listener = TcpListener::bind((loopback, 0)).await?;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use foldhash::HashMap;
 use tokio::time::Instant;
 
+use super::place::Queue;
 use super::pools::count;
 use super::{EndpointPool, H2Conn};
 use crate::resilience::breaker::RoutingPriority;
@@ -20,6 +21,8 @@ pub(super) struct Origins {
     pools: RefCell<HashMap<(EndpointKey, Origin), Rc<EndpointPool>>>,
     /// How many there may be before those without a connection are forgotten.
     enough: Cell<usize>,
+    /// Those that wait.
+    pub(super) queue: Queue,
 }
 
 /// The least of [`Origins::enough`].
@@ -59,13 +62,15 @@ impl Origins {
     }
 
     /// Closes a connection of a cluster that nobody uses, whoever's address it has: of HTTP/1 the one that has been at rest for longest, else one
-    /// of HTTP/2 without a stream. Whether there was one. Takes as long as there are clients: it is for those that would be refused.
-    pub(super) fn make_room(&self, cluster: &Cluster, priority: RoutingPriority) -> bool {
+    /// of HTTP/2 without a stream. Takes as long as there are clients: it is for those that would be refused.
+    pub(super) fn make_room(&self, cluster: &Cluster, priority: RoutingPriority) {
         let pools = self.pools.borrow();
         let resting = pools.values().filter_map(|pool| Some((pool.rests_since(cluster, priority)?, pool)));
-        match resting.min_by_key(|(since, _)| *since) {
-            Some((_, pool)) => pool.close_oldest(cluster, priority),
-            None => pools.values().any(|pool| pool.close_unused_h2(cluster, priority)),
+        if let Some((_, pool)) = resting.min_by_key(|(since, _)| *since) {
+            pool.close_oldest(cluster, priority);
+        } else {
+            // The first that has one.
+            let _ = pools.values().any(|pool| pool.close_unused_h2(cluster, priority));
         }
     }
 
@@ -86,13 +91,16 @@ impl Origins {
 
 /// Connections whose end makes room under the limit of a cluster and priority.
 impl EndpointPool {
-    /// Since when the oldest one at rest has been so.
+    /// Since when the oldest one at rest has been so; None if those who wait for it were told already.
     fn rests_since(&self, cluster: &Cluster, priority: RoutingPriority) -> Option<Instant> {
         let idle = self.idle.borrow();
+        if idle.len() <= self.waiting.get() as usize {
+            return None;
+        }
         idle.iter().find(|idle| idle.permit.is_of(cluster, priority)).map(|idle| idle.since)
     }
 
-    fn close_oldest(&self, cluster: &Cluster, priority: RoutingPriority) -> bool {
+    fn close_oldest(&self, cluster: &Cluster, priority: RoutingPriority) {
         let mut idle = self.idle.borrow_mut();
         let oldest = idle.iter().position(|idle| idle.permit.is_of(cluster, priority));
         let closed = oldest.and_then(|at| idle.remove(at));
@@ -100,7 +108,6 @@ impl EndpointPool {
         if closed.is_some() {
             self.released();
         }
-        closed.is_some()
     }
 
     fn close_unused_h2(&self, cluster: &Cluster, priority: RoutingPriority) -> bool {

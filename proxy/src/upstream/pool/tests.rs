@@ -112,6 +112,61 @@ async fn a_new_client_gets_the_room_of_what_has_been_at_rest_for_longest() {
     tokio::task::LocalSet::new().run_until(on_worker).await;
 }
 
+/// Both ends of one.
+async fn connection() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    (client, listener.accept().await.unwrap().0)
+}
+
+/// Its own connection has a request that lasts; what others give up is as good.
+#[tokio::test]
+async fn a_client_that_waits_hears_of_what_comes_to_rest_for_another_one() {
+    let (stream, _server) = connection().await;
+    let on_worker = async {
+        let (cluster, elsewhere, pools) = (limited(1), limited(0), Pools::default());
+        let waiting = |of, number| {
+            let pool = pool(&pools, of, client(number));
+            pool.open.set(1);
+            pool
+        };
+        let (of_another_limit, first) = (waiting(&elsewhere, 1), waiting(&cluster, 1));
+        let (mut place, mut place_elsewhere) = (None, None);
+        let mut waits_elsewhere = pin!(of_another_limit.wait(&elsewhere, PRIORITY, &mut place_elsewhere));
+        assert!(poll_fn(|cx| Poll::Ready(waits_elsewhere.as_mut().poll(cx).is_pending())).await);
+        {
+            let mut waits = pin!(first.wait(&cluster, PRIORITY, &mut place));
+            assert!(poll_fn(|cx| Poll::Ready(waits.as_mut().poll(cx).is_pending())).await);
+            rests(&pool(&pools, &cluster, client(2)), &cluster, stream, Instant::now());
+            timeout(LIMIT, waits).await.expect("it is told").unwrap();
+        }
+        assert!(first.connection_permit(&cluster, PRIORITY).is_some());
+        assert_eq!(cluster.state().breaker(PRIORITY).overflow(Resource::Connections), 0);
+        drop(place);
+        assert_eq!([first.waiting.get(), of_another_limit.waiting.get()], [0, 1]);
+    };
+    tokio::task::LocalSet::new().run_until(on_worker).await;
+}
+
+/// Or that one would be refused, and the newcomer no better off.
+#[tokio::test]
+async fn a_newcomer_leaves_what_those_who_wait_were_told_of() {
+    let (stream, _server) = connection().await;
+    let on_worker = async {
+        let (cluster, pools) = (limited(1), Pools::default());
+        let (first, newcomer) = (pool(&pools, &cluster, client(1)), pool(&pools, &cluster, client(2)));
+        first.open.set(1);
+        let mut place = None;
+        let mut waits = pin!(first.wait(&cluster, PRIORITY, &mut place));
+        assert!(poll_fn(|cx| Poll::Ready(waits.as_mut().poll(cx).is_pending())).await);
+        rests(&first, &cluster, stream, Instant::now());
+        assert!(newcomer.connection_permit(&cluster, PRIORITY).is_none());
+        timeout(LIMIT, waits).await.expect("it is told").unwrap();
+        assert!(first.take_idle(&cluster).await.is_some());
+    };
+    tokio::task::LocalSet::new().run_until(on_worker).await;
+}
+
 /// The one connection of a client ends, another client is faster, and nobody will tell those who wait any more.
 #[tokio::test]
 async fn all_who_wait_hear_that_no_connection_of_their_client_will_come_free() {
