@@ -131,15 +131,22 @@ pub enum Write {
         /// The condition.
         expect: Expect,
     },
+    /// Changes nothing: what else the transaction writes is written only where this holds.
+    Check {
+        /// Where.
+        key: Key,
+        /// The condition.
+        expect: Expect,
+    },
 }
 
 impl Write {
-    /// Where it writes.
+    /// Where it writes, or looks.
     #[must_use]
     pub const fn key(&self) -> &Key {
         match self {
             Self::Put(put) => &put.key,
-            Self::Delete { key, .. } => key,
+            Self::Delete { key, .. } | Self::Check { key, .. } => key,
         }
     }
 
@@ -148,18 +155,23 @@ impl Write {
     pub const fn expect(&self) -> Expect {
         match self {
             Self::Put(put) => put.expect,
-            Self::Delete { expect, .. } => *expect,
+            Self::Delete { expect, .. } | Self::Check { expect, .. } => *expect,
         }
     }
 
     /// Whether it may happen where `current` is the revision of what is there.
     const fn may(&self, current: Option<Revision>) -> bool {
         match (self.expect(), current) {
-            (Expect::Any, None) => matches!(self, Self::Put(_)),
+            (Expect::Any, None) => !matches!(self, Self::Delete { .. }),
             (Expect::Any, Some(_)) | (Expect::Absent, None) => true,
             (Expect::Absent, Some(_)) | (Expect::Revision(_), None) => false,
             (Expect::Revision(expected), Some(current)) => expected == current,
         }
+    }
+
+    /// Whether it changes something.
+    const fn is_change(&self) -> bool {
+        !matches!(self, Self::Check { .. })
     }
 
     /// It may not.
@@ -234,8 +246,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Everything in `scope`.
     async fn list(&self, scope: &Scope) -> Result<Listing, StoreError>;
 
-    /// Makes all of these writes when the conditions of all hold, or else none. The answer is the revision of each. At most
-    /// [`MAX_WRITES`], and no key twice.
+    /// Makes all of these writes when the conditions of all hold, or else none. The answer is the revision of each that is no
+    /// [`Write::Check`]. At most [`MAX_WRITES`], and no key twice.
     async fn transact(&self, writes: Vec<Write>) -> Result<Vec<Revision>, StoreError>;
 
     /// Puts a value when its condition holds, and answers the revision of this write.

@@ -26,6 +26,7 @@ pub(crate) trait Rig {
 pub(crate) async fn run(rig: &impl Rig) {
     writes_are_compared_and_swapped(rig.fresh().await).await;
     a_transaction_is_made_whole_or_not_at_all(rig.fresh().await).await;
+    what_is_checked_stays_and_has_no_revision(rig.fresh().await).await;
     a_counter_that_many_increment_loses_nothing(rig.fresh().await).await;
     a_listing_has_its_scope_in_order(rig.fresh().await).await;
     a_watch_goes_on_from_a_listing(rig.fresh().await).await;
@@ -142,6 +143,24 @@ async fn a_transaction_is_made_whole_or_not_at_all(store: Arc<dyn Store>) {
     let entry = store.get(&key("n007")).await.unwrap().unwrap();
     assert_eq!(entry.revision, revisions[7]);
     store.put(put(key("n007"), "2", Expect::Revision(revisions[7]), None)).await.unwrap();
+}
+
+async fn what_is_checked_stays_and_has_no_revision(store: Arc<dyn Store>) {
+    let held = write(&store, "held", "1").await;
+    let check = |name: &str, expect| Write::Check { key: key(name), expect };
+    let change = || Write::Put(put(key("a"), "1", Expect::Any, None));
+    for wrong in [check("held", Expect::Absent), check("held", Expect::Revision(held + 1))] {
+        is_conflict(store.transact(vec![wrong, change()]).await, Some(held));
+    }
+    is_conflict(store.transact(vec![check("none", Expect::Revision(held)), change()]).await, None);
+    assert_eq!(store.get(&key("a")).await.unwrap(), None);
+    let mut watch = store.watch(store.list(&Scope::All).await.unwrap().revision).await.unwrap();
+    let all = [check("held", Expect::Revision(held)), change(), check("none", Expect::Absent)];
+    let revisions = store.transact(all.to_vec()).await.unwrap();
+    assert_eq!(store.get(&key("a")).await.unwrap().map(|entry| vec![entry.revision]), Some(revisions));
+    store.transact(vec![check("held", Expect::Any), check("none", Expect::Any), change()]).await.unwrap();
+    assert_eq!(store.get(&key("held")).await.unwrap().map(|entry| entry.revision), Some(held));
+    assert_eq!(told(&take(&mut watch, 2).await), [pair("a", Some("1")), pair("a", Some("1"))]);
 }
 
 async fn a_counter_that_many_increment_loses_nothing(store: Arc<dyn Store>) {

@@ -92,7 +92,7 @@ impl EtcdStore {
                 key: key.clone(),
                 to: Some(CompareTo::Version(0)),
             }),
-            (Expect::Any, Write::Put(_)) => None,
+            (Expect::Any, Write::Put(_) | Write::Check { .. }) => None,
             (Expect::Absent, _) => Some(put_by(key.clone(), 0)),
             (Expect::Revision(revision), _) => Some(put_by(key.clone(), revision)),
         };
@@ -103,6 +103,7 @@ impl EtcdStore {
                 lease: put.lease.map_or(0, |lease| lease.0.cast_signed()),
             }),
             Write::Delete { .. } => Operation::DeleteRange(DeleteRangeRequest { key }),
+            Write::Check { .. } => Operation::Range(RangeRequest { key, ..RangeRequest::default() }),
         };
         (compare, operation)
     }
@@ -190,7 +191,7 @@ impl Store for EtcdStore {
     async fn transact(&self, writes: Vec<Write>) -> Result<Vec<Revision>, StoreError> {
         let puts = writes.iter().filter_map(|write| match write {
             Write::Put(put) => Some(put),
-            Write::Delete { .. } => None,
+            Write::Delete { .. } | Write::Check { .. } => None,
         });
         if let Some(put) = puts.clone().find(|put| put.value.len() > MAX_VALUE) {
             return Err(StoreError::TooLarge { bytes: put.value.len() });
@@ -217,7 +218,7 @@ impl Store for EtcdStore {
             return Err(first_conflict(&writes, answer.responses));
         }
         let revision = answer.header.map_or(0, |header| unsigned(header.revision));
-        Ok(vec![revision; writes.len()])
+        Ok(vec![revision; writes.iter().filter(|write| write.is_change()).count()])
     }
 
     async fn watch(&self, after: Revision) -> Result<Box<dyn Watch>, StoreError> {

@@ -234,6 +234,7 @@ impl<'t> Tables<'t> {
                     match write {
                         Write::Put(put) => self.put(put)?,
                         Write::Delete { key, .. } => self.remove(&key.path())?,
+                        Write::Check { .. } => {}
                     }
                 }
                 Ok(self.revision)

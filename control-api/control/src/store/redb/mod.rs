@@ -136,7 +136,7 @@ impl Store for RedbStore {
 
     async fn transact(&self, writes: Vec<Write>) -> Result<Vec<Revision>, StoreError> {
         // Each write has a revision of its own.
-        let count = writes.len() as u64;
+        let count = writes.iter().filter(|write| write.is_change()).count() as u64;
         let last = self.work(Work::Transact(writes)).await?;
         Ok((last + 1 - count..=last).collect())
     }
