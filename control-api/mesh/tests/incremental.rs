@@ -26,8 +26,9 @@ fn document(text: &str) -> AnyDocument {
 enum Edit {
     Put(String),
     Remove(Kind, &'static str, String),
-    Register { text: String, health: Health, service: Option<String> },
+    Register { text: String, health: Health, service: Option<String>, reported: bool },
     Deregister(&'static str, String),
+    Unreadable(&'static str, String, bool),
 }
 
 const NAMESPACES: [&str; 2] = ["one", "two"];
@@ -37,10 +38,13 @@ fn change(edit: &Edit) -> Change {
         Edit::Put(text) => Change::Put(document(text)),
         Edit::Remove(kind, namespace, name) => Change::Remove(Key::new(*kind, Name::new(namespace, name))),
         Edit::Deregister(namespace, name) => Change::Deregister(Name::new(namespace, name)),
-        Edit::Register { text, health, service } => {
+        Edit::Unreadable(namespace, name, documented) => {
+            Change::Unreadable { name: Name::new(namespace, name), documented: *documented }
+        }
+        Edit::Register { text, health, service, reported } => {
             let AnyDocument::Workload(workload) = document(text) else { unreachable!("a Workload") };
             let services = service.iter().cloned().collect();
-            Change::Register(Arc::new(Instance { workload, health: *health, services }))
+            Change::Register(Arc::new(Instance { workload, health: *health, services, reported: *reported }))
         }
     }
 }
@@ -137,13 +141,19 @@ fn tcp_route() -> impl Strategy<Value = String> {
 
 fn slice() -> impl Strategy<Value = String> {
     let conditions = prop::sample::select(vec!["{}", "{ready: false}", "{ready: false, terminating: true}"]);
-    (namespace(), 0..2_u8, 0..3_u8, 0..5_u8, conditions).prop_map(|(namespace, number, service, target, conditions)| {
+    let sidecars = prop::sample::select(vec!["{}", "{remora.dev/sidecars: none}"]);
+    // Where nobody is, and where a workload may be.
+    let net = || prop::sample::select(vec!["10.2.0", "10.0.0"]);
+    // Workloads may have the last one besides their own.
+    let last = prop::sample::select(vec![0, 1, 9]);
+    let parts = (namespace(), 0..2_u8, 0..3_u8, 0..5_u8, conditions, sidecars, (net(), net(), last));
+    parts.prop_map(|(namespace, number, service, target, conditions, sidecars, (named, net, last))| {
         format!(
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
-             metadata: {{name: e{number}, namespace: {namespace}, labels: {{kubernetes.io/service-name: s{service}}}}}\n\
+             metadata: {{name: e{number}, namespace: {namespace}, labels: {{kubernetes.io/service-name: s{service}}}, annotations: {sidecars}}}\n\
              addressType: IPv4\nports: [{{name: http, port: 8081}}, {{name: db, port: 5433}}]\nendpoints:\n\
-             - {{addresses: [10.1.0.{target}], conditions: {conditions}, targetRef: {{kind: Pod, name: w{target}}}}}\n\
-             - {{addresses: [10.2.0.{number}], zone: z{number}}}\n"
+             - {{addresses: [{named}.{target}], conditions: {conditions}, targetRef: {{kind: Pod, name: w{target}}}}}\n\
+             - {{addresses: [{net}.{last}], zone: z{number}}}\n"
         )
     })
 }
@@ -252,15 +262,16 @@ fn edit() -> impl Strategy<Value = Edit> {
         2 => tcp_route().prop_map(Edit::Put),
         2 => slice().prop_map(Edit::Put),
         2 => grant().prop_map(Edit::Put),
-        3 => (workload(), health, prop::option::of(0..3_u8)).prop_map(|(text, health, service)| Edit::Register {
-            text,
-            health,
-            service: service.map(|number| format!("s{number}")),
+        3 => (workload(), health, prop::option::of(0..3_u8), any::<bool>()).prop_map(|(text, health, service, reported)| {
+            Edit::Register { text, health, service: service.map(|number| format!("s{number}")), reported }
         }),
         3 => (remove, namespace(), 0..4_u8).prop_map(|((kind, letter), namespace, number)| {
             Edit::Remove(kind, namespace, format!("{letter}{number}"))
         }),
         1 => (namespace(), 0..4_u8).prop_map(|(namespace, number)| Edit::Deregister(namespace, format!("w{number}"))),
+        1 => (namespace(), 0..4_u8, any::<bool>()).prop_map(|(namespace, number, documented)| {
+            Edit::Unreadable(namespace, format!("w{number}"), documented)
+        }),
     ]
 }
 
@@ -379,7 +390,7 @@ fn registration(service: usize, instance: usize, health: Health) -> Change {
         service % 250
     );
     let AnyDocument::Workload(workload) = document(&text) else { unreachable!("a Workload") };
-    Change::Register(Arc::new(Instance { workload, health, services: Vec::new() }))
+    Change::Register(Arc::new(Instance { workload, health, services: Vec::new(), reported: false }))
 }
 
 #[test]

@@ -371,7 +371,7 @@ spec: {address: 10.244.3.4, ports: [{port: 3306}]}
     let documents = Documents::read_alone([("pod.yaml", text)]).unwrap();
     let AnyDocument::Workload(workload) = documents.iter().next().unwrap() else { panic!("{text}") };
     for health in [Health::Absent, Health::Dead] {
-        let instance = Instance { workload: workload.clone(), health, services: Vec::new() };
+        let instance = Instance { workload: workload.clone(), health, services: Vec::new(), reported: false };
         compiler.apply([Change::Register(Arc::new(instance))]);
         let node = compiler.node(&request("web-1", &[])).unwrap();
         let found = addresses(&listener(&node, "db.shop.svc.cluster.local:3306/pods"));

@@ -81,6 +81,7 @@ fn health_and_places_of_endpoints() {
             workload,
             health,
             services: vec!["orders".into()],
+            reported: false,
         }))]);
     };
     register("draining", "10.0.1.1", Health::Draining);

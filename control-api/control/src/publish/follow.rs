@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
 use super::Publisher;
-use super::change::{beside, beside_key, change};
+use super::change::{beside, beside_key, change, held};
 use crate::board::Flaw;
 use crate::ca::{self, keeper::NAMESPACE};
 use crate::control::CONTROL_PLANE;
@@ -43,8 +43,8 @@ type Changed = Vec<(Key, Option<Arc<Record>>)>;
 pub(super) struct Progress {
     position: Position,
     known: BTreeSet<Key>,
-    /// Of these a state is in force that could be read.
-    readable: BTreeSet<Key>,
+    /// Of these a state is in force that could be read, with what [`held`] says of it.
+    readable: BTreeMap<Key, BTreeSet<String>>,
     unreadable: BTreeMap<Key, Vec<String>>,
     /// Beside these stands one that closes their new targets.
     beside: BTreeSet<Key>,
@@ -77,10 +77,10 @@ impl Progress {
             } else {
                 self.known.remove(key)
             };
-            match change(key, new.as_deref(), self.readable.contains(key)) {
+            match change(key, new.as_deref(), self.readable.contains_key(key)) {
                 Ok(change) => {
                     if matches!(change, Change::Put(_)) {
-                        self.readable.insert(key.clone());
+                        self.readable.insert(key.clone(), held(&change));
                     } else {
                         self.readable.remove(key);
                     }
@@ -89,7 +89,10 @@ impl Progress {
                 Err((instead, why)) => {
                     let goes_on = instead.is_none();
                     made.extend(instead);
-                    if let Some(closed) = new.as_deref().filter(|_| goes_on).and_then(beside) {
+                    let targets = self.readable.get(key).filter(|_| goes_on);
+                    if let Some(closed) =
+                        new.as_deref().zip(targets).and_then(|(new, held)| beside(new, held))
+                    {
                         self.beside.insert(key.clone());
                         made.push(closed);
                     }

@@ -84,7 +84,7 @@ fn unenforced(mesh: &Mesh, document: &Document<AuthorizationPolicySpec>, at: &At
         let ports =
             service.into_iter().flat_map(|service| service.spec.ports.iter().map(move |p| (service, p.port)));
         let meant = ports.filter(|(_, port)| concerns(&document.spec.rules, *port));
-        for (_, port) in meant.filter(|(service, port)| mesh.mtls(service, *port) == MtlsMode::Disabled) {
+        for (_, port) in meant.filter(|(service, port)| mesh.demanded(service, *port) == MtlsMode::Disabled) {
             let name = &target.name;
             let text =
                 format!("nobody would enforce it on port {port}: callers of {name:?} go past its sidecars");

@@ -150,7 +150,7 @@ fn strangers(mesh: &Mesh, service: &Document<ServiceSpec>, port: &ServicePort, l
     for slice in mesh.slices(service) {
         let document = AnyDocument::EndpointSlice(Arc::clone(slice));
         let known = |name: &str| mesh.instance(&slice.metadata.namespace, name).is_some();
-        for (i, endpoint) in slice.spec.endpoints.iter().enumerate() {
+        for (i, endpoint) in slice.spec.endpoints.iter().enumerate().filter(|(_, e)| slice.calls(e)) {
             if endpoint.target_ref.as_ref().is_some_and(|target| known(&target.name)) {
                 continue;
             }

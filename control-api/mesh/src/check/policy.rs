@@ -58,7 +58,7 @@ pub(super) fn need_http(mesh: &Mesh, policy: &Key, refs: &[TargetRef], report: &
         if http.peek().is_none() {
             let text = format!("no port of Service {:?} speaks HTTP", target.name);
             report.report(&at, text).fix("appProtocol: http on it, or another Service");
-        } else if http.all(|port| mesh.mtls(service, port.port) == MtlsMode::Disabled) {
+        } else if http.all(|port| mesh.demanded(service, port.port) == MtlsMode::Disabled) {
             let text = format!("callers of Service {:?} go past its sidecars: mTLS is Disabled", target.name);
             report.report(&at, text).fix("mtls.mode: Permissive or Strict in its AuthenticationPolicy");
         }

@@ -100,8 +100,7 @@ type Call<'a> = (&'a Document<ServiceSpec>, u16);
 /// The ports of `calls` that are of a policy's targets.
 fn ports_of(policy: &Document<AuthorizationPolicySpec>, calls: &[(&Document<ServiceSpec>, u16)]) -> Vec<u16> {
     let targeted = |service: &Document<ServiceSpec>| {
-        policy.metadata.namespace == service.metadata.namespace
-            && policy.spec.target_refs.iter().any(|target| target.name == service.metadata.name)
+        policy.metadata.namespace == service.metadata.namespace && policy.spec.is_for(&service.metadata.name)
     };
     calls.iter().filter(|(service, _)| targeted(service)).map(|(_, port)| *port).collect()
 }

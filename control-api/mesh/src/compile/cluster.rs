@@ -157,7 +157,7 @@ pub(super) fn outbound(
         let direct = mtls == MtlsMode::Disabled;
         cluster.health_checks = health::checks(&spec.health_checks, port, &host, direct);
     }
-    secure(&mut cluster, scope, service, port);
+    secure(&mut cluster, scope, (service, port), mtls);
     let mut metadata = service_of(service);
     if let Some(said) = spec.and_then(|p| p.circuit_breaker.as_ref()) {
         let fallback = breaker::fallback(scope.mesh, service, port);
@@ -169,9 +169,14 @@ pub(super) fn outbound(
 }
 
 /// To the sidecars of a Service's port, or without mTLS to the programs themselves.
-fn secure(cluster: &mut Cluster, scope: Scope<'_>, service: &Document<ServiceSpec>, port: &ServicePort) {
+fn secure(
+    cluster: &mut Cluster,
+    scope: Scope<'_>,
+    (service, port): (&Document<ServiceSpec>, &ServicePort),
+    mtls: MtlsMode,
+) {
     let speaks = port.speaks();
-    if scope.mesh.mtls(service, port.port) == MtlsMode::Disabled {
+    if mtls == MtlsMode::Disabled {
         return speak(cluster, speaks, 3);
     }
     let (namespace, name) = names::of(service);
@@ -192,14 +197,16 @@ pub(super) fn pod(scope: Scope<'_>, service: &Document<ServiceSpec>, port: &Serv
         names::pod(namespace, name, port.port),
         spec.and_then(|p| p.timeouts.connect).map(|t| t.0),
     );
-    if scope.mesh.mtls(service, port.port) != MtlsMode::Disabled {
+    // Whoever is called here has a sidecar.
+    let mtls = scope.mesh.demanded(service, port.port);
+    if mtls != MtlsMode::Disabled {
         cluster.lb_config = Some(LbConfig::OriginalDstLbConfig(OriginalDstLbConfig {
             upstream_port_override: parts::number(INBOUND_PORT.into()),
             ..OriginalDstLbConfig::default()
         }));
     }
     cluster.circuit_breakers = Some(breakers(spec));
-    secure(&mut cluster, scope, service, port);
+    secure(&mut cluster, scope, (service, port), mtls);
     cluster.metadata = Some(service_of(service));
     Resource::cluster(&cluster, documents(scope, service))
 }

@@ -219,7 +219,7 @@ fn plain_by_number(
     let numbers: BTreeSet<u16> = ports.keys().map(|(number, _)| *number).collect();
     for number in numbers {
         let allows = |(service, port): &(&Document<ServiceSpec>, u16)| {
-            scope.mesh.mtls(service, *port) != MtlsMode::Strict
+            scope.mesh.demanded(service, *port) != MtlsMode::Strict
         };
         if !calls_of(ports, number).iter().all(allows) {
             continue;
@@ -285,7 +285,7 @@ fn ports<'a>(mesh: &'a Mesh, instance: &Instance, all: bool) -> Ports<'a> {
         // A gRPC library names the Service in SNI, and cannot name a port: it means the one that speaks gRPC.
         let mut plain = Some(names::aliases(namespace, name));
         for port in &service.spec.ports {
-            let enforced = mesh.mtls(service, port.port) != MtlsMode::Disabled;
+            let enforced = mesh.demanded(service, port.port) != MtlsMode::Disabled;
             if !enforced && !all {
                 continue;
             }
@@ -317,7 +317,7 @@ fn permissive<'p, 'a>(
     ports.iter().filter(move |((number, _), _)| {
         calls_of(ports, *number)
             .iter()
-            .all(|(service, port)| mesh.mtls(service, *port) == MtlsMode::Permissive)
+            .all(|(service, port)| mesh.demanded(service, *port) == MtlsMode::Permissive)
     })
 }
 

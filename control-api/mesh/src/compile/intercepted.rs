@@ -79,7 +79,8 @@ pub(super) fn vip(
 /// The listener for calls to the pods of a Service's port by their own addresses.
 fn pods(scope: Scope<'_>, service: &Document<ServiceSpec>, port: &ServicePort) -> Option<Arc<Resource>> {
     let (namespace, name) = names::of(service);
-    let direct = scope.mesh.mtls(service, port.port) == MtlsMode::Disabled;
+    // Each of them has a sidecar.
+    let direct = scope.mesh.demanded(service, port.port) == MtlsMode::Disabled;
     // Also those that are not ready: whoever calls one by its address would reach it in plaintext.
     let instances = scope.mesh.behind(service).into_iter();
     let called: BTreeSet<_> = instances

@@ -26,6 +26,18 @@ pub struct AuthorizationPolicySpec {
     /// One of them must match. `Allow` without rules allows nothing.
     #[serde(default)]
     pub rules: Vec<AuthorizationRule>,
+    /// It stands for one whose targets this version cannot read: it is attached to all Services of the namespace but those of these names.
+    #[serde(skip)]
+    pub all_but: Option<Vec<String>>,
+}
+
+impl AuthorizationPolicySpec {
+    /// Whether it is attached to a Service of its namespace.
+    #[must_use]
+    pub fn is_for(&self, service: &str) -> bool {
+        let named = self.target_refs.iter().any(|target| target.name == service);
+        named || self.all_but.as_ref().is_some_and(|but| but.iter().all(|name| name != service))
+    }
 }
 
 /// What a policy does.

@@ -64,7 +64,7 @@ pub use provider::{ForwardBody, GrpcAuth, HttpAuth, Provider, ProviderProtocol};
 pub use service::{AppProtocol, ServicePort, ServiceSpec, TargetPort, Transport};
 pub use session::{Cookie, CookieConfig, HashOn, LifetimeType, Session, SessionPersistence, SessionType};
 pub(crate) use slice::SliceEnvelope;
-pub use slice::{Conditions, EndpointSliceSpec, ObjectRef, SERVICE_NAME, SliceEndpoint, SlicePort};
+pub use slice::{Conditions, EndpointSliceSpec, ObjectRef, SERVICE_NAME, SIDECARS, SliceEndpoint, SlicePort};
 pub use tcp::{TcpRouteSpec, TcpRule, TlsRouteSpec};
 pub use traffic::{Connections, Retries, RetryBudget, Timeouts, TrafficPolicySpec};
 pub use workload::{Egress, HttpProxy, INBOUND_PORT, Interception, Locality, WorkloadPort, WorkloadSpec};
@@ -114,7 +114,7 @@ pub struct Metadata {
     /// What selectors match. `app` and `version` also become labels of metrics.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// Notes of other tools; they mean nothing here.
+    /// Notes of other tools, which mean nothing here; but for `remora.dev/sidecars` of an EndpointSlice.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
     /// RFC 3339. Of two HTTPRoutes that match equally well, the older one holds.

@@ -39,6 +39,9 @@ pub struct AuthenticationPolicySpec {
     /// It stands for a policy that this version cannot read: nobody may call its Services.
     #[serde(skip)]
     pub unreadable: bool,
+    /// It stands for one whose targets this version cannot read: it is attached to all Services of the namespace.
+    #[serde(skip)]
+    pub of_all: bool,
 }
 
 impl AuthenticationPolicySpec {

@@ -10,6 +10,10 @@ use super::{AppProtocol, Document, Kept, Metadata, Transport, port};
 /// The label that says which Service a slice belongs to.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
+/// The annotation that says which endpoints have a sidecar: none of those that are called, where it is `none`; with any other word there are
+/// such, whether they are in the list or not.
+pub const SIDECARS: &str = "remora.dev/sidecars";
+
 /// `discovery.k8s.io/v1` EndpointSlice: endpoints of a Service that somebody else knows of.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EndpointSliceSpec {
@@ -26,6 +30,39 @@ impl Document<EndpointSliceSpec> {
     #[must_use]
     pub fn service(&self) -> Option<&str> {
         self.metadata.labels.get(SERVICE_NAME).map(String::as_str)
+    }
+
+    /// Whether somebody who knows says that none of the endpoints has a sidecar.
+    #[must_use]
+    pub fn has_no_sidecars(&self) -> bool {
+        self.metadata.annotations.get(SIDECARS).is_some_and(|which| which == "none")
+    }
+
+    /// Whether it is said that there are endpoints with a sidecar, or something that nobody here understands.
+    pub(crate) fn has_sidecars(&self) -> bool {
+        self.metadata.annotations.get(SIDECARS).is_some_and(|which| which != "none")
+    }
+
+    /// The addresses of endpoints of a slice of which that is said, called or not.
+    pub(crate) fn plain(&self) -> impl Iterator<Item = IpAddr> {
+        let endpoints = self.has_no_sidecars().then_some(&self.spec.endpoints);
+        endpoints
+            .into_iter()
+            .flatten()
+            .flat_map(|endpoint| endpoint.addresses.iter().map(IpAddr::to_canonical))
+    }
+
+    /// Whether an endpoint of the list is one. Where it is said that none of those that are called has a sidecar, the ones that are not ready are
+    /// none: they are in the list so that an instance which is one of them, or is where one is, is not overlooked.
+    pub(crate) fn calls(&self, endpoint: &SliceEndpoint) -> bool {
+        let Conditions { ready, serving, terminating } = endpoint.conditions;
+        let finishes = serving != Some(false) && terminating == Some(true);
+        !self.has_no_sidecars() || ready != Some(false) || finishes
+    }
+
+    /// The endpoints that are.
+    pub(crate) fn called(&self) -> impl Iterator<Item = &SliceEndpoint> {
+        self.spec.endpoints.iter().filter(move |endpoint| self.calls(endpoint))
     }
 }
 

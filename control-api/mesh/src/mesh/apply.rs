@@ -15,19 +15,65 @@ impl Mesh {
             Change::Put(AnyDocument::Workload(workload)) => {
                 let name = workload.name();
                 self.tables.workloads.insert(name.clone(), Arc::clone(&workload));
-                self.replace_instance(&name, Some(Arc::new(Instance::of(workload))), true)
+                self.instance_changes(&name, Some(Arc::new(Instance::of(workload))), true)
             }
             Change::Remove(Key { kind: Kind::Workload, name }) => {
                 self.tables.workloads.remove(&name);
-                self.replace_instance(&name, None, true)
+                self.instance_changes(&name, None, true)
             }
             Change::Register(instance) => {
-                self.replace_instance(&instance.workload.name(), Some(instance), false)
+                self.instance_changes(&instance.workload.name(), Some(instance), false)
             }
-            Change::Deregister(name) => self.replace_instance(&name, None, false),
+            Change::Deregister(name) => self.instance_changes(&name, None, false),
+            Change::Unreadable { name, documented } => {
+                if documented {
+                    self.tables.workloads.remove(&name);
+                }
+                let mut touched = self.replace_instance(&name, None, documented);
+                touched.merge(self.read(&name, documented, false));
+                touched
+            }
             Change::Put(document) => self.replace(&document.key(), Some(document)),
             Change::Remove(key) => self.replace(&key, None),
         }
+    }
+
+    /// An instance came that can be read, or went.
+    fn instance_changes(
+        &mut self,
+        name: &Name,
+        instance: Option<Arc<Instance>>,
+        documented: bool,
+    ) -> Touched {
+        let mut touched = self.read(name, documented, true);
+        touched.merge(self.replace_instance(name, instance, documented));
+        touched
+    }
+
+    /// Whether an instance can be read, if there is one.
+    fn read(&mut self, name: &Name, documented: bool, is: bool) -> Touched {
+        let known = self.unreadable.contains_key(&name.namespace);
+        if is && !known {
+            return Touched::default();
+        }
+        // Before the first, and after the last.
+        let plain = |mesh: &Self| {
+            let services = mesh.services(&name.namespace).filter(|service| mesh.has_no_sidecars(service));
+            Touched { services: services.map(|service| service.name()).collect(), ..Touched::default() }
+        };
+        let mut touched = if known { Touched::default() } else { plain(self) };
+        let all = self.unreadable.entry(Arc::clone(&name.namespace)).or_default();
+        let it = (documented, Arc::clone(&name.name));
+        if is {
+            all.remove(&it);
+        } else {
+            all.insert(it);
+        }
+        if all.is_empty() {
+            self.unreadable.remove(&name.namespace);
+            touched = plain(self);
+        }
+        touched
     }
 
     /// The document of `key`.
@@ -93,9 +139,16 @@ impl Mesh {
             AnyDocument::AuthenticationPolicy(policy) => {
                 targets(&name, &policy.spec.target_refs, touched);
                 self.behind_targets(&name, &policy.spec.target_refs, touched);
+                self.all_of(&name.namespace, policy.spec.of_all, touched);
             }
             AnyDocument::AuthorizationPolicy(policy) => {
                 self.behind_targets(&name, &policy.spec.target_refs, touched);
+                // Without one, callers would use plaintext.
+                let refs = policy.spec.target_refs.iter();
+                let services = refs.filter_map(|to| self.service(&name.namespace, &to.name));
+                let plain = services.filter(|service| self.has_no_sidecars(service));
+                touched.services.extend(plain.map(|service| service.name()));
+                self.all_of(&name.namespace, policy.spec.all_but.is_some(), touched);
             }
             AnyDocument::RateLimitPolicy(policy) => {
                 self.behind_targets(&name, &policy.spec.target_refs, touched);
@@ -122,6 +175,14 @@ impl Mesh {
             let service = self.service(&policy.namespace, &target.name);
             let behind = service.into_iter().flat_map(|service| self.behind(service));
             touched.workloads.extend(behind.map(|instance| instance.workload.name()));
+        }
+    }
+
+    /// The Services of a namespace and the workloads behind them, if a policy is attached to all of them.
+    fn all_of(&self, namespace: &str, is: bool, touched: &mut Touched) {
+        for service in self.services(namespace).filter(|_| is) {
+            touched.workloads.extend(self.behind(service).into_iter().map(|i| i.workload.name()));
+            touched.services.insert(service.name());
         }
     }
 
@@ -175,9 +236,16 @@ impl Mesh {
         };
         let both: Vec<_> = old.iter().chain(&new).cloned().collect();
         let services = both.iter().flat_map(|instance| self.services_of(instance));
-        let services: BTreeSet<Name> = services.map(|service| service.name()).collect();
+        let mut services: BTreeSet<Name> = services.map(|service| service.name()).collect();
+        let plain: Vec<Name> = both.iter().flat_map(|instance| self.plain_at(instance)).collect();
         // What is in clusters of an instance is its account. Most changes leave all of that alone.
-        let alike = matches!(&both[..], [a, b] if a.answers_like(b));
+        let stays = |a: &Instance, b: &Instance| {
+            plain.is_empty()
+                || a.reported == b.reported
+                    && a.workload.spec.all_addresses() == b.workload.spec.all_addresses()
+        };
+        let alike = matches!(&both[..], [a, b] if a.answers_like(b) && stays(a, b));
+        services.extend(plain);
         let before = if alike { BTreeMap::new() } else { self.accounts_of(&services) };
         let sidecars = self.sidecars_of(&services);
 
@@ -211,7 +279,14 @@ impl Mesh {
         touched
     }
 
-    /// The accounts of each of `services`, with the ports that they answer for.
+    /// The Services of which slices say that nobody with a sidecar is where `instance` is.
+    fn plain_at(&self, instance: &Instance) -> impl Iterator<Item = Name> {
+        let all = instance.workload.spec.all_addresses().into_iter();
+        let slices = all.flat_map(|address| self.index.plain.get(&address).into_iter().flatten());
+        slices.filter_map(|name| Some(Name::new(&name.namespace, self.tables.slices.of(name)?.service()?)))
+    }
+
+    /// Who answers for each of `services`.
     fn accounts_of(&self, services: &BTreeSet<Name>) -> Accounts {
         let found = services.iter().filter_map(|name| self.tables.services.of(name));
         found
@@ -221,14 +296,24 @@ impl Mesh {
                     let accounts = self.accounts(service, port).into_iter();
                     accounts.map(|a| (port.port, a.trust_domain.map(str::to_owned), a.name.to_owned()))
                 });
-                (service.name(), each.collect())
+                let mtls = !self.has_no_sidecars(service);
+                (service.name(), Answering { mtls, accounts: each.collect() })
             })
             .collect()
     }
 }
 
-/// Of each Service: ports, and trust domain and name of each account behind them.
-type Accounts = BTreeMap<Name, BTreeSet<(u16, Option<String>, String)>>;
+/// By Service.
+type Accounts = BTreeMap<Name, Answering>;
+
+/// Who answers for a Service.
+#[derive(Debug, PartialEq, Eq)]
+struct Answering {
+    /// Some of them may have a sidecar.
+    mtls: bool,
+    /// Ports, and trust domain and name of each account behind them.
+    accounts: BTreeSet<(u16, Option<String>, String)>,
+}
 
 impl Touched {
     /// The endpoints of a Service changed, and everything if others may answer for it than before.

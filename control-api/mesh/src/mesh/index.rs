@@ -1,6 +1,7 @@
 //! Which documents refer to which.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Instance;
@@ -23,10 +24,16 @@ pub(super) struct Index {
     pub(super) backends: ByName<BTreeSet<Key>>,
     /// Policies by their targets.
     pub(super) policies: ByName<BTreeSet<Key>>,
+    /// Policies by the namespace of whose Services they are attached to all.
+    pub(super) policies_of_all: BTreeMap<Arc<str>, BTreeSet<Key>>,
     /// EndpointSlices by Service.
     pub(super) slices: ByName<BTreeSet<Arc<str>>>,
     /// EndpointSlices by the instances that are in them.
     pub(super) sliced: ByName<BTreeSet<Arc<str>>>,
+    /// EndpointSlices by the addresses of endpoints that are said to have no sidecar.
+    pub(super) plain: BTreeMap<IpAddr, BTreeSet<Name>>,
+    /// Instances by each of their addresses.
+    pub(super) addresses: BTreeMap<IpAddr, BTreeSet<Name>>,
 }
 
 /// One label of a selector or of an instance.
@@ -56,8 +63,14 @@ impl Index {
             AnyDocument::Service(service) => self.service(service, add),
             AnyDocument::EndpointSlice(slice) => self.slice(slice, add),
             AnyDocument::TrafficPolicy(policy) => self.policy(&key, &policy.spec.target_refs, add),
-            AnyDocument::AuthenticationPolicy(policy) => self.policy(&key, &policy.spec.target_refs, add),
-            AnyDocument::AuthorizationPolicy(policy) => self.policy(&key, &policy.spec.target_refs, add),
+            AnyDocument::AuthenticationPolicy(policy) => {
+                self.policy(&key, &policy.spec.target_refs, add);
+                self.policy_of_all(&key, policy.spec.of_all && add);
+            }
+            AnyDocument::AuthorizationPolicy(policy) => {
+                self.policy(&key, &policy.spec.target_refs, add);
+                self.policy_of_all(&key, policy.spec.all_but.is_some() && add);
+            }
             AnyDocument::RateLimitPolicy(policy) => self.policy(&key, &policy.spec.target_refs, add),
             AnyDocument::FaultPolicy(policy) => self.policy(&key, &policy.spec.target_refs, add),
             // Workloads are indexed as instances, routes are done, and grants are few in each namespace.
@@ -78,6 +91,18 @@ impl Index {
         }
     }
 
+    fn policy_of_all(&mut self, key: &Key, is: bool) {
+        let namespace = &key.name.namespace;
+        if is {
+            self.policies_of_all.entry(Arc::clone(namespace)).or_default().insert(key.clone());
+        } else if let Some(keys) = self.policies_of_all.get_mut(namespace) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.policies_of_all.remove(namespace);
+            }
+        }
+    }
+
     fn slice(&mut self, slice: &Document<EndpointSliceSpec>, add: bool) {
         let name = slice.name();
         if let Some(service) = slice.service() {
@@ -85,6 +110,9 @@ impl Index {
         }
         for instance in slice.spec.endpoints.iter().filter_map(|e| e.target_ref.as_ref()) {
             set(&mut self.sliced, Name::new(&name.namespace, &instance.name), Arc::clone(&name.name), add);
+        }
+        for address in slice.plain() {
+            at(&mut self.plain, address, &name, add);
         }
     }
 
@@ -98,6 +126,20 @@ impl Index {
         for service in &instance.services {
             let to = Name::new(&name.namespace, service);
             set(&mut self.registered, to, Arc::clone(&name.name), add);
+        }
+        for address in instance.workload.spec.all_addresses() {
+            at(&mut self.addresses, address, &name, add);
+        }
+    }
+}
+
+fn at(all: &mut BTreeMap<IpAddr, BTreeSet<Name>>, address: IpAddr, name: &Name, add: bool) {
+    if add {
+        all.entry(address).or_default().insert(name.clone());
+    } else if let Some(names) = all.get_mut(&address) {
+        names.remove(name);
+        if names.is_empty() {
+            all.remove(&address);
         }
     }
 }

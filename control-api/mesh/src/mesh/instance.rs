@@ -30,13 +30,15 @@ pub struct Instance {
     pub health: Health,
     /// Services of its namespace that it registered for by name, besides those whose selectors match it.
     pub services: Vec<String>,
+    /// Kubernetes says that it, and nobody else, is at its addresses. Others say so themselves.
+    pub reported: bool,
 }
 
 impl Instance {
     /// What a Workload document says.
     #[must_use]
     pub const fn of(workload: Arc<Document<WorkloadSpec>>) -> Self {
-        Self { workload, health: Health::Ready, services: Vec::new() }
+        Self { workload, health: Health::Ready, services: Vec::new(), reported: false }
     }
 
     /// Whether `other`, which has the same name, stands behind the same ports of the same Services with the same account.

@@ -123,7 +123,7 @@ impl Mesh {
         members
     }
 
-    /// Endpoints of slices that are no known instances, with the number of their port.
+    /// Endpoints of slices that are called and are no known instances, with the number of their port.
     pub(crate) fn strangers(
         &self,
         service: &Document<ServiceSpec>,
@@ -138,7 +138,7 @@ impl Mesh {
                 let target = endpoint.target_ref.as_ref();
                 target.is_none_or(|target| self.instance(&namespace, &target.name).is_none())
             };
-            let endpoints = slice.spec.endpoints.iter().filter(stranger);
+            let endpoints = slice.called().filter(stranger);
             endpoints.filter_map(move |endpoint| Some((endpoint, number?.port)))
         })
     }

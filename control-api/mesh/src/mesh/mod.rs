@@ -5,12 +5,14 @@ mod index;
 mod instance;
 mod members;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::document::{
-    AuthenticationPolicySpec, AuthorizationPolicySpec, Document, FaultPolicySpec, MtlsMode, ParentRef,
-    PortRef, RateLimitPolicySpec, ReferenceGrantSpec, ServiceSpec, TrafficPolicySpec,
+    AuthenticationPolicySpec, AuthorizationPolicySpec, Document, EndpointSliceSpec, FaultPolicySpec,
+    Metadata, MtlsMode, ParentRef, PortRef, RateLimitPolicySpec, ReferenceGrantSpec, ServiceSpec,
+    TrafficPolicySpec,
 };
 use crate::kinds::{AnyDocument, Documents, Kind, Tables};
 use crate::name::{ByName, Key, Name};
@@ -33,6 +35,14 @@ pub enum Change {
     Register(Arc<Instance>),
     /// An instance is gone.
     Deregister(Name),
+    /// There is an instance of this name that this version cannot read, until a change of the same name of the other kinds. Nobody is behind it,
+    /// but it may have a sidecar: none of the Services of its namespace is known to have none.
+    Unreadable {
+        /// Of the instance.
+        name: Name,
+        /// It is a Workload document, and no registration.
+        documented: bool,
+    },
 }
 
 /// What has to be compiled again after changes. A Service that is named and no longer there is gone.
@@ -73,6 +83,8 @@ pub struct Mesh {
     workloads: ByName<Arc<Instance>>,
     /// Of the registry.
     registered: ByName<Arc<Instance>>,
+    /// By namespace, those that cannot be read: whether they are documents, and their names.
+    unreadable: BTreeMap<Arc<str>, BTreeSet<(bool, Arc<str>)>>,
     index: Index,
 }
 
@@ -125,7 +137,9 @@ impl Mesh {
 
     /// The policies of all kinds that are attached to a Service, by kind and name.
     pub(crate) fn policies(&self, service: &Document<ServiceSpec>) -> impl Iterator<Item = &Key> {
-        self.index.policies.linked(&service.metadata.namespace, &service.metadata.name)
+        let of_all = self.index.policies_of_all.get(service.metadata.namespace.as_str());
+        let named = self.index.policies.linked(&service.metadata.namespace, &service.metadata.name);
+        named.chain(of_all.into_iter().flatten())
     }
 
     /// The TrafficPolicy of a Service.
@@ -143,8 +157,7 @@ impl Mesh {
         kind: Kind,
         table: &'m ByName<Arc<Document<S>>>,
     ) -> Option<&'m Arc<Document<S>>> {
-        let keys = self.policies(service).filter(|key| key.kind == kind);
-        keys.filter_map(|key| table.of(&key.name)).min_by(|a, b| a.age().cmp(&b.age()))
+        oldest_of(self.policies(service), kind, table)
     }
 
     /// The RateLimitPolicy of a Service.
@@ -169,12 +182,18 @@ impl Mesh {
         self.oldest(service, Kind::FaultPolicy, &self.tables.faults)
     }
 
-    /// The AuthenticationPolicy of a Service.
+    /// The AuthenticationPolicy of a Service. One that may be about any Service of the namespace is about those that no other one names: it
+    /// does not take the place of what they say, however old it is.
     pub(crate) fn authentication(
         &self,
         service: &Document<ServiceSpec>,
     ) -> Option<&Arc<Document<AuthenticationPolicySpec>>> {
-        self.oldest(service, Kind::AuthenticationPolicy, &self.tables.authentications)
+        let (kind, table) = (Kind::AuthenticationPolicy, &self.tables.authentications);
+        let Metadata { namespace, name, .. } = &service.metadata;
+        oldest_of(self.index.policies.linked(namespace, name), kind, table).or_else(|| {
+            let of_all = self.index.policies_of_all.get(namespace.as_str());
+            oldest_of(of_all.into_iter().flatten(), kind, table)
+        })
     }
 
     /// The AuthorizationPolicies of a Service, by name.
@@ -183,12 +202,54 @@ impl Mesh {
         service: &Document<ServiceSpec>,
     ) -> impl Iterator<Item = &Arc<Document<AuthorizationPolicySpec>>> {
         let keys = self.policies(service).filter(|key| key.kind == Kind::AuthorizationPolicy);
-        keys.filter_map(|key| self.tables.authorizations.of(&key.name))
+        let policies = keys.filter_map(|key| self.tables.authorizations.of(&key.name));
+        policies.filter(move |policy| policy.spec.is_for(&service.metadata.name))
     }
 
-    /// Whether callers of a Service's port must use mTLS.
-    pub(crate) fn mtls(&self, service: &Document<ServiceSpec>, port: u16) -> MtlsMode {
+    /// What the policy of a Service says of mTLS on a port, for those of its endpoints that have a sidecar. Mistakes are about this: whether there
+    /// are sidecars, documents alone do not say.
+    pub(crate) fn demanded(&self, service: &Document<ServiceSpec>, port: u16) -> MtlsMode {
         self.authentication(service).map(|policy| policy.spec.mode(port)).unwrap_or_default()
+    }
+
+    /// Whether callers of a Service's port use mTLS: what its policy says, and else wherever there is somebody to speak it. Who may call a
+    /// Service is asked by a sidecar: where a policy says that, and there is none, it is nobody.
+    pub(crate) fn mtls(&self, service: &Document<ServiceSpec>, port: u16) -> MtlsMode {
+        let open = || {
+            self.authentication(service).is_none()
+                && self.authorizations(service).all(|policy| policy.spec.dry_run)
+        };
+        if open() && self.has_no_sidecars(service) {
+            return MtlsMode::Disabled;
+        }
+        self.demanded(service, port)
+    }
+
+    /// Whether all endpoints of a Service that are called are known to have no sidecar, and nobody says that others have one (docs/decisions/0020). One that nobody knows of might have one. A slice
+    /// that has no endpoints and says nothing is as if it were not there; one that says that there are sidecars is not. Where an instance cannot be
+    /// read, it may be behind any Service of its namespace.
+    pub(crate) fn has_no_sidecars(&self, service: &Document<ServiceSpec>) -> bool {
+        if self.unreadable.contains_key(service.metadata.namespace.as_str()) {
+            return false;
+        }
+        let says_so = |slice: &Arc<Document<EndpointSliceSpec>>| {
+            let nothing = slice.spec.endpoints.is_empty() && !slice.has_sidecars();
+            (nothing || slice.has_no_sidecars()) && !self.is_known(slice)
+        };
+        self.slices(service).any(|slice| slice.has_no_sidecars() && slice.called().next().is_some())
+            && self.slices(service).all(says_so)
+            && self.behind(service).is_empty()
+    }
+
+    /// Whether an endpoint of a slice that is said to have no sidecar is where an instance is: then whoever says so is wrong, or is late. In other
+    /// namespaces only Kubernetes is believed: whoever may write a Workload or register in one could keep callers from the Services of all.
+    fn is_known(&self, slice: &Document<EndpointSliceSpec>) -> bool {
+        let counts = |name: &Name| {
+            *name.namespace == *slice.metadata.namespace
+                || self.instance(&name.namespace, &name.name).is_some_and(|instance| instance.reported)
+        };
+        let at = |address: IpAddr| self.index.addresses.get(&address).into_iter().flatten();
+        slice.plain().flat_map(at).any(counts)
     }
 
     /// The port that `from` refers to; None when there is none, when it is none of a Service, or `from` may not have it.
@@ -238,4 +299,14 @@ impl Mesh {
             from && grant.spec.to.iter().any(to)
         })
     }
+}
+
+/// Of the policies of a kind among `keys` the oldest, then the first by name.
+fn oldest_of<'k, 'm, S>(
+    keys: impl Iterator<Item = &'k Key>,
+    kind: Kind,
+    table: &'m ByName<Arc<Document<S>>>,
+) -> Option<&'m Arc<Document<S>>> {
+    let policies = keys.filter(|key| key.kind == kind).filter_map(|key| table.of(&key.name));
+    policies.min_by(|a, b| a.age().cmp(&b.age()))
 }
