@@ -10,7 +10,7 @@ use super::own::Own;
 use super::plane::{StartError, listen};
 use crate::board::Board;
 use crate::inject::{Interception, Native, Settings, values};
-use crate::kubernetes::{self, Access, Webhook};
+use crate::kubernetes::{self, Access, PlaintextTo, Webhook};
 use crate::quota::Owner;
 use crate::registry::Registry;
 
@@ -21,6 +21,8 @@ pub struct ClusterOptions {
     pub access: Access,
     /// Name of the ConfigMap with the mesh's roots that is kept in every namespace.
     pub roots: String,
+    /// Services that may be called in plaintext while they are known to have no sidecars.
+    pub plaintext_to: Vec<PlaintextTo>,
     /// The server of the injection webhook.
     pub webhook: Option<WebhookOptions>,
 }
@@ -47,6 +49,9 @@ pub(super) struct ClusterArgs {
     /// ConfigMap with the roots of the mesh, kept in every namespace
     #[arg(long, value_name = "NAME", default_value = "remora-roots", requires = "kubernetes")]
     roots_config_map: String,
+    /// Services that sidecars may call in plaintext while it is known that they have none themselves, and no policy closes them; * means all
+    #[arg(long, value_name = "NAMESPACE[/SERVICE]", value_delimiter = ',', requires = "kubernetes")]
+    plaintext_to: Vec<PlaintextTo>,
     /// Serve the injection webhook here
     #[arg(long, value_name = "HOST:PORT", requires_all = ["kubernetes", "inject_control"])]
     listen_webhook: Option<SocketAddr>,
@@ -114,7 +119,8 @@ impl ClusterArgs {
                 },
             }
         });
-        Some(ClusterOptions { access, roots: self.roots_config_map, webhook })
+        let (roots, plaintext_to) = (self.roots_config_map, self.plaintext_to);
+        Some(ClusterOptions { access, roots, plaintext_to, webhook })
     }
 }
 
@@ -139,7 +145,8 @@ pub(super) async fn start(
 ) -> Result<Option<SocketAddr>, StartError> {
     let client = options.access.client().await.map_err(StartError::Kubernetes)?;
     let (registry, board) = (Arc::clone(parts.registry), Arc::clone(parts.board));
-    tasks.spawn(kubernetes::follow(client.clone(), registry, board, Arc::clone(parts.owner)));
+    let owner = Arc::clone(parts.owner);
+    tasks.spawn(kubernetes::follow(client.clone(), registry, board, owner, options.plaintext_to));
     tasks.spawn(kubernetes::keep_roots(client.clone(), Arc::clone(&parts.own.ca), options.roots));
     let Some(webhook) = options.webhook else { return Ok(None) };
     let (listener, address) = listen(webhook.listen).await?;
@@ -148,4 +155,36 @@ pub(super) async fn start(
     let server = Webhook { own, settings: webhook.settings, configuration: webhook.configuration };
     tasks.spawn(server.serve(listener, client));
     Ok(Some(address))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    }
+
+    #[test]
+    fn plaintext_is_allowed_to_those_that_are_named_and_to_nobody_else() {
+        let named = |line: &[&str]| {
+            let args = Line::try_parse_from(std::iter::once(&"control").chain(line));
+            args.map(|args| args.cluster.options("istio-ca").unwrap().plaintext_to)
+        };
+        assert_eq!(named(&["--kubernetes"]).unwrap(), []);
+        let some = named(&["--kubernetes", "--plaintext-to=default/kubernetes,kube-system"]).unwrap();
+        assert_eq!(
+            some.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["default/kubernetes", "kube-system"]
+        );
+        assert_eq!(named(&["--kubernetes", "--plaintext-to=*"]).unwrap(), [PlaintextTo::All]);
+        assert!(named(&["--kubernetes", "--plaintext-to=kube-*"]).is_err());
+        assert!(named(&["--plaintext-to=kube-system"]).is_err(), "it is about Kubernetes");
+    }
 }

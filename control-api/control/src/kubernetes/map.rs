@@ -2,14 +2,12 @@
 //! here where Kubernetes' own meaning allows that (a port for UDP, a route of somebody else's Gateway); what it has to refuse stays, and
 //! is told in the document's status.
 
+use remora_mesh::document::SERVICE_NAME;
 use serde_json::{Map, Value, json};
 
 use crate::kinds::Kind;
 use crate::registry::mirror::{KUBERNETES, ORIGIN};
 use crate::store::Key;
-
-/// The label that says which Service a slice belongs to; one without belongs to nobody whom the mesh knows.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// The document that `object` of the kind is. None: it is of no concern to the mesh.
 #[must_use]
@@ -23,9 +21,9 @@ pub fn document(kind: &'static Kind, object: &Value) -> Option<Value> {
             if object["addressType"] == "FQDN" {
                 return None;
             }
-            object["metadata"]["labels"].get(SERVICE_NAME)?;
+            service_of(object)?;
             document["addressType"] = object["addressType"].clone();
-            document["endpoints"] = list(&object["endpoints"]).filter_map(endpoint).collect();
+            document["endpoints"] = called(object).map(endpoint).collect();
             document["ports"] = list(&object["ports"]).filter(|port| is_tcp(port)).map(slice_port).collect();
         }
         "HTTPRoute" | "GRPCRoute" | "TLSRoute" | "TCPRoute" => document["spec"] = route(&object["spec"])?,
@@ -100,19 +98,45 @@ fn protocol(port: &Value, kept: &mut Value) {
     kept["appProtocol"] = known.into();
 }
 
-/// An endpoint that is not ready is none, but for one that finishes what it has.
-fn endpoint(endpoint: &Value) -> Option<Value> {
+/// The Service that a slice says it belongs to; one that does not say it belongs to nobody whom the mesh knows.
+pub(super) fn service_of(slice: &Value) -> Option<&str> {
+    slice["metadata"]["labels"][SERVICE_NAME].as_str()
+}
+
+/// The endpoints of a slice that are called: one that is not ready is none, but for one that finishes what it has.
+pub(super) fn called(slice: &Value) -> impl Iterator<Item = &Value> {
+    list(&slice["endpoints"]).filter(|endpoint| is_called(endpoint))
+}
+
+/// Its others.
+pub(super) fn not_called(slice: &Value) -> impl Iterator<Item = &Value> {
+    list(&slice["endpoints"]).filter(|endpoint| !is_called(endpoint))
+}
+
+pub(super) fn is_called(endpoint: &Value) -> bool {
     let conditions = &endpoint["conditions"];
-    if conditions["ready"] == false && !(conditions["serving"] == true && conditions["terminating"] == true) {
-        return None;
-    }
+    conditions["ready"] != false || conditions["serving"] == true && conditions["terminating"] == true
+}
+
+fn endpoint(endpoint: &Value) -> Value {
     let mut kept = only(endpoint, &["addresses", "conditions", "zone"]);
     let target = &endpoint["targetRef"];
     // The mesh knows pods by their names; what else may stand behind an address, it does not.
     if target["kind"] == "Pod" {
         kept["targetRef"] = only(target, &["kind", "name"]);
     }
-    Some(kept)
+    kept
+}
+
+/// An endpoint of which is only to be known that it is there.
+pub(super) fn known_of(told: &Value) -> Value {
+    not_ready(endpoint(told))
+}
+
+/// The endpoint of a document as one that is not called.
+pub(super) fn not_ready(mut endpoint: Value) -> Value {
+    endpoint["conditions"] = json!({"ready": false});
+    endpoint
 }
 
 fn slice_port(port: &Value) -> Value {

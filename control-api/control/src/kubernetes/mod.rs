@@ -10,6 +10,7 @@ mod fake;
 mod leader;
 mod mirror;
 mod parents;
+mod plain;
 mod roots;
 mod status;
 mod watch;
@@ -27,8 +28,10 @@ use tokio::task::JoinSet;
 use crate::board::Board;
 use crate::quota::Owner;
 use crate::registry::Registry;
+use crate::store::Write;
 
 pub(crate) use mirror::KIND as SOURCE;
+pub use plain::PlaintextTo;
 pub(crate) use roots::keep as keep_roots;
 pub(crate) use webhook::{Webhook, names};
 
@@ -121,14 +124,25 @@ pub(crate) async fn read_once(registry: &Registry) {
 }
 
 /// Follows Kubernetes, and writes what is made of it there, while no other control plane of the store does.
-pub(crate) async fn follow(client: Client, registry: Arc<Registry>, board: Arc<Board>, owner: Arc<Owner>) {
+/// `to`: the Services that may be called in plaintext while they are known to have no sidecars.
+pub(crate) async fn follow(
+    client: Client,
+    registry: Arc<Registry>,
+    board: Arc<Board>,
+    owner: Arc<Owner>,
+    to: Vec<PlaintextTo>,
+) {
     registry.filled().await;
-    let start = |tasks: &mut JoinSet<()>| {
+    let leads = Arc::clone(&owner);
+    let start = |tasks: &mut JoinSet<()>, fence: Option<Write>| {
         let (told, events) = mpsc::channel(WAITING);
         for what in watch::What::all() {
-            tasks.spawn(watch::follow(client.clone(), what, told.clone()));
+            let registry = Arc::clone(&registry);
+            let kept = move || mirror::has(&registry, what);
+            tasks.spawn(watch::follow(client.clone(), what, kept, told.clone()));
         }
-        tasks.spawn(mirror::Mirror::new(Arc::clone(&registry), Arc::clone(&board)).follow(events));
+        let mirror = mirror::Mirror::new(Arc::clone(&registry), Arc::clone(&board));
+        tasks.spawn(mirror.plaintext_to(to.clone()).led_by(Arc::clone(&leads), fence).follow(events));
         tasks.spawn(status::keep(client.clone(), Arc::clone(&registry), Arc::clone(&board)));
     };
     leader::lead(owner, start).await;

@@ -15,6 +15,8 @@ pub struct Pod {
     address: String,
     /// `status.podIPs`, `address` among them.
     addresses: Vec<String>,
+    /// They are those of its node.
+    host_network: bool,
     account: String,
     /// Ports that its containers name, by number.
     ports: BTreeMap<u64, Option<String>>,
@@ -43,10 +45,9 @@ impl Selection {
         (!selector.is_empty()).then(|| Self { selector, targets: ports.filter_map(target).collect() })
     }
 
-    /// Whether the pod stands behind it.
+    /// Whether a pod with these labels stands behind it.
     #[must_use]
-    pub fn has(&self, pod: &Pod) -> bool {
-        let labels = &pod.metadata["labels"];
+    pub fn has(&self, labels: &Value) -> bool {
         self.selector.iter().all(|(name, value)| labels[name] == **value)
     }
 }
@@ -57,14 +58,12 @@ fn texts(map: &Value) -> impl Iterator<Item = (String, String)> {
 }
 
 impl Pod {
-    /// None: it has no sidecar, no address yet, or it has ended.
+    /// None: it has no container that is a sidecar, no address yet, or it has ended.
     #[must_use]
     pub fn of(object: &Value) -> Option<Self> {
         let (spec, status) = (&object["spec"], &object["status"]);
-        let containers = ["initContainers", "containers"].into_iter().flat_map(|part| list(&spec[part]));
-        if !containers.clone().any(|container| container["name"] == PROXY)
-            || matches!(status["phase"].as_str(), Some("Succeeded" | "Failed"))
-        {
+        let containers = containers(spec);
+        if !is_injected(object) || matches!(status["phase"].as_str(), Some("Succeeded" | "Failed")) {
             return None;
         }
         let address = status["podIP"].as_str().filter(|address| !address.is_empty())?.to_owned();
@@ -90,17 +89,26 @@ impl Pod {
             metadata: metadata(&object["metadata"]),
             address,
             addresses,
+            host_network: spec["hostNetwork"] == true,
             account: account.unwrap_or("default").to_owned(),
             ports,
             health,
         })
     }
 
+    /// Its labels.
+    #[must_use]
+    pub fn labels(&self) -> &Value {
+        &self.metadata["labels"]
+    }
+
     /// As it is kept, with the ports that Services lead to besides its own.
     #[must_use]
     pub fn registration<'a>(&self, services: impl Iterator<Item = &'a Selection>) -> Value {
         let mut ports = self.ports.clone();
-        for number in services.filter(|service| service.has(self)).flat_map(|service| &service.targets) {
+        for number in
+            services.filter(|service| service.has(self.labels())).flat_map(|service| &service.targets)
+        {
             ports.entry(*number).or_default();
         }
         let ports = ports.into_iter().map(|(number, name)| match name {
@@ -116,12 +124,16 @@ impl Pod {
         if let Some(locality) = self.locality() {
             workload["locality"] = locality;
         }
-        json!({
+        let mut registration = json!({
             "apiVersion": "remora.dev/v1alpha1",
             "kind": REGISTRATION,
             "metadata": self.metadata,
             "spec": {"services": [], "workload": workload, "health": self.health},
-        })
+        });
+        if self.host_network {
+            registration["spec"]["hostNetwork"] = true.into();
+        }
+        registration
     }
 
     /// Of its node: from Kubernetes 1.35 on, a pod has the labels of it.
@@ -133,6 +145,25 @@ impl Pod {
         }
         (!found.is_empty()).then_some(Value::Object(found))
     }
+}
+
+/// The label or annotation of a pod whose program starts a sidecar of its own, as `remora run` does. Only `false` says that it does not.
+pub const OWN: &str = "remora.dev/sidecar";
+
+/// Whether a pod has a sidecar of the mesh, or says so.
+#[must_use]
+pub fn has_sidecar(object: &Value) -> bool {
+    let says = |part: &str| object["metadata"][part].get(OWN).is_some_and(|said| *said != "false");
+    is_injected(object) || says("labels") || says("annotations")
+}
+
+/// Whether a container of a pod is a sidecar.
+fn is_injected(object: &Value) -> bool {
+    containers(&object["spec"]).any(|container| container["name"] == PROXY)
+}
+
+fn containers(spec: &Value) -> impl Iterator<Item = &Value> + Clone {
+    ["initContainers", "containers"].into_iter().flat_map(|part| list(&spec[part]))
 }
 
 fn list(value: &Value) -> impl Iterator<Item = &Value> + Clone {
@@ -196,6 +227,17 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_on_the_network_of_its_node_says_so() {
+        let mut on_node = pod(&running("True"));
+        on_node["spec"]["hostNetwork"] = true.into();
+        let said = |object: &Value| {
+            Pod::of(object).unwrap().registration(std::iter::empty())["spec"].get("hostNetwork").cloned()
+        };
+        assert_eq!(said(&on_node), Some(true.into()));
+        assert_eq!(said(&pod(&running("True"))), None);
+    }
+
+    #[test]
     fn a_pod_that_is_not_ready_is_absent_and_one_that_goes_drains() {
         let health = |object: &Value| Pod::of(object).map(|pod| pod.health);
         assert_eq!(health(&pod(&running("True"))), Some(Health::Ready));
@@ -212,5 +254,21 @@ mod tests {
         let mut plain = pod(&running("True"));
         plain["spec"]["initContainers"] = json!([]);
         assert_eq!(Pod::of(&plain), None);
+    }
+
+    #[test]
+    fn a_pod_says_that_its_program_starts_one() {
+        let mut plain = pod(&running("True"));
+        assert!(has_sidecar(&plain));
+        plain["spec"]["initContainers"] = json!([]);
+        assert!(!has_sidecar(&plain));
+        for part in ["labels", "annotations"] {
+            for (value, says) in [("own", true), ("", true), ("false", false)] {
+                let mut said = plain.clone();
+                said["metadata"][part][OWN] = value.into();
+                assert_eq!(has_sidecar(&said), says, "{part} {value}");
+                assert_eq!(Pod::of(&said), None, "it registers itself");
+            }
+        }
     }
 }

@@ -17,6 +17,9 @@ use crate::kinds::{KINDS, Kind};
 
 /// Between looks whether a cluster has a kind by now: its definition may be installed later.
 const ABSENT: Duration = Duration::from_secs(5);
+/// So many looks, one after the other, must find no such kind before what was kept of it is gone: an API server that starts does not serve all
+/// kinds at once, and without a policy what it closed would be open.
+const LOOKS: u32 = 6;
 /// Between attempts while the API server does not answer.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -25,7 +28,7 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(super) enum What {
     /// Documents of the kind at this place of [`KINDS`].
     Documents(usize),
-    /// Pods with a sidecar.
+    /// Pods, also those without a sidecar.
     Pods,
 }
 
@@ -83,11 +86,33 @@ pub(super) enum Seen {
 /// What was seen of which kind.
 pub(super) type Told = (What, Seen);
 
-/// Follows the objects of one kind for ever.
-pub(super) async fn follow(client: Client, what: What, told: mpsc::Sender<Told>) {
+/// Looks that found no such kind, one after the other.
+#[derive(Debug, Default)]
+struct Absent {
+    looks: u32,
+    told: bool,
+}
+
+impl Absent {
+    /// One more. Whether it is to be told now that there is nothing of the kind; `kept`: something of it is kept.
+    fn again(&mut self, kept: bool) -> bool {
+        self.looks = self.looks.saturating_add(1);
+        let now = !self.told && (!kept || self.looks >= LOOKS);
+        self.told |= now;
+        now
+    }
+}
+
+/// Follows the objects of one kind for ever. `kept` says whether the registry has something of it from Kubernetes.
+pub(super) async fn follow(client: Client, what: What, kept: impl Fn() -> bool, told: mpsc::Sender<Told>) {
     let mut said = String::new();
+    let mut absent = Absent::default();
     loop {
-        match served(&client, what).await {
+        let found = served(&client, what).await;
+        if !matches!(found, Ok(None)) {
+            absent = Absent::default();
+        }
+        match found {
             Ok(Some(resource)) => {
                 said.clear();
                 objects(&client, what, &resource, &told).await;
@@ -97,10 +122,12 @@ pub(super) async fn follow(client: Client, what: What, told: mpsc::Sender<Told>)
                 if said != text {
                     info!(kind = what.name(), "{text}");
                     said = text;
-                    for seen in [Seen::Begin, Seen::End] {
-                        if told.send((what, seen)).await.is_err() {
-                            return;
-                        }
+                }
+                let kept = !absent.told && kept();
+                let nothing = absent.again(kept).then_some([Seen::Begin, Seen::End]);
+                for seen in nothing.into_iter().flatten() {
+                    if told.send((what, seen)).await.is_err() {
+                        return;
                     }
                 }
                 tokio::time::sleep(ABSENT).await;
@@ -185,4 +212,42 @@ fn value(mut object: DynamicObject) -> Option<Value> {
     object.metadata.managed_fields = None;
     // What was JSON is JSON.
     serde_json::to_value(object).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake;
+    use super::*;
+
+    #[test]
+    fn what_is_kept_of_a_kind_is_gone_when_many_looks_found_none() {
+        let mut absent = Absent::default();
+        let told: Vec<_> = (0..2 * LOOKS).filter(|_| absent.again(true)).collect();
+        assert_eq!(told, [LOOKS - 1], "once, at the last of them");
+        let mut absent = Absent::default();
+        assert!(absent.again(false) && !absent.again(false), "nothing was kept");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_told_of_a_kind_that_was_not_found_once_and_of_which_something_is_kept() {
+        let place = KINDS.iter().position(|kind| kind.name == "AuthorizationPolicy");
+        let policies = What::Documents(place.unwrap());
+        let client = fake::client(|_, _, _| fake::failure(404, "NotFound", "there is none"));
+        for kept in [true, false] {
+            let (told, mut events) = mpsc::channel(10);
+            let (asked, mut asks) = mpsc::channel(100);
+            let keeps = move || {
+                let _ = asked.try_send(());
+                kept
+            };
+            let follows = tokio::spawn(follow(client.clone(), policies, keeps, told));
+            // Before this goes on, it has told what it will, and waits for the next look.
+            asks.recv().await.unwrap();
+            tokio::task::yield_now().await;
+            let begins =
+                events.try_recv().is_ok_and(|(what, seen)| what == policies && matches!(seen, Seen::Begin));
+            assert_eq!(begins, !kept);
+            follows.abort();
+        }
+    }
 }

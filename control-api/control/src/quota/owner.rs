@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::pool::{GRACE, TTL};
 use crate::ca::keeper::NAMESPACE;
 use crate::registry::Registry;
-use crate::store::{Expect, Key, LeaseId, Put, StoreError};
+use crate::store::{Expect, Key, LeaseId, Put, StoreError, Write};
 
 /// Kind of the keys of domains.
 pub const KIND: &str = "QuotaDomain";
@@ -104,6 +104,28 @@ impl Owner {
         Ok(())
     }
 
+    /// What makes a transaction one that only the owner of `domain` can make: after its lease has ended, none of its writes that is still on its
+    /// way is made. The registry has what was written before the domain was taken. None: nobody else has the store open.
+    ///
+    /// # Errors
+    /// The domain is not this control plane's, or see [`NotOwner::Store`].
+    pub async fn fence(&self, domain: &str) -> Result<Option<Write>, NotOwner> {
+        if !self.shared {
+            return Ok(None);
+        }
+        let key = key(domain);
+        let lease = self.held().confirmed(Instant::now());
+        let there = self.registry.store().get(&key).await?;
+        let Some(there) = there.filter(|there| lease.is_some() && there.lease == lease) else {
+            return Err(NotOwner::Another(domain.to_owned()));
+        };
+        if !self.registry.seen(there.revision).await {
+            let text = "what others wrote last has not been seen yet".to_owned();
+            return Err(StoreError::Unavailable(text).into());
+        }
+        Ok(Some(Write::Check { key, expect: Expect::Revision(there.revision) }))
+    }
+
     /// The lease; another one when it was lost, and everything with it.
     async fn lease(&self) -> Result<LeaseId, StoreError> {
         let now = Instant::now();
@@ -160,9 +182,15 @@ mod tests {
     use super::*;
     use crate::store;
 
-    async fn registry(folder: &tempfile::TempDir) -> Arc<Registry> {
+    async fn behind(folder: &tempfile::TempDir) -> Arc<Registry> {
         let store = store::open(&format!("redb:{}", folder.path().join("remora.redb").display())).await;
         Arc::new(Registry::new(store.unwrap()))
+    }
+
+    async fn registry(folder: &tempfile::TempDir) -> Arc<Registry> {
+        let registry = behind(folder).await;
+        tokio::spawn(crate::registry::follow(Arc::clone(&registry)));
+        registry
     }
 
     fn one_of_several(registry: &Arc<Registry>) -> Owner {
@@ -189,12 +217,36 @@ mod tests {
         one.take("a/b").await.unwrap();
         assert!(one.opens("a/b", now).is_some());
 
+        let fence = one.fence("a/b").await.unwrap().unwrap();
+        assert!(matches!(two.fence("a/b").await, Err(NotOwner::Another(_))));
+        let writes = |name: &str| {
+            let key = Key::new("Test", "default", name);
+            vec![fence.clone(), Write::Put(Put { key, value: "{}".into(), expect: Expect::Any, lease: None })]
+        };
+        registry.store().transact(writes("x")).await.unwrap();
+
         let (lease, _) = one.held().lease.unwrap();
         registry.store().revoke(lease).await.unwrap();
+        assert!(matches!(one.fence("a/b").await, Err(NotOwner::Another(_))));
         one.renew().await;
         assert_eq!(one.opens("a/b", now), None);
         two.take("a/b").await.unwrap();
         assert!(matches!(one.take("a/b").await, Err(NotOwner::Another(_))));
+        let late = registry.store().transact(writes("y")).await;
+        assert!(matches!(late, Err(StoreError::Conflict { .. })), "it was on its way: {late:?}");
+    }
+
+    /// What the owner before wrote last might be written over with what was before it.
+    #[tokio::test]
+    async fn whoever_has_not_seen_what_was_written_before_does_not_begin() {
+        let folder = tempfile::tempdir().unwrap();
+        let registry = behind(&folder).await;
+        let owner = one_of_several(&registry);
+        owner.take("a/b").await.unwrap();
+        let fence = owner.fence("a/b").await;
+        assert!(matches!(&fence, Err(NotOwner::Store(StoreError::Unavailable(_)))), "{fence:?}");
+        tokio::spawn(crate::registry::follow(Arc::clone(&registry)));
+        assert!(owner.fence("a/b").await.unwrap().is_some());
     }
 
     #[tokio::test]

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use serde_json::Value;
+use remora_mesh::document::SERVICE_NAME;
+use serde_json::{Value, json};
 use tracing::{info, warn};
 
 use super::Registry;
@@ -18,7 +19,7 @@ use crate::store::{Expect, Key, MAX_VALUE, MAX_WRITES, Put, StoreError, Write};
 
 /// Documents that came from elsewhere say so.
 pub const ORIGIN: &str = "remora.dev/origin";
-/// Value of the annotation of those that [`Registry::mirror`] wrote.
+/// Value of the annotation of those that were written as Kubernetes has them.
 pub const KUBERNETES: &str = "kubernetes";
 /// Between attempts while the store is away: it doubles from the first to the last.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -56,18 +57,36 @@ impl Registry {
         is_mirrored(record) && is_read()
     }
 
+    /// The same without anybody else.
+    #[cfg(test)]
+    pub(crate) async fn mirror(&self, wanted: Wanted) -> usize {
+        self.mirror_while(wanted, || true, None).await
+    }
+
     /// Writes what is to be different from what is there, in as few transactions as the store takes. A document of the same name that
     /// somebody wrote here is replaced: Kubernetes' holds; one of theirs is not removed. Tries until it is done, and answers how many
     /// writes it took.
-    pub async fn mirror(&self, mut wanted: Wanted) -> usize {
+    ///
+    /// It may write only while `leads`: that is asked before each attempt, and waited for. That somebody else was faster may mean that another
+    /// control plane reads Kubernetes by now, and knows better. Where `fence` does not hold, nothing is written: an attempt may be on its way for
+    /// long.
+    pub(crate) async fn mirror_while(
+        &self,
+        mut wanted: Wanted,
+        leads: impl Fn() -> bool,
+        fence: Option<&Write>,
+    ) -> usize {
         let (mut pause, mut done) = (RETRY.0, 0);
         loop {
+            while !leads() {
+                tokio::time::sleep(RETRY.0).await;
+            }
             let writes = self.writes(&mut wanted);
             if writes.is_empty() {
                 return done;
             }
             let keys: Vec<Key> = writes.iter().map(|write| write.key().clone()).collect();
-            match self.store().transact(writes).await {
+            match self.store().transact(fence.cloned().into_iter().chain(writes).collect()).await {
                 Ok(revisions) => {
                     done += keys.len();
                     pause = RETRY.0;
@@ -99,7 +118,8 @@ impl Registry {
                 break;
             }
             writes.push(write);
-            if writes.len() == MAX_WRITES {
+            // One is the fence.
+            if writes.len() == MAX_WRITES - 1 {
                 break;
             }
         }
@@ -119,16 +139,50 @@ impl Registry {
         if old.is_some() && !ours {
             info!(%key, "Kubernetes has a document of this name: it takes the place of the one here");
         }
-        let value = body.to_string();
+        let mut value = body.to_string();
         if value.len() > MAX_VALUE {
-            warn!(%key, bytes = value.len(), "is larger than a document may be, and left out");
-            return None;
+            let outline = outline(body, value.len());
+            warn!(%key, bytes = value.len(), kept = outline.is_some(), "is larger than a document may be, and left out");
+            let outline =
+                outline.filter(|outline| old.is_none_or(|old| without_version(&old) != *outline))?;
+            value = outline.to_string();
         }
         Some(Write::Put(Put { key: key.clone(), value: value.into(), expect, lease: None }))
     }
 }
 
-fn without_version(record: &Record) -> Value {
+/// What is kept of a document that is too large: whom it is about, and a field that nobody can read. Then holds what holds of documents that
+/// cannot be read, and nobody takes it for one that is not there. None: it is of a kind of which that may be.
+fn outline(body: &Value, bytes: usize) -> Option<Value> {
+    let (metadata, spec) = (&body["metadata"], &body["spec"]);
+    let mut kept = json!({"apiVersion": body["apiVersion"], "kind": body["kind"], "metadata": {}});
+    for field in ["name", "namespace", "creationTimestamp", "uid", "generation"] {
+        if let Some(value) = metadata.get(field) {
+            kept["metadata"][field] = value.clone();
+        }
+    }
+    kept["metadata"]["annotations"] = json!({ORIGIN: KUBERNETES});
+    match body["kind"].as_str()? {
+        "EndpointSlice" => {
+            kept["metadata"]["labels"] = json!({SERVICE_NAME: metadata["labels"][SERVICE_NAME]});
+            kept["tooLarge"] = bytes.into();
+        }
+        "AuthenticationPolicy" | "AuthorizationPolicy" => {
+            kept["spec"] = json!({"tooLarge": bytes});
+            let fits = |value: &&Value| value.to_string().len() < MAX_VALUE / 4;
+            for field in ["targetRef", "targetRefs", "dryRun"] {
+                if let Some(value) = spec.get(field).filter(fits) {
+                    kept["spec"][field] = value.clone();
+                }
+            }
+        }
+        _ => return None,
+    }
+    Some(kept)
+}
+
+/// The body that was wanted of a record.
+pub(crate) fn without_version(record: &Record) -> Value {
     let mut body = record.to_value(None);
     if let Some(metadata) = body.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.remove("resourceVersion");

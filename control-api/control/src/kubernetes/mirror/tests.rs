@@ -1,6 +1,8 @@
 //! What a mirror makes of what it is told.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod slices;
+
 use super::super::fake;
 use super::*;
 use crate::document::{Text, read};
@@ -8,7 +10,6 @@ use crate::kinds::{KINDS, Kind};
 use crate::quota::owner;
 use crate::registry;
 use crate::registry::change::{How, Mode, Refused};
-use crate::registry::mirror::READER;
 use crate::store::{Expect, Put};
 
 fn what(kind: &str) -> What {
@@ -30,6 +31,18 @@ fn pod() -> Value {
     })
 }
 
+/// One that knows of nothing, where plaintext is allowed to all Services.
+fn mirror_of(registry: Arc<Registry>, board: Arc<Board>) -> Mirror {
+    Mirror::new(registry, board).plaintext_to(vec![PlaintextTo::All])
+}
+
+impl Mirror {
+    /// Takes one event alone.
+    fn take(&mut self, what: What, seen: Seen) {
+        self.take_all([(what, seen)]);
+    }
+}
+
 struct World {
     registry: Arc<Registry>,
     events: mpsc::Sender<Told>,
@@ -40,7 +53,7 @@ impl World {
     async fn new() -> Self {
         let (registry, folder) = fake::registry().await;
         let (events, taken) = mpsc::channel(100);
-        tokio::spawn(Mirror::new(Arc::clone(&registry), Arc::default()).follow(taken));
+        tokio::spawn(mirror_of(Arc::clone(&registry), Arc::default()).follow(taken));
         Self { registry, events, _folder: folder }
     }
 
@@ -131,7 +144,7 @@ async fn a_pod_is_told_with_the_ports_of_services_and_not_before_they_are_known(
 #[tokio::test]
 async fn what_a_new_list_lacks_is_gone_also_if_the_registry_has_not_seen_it() {
     let (registry, _folder) = fake::registry().await;
-    let mut mirror = Mirror::new(registry, Arc::default());
+    let mut mirror = mirror_of(registry, Arc::default());
     let services = what("Service");
     mirror.take(services, Seen::Changed(service("a", 1)));
     mirror.take(What::Pods, Seen::Changed(pod()));
@@ -175,4 +188,97 @@ async fn nobody_holds_what_came_from_kubernetes_when_no_control_plane_reads_ther
     let revision = other.store().delete(&reader, Expect::Any).await.unwrap();
     assert!(other.seen(revision).await);
     assert!(remove(&other, &key).await.is_none());
+}
+
+/// Nobody may take what is not kept for what is not there.
+#[tokio::test]
+async fn of_what_is_too_large_it_is_kept_whom_it_is_about() {
+    let (registry, _folder) = fake::registry().await;
+    let large = "x".repeat(crate::store::MAX_VALUE);
+    let policy = |spec: Value| json!({"metadata": {"name": "web-1", "namespace": "shop", "generation": 2}, "spec": spec});
+    let mut endpoints = slices::slice(&["u1"]);
+    endpoints["endpoints"][0]["zone"] = large.clone().into();
+    let refs = json!([{"name": "web"}]);
+    for (kind, object, kept) in [
+        ("EndpointSlice", endpoints, json!("web")),
+        ("AuthorizationPolicy", policy(json!({"targetRefs": refs, "rules": [large]})), refs.clone()),
+        ("AuthenticationPolicy", policy(json!({"targetRefs": [{"name": large}]})), Value::Null),
+    ] {
+        let key = Key::new(kind, "shop", "web-1");
+        let document = map::document(Kind::named(kind).unwrap(), &object);
+        let wanted = Wanted::from([(key.clone(), document)]);
+        assert_eq!(registry.mirror(wanted.clone()).await, 1, "{kind}");
+        assert_eq!(registry.mirror(wanted).await, 0, "{kind}: it is there");
+        let record = registry.get(&key).unwrap();
+        assert!(is_mirrored(&record));
+        let body = without_version(&record);
+        let said = if kind == "EndpointSlice" {
+            &body["metadata"]["labels"]["kubernetes.io/service-name"]
+        } else {
+            &body["spec"]["targetRefs"]
+        };
+        assert_eq!(*said, kept, "{kind}");
+        assert!(body["tooLarge"].is_u64() || body["spec"]["tooLarge"].is_u64(), "nobody can read it: {body}");
+    }
+    // A route of before is better than none.
+    let key = Key::new("HTTPRoute", "shop", "web-1");
+    let route = json!({"metadata": {"name": "web-1", "namespace": "shop"}, "spec": {"x": large}});
+    assert_eq!(registry.mirror(Wanted::from([(key.clone(), Some(route))])).await, 0);
+    assert!(registry.get(&key).is_none());
+}
+
+/// One that lost its lease while it tried may not take back what the next one wrote.
+#[tokio::test]
+async fn nothing_is_written_while_another_control_plane_may_read_kubernetes() {
+    let (registry, _folder) = fake::registry().await;
+    let key = Key::new("Service", "shop", "a");
+    let document = map::document(Kind::named("Service").unwrap(), &service("a", 1));
+    let wanted = Wanted::from([(key.clone(), document)]);
+    let (asked, mut asks) = mpsc::channel(100);
+    let leads = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (writes, says) = (Arc::clone(&registry), Arc::clone(&leads));
+    let write = tokio::spawn(async move {
+        let leads = || {
+            let _ = asked.try_send(());
+            says.load(std::sync::atomic::Ordering::Relaxed)
+        };
+        writes.mirror_while(wanted, leads, None).await
+    });
+    for _ in 0..2 {
+        asks.recv().await.unwrap();
+    }
+    assert!(registry.get(&key).is_none());
+    leads.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(write.await.unwrap(), 1);
+    assert!(registry.get(&key).is_some());
+}
+
+/// It knows of the end of its lease later than the store does, and so does a write that is on its way.
+#[tokio::test]
+async fn nothing_is_written_by_whoever_is_the_reader_no_more() {
+    let (registry, _folder) = fake::registry().await;
+    let reader = Key::new("Reader", "shop", "r");
+    let take = |expect| Put { key: reader.clone(), value: "{}".into(), expect, lease: None };
+    let taken = registry.store().put(take(Expect::Absent)).await.unwrap();
+    let fence = Write::Check { key: reader.clone(), expect: Expect::Revision(taken) };
+    let key = |name: &str| Key::new("Service", "shop", name);
+    let wanted = move |name: &str| {
+        Wanted::from([(key(name), map::document(Kind::named("Service").unwrap(), &service(name, 1)))])
+    };
+    assert_eq!(registry.mirror_while(wanted("a"), || true, Some(&fence)).await, 1);
+    assert!(registry.get(&key("a")).is_some());
+
+    registry.store().put(take(Expect::Revision(taken))).await.unwrap();
+    let (asked, mut asks) = mpsc::channel(100);
+    let writes = Arc::clone(&registry);
+    let write = tokio::spawn(async move {
+        let leads = || asked.try_send(()).is_ok();
+        writes.mirror_while(wanted("b"), leads, Some(&fence)).await
+    });
+    // It has tried twice.
+    for _ in 0..3 {
+        asks.recv().await.unwrap();
+    }
+    assert!(registry.store().get(&key("b")).await.unwrap().is_none());
+    write.abort();
 }
