@@ -91,11 +91,12 @@ const OURS: &str = "remora.dev/";
 const OF_INTERCEPTION: [&str; 2] = ["interception", "interception-mode"];
 
 /// Ours without the prefix, and Istio's. Ours win.
-const KNOWN: [(Field, &str, Option<&str>); 25] = [
+const KNOWN: [(Field, &str, Option<&str>); 26] = [
     (Field::Other, "inject", Some("sidecar.istio.io/inject")),
     (Field::Other, "injected", None),
     (Field::Other, "origin", None),
     (Field::Other, "cni", None),
+    (Field::Other, "sidecar", None),
     (Field::Native, "native-sidecar", Some("sidecar.istio.io/nativeSidecar")),
     (Field::Interception, "interception", None),
     // Istio's is about the line above, too: ISTIOS_MODE.

@@ -85,7 +85,7 @@ fn every_annotation_does_something() {
         assert_ne!(part(&without, what).as_deref(), Some(expected), "{name} is more than the default");
     }
     // No name is known that nothing above uses, but those that are read or tested elsewhere.
-    let elsewhere = ["inject", "injected", "origin", "cni", "rewrite-probes", "interception-mode"];
+    let elsewhere = ["inject", "injected", "origin", "cni", "sidecar", "rewrite-probes", "interception-mode"];
     for name in annotations::known().filter(|name| !elsewhere.contains(name)) {
         assert!(ALL.iter().any(|(used, ..)| *used == format!("remora.dev/{name}")), "{name}");
     }
