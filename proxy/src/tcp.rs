@@ -73,8 +73,10 @@ where
     let copy = poll_fn(|cx| {
         // Both halves are polled in every turn; neither waits for the other. Many clients that were told the end go without close_notify.
         match request.poll(cx, down, up, response.done) {
-            // It may have answered before it stopped listening: that is read. Behind it there is no end in order.
-            Poll::Ready(Err(HalfError::Write)) => (request.done, response.broken) = (true, true),
+            // It may have answered before it stopped listening: that is read. Unless it had closed before, there is no end in order behind it.
+            Poll::Ready(Err(HalfError::Write(why))) => {
+                (request.done, response.broken) = (true, why != io::ErrorKind::BrokenPipe);
+            }
             Poll::Ready(Err(HalfError::Read)) => return Poll::Ready(Err(Ended::Downstream)),
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
@@ -109,14 +111,21 @@ async fn quiet(idle: Duration, traffic: &Traffic) {
 /// Which side of a copy failed.
 enum HalfError {
     Read,
-    Write,
+    /// `BrokenPipe`: the side had said its end, and takes nothing any more. Until its end was read, a reset is another error (Linux: EPIPE in
+    /// CLOSE_WAIT, else ECONNRESET).
+    Write(io::ErrorKind),
 }
 
 impl HalfError {
+    #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+    fn write(error: io::Error) -> Self {
+        Self::Write(error.kind())
+    }
+
     const fn party(&self, reader: Ended, writer: Ended) -> Ended {
         match self {
             Self::Read => reader,
-            Self::Write => writer,
+            Self::Write(_) => writer,
         }
     }
 }
@@ -155,9 +164,9 @@ impl<'a> Half<'a> {
                 return Poll::Ready(Ok(()));
             }
             while !self.buf.is_empty() {
-                let n = ready!(Pin::new(&mut *to).poll_write(cx, &self.buf)).map_err(|_| HalfError::Write)?;
+                let n = ready!(Pin::new(&mut *to).poll_write(cx, &self.buf)).map_err(HalfError::write)?;
                 if n == 0 {
-                    return Poll::Ready(Err(HalfError::Write));
+                    return Poll::Ready(Err(HalfError::Write(io::ErrorKind::WriteZero)));
                 }
                 self.count.set(self.count.get() + n as u64);
                 self.buf.advance(n);
@@ -181,7 +190,7 @@ impl<'a> Half<'a> {
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(HalfError::Read)),
                 Poll::Pending => {
                     if self.unflushed {
-                        ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(|_| HalfError::Write)?;
+                        ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(HalfError::write)?;
                         self.unflushed = false;
                     }
                     return Poll::Pending;
@@ -206,7 +215,8 @@ impl<'a> Half<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::net::{TcpListener, TcpStream};
 
     #[tokio::test]
     async fn half_close_is_passed_on_and_the_answer_still_comes() {
@@ -241,11 +251,62 @@ mod tests {
         server.write_all(b"413").await.unwrap();
         drop(server);
         let ended = forward((&mut down, BytesMut::new()), (&mut up, BytesMut::new()), None, &traffic).await;
-        assert_eq!((ended, traffic.client_told.get()), (Ended::Upstream, false));
+        assert_eq!((ended, traffic.client_told.get()), (Ended::Closed, true));
         drop(down);
         let mut answer = Vec::new();
         client.read_to_end(&mut answer).await.unwrap();
         assert_eq!(answer, b"413");
+    }
+
+    /// A client that is slow, and goes on while the endpoint ends as `end` says: how the tunnel ended, and how much came to the client.
+    async fn slow(end: impl FnOnce(TcpStream)) -> (Ended, usize) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut up = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        let (mut client, mut down) = duplex(64);
+        server.write_all(&[7; 1000]).await.unwrap();
+        let traffic = Traffic::default();
+        let tunnel = async {
+            let ended =
+                forward((&mut down, BytesMut::new()), (&mut up, BytesMut::new()), None, &traffic).await;
+            drop(down);
+            ended
+        };
+        let talk = async {
+            while traffic.sent.get() < 64 {
+                tokio::task::yield_now().await;
+            }
+            end(server);
+            goes_on(&mut client).await;
+            client.read_to_end(&mut Vec::new()).await.unwrap()
+        };
+        let said = tokio::join!(tunnel, talk);
+        assert_eq!(traffic.client_told.get(), said.0 == Ended::Closed);
+        said
+    }
+
+    /// Says several things, one after the other. The first is answered with a reset by an endpoint that is gone.
+    async fn goes_on(client: &mut DuplexStream) {
+        for _ in 0..5 {
+            client.write_all(b"more").await.unwrap();
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// Behind what an endpoint said before it closed there is its end, whatever becomes of what is said to it afterwards.
+    #[tokio::test]
+    async fn a_slow_client_gets_all_and_the_end_of_an_endpoint_that_closed() {
+        let closes = |server: TcpStream| drop(server);
+        assert_eq!(slow(closes).await, (Ended::Closed, 1000));
+    }
+
+    #[tokio::test]
+    async fn a_slow_client_is_told_no_end_of_an_endpoint_that_was_reset() {
+        let resets =
+            |server: TcpStream| socket2::SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap();
+        assert_eq!(slow(resets).await, (Ended::Upstream, 1000));
     }
 
     #[tokio::test]

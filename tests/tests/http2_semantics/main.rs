@@ -5,6 +5,7 @@ mod bodies;
 mod connections;
 mod grpc;
 mod requests;
+mod tunnels;
 
 use remora_tests::proxy::Proxy;
 use remora_tests::upstream::http1::{Answer as Answer1, Http1Upstream};

@@ -35,6 +35,10 @@ impl AsyncRead for H2Tunnel {
                 // END_STREAM is this direction's FIN.
                 None => return Poll::Ready(Ok(())),
                 Some(Ok(data)) => self.unread = data,
+                // It may only follow what is whole (RFC 9113 section 8.1): the peer wants no more of the other direction.
+                Some(Err(error)) if error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR) => {
+                    return Poll::Ready(Ok(()));
+                }
                 Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
             }
         }
@@ -55,13 +59,14 @@ impl AsyncWrite for H2Tunnel {
                 match ready!(self.send.poll_capacity(cx)) {
                     Some(Ok(0)) => {}
                     Some(Ok(_)) => break,
-                    Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
-                    None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+                    // Whether that was in order is what is read of it.
+                    Some(Err(_)) | None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
                 }
             }
         }
         let n = self.send.capacity().min(buf.len());
-        self.send.send_data(Bytes::copy_from_slice(&buf[..n]), false).map_err(io::Error::other)?;
+        let sent = self.send.send_data(Bytes::copy_from_slice(&buf[..n]), false);
+        sent.map_err(|error| io::Error::new(io::ErrorKind::BrokenPipe, error))?;
         Poll::Ready(Ok(n))
     }
 
