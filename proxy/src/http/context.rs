@@ -21,6 +21,7 @@ use crate::config::names::ClusterId;
 use crate::config::spec::HttpSpec;
 use crate::error::Reason;
 use crate::resilience::circuit::Refusal;
+use crate::tcp::Traffic;
 use crate::telemetry::flags::ResponseFlags;
 use crate::telemetry::record::{self, AccessRecord, Timings};
 use crate::tls::TlsSession;
@@ -95,8 +96,8 @@ pub struct RequestCtx {
     pub revoked: std::cell::OnceCell<String>,
     /// When the head of the answer came.
     pub answered: Option<Duration>,
-    /// It became a tunnel.
-    pub tunnelled: bool,
+    /// What went through the tunnel that it became.
+    pub tunnel: Option<Rc<Traffic>>,
     /// How long a tunnel of it may stay quiet. None: for ever.
     pub tunnel_idle: Option<Duration>,
     /// Drawn once: which fractions of the traffic (`runtime_fraction`) the request belongs to, whenever it is judged.
@@ -190,7 +191,7 @@ impl RequestCtx {
             changes: downstream.worker.changes.follow(),
             revoked: std::cell::OnceCell::new(),
             answered: None,
-            tunnelled: false,
+            tunnel: None,
             tunnel_idle: None,
             random: 0,
             split: None,
@@ -335,7 +336,7 @@ impl RequestCtx {
         self.upgrade.is_some() || self.head.method == Method::CONNECT
     }
 
-    /// Ends the request: metrics and access log. `failed` is why its answer broke off.
+    /// Ends the request: metrics and access log. `sent` is for what is no tunnel; `failed` is why its answer broke off.
     pub fn finish(mut self, sent: u64, failed: Option<Reason>) {
         self.close(sent, failed);
     }
@@ -349,7 +350,7 @@ impl RequestCtx {
         {
             // Its head was taken for the whole answer. A gRPC answer was told of by its guard, and of a tunnel that breaks off nobody knows whether
             // it was over.
-            if !self.is_grpc() && !self.tunnelled {
+            if !self.is_grpc() && self.tunnel.is_none() {
                 // How long it went on is no latency.
                 let broken = Outcome::new(Ended::Failed(reason), Duration::ZERO);
                 outcome::record(cluster, active.endpoint(), &broken, Instant::now());
@@ -393,6 +394,11 @@ impl RequestCtx {
     fn record(&self, sent: u64, total: Duration) -> AccessRecord<'_> {
         let active = self.active.as_ref().map(ActiveRequest::endpoint);
         let tls = self.downstream.tls.as_ref();
+        // Also of a tunnel whose task was dropped, when nobody says what was sent.
+        let (bytes_received, bytes_sent) = match &self.tunnel {
+            Some(traffic) => (traffic.received.get(), traffic.sent.get()),
+            None => (self.progress.bytes.get(), sent),
+        };
         AccessRecord {
             request: Some(&self.head),
             response: self.response.as_ref(),
@@ -402,8 +408,8 @@ impl RequestCtx {
             flags: self.flags,
             response_code_details: self.details(),
             shadow: self.policy.as_ref().and_then(|p| p.shadow.as_deref()),
-            bytes_received: self.progress.bytes.get(),
-            bytes_sent: sent,
+            bytes_received,
+            bytes_sent,
             timings: Timings {
                 total: Some(total),
                 request_received: None,

@@ -9,7 +9,6 @@ use std::task::{Context, Poll, ready};
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::body::BodyProgress;
 use super::context::RequestCtx;
 use super::h1::conn::SharedConn;
 use super::h2::tunnel::H2Tunnel;
@@ -72,14 +71,12 @@ impl Drop for BreaksOff<'_> {
 struct Open<'a> {
     series: TcpSeries,
     traffic: &'a Traffic,
-    /// Of its request, whose access log has the bytes, too.
-    progress: Rc<BodyProgress>,
 }
 
 impl<'a> Open<'a> {
-    fn count(series: TcpSeries, traffic: &'a Traffic, progress: Rc<BodyProgress>) -> Self {
+    fn count(series: TcpSeries, traffic: &'a Traffic) -> Self {
         series.opened();
-        Self { series, traffic, progress }
+        Self { series, traffic }
     }
 }
 
@@ -88,7 +85,6 @@ impl Drop for Open<'_> {
         self.series.received(self.traffic.received.get());
         self.series.sent(self.traffic.sent.get());
         self.series.closed();
-        self.progress.bytes.set(self.traffic.received.get());
     }
 }
 
@@ -98,19 +94,19 @@ pub async fn forward<D>(
     ctx: &mut RequestCtx,
     down: &mut D,
     upgraded: Upgraded,
-    traffic: &Traffic,
+    traffic: &Rc<Traffic>,
 ) -> Option<Reason>
 where
     D: AsyncRead + AsyncWrite + Unpin,
 {
-    ctx.tunnelled = true;
+    ctx.tunnel = Some(Rc::clone(traffic));
     let Upgraded { io: mut up, held, .. } = upgraded;
     let breaks_off = BreaksOff::of(&up, &traffic.endpoint_told);
     let (downstream, cluster) = (Rc::clone(&ctx.downstream), ctx.cluster.clone());
     let endpoint = ctx.active.as_ref().map(ActiveRequest::endpoint);
     let named = ctx.cluster_id.zip(cluster.as_ref());
     let series = downstream.worker.metrics.tcp(&downstream, named, endpoint);
-    let _open = Open::count(series, traffic, Rc::clone(&ctx.progress));
+    let _open = Open::count(series, traffic);
     let server = held.server().zip(cluster.as_ref().map(|cluster| &*cluster.spec().name));
     let copy = tcp::forward((down, BytesMut::new()), (&mut up, BytesMut::new()), ctx.tunnel_idle, traffic);
     let copy = admission::while_good(&downstream, server, copy);

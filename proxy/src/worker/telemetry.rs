@@ -117,7 +117,7 @@ impl WorkerTelemetry {
             security: security(&ctx.downstream),
         };
         // What became a tunnel lasts as long as a connection, and is counted as one besides.
-        let opened = ctx.answered.filter(|_| ctx.tunnelled);
+        let opened = ctx.answered.filter(|_| ctx.tunnel.is_some());
         let sample = RequestSample {
             duration: opened.or(record.timings.total).unwrap_or_default(),
             request_bytes: record.bytes_received,

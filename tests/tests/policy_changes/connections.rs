@@ -103,3 +103,40 @@ async fn an_http_connection_is_closed_with_its_requests_when_its_peer_may_not_co
     let line = "LOG rbac_access_denied_matched_policy[all] rbac_denied";
     eventually_async("the policy is in the log", async || proxy.stderr().matches(line).count() == 2).await;
 }
+
+/// What a tunnel carried until then is counted, also when nobody asks it how it ended.
+#[tokio::test]
+async fn the_bytes_of_a_tunnel_whose_peer_may_not_connect_any_more_are_counted() {
+    let hello = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhello";
+    let origin = Http1Upstream::scripted(move |_, _| Answer::raw(hello).echo()).await;
+    let rig = Rig::new(origin.address()).await;
+    let mut bytes = log();
+    bytes[0]["typed_config"]["log_format"]["text_format_source"]["inline_string"] =
+        "LOG %BYTES_RECEIVED% %BYTES_SENT% %REMORA_REASON%\n".into();
+    let http = |may| {
+        let listener = Listener::http("ingress").upgrade("websocket").manager(json!({ "access_log": bytes }));
+        judged(listener.route(to_cluster("/", "origin")).into(), &everybody(may))
+    };
+    rig.publish([http(true)]);
+    let proxy = rig.start().await;
+    let mut client = proxy.http1().await;
+    client
+        .send("GET / HTTP/1.1\r\nHost: a.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        .await;
+    assert_eq!(client.any_head().await.unwrap().word(1), "101");
+    client.send("now").await;
+    assert_eq!(client.raw(8).await.unwrap(), b"hellonow");
+    rig.publish([http(false)]);
+    assert!(matches!(client.raw(1).await, Err(Broken::Reset(_))), "a tunnel is broken off");
+    eventually_async("a line of the log", async || proxy.stderr().contains("LOG ")).await;
+    let log = proxy.stderr();
+    assert!(log.contains("LOG 3 8 rbac_denied"), "{log}");
+    let metrics = proxy.admin("GET", "/stats/prometheus").await.unwrap().text();
+    for (metric, bytes) in [("request_bytes_sum", 3), ("response_bytes_sum", 8), ("tcp_sent_bytes_total", 8)]
+    {
+        let line = |line: &str| {
+            line.starts_with(&format!("remora_{metric}{{")) && line.ends_with(&format!(" {bytes}"))
+        };
+        assert!(metrics.lines().any(line), "{metric}: {metrics}");
+    }
+}

@@ -410,7 +410,7 @@ impl Session {
     /// Passes on how each side ends. A client that goes on after the end of all is not answered with a reset, which would destroy what it has not read.
     async fn tunnel(&mut self, upgraded: Upgraded, mut ctx: RequestCtx) -> End {
         let mut down = Tunnel::H1(Rc::clone(&self.conn));
-        let traffic = Traffic::default();
+        let traffic = Rc::<Traffic>::default();
         let breaks_off = BreaksOff::of(&down, &traffic.client_told);
         let failed = tunnel::forward(&mut ctx, &mut down, upgraded, &traffic).await;
         breaks_off.ended(failed);

@@ -387,7 +387,7 @@ async fn forward_tunnel(
     let sent = respond.borrow_mut().send_response(convert::response(response.head), false);
     let Ok(send) = sent else { return ctx.finish(0, Some(Reason::DownstreamGone)) };
     let mut down = H2Tunnel::new(send, recv);
-    let traffic = Traffic::default();
+    let traffic = Rc::<Traffic>::default();
     let failed = tunnel::forward(&mut ctx, &mut down, upgraded, &traffic).await;
     if failed.is_some() {
         // A reset drops what is queued: what came so far leaves first.
