@@ -335,7 +335,7 @@ impl Exchange<'_> {
     async fn tunnel(&self, endpoint: &Arc<Endpoint>) -> Result<Response, Failed> {
         let Self { worker, cluster, priority, .. } = *self;
         let waits = self.queue().is_some();
-        let lease = worker.pools.of(cluster, endpoint, self.origin).opaque(cluster, priority).await;
+        let lease = worker.pools.opaque(cluster, endpoint, self.origin, priority).await;
         let lease = lease.map_err(|reason| Failed::new(reason, Sent::Nothing))?;
         if let Some((time, _)) = self.time.filter(|_| waits) {
             time.connected(Instant::now());

@@ -142,27 +142,25 @@ impl EndpointPool {
         self.connect(cluster, (priority, permit), Alpn::Http1).await
     }
 
-    /// A new connection for opaque bytes: no request used it, and none will. Where the circuit breaker leaves no room for it, one at rest is
-    /// closed. If none rests it is refused: when others of the cluster end is not known here, and tunnels last.
+    /// A new connection for opaque bytes: no request used it, and none will. The first one to an endpoint needs a permit as well: there is no
+    /// starving request whose turn would come, and so the limit is exact. Where it leaves no room, `make_room` closes a connection at rest and
+    /// says whether there was one. If none rests it is refused: when others of the cluster end is not known here, and tunnels last.
     ///
     /// # Errors
     /// As [`Self::h1`].
-    pub async fn opaque(
+    async fn opaque(
         self: &Rc<Self>,
         cluster: &Cluster,
         priority: RoutingPriority,
+        make_room: impl Fn() -> bool,
     ) -> Result<H1Lease, Reason> {
         let permit = loop {
-            if let Some(permit) = self.connection_permit(cluster, priority) {
-                break permit;
+            if let Some(permit) = cluster.try_acquire(Resource::Connections, priority) {
+                break Allowed(Some(permit));
             }
-            // Not every one makes room: some have no permit, or one of the other priority, or the limit is lower now. Those that turn out to be
-            // closed make room, too.
-            let Some(idle) = self.take_idle(cluster).await else {
-                break self.connection_permit(cluster, priority).ok_or(Reason::UpstreamOverflow)?;
-            };
-            drop(idle);
-            self.released();
+            if !make_room() {
+                return Err(Reason::UpstreamOverflow);
+            }
         };
         self.connect(cluster, (priority, permit), Alpn::None).await
     }

@@ -278,3 +278,21 @@ async fn a_tunnel_beyond_the_limit_of_connections_is_refused() {
     let answer = said(&proxy, CONNECT).await;
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("upstream_overflow"), "{answer}");
 }
+
+/// The limit is exact, however many endpoints there are: none has a first tunnel beyond it.
+#[tokio::test]
+async fn a_tunnel_to_another_endpoint_is_not_beyond_the_limit() {
+    let (one, other) =
+        (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let mut origin = cluster("origin", &[one.local_addr().unwrap(), other.local_addr().unwrap()]);
+    origin["circuit_breakers"] = json!({ "thresholds": [{ "max_connections": 1 }] });
+    let ingress = Listener::http("ingress").upgrade("CONNECT").route(tunnel());
+    let proxy = Proxy::builder().listener(ingress).cluster(origin).start().await;
+    let mut first = TcpStream::connect(proxy.address("ingress")).await.unwrap();
+    first.write_all(CONNECT.as_bytes()).await.unwrap();
+    assert!(head(&mut first).await.starts_with("HTTP/1.1 200 "));
+    for _ in 0..2 {
+        let answer = said(&proxy, CONNECT).await;
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("upstream_overflow"), "{answer}");
+    }
+}

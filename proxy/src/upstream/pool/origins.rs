@@ -61,17 +61,9 @@ impl Origins {
         pool
     }
 
-    /// Closes a connection of a cluster that nobody uses, whoever's address it has: of HTTP/1 the one that has been at rest for longest, else one
-    /// of HTTP/2 without a stream. Takes as long as there are clients: it is for those that would be refused.
-    pub(super) fn make_room(&self, cluster: &Cluster, priority: RoutingPriority) {
-        let pools = self.pools.borrow();
-        let resting = pools.values().filter_map(|pool| Some((pool.rests_since(cluster, priority)?, pool)));
-        if let Some((_, pool)) = resting.min_by_key(|(since, _)| *since) {
-            pool.close_oldest(cluster, priority);
-        } else {
-            // The first that has one.
-            let _ = pools.values().any(|pool| pool.close_unused_h2(cluster, priority));
-        }
+    /// As [`make_room`], among all clients.
+    pub(super) fn make_room(&self, cluster: &Cluster, priority: RoutingPriority) -> bool {
+        make_room(self.pools.borrow().values(), cluster, priority)
     }
 
     pub(super) fn retain(&self, mut stays: impl FnMut(&Rc<EndpointPool>) -> bool) {
@@ -89,6 +81,20 @@ impl Origins {
     }
 }
 
+/// Closes a connection of a cluster that nobody uses, whoever's address it has: of HTTP/1 the one that has been at rest for longest, else one
+/// of HTTP/2 without a stream. Whether there was one. Takes as long as there are pools: it is for those that would be refused.
+pub(super) fn make_room<'p>(
+    mut pools: impl Iterator<Item = &'p Rc<EndpointPool>> + Clone,
+    cluster: &Cluster,
+    priority: RoutingPriority,
+) -> bool {
+    let resting = pools.clone().filter_map(|pool| Some((pool.rests_since(cluster, priority)?, pool)));
+    match resting.min_by_key(|(since, _)| *since) {
+        Some((_, pool)) => pool.close_oldest(cluster, priority),
+        None => pools.any(|pool| pool.close_unused_h2(cluster, priority)),
+    }
+}
+
 /// Connections whose end makes room under the limit of a cluster and priority.
 impl EndpointPool {
     /// Since when the oldest one at rest has been so; None if those who wait for it were told already.
@@ -100,7 +106,7 @@ impl EndpointPool {
         idle.iter().find(|idle| idle.permit.is_of(cluster, priority)).map(|idle| idle.since)
     }
 
-    fn close_oldest(&self, cluster: &Cluster, priority: RoutingPriority) {
+    fn close_oldest(&self, cluster: &Cluster, priority: RoutingPriority) -> bool {
         let mut idle = self.idle.borrow_mut();
         let oldest = idle.iter().position(|idle| idle.permit.is_of(cluster, priority));
         let closed = oldest.and_then(|at| idle.remove(at));
@@ -108,6 +114,7 @@ impl EndpointPool {
         if closed.is_some() {
             self.released();
         }
+        closed.is_some()
     }
 
     fn close_unused_h2(&self, cluster: &Cluster, priority: RoutingPriority) -> bool {

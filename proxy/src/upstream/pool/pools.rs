@@ -7,10 +7,13 @@ use std::sync::Arc;
 use foldhash::HashMap;
 
 use super::EndpointPool;
-use super::origins::Origins;
+use super::origins::{Origins, make_room};
+use crate::error::Reason;
+use crate::resilience::breaker::RoutingPriority;
 use crate::upstream::cluster::{Cluster, TransportVersion};
 use crate::upstream::connect::Origin;
 use crate::upstream::endpoint::{Endpoint, EndpointKey};
+use crate::upstream::lease::H1Lease;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -40,6 +43,25 @@ impl Pools {
             return Rc::clone(pool);
         }
         self.open(endpoint, wanted)
+    }
+
+    /// A new connection for opaque bytes: no request used it, and none will. Where the circuit breaker leaves no room for it, one of this worker
+    /// that rests is closed; if none does it is refused, as nobody knows when others end.
+    ///
+    /// # Errors
+    /// [`Reason::UpstreamOverflow`] at the circuit breaker's limits, or why connecting failed.
+    pub async fn opaque(
+        &self,
+        cluster: &Cluster,
+        endpoint: &Arc<Endpoint>,
+        origin: Option<Origin>,
+        priority: RoutingPriority,
+    ) -> Result<H1Lease, Reason> {
+        let make_room = || {
+            make_room(self.by_endpoint.borrow().values(), cluster, priority)
+                || self.by_origin.make_room(cluster, priority)
+        };
+        self.of(cluster, endpoint, origin).opaque(cluster, priority, make_room).await
     }
 
     /// A new pool, in the place of one with an older transport socket: its connections at rest close, those in use finish.

@@ -196,3 +196,14 @@ async fn a_connection_that_is_being_made_is_waited_for() {
     let said = timeout(LIMIT, waits).await.expect("an answer");
     assert_eq!(said.err(), Some(Reason::UpstreamOverflow));
 }
+
+/// Nobody knows when opaque bytes end: for them there is no grace, and the limit is exact.
+#[tokio::test]
+async fn no_opaque_connection_is_beyond_the_limit() {
+    let (cluster, pools) = (limited(0), Pools::default());
+    for origin in [None, client(1)] {
+        let opaque = pools.opaque(&cluster, &cluster.endpoints().endpoints()[0], origin, PRIORITY);
+        let opaque = timeout(LIMIT, opaque).await;
+        assert_eq!(opaque.expect("an answer").err(), Some(Reason::UpstreamOverflow), "{origin:?}");
+    }
+}
