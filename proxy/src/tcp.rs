@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::poll_read_buf;
 
 use crate::error::Reason;
+use crate::io::Io;
 
 /// Read-ahead of one direction. A direction allocates it when its first byte comes.
 const BUFFER: usize = 64 * 1024;
@@ -28,6 +29,16 @@ pub struct Traffic {
     /// The same, of the endpoint.
     pub endpoint_told: Cell<bool>,
 }
+
+/// The client's side of a tunnel.
+pub trait Client: AsyncRead + AsyncWrite + Unpin {
+    /// Ready when a client has gone of which nothing more is read, as it has said its end. TCP does not tell before something is written.
+    fn poll_gone(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
+}
+
+impl Client for Io {}
 
 /// How a tunnel ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +74,7 @@ pub async fn forward<D, U>(
     traffic: &Traffic,
 ) -> Ended
 where
-    D: AsyncRead + AsyncWrite + Unpin,
+    D: Client,
     U: AsyncRead + AsyncWrite + Unpin,
 {
     let (down, down_read) = downstream;
@@ -82,7 +93,11 @@ where
         }
         let answered =
             response.poll(cx, up, down, false).map_err(|e| e.party(Ended::Upstream, Ended::Downstream))?;
-        if answered.is_ready() && request.done { Poll::Ready(Ok::<_, Ended>(())) } else { Poll::Pending }
+        match (request.done, answered.is_ready()) {
+            (true, true) => Poll::Ready(Ok(())),
+            (true, false) => down.poll_gone(cx).map(|()| Err(Ended::Downstream)),
+            (false, _) => Poll::Pending,
+        }
     });
     let ended = async { copy.await.map_or_else(|ended| ended, |()| Ended::Closed) };
     match idle {
@@ -217,6 +232,9 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
     use tokio::net::{TcpListener, TcpStream};
+
+    impl Client for DuplexStream {}
+    impl Client for Truncated {}
 
     #[tokio::test]
     async fn half_close_is_passed_on_and_the_answer_still_comes() {

@@ -16,7 +16,7 @@ use super::recheck::while_allowed;
 use super::response::Upgraded;
 use crate::error::Reason;
 use crate::listener::admission;
-use crate::tcp::{self, Traffic};
+use crate::tcp::{self, Client, Traffic};
 use crate::telemetry::metrics::TcpSeries;
 use crate::upstream::endpoint::ActiveRequest;
 
@@ -97,7 +97,7 @@ pub async fn forward<D>(
     traffic: &Rc<Traffic>,
 ) -> Option<Reason>
 where
-    D: AsyncRead + AsyncWrite + Unpin,
+    D: Client,
 {
     ctx.tunnel = Some(Rc::clone(traffic));
     let Upgraded { io: mut up, held, .. } = upgraded;
@@ -118,6 +118,8 @@ where
     breaks_off.ended(failed);
     failed
 }
+
+impl Client for Tunnel {}
 
 impl AsyncRead for Tunnel {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {

@@ -105,6 +105,25 @@ async fn a_half_close_goes_through_http2_and_the_rest_comes_back() {
     over(&proxy).await;
 }
 
+/// Nothing more is read of a client that has said its end, and still it is noticed that it is gone.
+#[tokio::test]
+async fn a_client_that_goes_after_its_half_close_ends_the_tunnel() {
+    for connection in [false, true] {
+        let (endpoint, proxy) = rig(false).await;
+        let mut client = proxy.http2().await;
+        let (mut server, stream) = tokio::join!(switched(&endpoint), open(&mut client));
+        client.send(Frame::data(stream, b"", true)).await;
+        assert_eq!(within("the client's end", server.read(&mut [0])).await.unwrap(), 0);
+        if connection {
+            client.reset();
+        } else {
+            client.send(Frame::reset(stream, 8)).await;
+        }
+        over(&proxy).await;
+        drop(server);
+    }
+}
+
 /// More than the window of a client and what the proxy reads ahead, and what is left has room in its kernel.
 fn much() -> Vec<u8> {
     (0..160_000u32).map(|n| (n % 251) as u8).collect()

@@ -8,6 +8,8 @@ use bytes::{Buf, Bytes};
 use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::tcp::Client;
+
 /// See the module.
 #[derive(Debug)]
 pub struct H2Tunnel {
@@ -21,6 +23,13 @@ impl H2Tunnel {
     #[must_use]
     pub const fn new(send: SendStream<Bytes>, recv: RecvStream) -> Self {
         Self { send, recv, unread: Bytes::new() }
+    }
+}
+
+impl Client for H2Tunnel {
+    /// Its stream is reset, or its connection has ended.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.send.poll_reset(cx).map(|_| ())
     }
 }
 
