@@ -94,10 +94,14 @@ where
         let answered =
             response.poll(cx, up, down, false).map_err(|e| e.party(Ended::Upstream, Ended::Downstream))?;
         match (request.done, answered.is_ready()) {
-            (true, true) => Poll::Ready(Ok(())),
-            (true, false) => down.poll_gone(cx).map(|()| Err(Ended::Downstream)),
-            (false, _) => Poll::Pending,
+            (true, true) => return Poll::Ready(Ok(())),
+            (true, false) => {}
+            (false, _) => return Poll::Pending,
         }
+        if request.poll_swallow(cx, down).is_ready() || down.poll_gone(cx).is_ready() {
+            return Poll::Ready(Err(Ended::Downstream));
+        }
+        Poll::Pending
     });
     let ended = async { copy.await.map_or_else(|ended| ended, |()| Ended::Closed) };
     match idle {
@@ -214,6 +218,18 @@ impl<'a> Half<'a> {
         }
     }
 
+    /// Reads on where nobody takes it any more: who is closed with bytes unread is reset, and loses what it has still to read itself. Ready when
+    /// that fails.
+    fn poll_swallow<R: AsyncRead + Unpin>(&mut self, cx: &mut Context<'_>, from: &mut R) -> Poll<()> {
+        while !self.eof {
+            match ready!(self.poll_fill(cx, from)) {
+                Ok(n) => self.eof = n == 0,
+                Err(_) => return Poll::Ready(()),
+            }
+        }
+        Poll::Pending
+    }
+
     fn poll_fill<R: AsyncRead + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
@@ -298,15 +314,16 @@ mod tests {
             goes_on(&mut client).await;
             client.read_to_end(&mut Vec::new()).await.unwrap()
         };
-        let said = tokio::join!(tunnel, talk);
+        let both = async { tokio::join!(tunnel, talk) };
+        let said = tokio::time::timeout(Duration::from_secs(10), both).await.expect("an end");
         assert_eq!(traffic.client_told.get(), said.0 == Ended::Closed);
         said
     }
 
-    /// Says several things, one after the other. The first is answered with a reset by an endpoint that is gone.
+    /// Says several things, one after the other, and listens to nothing meanwhile. The first is answered with a reset by an endpoint that is gone.
     async fn goes_on(client: &mut DuplexStream) {
         for _ in 0..5 {
-            client.write_all(b"more").await.unwrap();
+            client.write_all(&[9; 100]).await.unwrap();
             for _ in 0..20 {
                 tokio::task::yield_now().await;
             }

@@ -154,3 +154,15 @@ async fn a_slow_client_gets_all_that_was_said_before_the_endpoint_closed() {
     drop(server);
     takes_the_rest(&mut client, stream).await;
 }
+
+/// RFC 9113 section 8.1: an endpoint that wants no more of a stream resets it without an error behind its end.
+#[tokio::test]
+async fn a_slow_client_gets_all_that_was_said_before_the_endpoint_wanted_no_more() {
+    let (endpoint, proxy) = rig(true).await;
+    let mut client = proxy.http2().await;
+    client.hold_windows();
+    let ((mut send, recv), stream) = tokio::join!(granted(&endpoint), open(&mut client));
+    send.send_data(much().into(), true).unwrap();
+    drop((send, recv));
+    takes_the_rest(&mut client, stream).await;
+}

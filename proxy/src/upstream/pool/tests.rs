@@ -207,3 +207,23 @@ async fn no_opaque_connection_is_beyond_the_limit() {
         assert_eq!(opaque.expect("an answer").err(), Some(Reason::UpstreamOverflow), "{origin:?}");
     }
 }
+
+/// What rests makes room, whichever endpoint it is to. Nobody listens at these.
+#[tokio::test]
+async fn an_opaque_connection_gets_the_room_of_what_rests() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let on_worker = async {
+        let mut spec = spec(statics(&[1, 2]));
+        spec.thresholds[0].max_connections = 1;
+        let (cluster, pools) = (Cluster::new(Arc::new(spec)), Pools::default());
+        let resting = pool(&pools, &cluster, None);
+        rests(&resting, &cluster, stream, Instant::now());
+        let opaque = pools.opaque(&cluster, &cluster.endpoints().endpoints()[1], None, PRIORITY);
+        let opaque = timeout(LIMIT, opaque).await;
+        assert_eq!(opaque.expect("an answer").err(), Some(Reason::ConnectFailure));
+        assert_eq!((resting.idle.borrow().len(), resting.open.get()), (0, 0));
+        assert_eq!(cluster.state().breaker(PRIORITY).active(Resource::Connections), 0);
+    };
+    tokio::task::LocalSet::new().run_until(on_worker).await;
+}
