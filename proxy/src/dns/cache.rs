@@ -140,6 +140,12 @@ impl Cache {
         found
     }
 
+    /// Whether the last question for this answer failed.
+    #[must_use]
+    pub fn has_failed(&self, key: &Key) -> bool {
+        self.entries.get(key).is_some_and(|entry| entry.failed.is_some())
+    }
+
     /// Keeps an answer for its TTL. One without takes the place of nothing; it says that what was there does not hold.
     pub fn put(&mut self, key: &Key, reply: &Arc<Reply>, now: Instant) {
         self.remove(key);

@@ -31,7 +31,14 @@ pub enum Told {
 }
 
 /// Asks one server after the other until one has an answer. Repeated is what was lost: a server that has failed would say the same again.
-pub async fn ask(key: &Key, spec: &ForwardSpec, servers: &[SocketAddr], stats: &Stats) -> Told {
+/// `heard` is called whenever a server has said something, also while others are still asked.
+pub async fn ask(
+    key: &Key,
+    spec: &ForwardSpec,
+    servers: &[SocketAddr],
+    stats: &Stats,
+    heard: &(dyn Fn() + Sync),
+) -> Told {
     let mut said = vec![false; servers.len()];
     let all = async {
         for _ in 0..=spec.retries {
@@ -44,6 +51,9 @@ pub async fn ask(key: &Key, spec: &ForwardSpec, servers: &[SocketAddr], stats: &
                 let came = timeout(spec.timeout, asked).await;
                 if matches!(came, Ok(Err(_)) | Err(_)) && other_letters.into_inner() {
                     tell_letters(*server, stats);
+                }
+                if matches!(came, Ok(Ok(_))) {
+                    heard();
                 }
                 match came {
                     Ok(Ok(Some(reply))) => return Some(reply),

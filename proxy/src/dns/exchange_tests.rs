@@ -21,7 +21,7 @@ fn spec() -> ForwardSpec {
 
 /// Without counting.
 async fn ask(key: &Key, spec: &ForwardSpec, servers: &[SocketAddr]) -> Told {
-    super::ask(key, spec, servers, &Stats::default()).await
+    super::ask(key, spec, servers, &Stats::default(), &|| ()).await
 }
 
 /// Both, or a failure: each waits for the other.
@@ -121,7 +121,7 @@ async fn other_letters_without_tcp_are_counted() {
         server.send_to(&other, peer).await.unwrap();
     };
     let (key, spec, servers, stats) = (key(), spec(), [at], Stats::default());
-    let (told, ()) = both(super::ask(&key, &spec, &servers, &stats), serving).await;
+    let (told, ()) = both(super::ask(&key, &spec, &servers, &stats, &|| ()), serving).await;
     assert_eq!((told, stats.get(Count::OtherLetters)), (Told::Silence, 1));
 }
 
@@ -213,6 +213,28 @@ async fn a_server_that_has_failed_is_not_asked_again() {
     let servers = [fails];
     let (told, ()) = both(ask(&key, &spec, &servers), fail()).await;
     assert_eq!((told, nothing_more()), (Told::Failed, io::ErrorKind::WouldBlock));
+}
+
+/// One server fails, the other says nothing: that somebody is there is known before the question ends.
+#[tokio::test]
+async fn the_first_word_is_told_at_once() {
+    let (failing, fails) = udp().await;
+    let (silent, says_nothing) = udp().await;
+    let (tell, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let serving = async {
+        let (question, peer) = hear(&failing).await;
+        let mut failed = answer(&question, FORGED);
+        failed[3] = 0x82;
+        failing.send_to(&failed, peer).await.unwrap();
+        heard.recv().await.expect("a word");
+        // Only now there is an answer.
+        let (question, peer) = hear(&silent).await;
+        silent.send_to(&answer(&question, RIGHT), peer).await.unwrap();
+    };
+    let (key, spec, servers, stats) = (key(), spec(), [fails, says_nothing], Stats::default());
+    let word = || tell.send(()).unwrap();
+    let (told, ()) = both(super::ask(&key, &spec, &servers, &stats, &word), serving).await;
+    assert_eq!(address_of(&told), Some(RIGHT));
 }
 
 /// Whether anybody is there is one thing, whether there is an answer another.

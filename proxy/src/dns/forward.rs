@@ -20,9 +20,11 @@ use super::{ForwardSpec, exchange};
 const PATIENCE: Duration = Duration::from_millis(1800);
 /// The TTL of a stale answer (RFC 8767 §4).
 const STALE_TTL: Duration = Duration::from_secs(30);
-/// How long nobody waits, who has something stale, for servers that said nothing at all (the failure recheck timer of RFC 8767 §5). They are asked
-/// behind it, so that one word of them ends it.
+/// How long servers that said nothing at all count as silent (the failure recheck timer of RFC 8767 §5): who has something stale waits for a
+/// [`MOMENT`] at most. They are asked all the same, and one word of them ends it.
 const SILENCE: Duration = Duration::from_secs(30);
+/// How long a client waits in such a silence, once for a name: the servers may be there, and only the name that was not answered is slow.
+const MOMENT: Duration = Duration::from_millis(200);
 /// Longer than any question takes: it ends by itself.
 const FOR_EVER: Duration = Duration::from_secs(3600);
 
@@ -47,6 +49,17 @@ struct State {
     health: Health,
     /// Counts up when the servers change: answers of those of before are not kept.
     servers: u64,
+}
+
+impl State {
+    /// How long a question may take for whose answer there is something stale.
+    fn patience(&self, key: &Key, now: Instant) -> Duration {
+        if !self.health.is_silent(now) {
+            return PATIENCE;
+        }
+        // Nobody waits a second time for a name that was not answered.
+        if self.cache.has_failed(key) { Duration::ZERO } else { MOMENT }
+    }
 }
 
 /// A question under way.
@@ -167,9 +180,9 @@ impl Forwarder {
         };
         let known = state.asked.get(key).cloned();
         let begun = known.as_ref().map_or(now, |question| question.begun);
-        // The question has this time, not each of its clients; and where no server says anything it has none.
-        let until = if stale.is_some() { begun + PATIENCE } else { now + FOR_EVER };
-        let waits = stale.is_none() || (until > now && !state.health.is_silent(now));
+        // The question has this time, not each of its clients.
+        let until = if stale.is_some() { begun + state.patience(key, now) } else { now + FOR_EVER };
+        let waits = until > now;
         let is_full = |number: usize| number >= most;
         if waits && is_full(state.waiting) || known.is_none() && is_full(state.asked.len()) {
             self.stats.count(Count::Overflow);
@@ -207,6 +220,14 @@ impl Forwarder {
         let mut state = self.state();
         if state.servers == servers {
             state.health.not_answered(begun, Instant::now());
+        }
+    }
+
+    /// A server has said something.
+    fn heard(&self, servers: u64) {
+        let mut state = self.state();
+        if state.servers == servers {
+            state.health.heard(Instant::now());
         }
     }
 
@@ -261,7 +282,8 @@ impl Asking {
     async fn run(self, spec: ForwardSpec) {
         self.forwarder.stats.count(Count::Asked);
         let servers = self.forwarder.servers(&spec);
-        let told = exchange::ask(&self.key, &spec, &servers, &self.forwarder.stats).await;
+        let heard = || self.forwarder.heard(self.servers);
+        let told = exchange::ask(&self.key, &spec, &servers, &self.forwarder.stats, &heard).await;
         self.end(told, Instant::now());
     }
 
@@ -280,8 +302,6 @@ impl Asking {
             if state.servers == self.servers {
                 if is_silence {
                     state.health.not_answered(self.begun, now);
-                } else {
-                    state.health.heard(now);
                 }
                 match &reply {
                     Some(reply) => state.cache.put(&self.key, reply, now),

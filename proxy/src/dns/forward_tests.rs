@@ -44,11 +44,24 @@ fn asking(forwarder: &Arc<Forwarder>, key: &Key) -> Asking {
     decide(forwarder, key).1.expect("a question")
 }
 
+/// As [`Asking::run`] does.
+fn end(asking: &Asking, told: Told) {
+    if told != Told::Silence {
+        asking.forwarder.heard(asking.servers);
+    }
+    asking.end(told, Instant::now());
+}
+
 fn later(looked: Looked) -> Waiting {
     match looked {
         Looked::Later(waiting) => waiting,
         Looked::Now(resolved) => panic!("{resolved:?}"),
     }
+}
+
+/// How long a client would wait.
+fn patience(forwarder: &Arc<Forwarder>, key: &Key) -> Duration {
+    later(decide(forwarder, key).0).until - Instant::now()
 }
 
 fn is_stale(resolved: &Resolved) -> bool {
@@ -66,7 +79,7 @@ async fn clients_wait_together_and_find_the_answer() {
     let (second, none) = decide(&forwarder, &key);
     assert!(none.is_none(), "it is asked once");
     assert_eq!(forwarder.stats.get(Count::Coalesced), 1);
-    asking.unwrap().end(Told::Answer(reply(&key, 60)), Instant::now());
+    end(&asking.unwrap(), Told::Answer(reply(&key, 60)));
     for waiting in [first, second].map(later) {
         let resolved = waiting.answer().await;
         assert_eq!(resolved, Resolved::Answer(Arc::new(reply(&key, 60)), Left::After(Duration::ZERO)));
@@ -101,56 +114,83 @@ async fn who_comes_after_that_does_not_wait() {
 
 /// A program that needs ten names in an outage waits for one of them.
 #[tokio::test(start_paused = true)]
-async fn while_servers_are_silent_nobody_waits_who_has_something() {
+async fn while_servers_are_silent_nobody_waits_long_who_has_something() {
     let (forwarder, [one, two, three]) = with_stale(["one.b", "two.b", "three.b"]).await;
-    asking(&forwarder, &one).end(Told::Silence, Instant::now());
+    end(&asking(&forwarder, &one), Told::Silence);
+    assert!(is_stale_at_once(&decide(&forwarder, &one).0));
     let (looked, behind) = decide(&forwarder, &two);
-    assert!(is_stale_at_once(&looked));
-    // It is asked all the same: once.
     let behind = behind.expect("a question");
+    let began = Instant::now();
+    assert!(is_stale(&later(looked).answer().await));
+    assert!(began.elapsed() < MOMENT + Duration::from_millis(5), "{:?}", began.elapsed());
+    // It is still asked: once.
     let (looked, none) = decide(&forwarder, &two);
     assert!(is_stale_at_once(&looked) && none.is_none());
     assert!(matches!(decide(&forwarder, &key("new.b")).0, Looked::Later(_)), "nothing to give");
     // The servers are there again.
-    behind.end(Told::Answer(reply(&two, 60)), Instant::now());
+    end(&behind, Told::Answer(reply(&two, 60)));
     drop(behind);
     assert!(matches!(decide(&forwarder, &two).0, Looked::Now(Resolved::Answer(_, Left::After(_)))));
-    assert!(matches!(decide(&forwarder, &three).0, Looked::Later(_)));
+    assert_eq!(patience(&forwarder, &three), PATIENCE);
 }
 
 /// One name, asked for each second while an outage goes on: the question is repeated, and nobody waits for it.
 #[tokio::test(start_paused = true)]
 async fn in_a_long_outage_nobody_waits_a_second_time() {
     let (forwarder, [key]) = with_stale(["a.b"]).await;
-    asking(&forwarder, &key).end(Told::Silence, Instant::now());
+    end(&asking(&forwarder, &key), Told::Silence);
     let mut asked = 0;
     for _ in 0..100 {
         advance(Duration::from_secs(1)).await;
         let (looked, behind) = decide(&forwarder, &key);
         assert!(is_stale_at_once(&looked));
         if let Some(behind) = behind {
-            behind.end(Told::Silence, Instant::now());
+            end(&behind, Told::Silence);
             asked += 1;
         }
     }
     assert_eq!(asked, 20, "every five seconds");
 }
 
+/// The name servers of a zone are gone, those that we ask are not.
+#[tokio::test(start_paused = true)]
+async fn one_slow_name_does_not_make_others_stale() {
+    for it_ended in [false, true] {
+        let (forwarder, [slow, other, third]) = with_stale(["slow.b", "other.b", "third.b"]).await;
+        let (first, behind) = decide(&forwarder, &slow);
+        assert!(is_stale(&later(first).answer().await));
+        if it_ended {
+            end(behind.as_ref().unwrap(), Told::Silence);
+        }
+        let (second, asking) = decide(&forwarder, &other);
+        let waiting = tokio::spawn(later(second).answer());
+        advance(MOMENT / 2).await;
+        end(&asking.unwrap(), Told::Answer(reply(&other, 60)));
+        assert!(matches!(waiting.await.unwrap(), Resolved::Answer(_, Left::After(_))), "the new one");
+        // Somebody has spoken: this one has all the time.
+        let began = Instant::now();
+        let (looked, _asking) = decide(&forwarder, &third);
+        assert!(is_stale(&later(looked).answer().await));
+        assert!(began.elapsed() >= PATIENCE);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn after_a_while_a_client_waits_again() {
     let (forwarder, [one, two]) = with_stale(["one.b", "two.b"]).await;
-    asking(&forwarder, &one).end(Told::Silence, Instant::now());
+    end(&asking(&forwarder, &one), Told::Silence);
+    assert_eq!(patience(&forwarder, &two), MOMENT);
     advance(SILENCE).await;
-    assert!(matches!(decide(&forwarder, &two).0, Looked::Later(_)));
+    assert_eq!(patience(&forwarder, &two), PATIENCE);
 }
 
 /// A name whose own servers fail says nothing of other names.
 #[tokio::test(start_paused = true)]
 async fn a_server_that_fails_for_one_name_is_not_silent() {
     let (forwarder, [one, two]) = with_stale(["one.b", "two.b"]).await;
-    asking(&forwarder, &one).end(Told::Failed, Instant::now());
+    end(&asking(&forwarder, &one), Told::Failed);
     assert!(is_stale_at_once(&decide(&forwarder, &one).0), "this one is not asked again at once");
-    assert!(matches!(decide(&forwarder, &two).0, Looked::Later(_)));
+    assert_eq!(patience(&forwarder, &two), PATIENCE);
 }
 
 /// The end of a question may be far: with servers that are silent, others know when the first client has waited enough.
@@ -160,10 +200,11 @@ async fn silence_is_known_when_a_client_has_waited() {
         let (forwarder, [one, two, three]) = with_stale(["one.b", "two.b", "three.b"]).await;
         let (first, _asking) = decide(&forwarder, &one);
         if something_is_heard {
-            asking(&forwarder, &two).end(Told::Failed, Instant::now());
+            end(&asking(&forwarder, &two), Told::Failed);
         }
         assert!(is_stale(&later(first).answer().await));
-        assert_eq!(is_stale_at_once(&decide(&forwarder, &three).0), !something_is_heard);
+        let waits = if something_is_heard { PATIENCE } else { MOMENT };
+        assert_eq!(patience(&forwarder, &three), waits);
     }
 }
 
@@ -171,7 +212,7 @@ async fn silence_is_known_when_a_client_has_waited() {
 #[tokio::test(start_paused = true)]
 async fn a_failure_is_remembered_for_a_moment() {
     let (forwarder, key) = (forwarder(), key("a.b"));
-    asking(&forwarder, &key).end(Told::Failed, Instant::now());
+    end(&asking(&forwarder, &key), Told::Failed);
     let (looked, none) = decide(&forwarder, &key);
     assert!(matches!(looked, Looked::Now(Resolved::Failed)) && none.is_none());
     assert_eq!(forwarder.stats.get(Count::FailedAgain), 1);
@@ -197,17 +238,17 @@ async fn questions_and_clients_are_bounded() {
 async fn what_other_servers_said_is_not_kept() {
     let (forwarder, [old, two]) = with_stale(["old.b", "two.b"]).await;
     let (waiting, before) = decide(&forwarder, &old);
-    asking(&forwarder, &two).end(Told::Silence, Instant::now());
+    end(&asking(&forwarder, &two), Told::Silence);
     forwarder.forget();
     let (other, after) = decide(&forwarder, &old);
     let (before, after) = (before.unwrap(), after.expect("asked anew"));
-    before.end(Told::Answer(reply(&old, 60)), Instant::now());
+    end(&before, Told::Answer(reply(&old, 60)));
     drop(before);
     // Who waited for it has it.
     assert!(matches!(later(waiting).answer().await, Resolved::Answer(..)));
     assert!(decide(&forwarder, &old).1.is_none(), "the other question is still under way");
     assert!(!forwarder.state().health.is_silent(Instant::now()));
-    after.end(Told::Silence, Instant::now());
+    end(&after, Told::Silence);
     assert_eq!(later(other).answer().await, Resolved::Failed, "nothing is left of before");
 }
 
