@@ -1,7 +1,7 @@
 //! The machine's name servers, as its files say.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -15,19 +15,39 @@ const MOST: usize = 3;
 /// How often the files are looked at.
 const CHECK: Duration = Duration::from_secs(5);
 const PORT: u16 = 53;
+/// Where the kernel has an interface's number.
+const INTERFACES: &str = "/sys/class/net";
+
+/// What a resolv.conf(5) says.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Lines {
+    servers: Vec<SocketAddr>,
+    /// What stands in the place of a server and cannot be asked, as it stands there.
+    wrong: Vec<String>,
+    /// A zone is an interface's name: who that is changes without the file.
+    zones: bool,
+}
+
+/// The words behind `nameserver` in a resolv.conf(5).
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        (words.next() == Some("nameserver")).then(|| words.next()).flatten()
+    })
+}
 
 /// `nameserver` lines of a resolv.conf(5).
-fn name_servers(text: &str, index: &impl Fn(&str) -> Option<u32>) -> Vec<SocketAddr> {
-    let server = |line: &str| {
-        let mut words = line.split_whitespace();
-        let word = (words.next() == Some("nameserver")).then(|| words.next()).flatten()?;
-        let server = server(word, index);
-        if server.is_none() {
-            tracing::warn!(word, "the name server in a resolv.conf is no address that can be asked");
+fn name_servers(text: &str, index: &impl Fn(&str) -> Option<u32>) -> Lines {
+    let mut lines = Lines::default();
+    for word in words(text) {
+        lines.zones |= word.split_once('%').is_some_and(|(_, zone)| zone.parse::<u32>().is_err());
+        match server(word, index) {
+            Some(server) => lines.servers.push(server),
+            None => lines.wrong.push(word.to_owned()),
         }
-        server
-    };
-    text.lines().filter_map(server).take(MOST).collect()
+    }
+    lines.servers.truncate(MOST);
+    lines
 }
 
 /// `192.0.2.1`, `2001:db8::1`, `fe80::1%eth0`: a zone is the name of an interface or its number (RFC 4007 §11.2).
@@ -39,12 +59,12 @@ fn server(text: &str, index: &impl Fn(&str) -> Option<u32>) -> Option<SocketAddr
     Some(SocketAddrV6::new(ip.parse().ok()?, PORT, 0, scope).into())
 }
 
-/// The number of an interface.
-fn index_of(name: &str) -> Option<u32> {
+/// The number of an interface, by those in a folder as [`INTERFACES`].
+fn index_of(interfaces: &Path, name: &str) -> Option<u32> {
     if name.contains('/') {
         return None;
     }
-    std::fs::read_to_string(format!("/sys/class/net/{name}/ifindex")).ok()?.trim().parse().ok()
+    std::fs::read_to_string(interfaces.join(name).join("ifindex")).ok()?.trim().parse().ok()
 }
 
 /// Whom to ask: those of `resolv_conf`, stubs on this machine after all others; where there is nobody else, those behind the stub.
@@ -74,21 +94,34 @@ pub fn of_this_machine() -> Vec<SocketAddr> {
 
 #[derive(Debug, Default)]
 struct Known {
+    /// When they were written, as far as they need not be read again before they change.
     files: [Option<SystemTime>; 2],
+    /// What was warned of.
+    wrong: Vec<String>,
     checked: Option<Instant>,
     servers: Vec<SocketAddr>,
+}
+
+impl Known {
+    /// Those of `wrong` that were not there before: the files are read again and again, and each is warned of once.
+    fn newly_wrong(&mut self, wrong: Vec<String>) -> Vec<String> {
+        let before = std::mem::replace(&mut self.wrong, wrong);
+        self.wrong.iter().filter(|word| !before.contains(word)).cloned().collect()
+    }
 }
 
 /// The servers of the files, read again when those change.
 #[derive(Debug)]
 pub struct SystemServers {
     paths: [PathBuf; 2],
+    interfaces: PathBuf,
     known: Mutex<Known>,
 }
 
 impl Default for SystemServers {
     fn default() -> Self {
-        Self { paths: [RESOLV_CONF, BEHIND_STUB].map(PathBuf::from), known: Mutex::default() }
+        let paths = [RESOLV_CONF, BEHIND_STUB].map(PathBuf::from);
+        Self { paths, interfaces: INTERFACES.into(), known: Mutex::default() }
     }
 }
 
@@ -107,16 +140,22 @@ impl SystemServers {
         }
         let [own, behind] = self.paths.each_ref().map(|path| {
             let text = std::fs::read_to_string(path).unwrap_or_default();
-            name_servers(&text, &index_of)
+            name_servers(&text, &|zone: &str| index_of(&self.interfaces, zone))
         });
+        for word in known.newly_wrong([&own.wrong[..], &behind.wrong].concat()) {
+            tracing::warn!(word, "the name server in a resolv.conf is no address that can be asked");
+        }
         let had_some = !known.servers.is_empty();
-        if had_some && own.is_empty() {
+        if had_some && own.servers.is_empty() {
             // It is being written. What was known is better than a guess, and is looked at again.
             return false;
         }
-        let servers = choose(&own, &behind);
+        let servers = choose(&own.servers, &behind.servers);
         let are_others = had_some && servers != known.servers;
-        (known.files, known.servers) = (files, servers);
+        // An interface may come, or come back with another number.
+        let zones = own.zones || behind.zones;
+        known.files = if zones { [None; 2] } else { files };
+        known.servers = servers;
         are_others
     }
 
@@ -133,7 +172,11 @@ mod tests {
 
     /// Of `resolv.conf`, where eth0 is the seventh interface.
     fn read(text: &str) -> Vec<SocketAddr> {
-        name_servers(text, &|name: &str| (name == "eth0").then_some(7))
+        name_servers(text, &|name: &str| (name == "eth0").then_some(7)).servers
+    }
+
+    fn scoped(scope: u32) -> SocketAddr {
+        SocketAddrV6::new("fe80::1".parse().unwrap(), PORT, 0, scope).into()
     }
 
     fn at(all: &[&str]) -> Vec<SocketAddr> {
@@ -149,10 +192,9 @@ mod tests {
 
     #[test]
     fn link_local_servers_have_their_zone() {
-        let scoped = |scope| SocketAddr::from(SocketAddrV6::new("fe80::1".parse().unwrap(), PORT, 0, scope));
         assert_eq!(read("nameserver fe80::1%eth0\nnameserver fe80::1%3\n"), [scoped(7), scoped(3)]);
         assert!(read("nameserver fe80::1%gone\nnameserver 192.0.2.1%eth0\nnameserver fe80::1%\n").is_empty());
-        assert_eq!(index_of("../net/lo"), None);
+        assert_eq!(index_of(Path::new(INTERFACES), "../net/lo"), None);
     }
 
     #[test]
@@ -179,7 +221,7 @@ mod tests {
             written += Duration::from_secs(1);
             std::fs::File::options().write(true).open(&own).unwrap().set_modified(written).unwrap();
         };
-        let system = SystemServers { paths, known: Mutex::default() };
+        let system = SystemServers { paths, ..SystemServers::default() };
         write("nameserver 192.0.2.1\n");
         assert!(!system.check(now), "there were none before");
         assert_eq!(system.get(), at(&["192.0.2.1"]));
@@ -196,5 +238,47 @@ mod tests {
         }
         std::fs::write(&own, "nameserver 192.0.2.3\n").unwrap();
         assert!(system.check(now + CHECK), "that one is looked at again");
+    }
+
+    /// Such a server is known when its interface is, though the file stays as it is.
+    #[test]
+    fn an_interface_that_comes_later_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let interfaces = folder.path().join("net");
+        let paths = ["own", "behind"].map(|name| folder.path().join(name));
+        let own = paths[0].clone();
+        let system = SystemServers { paths, interfaces: interfaces.clone(), known: Mutex::default() };
+        let number = |number: &str| {
+            std::fs::create_dir_all(interfaces.join("eth0")).unwrap();
+            std::fs::write(interfaces.join("eth0/ifindex"), number).unwrap();
+        };
+        let mut now = Instant::now();
+        let mut check = || {
+            now += CHECK;
+            system.check(now)
+        };
+        std::fs::write(&own, "nameserver fe80::1%eth0\n").unwrap();
+        assert!(!check());
+        assert_eq!(system.get(), at(&["127.0.0.1"]));
+        number("7\n");
+        assert!(check());
+        assert_eq!(system.get(), [scoped(7)]);
+        number("8\n");
+        assert!(check(), "a new one of this name");
+        assert_eq!(system.get(), [scoped(8)]);
+        assert!(!check());
+    }
+
+    #[test]
+    fn a_wrong_word_is_told_once_as_long_as_it_stands_there() {
+        let mut known = Known::default();
+        let mut told = |wrong: &[&str]| {
+            let wrong = wrong.iter().map(|word| (*word).to_owned()).collect();
+            known.newly_wrong(wrong).join(" ")
+        };
+        assert_eq!(told(&["a.test", "b.test"]), "a.test b.test");
+        assert_eq!(told(&["b.test", "c.test", "a.test"]), "c.test");
+        assert_eq!(told(&[]), "");
+        assert_eq!(told(&["a.test"]), "a.test");
     }
 }
