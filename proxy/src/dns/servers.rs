@@ -1,6 +1,6 @@
 //! The machine's name servers, as its files say.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -10,7 +10,10 @@ use tokio::time::Instant;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Where systemd-resolved says whom it asks itself.
 const BEHIND_STUB: &str = "/run/systemd/resolve/resolv.conf";
-/// As many as libc looks at (resolv.conf(5)).
+/// The addresses at which systemd-resolved is a stub.
+const RESOLVED: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)), IpAddr::V4(Ipv4Addr::new(127, 0, 0, 54))];
+/// As many as libc looks at (resolv.conf(5)), and as many are asked here.
 const MOST: usize = 3;
 /// How often the files are looked at.
 const CHECK: Duration = Duration::from_secs(5);
@@ -46,7 +49,6 @@ fn name_servers(text: &str, index: &impl Fn(&str) -> Option<u32>) -> Lines {
             None => lines.wrong.push(word.to_owned()),
         }
     }
-    lines.servers.truncate(MOST);
     lines
 }
 
@@ -67,15 +69,34 @@ fn index_of(interfaces: &Path, name: &str) -> Option<u32> {
     std::fs::read_to_string(interfaces.join(name).join("ifindex")).ok()?.trim().parse().ok()
 }
 
+/// Whether who is asked there is on this machine: on loopback, or at an address of it. The kernel takes the address itself as the source
+/// of what goes there, and nothing is sent to find out.
+fn is_here(server: &SocketAddr) -> bool {
+    let any: IpAddr = match server {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let source = || {
+        let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
+        socket.connect(server)?;
+        socket.local_addr()
+    };
+    server.ip().is_loopback() || source().is_ok_and(|source| source.ip() == server.ip())
+}
+
 /// Whom to ask: those of `resolv_conf`, stubs on this machine after all others; where there is nobody else, those behind the stub.
 /// What a stub asks itself may be led to us.
-fn choose(resolv_conf: &[SocketAddr], behind_stub: &[SocketAddr]) -> Vec<SocketAddr> {
-    let (stubs, others): (Vec<_>, Vec<_>) =
-        resolv_conf.iter().copied().partition(|server| server.ip().is_loopback());
+fn choose(
+    resolv_conf: &[SocketAddr],
+    behind_stub: &[SocketAddr],
+    is_here: &impl Fn(&SocketAddr) -> bool,
+) -> Vec<SocketAddr> {
+    let resolv_conf = &resolv_conf[..resolv_conf.len().min(MOST)];
+    let (stubs, others): (Vec<_>, Vec<_>) = resolv_conf.iter().copied().partition(is_here);
     if !others.is_empty() {
         return [others, stubs].concat();
     }
-    let behind: Vec<_> = behind_stub.iter().copied().filter(|server| !server.ip().is_loopback()).collect();
+    let behind: Vec<_> = behind_stub.iter().copied().filter(|server| !is_here(server)).take(MOST).collect();
     match (behind.is_empty(), stubs.is_empty()) {
         (false, _) => behind,
         (true, false) => stubs,
@@ -84,12 +105,42 @@ fn choose(resolv_conf: &[SocketAddr], behind_stub: &[SocketAddr]) -> Vec<SocketA
     }
 }
 
-/// Those of the files as they are now.
+/// Where questions of programs leave this machine. None: anywhere, since who answers them is on this machine, and nobody says whom that
+/// one asks; or since a line says nothing that can be captured.
+fn leaves(
+    resolv_conf: &str,
+    behind_stub: &str,
+    is_here: &impl Fn(&SocketAddr) -> bool,
+) -> Option<Vec<IpAddr>> {
+    // For a rule an address is enough, whichever interface it is on.
+    let address = |word: &str| word.split('%').next().unwrap_or_default().parse().ok();
+    let named = |text: &str| -> Option<Vec<IpAddr>> {
+        let all: Vec<_> = words(text).map(address).collect::<Option<_>>()?;
+        (!all.is_empty()).then_some(all)
+    };
+    let elsewhere = |all: &Vec<IpAddr>| !all.iter().any(|ip| is_here(&SocketAddr::new(*ip, PORT)));
+    let own = named(resolv_conf)?;
+    if own.iter().all(|ip| RESOLVED.contains(ip)) {
+        return named(behind_stub).filter(elsewhere);
+    }
+    Some(own).filter(elsewhere)
+}
+
+/// Where questions of this machine's programs leave it, by the files as they are now, for rules that capture them. All that are named count,
+/// as with systemd-resolved and others than libc. None: anywhere.
 #[must_use]
-pub fn of_this_machine() -> Vec<SocketAddr> {
+pub fn to_capture() -> Option<Vec<IpAddr>> {
+    let [own, behind] =
+        [RESOLV_CONF, BEHIND_STUB].map(|path| std::fs::read_to_string(path).unwrap_or_default());
+    leaves(&own, &behind, &is_here)
+}
+
+/// Whether the proxy, too, has nobody to ask but who is on this machine. What that one asks may be led to the proxy, which asks it again.
+#[must_use]
+pub fn asks_only_here() -> bool {
     let system = SystemServers::default();
     let _others = system.check(Instant::now());
-    system.get()
+    system.get().iter().all(is_here)
 }
 
 #[derive(Debug, Default)]
@@ -150,7 +201,7 @@ impl SystemServers {
             // It is being written. What was known is better than a guess, and is looked at again.
             return false;
         }
-        let servers = choose(&own.servers, &behind.servers);
+        let servers = choose(&own.servers, &behind.servers, &is_here);
         let are_others = had_some && servers != known.servers;
         // An interface may come, or come back with another number.
         let zones = own.zones || behind.zones;
@@ -187,7 +238,9 @@ mod tests {
     fn lines_of_resolv_conf_are_read() {
         let text = "# nameserver 192.0.2.9\nsearch a.b\nnameserver 192.0.2.1\n nameserver\t2001:db8::1 # x\n\
             nameserver name.test\nnameserver\nnameserver 192.0.2.2\nnameserver 192.0.2.3\n";
-        assert_eq!(read(text), at(&["192.0.2.1", "2001:db8::1", "192.0.2.2"]));
+        let all = at(&["192.0.2.1", "2001:db8::1", "192.0.2.2", "192.0.2.3"]);
+        assert_eq!(read(text), all);
+        assert_eq!(choose(&all, &[], &is_here), all[..MOST], "as libc");
     }
 
     #[test]
@@ -199,7 +252,8 @@ mod tests {
 
     #[test]
     fn a_stub_is_not_asked_when_it_says_who_is_behind_it() {
-        let choose = |own: &str, behind: &str| choose(&read(own), &read(behind));
+        let is_here = |server: &SocketAddr| server.ip().is_loopback() || *server == at(&["192.0.2.99"])[0];
+        let choose = |own: &str, behind: &str| choose(&read(own), &read(behind), &is_here);
         let stub = "nameserver 127.0.0.53\n";
         assert_eq!(choose(stub, "nameserver 192.0.2.1\n"), at(&["192.0.2.1"]));
         assert_eq!(choose(stub, ""), at(&["127.0.0.53"]));
@@ -209,6 +263,44 @@ mod tests {
         // What it asks may come back to us.
         let mixed = "nameserver 127.0.0.53\nnameserver 192.0.2.7\nnameserver 192.0.2.8\n";
         assert_eq!(choose(mixed, ""), at(&["192.0.2.7", "192.0.2.8", "127.0.0.53"]));
+        let own_address = "nameserver 192.0.2.99\nnameserver 192.0.2.7\n";
+        assert_eq!(choose(own_address, ""), at(&["192.0.2.7", "192.0.2.99"]));
+        assert_eq!(choose("nameserver 192.0.2.99\n", "nameserver 192.0.2.1\n"), at(&["192.0.2.1"]));
+    }
+
+    #[test]
+    fn what_a_stub_asks_is_captured_anywhere_unless_it_says_whom() {
+        let is_here = |server: &SocketAddr| server.ip().is_loopback() || *server == at(&["192.0.2.99"])[0];
+        let file =
+            |all: &str| all.split_whitespace().map(|ip| format!("nameserver {ip}\n")).collect::<String>();
+        let leaves = |own: &str, behind: &str| {
+            let all = leaves(&file(own), &file(behind), &is_here)?;
+            Some(all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+        };
+        let only = |all: &str| Some(all.to_owned());
+        assert_eq!(leaves("192.0.2.1", "192.0.2.7"), only("192.0.2.1"));
+        // Not only those that libc asks.
+        let five = "192.0.2.1 192.0.2.2 192.0.2.3 192.0.2.4 2001:db8::1";
+        for own in [five, "127.0.0.53", "127.0.0.53 127.0.0.54"] {
+            assert_eq!(leaves(own, five), only(five), "{own}");
+        }
+        assert_eq!(leaves("fe80::1%gone", ""), only("fe80::1"));
+        // A stub of others, beside another server, at an own address; one that does not say whom it asks; none at all.
+        for own in
+            ["127.0.0.1", "127.0.0.1 192.0.2.1", "127.0.0.53 192.0.2.1", "192.0.2.99", "192.0.2.1 ::1", ""]
+        {
+            assert_eq!(leaves(own, "192.0.2.7"), None, "{own}");
+        }
+        for behind in ["", "127.0.0.53", "192.0.2.7 192.0.2.99"] {
+            assert_eq!(leaves("127.0.0.53", behind), None, "{behind}");
+        }
+    }
+
+    #[test]
+    fn who_is_on_this_machine_is_known() {
+        let here = |ip: &str| is_here(&SocketAddr::new(ip.parse().unwrap(), PORT));
+        assert!(here("127.0.0.1") && here("127.8.0.1") && here("::1"));
+        assert!(!here("192.0.2.1") && !here("2001:db8::1"));
     }
 
     #[test]

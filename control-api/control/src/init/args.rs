@@ -135,6 +135,9 @@ pub(super) enum Selection<T> {
 pub(super) enum DnsServers {
     /// Those of this machine; where nobody has looked, all.
     ResolvConf,
+    /// What [`Self::ResolvConf`] is here.
+    Found(Vec<IpNet>),
+    /// As written.
     These(Selection<IpNet>),
 }
 

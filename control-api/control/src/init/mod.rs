@@ -16,7 +16,7 @@ mod tool;
 mod verify;
 
 use std::io::IsTerminal;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -27,7 +27,7 @@ use tokio::time::Instant;
 
 use crate::commands;
 use apply::{Applied, Backend};
-use args::{BackendChoice, DnsServers, IpVersion, Mode, Selection};
+use args::{BackendChoice, DnsServers, IpVersion, Mode};
 pub(crate) use args::{InitArgs, interface};
 pub(crate) use plan::PROXY_PORTS;
 use plan::{NoPlan, Plan};
@@ -56,8 +56,8 @@ async fn init(args: &InitArgs) -> anyhow::Result<u8> {
     let ipv6 = ipv6_is_on(Path::new(IPV6_SWITCHES), Path::new(IPV6_ADDRESSES));
     // A dry run may be for another machine.
     let assumed = ipv6 || args.dry_run && args.ip_version != IpVersion::Auto;
-    let named = if args.capture_dns { servers::of_this_machine() } else { Vec::new() };
-    let plan = match plan::plan(&with_name_servers(args, &named), assumed) {
+    let named = args.capture_dns.then(servers::to_capture).flatten();
+    let plan = match plan::plan(&with_name_servers(args, named.as_deref()), assumed) {
         Ok(plan) => plan,
         Err(NoPlan::Arguments(wrong)) => {
             for mistake in wrong {
@@ -91,18 +91,16 @@ async fn init(args: &InitArgs) -> anyhow::Result<u8> {
     };
     let mut rows = summary::rows(&plan, &applied, ipv6, &shown, began.elapsed());
     rows.extend(routes::note(&plan, Path::new(INTERFACES)).map(|note| ("note", note)));
+    rows.extend(summary::circle(&plan, servers::asks_only_here).map(|note| ("note", note)));
     print!("{}", summary::text(&rows, std::io::stdout().is_terminal()));
     Ok(0)
 }
 
-/// With the name servers of this machine in the place of `resolv.conf`. One on loopback is never captured; where there is no other, it asks
-/// whom it knows, and that is.
-fn with_name_servers(args: &InitArgs, servers: &[SocketAddr]) -> InitArgs {
-    let elsewhere = servers.iter().map(SocketAddr::ip).filter(|ip| !ip.is_loopback());
-    let elsewhere: Vec<_> = elsewhere.map(IpNet::from).collect();
+/// With the name servers of this machine in the place of `resolv.conf`, where only these are asked from here.
+fn with_name_servers(args: &InitArgs, servers: Option<&[IpAddr]>) -> InitArgs {
     let mut args = args.clone();
-    if args.dns_servers == DnsServers::ResolvConf && !elsewhere.is_empty() {
-        args.dns_servers = DnsServers::These(Selection::Only(elsewhere));
+    if let (DnsServers::ResolvConf, Some(servers)) = (&args.dns_servers, servers) {
+        args.dns_servers = DnsServers::Found(servers.iter().copied().map(IpNet::from).collect());
     }
     args
 }

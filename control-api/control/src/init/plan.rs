@@ -143,7 +143,9 @@ pub(super) fn plan(args: &InitArgs, ipv6: bool) -> Result<Plan, NoPlan> {
             port: args.dns_port,
             servers: match &args.dns_servers {
                 DnsServers::ResolvConf | DnsServers::These(Selection::All) => Selection::All,
-                DnsServers::These(Selection::Only(nets)) => Selection::Only(merged(nets)),
+                DnsServers::Found(nets) | DnsServers::These(Selection::Only(nets)) => {
+                    Selection::Only(merged(nets))
+                }
             },
         }),
     };

@@ -104,6 +104,15 @@ fn captured_dns(dns: &CapturedDns) -> String {
     }
 }
 
+/// Where a name server of this machine may be asked by the proxy what it has asked itself.
+pub(super) fn circle(plan: &Plan, asks_only_here: impl Fn() -> bool) -> Option<String> {
+    let is_all = plan.dns.as_ref().is_some_and(|dns| dns.servers == Selection::All);
+    (is_all && plan.exclude_uids.is_empty() && asks_only_here()).then(|| {
+        "the name server is on this machine: what it asks itself comes to the proxy, which would ask it again. Exclude its user (--exclude-uids)"
+            .to_owned()
+    })
+}
+
 fn own(plan: &Plan) -> String {
     let mut all = vec!["loopback".to_owned()];
     let uids = [&plan.proxy_uids[..], &plan.exclude_uids].concat();

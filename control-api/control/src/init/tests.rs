@@ -1,6 +1,6 @@
 //! Arguments, scripts and text, without a kernel.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::path::Path;
 
 use clap::{CommandFactory, Parser};
@@ -113,12 +113,12 @@ fn nothing_is_captured_where_nothing_was_asked_for() {
 #[test]
 fn dns_is_captured_to_the_name_servers() {
     let of = |line: &str, servers: &[&str]| {
-        let servers: Vec<_> = servers.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), 53)).collect();
-        plan(&with_name_servers(&arguments(line).unwrap(), &servers), true).unwrap()
+        let servers: Vec<IpAddr> = servers.iter().map(|ip| ip.parse().unwrap()).collect();
+        plan(&with_name_servers(&arguments(line).unwrap(), Some(&servers)), true).unwrap()
     };
-    let three = of("--capture-dns", &["10.96.0.10", "127.0.0.53", "fd00::a"]);
+    let two = of("--capture-dns", &["10.96.0.10", "fd00::a"]);
     let lines =
-        |backend| dry_run(&three, backend).lines().map(|line| line.trim().to_owned()).collect::<Vec<_>>();
+        |backend| dry_run(&two, backend).lines().map(|line| line.trim().to_owned()).collect::<Vec<_>>();
     let to_dns =
         |lines: Vec<String>| lines.into_iter().filter(|line| line.contains("15053")).collect::<Vec<_>>();
     assert_eq!(
@@ -145,7 +145,8 @@ fn dns_is_captured_to_the_name_servers() {
     );
     // Whom a stub asks is not known; nor are the servers of a pod on its node.
     let all = planned("--capture-dns --dns-servers *");
-    assert_eq!((of("--capture-dns", &["127.0.0.53"]), planned("--capture-dns")), (all.clone(), all));
+    let unknown = plan(&with_name_servers(&arguments("--capture-dns").unwrap(), None), true).unwrap();
+    assert_eq!((unknown, planned("--capture-dns")), (all.clone(), all));
     assert!(refused("--capture-dns --dns-servers none").contains("--dns-servers names nobody"));
     assert!(refused("--capture-dns --dns-servers name.test").contains("is not a CIDR"));
 }
@@ -294,6 +295,20 @@ fn the_summary_says_what_is_not_captured() {
     assert_snapshot!("summary_terminal", text("", true));
     assert_snapshot!("summary_pipe", text(&format!("{EVERYTHING} --ip-version both"), false));
     assert!(text("--ip-version 4", false).contains("ip: IPv4 only; IPv6 is on here and NOT captured\n"));
+}
+
+#[test]
+fn questions_that_would_go_in_a_circle_are_noted() {
+    let note = |line: &str, only_here: bool| summary::circle(&planned(line), || only_here);
+    assert!(note("--capture-dns", true).unwrap().contains("--exclude-uids"));
+    for (line, only_here) in [
+        ("", true),
+        ("--capture-dns", false),
+        ("--capture-dns --exclude-uids 101", true),
+        ("--capture-dns --dns-servers 10.0.0.1", true),
+    ] {
+        assert_eq!(note(line, only_here), None, "{line}");
+    }
 }
 
 #[test]
