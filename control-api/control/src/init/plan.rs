@@ -215,7 +215,13 @@ fn contradictions(args: &InitArgs, plan: &Plan) -> Vec<String> {
             Selection::All => &[][..],
             Selection::Only(nets) => nets,
         };
-        for net in included.iter().chain(&plan.exclude_outbound).filter(|net| family.has(net)) {
+        // Those that a file names may be of both.
+        let servers = match (&args.dns_servers, &plan.dns) {
+            (DnsServers::These(_), Some(CapturedDns { servers: Selection::Only(nets), .. })) => nets,
+            _ => &[][..],
+        };
+        let all = included.iter().chain(&plan.exclude_outbound).chain(servers);
+        for net in all.filter(|net| family.has(net)) {
             wrong.push(format!("{net} is {}, and --ip-version is {version}", family.name()));
         }
     }

@@ -3,6 +3,8 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::apply::Applied;
 use super::args::{Mode, Selection};
 use super::nft;
@@ -45,7 +47,7 @@ pub(super) fn rows(
         ("inbound", inbound(plan)),
         ("outbound", outbound(plan)),
     ];
-    rows.extend(plan.dns.as_ref().map(|dns| ("dns", captured_dns(dns))));
+    rows.extend(plan.dns.as_ref().map(|dns| ("dns", captured_dns(dns, &plan.families))));
     rows.push(("not captured", own(plan)));
     rows.push(("self-test", if shown.is_empty() { "left out".to_owned() } else { shown.join("; ") }));
     rows.push(("time", format!("{:.1} ms", took.as_secs_f64() * 1000.0)));
@@ -96,12 +98,17 @@ fn outbound(plan: &Plan) -> String {
     text
 }
 
-fn captured_dns(dns: &CapturedDns) -> String {
+fn captured_dns(dns: &CapturedDns, families: &[Family]) -> String {
     let to = dns.port;
-    match &dns.servers {
-        Selection::All => format!("port 53 (UDP, TCP) -> {to}"),
-        Selection::Only(servers) => format!("port 53 (UDP, TCP) of {} -> {to}", joined(servers)),
+    let Selection::Only(all) = &dns.servers else {
+        return format!("port 53 (UDP, TCP) -> {to}");
+    };
+    let has_rules = |net: &&IpNet| families.iter().any(|family| family.has(net));
+    let servers: Vec<_> = all.iter().filter(has_rules).collect();
+    if servers.is_empty() {
+        return format!("nothing: no name server is of this version of IP ({})", joined(all));
     }
+    format!("port 53 (UDP, TCP) of {} -> {to}", joined(&servers))
 }
 
 /// Where a name server of this machine may be asked by the proxy what it has asked itself.

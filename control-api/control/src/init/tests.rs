@@ -147,6 +147,18 @@ fn dns_is_captured_to_the_name_servers() {
     let all = planned("--capture-dns --dns-servers *");
     let unknown = plan(&with_name_servers(&arguments("--capture-dns").unwrap(), None), true).unwrap();
     assert_eq!((unknown, planned("--capture-dns")), (all.clone(), all));
+    // What is written has rules; what a file names has them where its version of IP has.
+    let unused = refused("--capture-dns --dns-servers 10.0.0.1 --ip-version 6");
+    assert!(unused.contains("10.0.0.1/32 is IPv4, and --ip-version is 6"), "{unused}");
+    let dns_row = |plan: &Plan| {
+        let rows = summary::rows(plan, &Applied::Nft(Vec::new()), true, &[], std::time::Duration::ZERO);
+        rows.into_iter().find(|(name, _)| *name == "dns").map(|(_, said)| said).unwrap_or_default()
+    };
+    let both = ["10.96.0.10", "fd00::a"];
+    let row = dns_row(&of("--capture-dns --ip-version 6", &both));
+    assert_eq!(row, "port 53 (UDP, TCP) of fd00::a/128 -> 15053");
+    let row = dns_row(&of("--capture-dns --ip-version 6", &both[..1]));
+    assert!(row.starts_with("nothing: no name server"), "{row}");
     assert!(refused("--capture-dns --dns-servers none").contains("--dns-servers names nobody"));
     assert!(refused("--capture-dns --dns-servers name.test").contains("is not a CIDR"));
 }
