@@ -200,7 +200,7 @@ async fn the_daemon_set_decides_at_the_end() {
         let server = format!("http://127.0.0.1:{}", api.port);
         let mut command =
             host.command(&["install", "--daemon-set", "remora-system/remora-cni", "--server", &server]);
-        command.args(["--decide-within", "500ms"]);
+        command.args(["--decide-within", "2s"]);
         let running = command.arg("--account").arg(host.at("account")).stderr(Stdio::null()).spawn().unwrap();
         let pid = Pid::from_child(&running);
         let mut running = Running::from(running);
