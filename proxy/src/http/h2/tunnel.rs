@@ -44,10 +44,6 @@ impl AsyncRead for H2Tunnel {
                 // END_STREAM is this direction's FIN.
                 None => return Poll::Ready(Ok(())),
                 Some(Ok(data)) => self.unread = data,
-                // It may only follow what is whole (RFC 9113 section 8.1): the peer wants no more of the other direction.
-                Some(Err(error)) if error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR) => {
-                    return Poll::Ready(Ok(()));
-                }
                 Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
             }
         }
