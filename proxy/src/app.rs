@@ -28,6 +28,7 @@ use remora_xds::diag::ConfigError;
 use remora_xds::pb::envoy::config::bootstrap::v3::Bootstrap;
 use remora_xds::{Schema, client};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use self::admin_port::AdminPort;
 use self::control_plane::ControlPlane;
@@ -111,9 +112,9 @@ pub fn load(path: &PathBuf, agent: bool) -> Result<Loaded, StartError> {
 pub fn load_text(text: &str, source: &str, agent: bool) -> Result<Loaded, StartError> {
     let schema = Schema::load();
     let parsed = schema.parse::<Bootstrap>(text, source).map_err(StartError::Config)?;
-    drop(schema);
     let settings = bootstrap::settings(&parsed.message);
-    let manager = Manager::new(&parsed.message, source, parsed.map, agent).map_err(StartError::Config)?;
+    let mut manager = Manager::new(&parsed.message, source, parsed.map, agent).map_err(StartError::Config)?;
+    manager.lend_schema(schema, Instant::now());
     Ok(Loaded { manager, settings })
 }
 

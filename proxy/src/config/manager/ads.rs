@@ -93,6 +93,11 @@ impl Manager {
         self.listeners.get(listener).is_some_and(|held| held.origin == Origin::Ads)
     }
 
+    /// The schema that the bootstrap was read with: with a control plane, resources come soon.
+    pub fn lend_schema(&mut self, schema: Schema, now: Instant) {
+        self.dynamic.schema = self.ads.is_some().then(|| (schema, now + KEEP_SCHEMA));
+    }
+
     /// When [`Self::tidy`] has something to do.
     #[must_use]
     pub fn tidy_at(&self) -> Option<Instant> {

@@ -125,6 +125,20 @@ async fn the_schema_goes_when_no_resources_come() {
     assert!(manager.tidy_at().is_some());
 }
 
+#[tokio::test]
+async fn the_schema_of_the_bootstrap_is_kept_where_resources_will_come() {
+    let now = Instant::now();
+    let mut asks = manager();
+    asks.lend_schema(Schema::load(), now);
+    let at = asks.tidy_at().unwrap();
+    assert!(at > now);
+    asks.tidy(at);
+    assert_eq!(asks.tidy_at(), None);
+    let mut alone = Manager::default();
+    alone.lend_schema(Schema::load(), now);
+    assert_eq!(alone.tidy_at(), None);
+}
+
 #[tokio::test(start_paused = true)]
 async fn routes_wait_for_the_endpoints_of_their_clusters_but_not_for_ever() {
     let schema = Schema::load();
