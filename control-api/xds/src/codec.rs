@@ -8,6 +8,7 @@ use prost_reflect::{DynamicMessage, Value};
 use crate::any;
 use crate::check::Checker;
 use crate::diag::{At, ConfigError, Errors, Failed, SourceMap};
+use crate::glance::Seen;
 use crate::json::Writer;
 use crate::pb::google::protobuf::Any;
 use crate::schema::Schema;
@@ -73,7 +74,20 @@ impl Schema {
     /// # Errors
     /// Every mistake.
     pub fn check_any(&self, any: &Any, source: &str) -> Result<(), Vec<ConfigError>> {
-        if self.is_plainly_right(any) {
+        self.check_next(any, source, &mut Seen::default())
+    }
+
+    /// [`Self::check_any`] of one of many resources that are much alike: the first one has an empty `seen`.
+    ///
+    /// # Errors
+    /// Every mistake.
+    pub fn check_next<'b>(
+        &self,
+        any: &'b Any,
+        source: &str,
+        seen: &mut Seen<'b>,
+    ) -> Result<(), Vec<ConfigError>> {
+        if self.is_plainly_right(any, seen) {
             return Ok(());
         }
         self.check_fully(any, source)

@@ -168,24 +168,73 @@ impl Place {
     }
 }
 
-impl Schema {
-    /// Whether the message in `any` has no mistake. False says nothing: [`Self::check_any`] knows.
-    #[must_use]
-    pub fn is_plainly_right(&self, any: &Any) -> bool {
-        let place = Place { rules: true, depth: 0, anys: 0 };
-        self.glance_into(&any.type_url, &any.value, place).is_some()
+/// Messages that were found right, the last one of each kind. Most of what the resources of one response have in them is byte for
+/// byte what the one before had: that needs no second look.
+#[derive(Debug, Default)]
+pub struct Seen<'b>(Vec<Option<Right<'b>>>);
+
+/// A message that keeps the rules at this place.
+#[derive(Debug, Clone, Copy)]
+struct Right<'b> {
+    bytes: &'b [u8],
+    depth: u8,
+    anys: usize,
+}
+
+impl<'b> Seen<'b> {
+    /// Whether these bytes were found right where they may have no more around them than here.
+    fn has(&self, plan: usize, bytes: &[u8], place: Place) -> bool {
+        let right = self.0.get(plan).copied().flatten();
+        right.is_some_and(|right| {
+            right.bytes == bytes && place.depth <= right.depth && place.anys <= right.anys
+        })
     }
 
-    /// None where a mistake cannot be ruled out, here as below.
-    fn glance_into(&self, type_url: &str, value: &[u8], place: Place) -> Option<()> {
-        let plan = self.plan(any::type_name(type_url)?)?;
+    fn put(&mut self, plan: usize, bytes: &'b [u8], place: Place) {
+        if self.0.len() <= plan {
+            self.0.resize(plan + 1, None);
+        }
+        self.0[plan] = Some(Right { bytes, depth: place.depth, anys: place.anys });
+    }
+}
+
+impl Schema {
+    /// Whether the message in `any` has no mistake. False says nothing: [`Self::check_any`] knows. `seen` are messages of resources before it.
+    #[must_use]
+    pub fn is_plainly_right<'b>(&self, any: &'b Any, seen: &mut Seen<'b>) -> bool {
+        let place = Place { rules: true, depth: 0, anys: 0 };
+        Glance { schema: self, seen }.any(&any.type_url, &any.value, place).is_some()
+    }
+}
+
+/// A look at one resource. All of it is None where a mistake cannot be ruled out, there or below.
+struct Glance<'s, 'b> {
+    schema: &'s Schema,
+    seen: &'s mut Seen<'b>,
+}
+
+impl<'b> Glance<'_, 'b> {
+    fn any(&mut self, type_url: &str, value: &'b [u8], place: Place) -> Option<()> {
+        let plan = self.schema.place(any::type_name(type_url)?)?;
         if place.anys == MAX_ANYS {
             return None;
         }
-        self.glance(plan, value, Place { depth: 0, anys: place.anys + 1, ..place })
+        self.planned(plan, value, Place { depth: 0, anys: place.anys + 1, ..place })
     }
 
-    fn glance(&self, plan: &Plan, bytes: &[u8], place: Place) -> Option<()> {
+    /// A message of a plan, unless it is one that was right before.
+    fn planned(&mut self, plan: usize, bytes: &'b [u8], place: Place) -> Option<()> {
+        if !place.rules {
+            return self.message(self.schema.plan_at(plan)?, bytes, place);
+        }
+        if !self.seen.has(plan, bytes, place) {
+            self.message(self.schema.plan_at(plan)?, bytes, place)?;
+            self.seen.put(plan, bytes, place);
+        }
+        Some(())
+    }
+
+    fn message(&mut self, plan: &Plan, bytes: &'b [u8], place: Place) -> Option<()> {
         if place.depth > MAX_DEPTH {
             return None;
         }
@@ -198,7 +247,7 @@ impl Schema {
                 return None;
             }
             seen |= bit;
-            self.glance_field(field, look, &part, place)?;
+            self.field(field, look, &part, place)?;
         }
         if place.rules {
             let lacks = looks.needed(&plan.fields) & !seen != 0;
@@ -215,7 +264,7 @@ impl Schema {
     }
 
     /// A field, or one item of a list: as a whole a list is looked at later.
-    fn glance_field(&self, field: &FieldPlan, look: &Look, part: &Part<'_>, place: Place) -> Option<()> {
+    fn field(&mut self, field: &FieldPlan, look: &Look, part: &Part<'b>, place: Place) -> Option<()> {
         let rules = field.rules.as_ref().filter(|_| place.rules);
         let place = Place { rules: place.rules && !rules.is_some_and(|rules| rules.skip), ..place };
         let rules = rules.filter(|rules| look.times != Times::List && !rules.is_presence());
@@ -226,10 +275,14 @@ impl Schema {
                     Some(rules) => Some(rules.of_keys()?),
                     None => None,
                 };
-                self.glance_entry((kind, keys), inside, part.content()?, place.inside())
+                self.entry((kind, keys), inside, part.content()?, place.inside())
             }
             (_, Inside::Scalar(kind)) if rules.is_none() && field.values.is_empty() => {
                 part.is(kind).then_some(())
+            }
+            (_, Inside::Scalar(Kind::String)) if field.values.is_empty() => {
+                let text = std::str::from_utf8(part.content()?).ok()?;
+                rules.is_none_or(|rules| rules.allows_text(text)).then_some(())
             }
             (_, Inside::Scalar(kind)) => {
                 let value = part.value(kind)?;
@@ -245,17 +298,17 @@ impl Schema {
                 rules.is_none_or(|rules| rules.allows_nanos(nanos)).then_some(())
             }
             (_, inside) if rules.is_none() && field.values.is_empty() => {
-                self.glance_message(inside, part.content()?, place)
+                self.inside(inside, part.content()?, place)
             }
             _ => None,
         }
     }
 
     /// A message without rules of its own.
-    fn glance_message(&self, inside: &Inside, bytes: &[u8], place: Place) -> Option<()> {
+    fn inside(&mut self, inside: &Inside, bytes: &'b [u8], place: Place) -> Option<()> {
         match inside {
             Inside::Scalar(_) => None,
-            Inside::Message(plan) => self.glance(self.plan_at(*plan)?, bytes, place.inside()),
+            Inside::Message(plan) => self.planned(*plan, bytes, place.inside()),
             Inside::Any => {
                 let (mut url, mut value, mut rest) = (None, None, bytes);
                 while !rest.is_empty() {
@@ -269,7 +322,7 @@ impl Schema {
                         return None;
                     }
                 }
-                self.glance_into(std::str::from_utf8(url?).ok()?, value.unwrap_or_default(), place)
+                self.any(std::str::from_utf8(url?).ok()?, value.unwrap_or_default(), place)
             }
             Inside::Wrapper(kind) => wrapped(kind, bytes).map(drop),
             Inside::Time => nanos(bytes).map(drop),
@@ -278,11 +331,11 @@ impl Schema {
     }
 
     /// An entry of a map, whose key is of this kind and keeps these rules.
-    fn glance_entry(
-        &self,
+    fn entry(
+        &mut self,
         (key, rules): (&Kind, Option<&Rules>),
         inside: &Inside,
-        bytes: &[u8],
+        bytes: &'b [u8],
         place: Place,
     ) -> Option<()> {
         let (mut keys, mut values, mut rest) = (0, 0, bytes);
@@ -296,7 +349,7 @@ impl Schema {
                 }
                 (SECOND, Inside::Scalar(kind)) if part.is(kind) => values += 1,
                 (SECOND, inside) => {
-                    self.glance_message(inside, part.content()?, place)?;
+                    self.inside(inside, part.content()?, place)?;
                     values += 1;
                 }
                 _ => return None,

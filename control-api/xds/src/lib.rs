@@ -50,6 +50,7 @@ pub use codec::Parsed;
 pub use duration::parse_text as parse_duration;
 /// The Envoy v3 API as Rust types. No type from here passes the data plane's compiler.
 pub use envoy_types::pb;
+pub use glance::Seen;
 pub use kind::{Kind, Named};
 #[cfg(feature = "server")]
 pub use node_snapshot::{NodeSnapshot, Resources};

@@ -202,6 +202,11 @@ impl Rules {
         self.check.broken(kind, value).is_none()
     }
 
+    /// Whether a text that is set may be this one.
+    pub(crate) fn allows_text(&self, text: &str) -> bool {
+        matches!(&self.check, Check::Text(check) if check.broken(text).is_none())
+    }
+
     /// Whether a duration or a time may have so many nanoseconds.
     pub(crate) fn allows_nanos(&self, nanos: i128) -> bool {
         matches!(&self.check, Check::Time(range) if range.broken(&nanos, |n| *n).is_none())

@@ -85,7 +85,12 @@ impl Schema {
     }
 
     pub(crate) fn plan(&self, message: &str) -> Option<&Plan> {
-        self.plan_at(*self.places.get(message)?)
+        self.plan_at(self.place(message)?)
+    }
+
+    /// The place of a supported message among the plans.
+    pub(crate) fn place(&self, message: &str) -> Option<usize> {
+        self.places.get(message).copied()
     }
 
     pub(crate) fn plan_at(&self, place: usize) -> Option<&Plan> {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use crate::pb::envoy::config::bootstrap::v3::Bootstrap;
 use crate::pb::google::protobuf::Any;
-use crate::{Schema, any};
+use crate::{Schema, Seen, any};
 
 static SCHEMA: LazyLock<Schema> = LazyLock::new(Schema::load);
 
@@ -66,11 +66,16 @@ static RESOURCES: LazyLock<Vec<Any>> = LazyLock::new(|| {
     texts.into_iter().flat_map(packed).collect()
 });
 
+/// Whether a resource that comes alone is plainly right.
+fn is_plainly_right(any: &Any) -> bool {
+    SCHEMA.is_plainly_right(any, &mut Seen::default())
+}
+
 #[test]
 fn resources_without_a_mistake_are_plainly_right() {
     assert!(RESOURCES.len() > 1);
     for any in &*RESOURCES {
-        assert!(SCHEMA.is_plainly_right(any), "{}", SCHEMA.any_to_yaml(any));
+        assert!(is_plainly_right(any), "{}", SCHEMA.any_to_yaml(any));
     }
 }
 
@@ -79,10 +84,31 @@ fn what_is_unknown_or_unreadable_is_not_plainly_right() {
     let any = &RESOURCES[0];
     let of_type = |type_url: &str| Any { type_url: type_url.into(), ..any.clone() };
     for wrong in ["", "x", "type.googleapis.com/x.Y", "type.googleapis.com/google.protobuf.Struct"] {
-        assert!(!SCHEMA.is_plainly_right(&of_type(wrong)), "{wrong}");
+        assert!(!is_plainly_right(&of_type(wrong)), "{wrong}");
     }
     let empty = Any { value: Vec::new(), ..any.clone() };
-    assert!(!SCHEMA.is_plainly_right(&empty), "a cluster must have a name");
+    assert!(!is_plainly_right(&empty), "a cluster must have a name");
+}
+
+/// A cluster with a number so many structs deep in its metadata.
+fn nested(structs: usize) -> Any {
+    let value = |inner: String, _| format!("{{a: {inner}}}");
+    let metadata = (0..structs).fold("1".to_owned(), value);
+    let text = format!(
+        "static_resources: {{clusters: [{{name: a, type: STATIC, metadata: {{filter_metadata: {{istio: {metadata}}}}}}}]}}"
+    );
+    any::pack(&SCHEMA.parse::<Bootstrap>(&text, "f").unwrap().message.static_resources.unwrap().clusters[0])
+}
+
+#[test]
+fn what_was_right_may_be_too_deep_elsewhere() {
+    let deepest = (1..30).take_while(|structs| is_plainly_right(&nested(*structs))).count();
+    assert!(deepest > 3);
+    let (shallow, deep) = (nested(deepest), nested(deepest + 1));
+    let mut seen = Seen::default();
+    assert!(SCHEMA.is_plainly_right(&shallow, &mut seen));
+    assert!(!SCHEMA.is_plainly_right(&deep, &mut seen), "it has in it what was right");
+    assert!(SCHEMA.is_plainly_right(&shallow, &mut seen));
 }
 
 proptest! {
@@ -102,8 +128,14 @@ proptest! {
                 _ => drop(any.value.remove(at)),
             }
         }
-        if SCHEMA.is_plainly_right(&any) {
+        let alone = is_plainly_right(&any);
+        if alone {
             prop_assert_eq!(SCHEMA.check_fully(&any, "s"), Ok(()));
         }
+        let mut seen = Seen::default();
+        for other in &*RESOURCES {
+            prop_assert!(SCHEMA.is_plainly_right(other, &mut seen));
+        }
+        prop_assert_eq!(SCHEMA.is_plainly_right(&any, &mut seen), alone, "after others that are right");
     }
 }

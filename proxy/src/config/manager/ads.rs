@@ -7,7 +7,7 @@ use std::time::Duration;
 use prost::Message as _;
 use remora_xds::client::{Batch as Update, Incoming, Refused, Versions};
 use remora_xds::diag::{At, ConfigError, Errors, SourceMap};
-use remora_xds::{Kind, Schema};
+use remora_xds::{Kind, Schema, Seen};
 use tokio::time::Instant;
 
 use super::batch::Batch;
@@ -126,6 +126,7 @@ impl Manager {
         let names: Vec<_> = names.map(|name| self.names.clusters.shared(&name).unwrap_or(name)).collect();
         let twice = twice(&names);
         let routes = if kind == Kind::RouteConfiguration { self.wanted_routes() } else { BTreeSet::new() };
+        let mut seen = Seen::default();
         for (incoming, name) in update.resources.iter().zip(&names) {
             if !self.is_asked_for(kind, name, &routes) {
                 // A push may cross the end of a subscription (xDS protocol, "Client Behavior"); it is no mistake.
@@ -134,7 +135,7 @@ impl Manager {
             let done = if twice.contains(name) {
                 Err("stands in the response twice".to_owned())
             } else {
-                self.compile_one(&schema, incoming, kind, name, &mut good)
+                self.compile_one((&schema, &mut seen), incoming, kind, name, &mut good)
             };
             match done {
                 Ok(()) => applied.accepted.push((Arc::clone(name), Arc::clone(&incoming.version))),
@@ -180,10 +181,10 @@ impl Manager {
     }
 
     /// Compiles one resource into `good`, unless it is what is in force.
-    fn compile_one(
+    fn compile_one<'u>(
         &mut self,
-        schema: &Schema,
-        incoming: &Incoming,
+        (schema, seen): (&Schema, &mut Seen<'u>),
+        incoming: &'u Incoming,
         kind: Kind,
         name: &Arc<str>,
         good: &mut Batch,
@@ -202,7 +203,7 @@ impl Manager {
             }
             _ => {}
         }
-        schema.check_any(&incoming.any, name).map_err(|errors| text_of(&errors))?;
+        schema.check_next(&incoming.any, name, seen).map_err(|errors| text_of(&errors))?;
         let mut errors = Errors::new(&**name, SourceMap::default());
         let mut one = Batch::default();
         let root = At::root();
