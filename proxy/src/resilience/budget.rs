@@ -80,20 +80,35 @@ pub fn record_request(breaker: &Breaker, thresholds: &Thresholds, now: Instant) 
 const SLOTS: u64 = 8;
 
 /// Requests of the last interval, counted in slots of a seventh of it: a request leaves the count between 7/7 and 8/7 of the
-/// interval after it came.
+/// interval after it came. Most clusters that a sidecar knows are never called: they have no slots.
 #[derive(Debug, Default)]
-pub(super) struct Recent {
-    start: OnceLock<Instant>,
+pub(super) struct Recent(OnceLock<Box<Slots>>);
+
+#[derive(Debug)]
+struct Slots {
+    start: Instant,
     /// Number of the slot in the upper half, requests in the lower.
     slots: [AtomicU64; SLOTS as usize],
 }
 
 impl Recent {
+    fn add(&self, interval: Duration, now: Instant) {
+        if !interval.is_zero() {
+            let slots = self.0.get_or_init(|| Box::new(Slots { start: now, slots: Default::default() }));
+            slots.add(interval, now);
+        }
+    }
+
+    fn count(&self, interval: Duration, now: Instant) -> u64 {
+        self.0.get().map_or(0, |slots| slots.count(interval, now))
+    }
+}
+
+impl Slots {
     /// Number of the slot of `now`; None without an interval. It starts above zero, so that an empty slot counts as past.
     fn slot(&self, interval: Duration, now: Instant) -> Option<u32> {
         let width = u64::try_from(interval.as_micros()).unwrap_or(u64::MAX).div_ceil(SLOTS - 1);
-        let start = *self.start.get_or_init(|| now);
-        let at = u64::try_from(now.saturating_duration_since(start).as_micros()).unwrap_or(u64::MAX);
+        let at = u64::try_from(now.saturating_duration_since(self.start).as_micros()).unwrap_or(u64::MAX);
         let slot = at.checked_div(width)?;
         #[expect(clippy::cast_possible_truncation, reason = "wraps: only differences count")]
         Some((slot as u32).wrapping_add(2 * SLOTS as u32))
