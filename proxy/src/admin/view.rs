@@ -13,6 +13,7 @@ use super::source::{
     HostStats, HostStatus, ListenerStatus, Locality, ServerInfo, Thresholds,
 };
 use crate::app::Shared;
+use crate::config::manager::Unpacker;
 use crate::resilience::breaker::{RoutingPriority, Thresholds as Limits};
 use crate::resilience::circuit::Circuit;
 use crate::resilience::outlier::Monitor;
@@ -40,10 +41,11 @@ impl AdminSource for AdminView {
         let version = self.shared.config.load().version.to_string();
         let section = |dump: &str, list: &str, field: &str, kind: Kind| {
             let dumped = self.shared.dump.of(kind);
+            let mut unpacker = Unpacker::default();
             let items: Vec<Value> = dumped
                 .iter()
                 .map(|(name, dumped)| {
-                    let resource = schema.any_to_redacted_json(&dumped.any(kind));
+                    let resource = schema.any_to_redacted_json(&dumped.any(kind, &mut unpacker));
                     let version = dumped.version.as_deref().unwrap_or(&version);
                     if kind == Kind::Listener {
                         json!({"name": &**name, "active_state": {"version_info": version, field: resource}})

@@ -248,7 +248,10 @@ impl App {
     /// Something waited long enough, or is to be saved.
     pub(super) async fn alarm_rang(&mut self) {
         let now = Instant::now();
-        self.manager.tidy(now);
+        if self.manager.tidy(now) {
+            let dump = Arc::clone(self.manager.dump());
+            tokio::task::spawn_blocking(move || dump.pack());
+        }
         self.follow_promoted(Changes::default()).await;
         if let Some(control_plane) = &mut self.control_plane
             && self.restart.is_in_charge()

@@ -49,7 +49,7 @@ use crate::upstream::cluster::Cluster;
 use crate::upstream::endpoint::Assignment;
 
 pub use self::ads::Applied;
-pub use self::dump::{Dump, Dumped};
+pub use self::dump::{Dump, Dumped, Together, Unpacker};
 pub use self::secrets::{OWN, ROOTS};
 
 /// Where a resource came from.
@@ -365,8 +365,8 @@ impl Manager {
 
     /// Brings all of `batch` into force at once.
     fn install(&mut self, batch: Batch, origin: &Origin) {
-        for (kind, name, bytes) in batch.raw {
-            self.dump.put(kind, name, Dumped { bytes, version: None });
+        for ((kind, name), stored) in batch.raw.into_iter().zip(batch.bytes.stored()) {
+            self.dump.put(kind, name, Dumped { stored, version: None });
         }
         for (hash, name, assignment) in batch.assignments {
             self.put_assignment(hash, &name, assignment, origin);

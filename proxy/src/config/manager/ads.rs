@@ -46,7 +46,7 @@ impl Dynamic {
 }
 
 /// How long the schema is kept after the last response: others follow the first one soon, and the next after that may come tomorrow.
-const KEEP_SCHEMA: Duration = Duration::from_secs(10);
+const KEEP_SCHEMA: Duration = Duration::from_secs(5);
 
 /// What became of a response.
 #[derive(Debug, Default)]
@@ -104,9 +104,9 @@ impl Manager {
         self.dynamic.schema.as_ref().map(|(_, until)| *until)
     }
 
-    /// Drops what is kept while resources come, when none came for long enough.
-    pub fn tidy(&mut self, now: Instant) {
-        self.dynamic.schema.take_if(|(_, until)| *until <= now);
+    /// Drops what is kept while resources come, when none came for long enough. True: so it is, and what came can be packed.
+    pub fn tidy(&mut self, now: Instant) -> bool {
+        self.dynamic.schema.take_if(|(_, until)| *until <= now).is_some()
     }
 
     /// Takes over a response of the control plane: good resources come into force, or wait for what they refer to; bad ones are
@@ -212,7 +212,7 @@ impl Manager {
         let known = |cluster: &str| self.clusters.contains_key(cluster);
         // Those that are asked by filters may come later, as in Envoy: the listener waits for them.
         one.check_routed_clusters(&self.names, known, &mut errors, &root);
-        if let Some((_, inner, _)) = one.raw.first()
+        if let Some((_, inner)) = one.raw.first()
             && inner != name
         {
             errors.report(&root, format!("is called {inner:?} inside"));
@@ -309,9 +309,9 @@ impl Manager {
         for (name, detail) in self.put_secrets(&mut good, &Origin::Ads) {
             tracing::error!(name = &*name, detail, "a secret is not used");
         }
-        for (kind, name, bytes) in good.raw {
+        for ((kind, name), stored) in good.raw.into_iter().zip(good.bytes.stored()) {
             let version = self.dynamic.versions.get(&kind).and_then(|v| v.get(&name)).cloned();
-            self.dump.put(kind, name, Dumped { bytes, version });
+            self.dump.put(kind, name, Dumped { stored, version });
         }
         let changes = &mut applied.changes;
         let clusters = Changes { snapshot: true, clusters: true, listeners: false };

@@ -12,6 +12,7 @@ use remora_xds::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use remora_xds::pb::google::protobuf::Any;
 use remora_xds::{Kind, Named, any};
 
+use super::dump::Together;
 use super::{hash_of, http_specs, tcp_specs};
 use crate::config::compile::Scope;
 use crate::config::compile::cluster::{compile_cluster, compile_load_assignment};
@@ -33,7 +34,9 @@ pub(super) struct Batch {
     pub(super) route_tables: Vec<(u64, RouteTable)>,
     pub(super) assignments: Vec<(u64, Arc<str>, Assignment)>,
     pub(super) secrets: Vec<Compiled>,
-    pub(super) raw: Vec<(Kind, Arc<str>, Arc<[u8]>)>,
+    pub(super) raw: Vec<(Kind, Arc<str>)>,
+    /// The bytes of `raw`.
+    pub(super) bytes: Together,
 }
 
 impl Batch {
@@ -107,7 +110,8 @@ impl Batch {
     }
 
     fn keep(&mut self, kind: Kind, name: &Arc<str>, raw: &Any) {
-        self.raw.push((kind, Arc::clone(name), raw.value.as_slice().into()));
+        self.raw.push((kind, Arc::clone(name)));
+        self.bytes.add(&raw.value);
     }
 
     /// Adds what another batch has.
@@ -118,11 +122,12 @@ impl Batch {
         self.assignments.append(&mut other.assignments);
         self.secrets.append(&mut other.secrets);
         self.raw.append(&mut other.raw);
+        self.bytes.append(&other.bytes);
     }
 
     pub(super) fn check_unique(&self, errors: &mut Errors, at: &At<'_>) {
         let mut seen = BTreeSet::new();
-        for (kind, name, _) in &self.raw {
+        for (kind, name) in &self.raw {
             if !seen.insert((kind, name)) {
                 errors
                     .report(at, format!("{name:?} stands here twice"))

@@ -117,9 +117,9 @@ async fn the_schema_goes_when_no_resources_come() {
     assert_eq!(manager.tidy_at(), None);
     apply(&mut manager, Kind::Cluster, vec![eds_cluster(&schema, "a")]);
     let at = manager.tidy_at().unwrap();
-    manager.tidy(at - Duration::from_millis(1));
+    assert!(!manager.tidy(at - Duration::from_millis(1)));
     assert_eq!(manager.tidy_at(), Some(at));
-    manager.tidy(at);
+    assert!(manager.tidy(at) && !manager.tidy(at));
     assert_eq!(manager.tidy_at(), None, "or the alarm would ring for ever");
     apply(&mut manager, Kind::Cluster, vec![eds_cluster(&schema, "a"), eds_cluster(&schema, "b")]);
     assert!(manager.tidy_at().is_some());

@@ -18,7 +18,7 @@ use remora_xds::client::{Batch, Incoming};
 use remora_xds::pb::envoy::config::core::v3::ControlPlane;
 use remora_xds::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
 
-use crate::config::manager::Dumped;
+use crate::config::manager::{Dumped, Unpacker};
 
 const FILE: &str = "last-good.pb.gz";
 /// What is larger is neither written nor read.
@@ -81,10 +81,11 @@ impl LastGood {
     /// # Errors
     /// The folder cannot be written to, or there is too much; the old file stays.
     pub fn save(&self, resources: &[(Kind, Arc<str>, Dumped)]) -> io::Result<()> {
+        let mut unpacker = Unpacker::default();
         let resource = |(kind, name, dumped): &(Kind, Arc<str>, Dumped)| Resource {
             name: name.to_string(),
             version: dumped.version.as_deref().unwrap_or_default().to_owned(),
-            resource: Some(dumped.any(*kind)),
+            resource: Some(dumped.any(*kind, &mut unpacker)),
             ..Resource::default()
         };
         let saved = DeltaDiscoveryResponse {
@@ -130,9 +131,12 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::manager::Together;
 
     fn cluster(name: &str) -> (Kind, Arc<str>, Dumped) {
-        let dumped = Dumped { bytes: name.as_bytes().into(), version: Some("7".into()) };
+        let mut bytes = Together::default();
+        bytes.add(name.as_bytes());
+        let dumped = Dumped { stored: bytes.stored().next().unwrap(), version: Some("7".into()) };
         (Kind::Cluster, name.into(), dumped)
     }
 
