@@ -48,7 +48,7 @@ pub(crate) struct CniArgs {
 #[derive(Debug, Subcommand)]
 enum CniCommand {
     /// Put the plugin on this node, and keep it there until SIGTERM
-    Install(install::InstallArgs),
+    Install(Box<install::InstallArgs>),
     /// Whether the plugin is on this node: program and configuration
     Installed(folders::Folders),
     /// Take the plugin away from this node; its program stays for the end of pods that are there
@@ -80,7 +80,7 @@ pub(crate) fn arguments_for(pod: &serde_json::Value) -> Result<Option<Vec<String
 pub(crate) fn run(args: CniArgs) -> ExitCode {
     match args.command {
         None => plugin(),
-        Some(CniCommand::Install(args)) => commands::run("cni install", 1, install::install(args)),
+        Some(CniCommand::Install(args)) => commands::run("cni install", 1, install::install(*args)),
         Some(CniCommand::Installed(folders)) => {
             commands::run("cni installed", 1, async move { folders.installed() })
         }
