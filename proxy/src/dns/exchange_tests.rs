@@ -87,10 +87,20 @@ async fn forged_answers_are_not_heard() {
     assert_eq!(address_of(&told), Some(RIGHT));
 }
 
+/// A port that is free for UDP may be taken for TCP.
+async fn both_at_one_port() -> (UdpSocket, TcpListener, SocketAddr) {
+    for _ in 0..100 {
+        let (server, at) = udp().await;
+        if let Ok(listener) = TcpListener::bind(at).await {
+            return (server, listener, at);
+        }
+    }
+    panic!("no port is free for both");
+}
+
 #[tokio::test]
 async fn an_answer_with_other_letters_is_asked_for_again_by_tcp() {
-    let (server, at) = udp().await;
-    let listener = TcpListener::bind(at).await.unwrap();
+    let (server, listener, at) = both_at_one_port().await;
     let serving = async {
         let (question, peer) = hear(&server).await;
         let mut forged = answer(&question, FORGED);

@@ -81,7 +81,9 @@ fn is_here(server: &SocketAddr) -> bool {
         socket.connect(server)?;
         socket.local_addr()
     };
-    server.ip().is_loopback() || source().is_ok_and(|source| source.ip() == server.ip())
+    let ip = server.ip();
+    // Who asks no address asks this machine.
+    ip.is_loopback() || ip.is_unspecified() || source().is_ok_and(|source| source.ip() == server.ip())
 }
 
 /// Whom to ask: those of `resolv_conf`, stubs on this machine after all others; where there is nobody else, those behind the stub.
@@ -300,7 +302,13 @@ mod tests {
     fn who_is_on_this_machine_is_known() {
         let here = |ip: &str| is_here(&SocketAddr::new(ip.parse().unwrap(), PORT));
         assert!(here("127.0.0.1") && here("127.8.0.1") && here("::1"));
+        assert!(here("0.0.0.0") && here("::"));
         assert!(!here("192.0.2.1") && !here("2001:db8::1"));
+        // An address of this machine, if it has a route.
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        if socket.connect("192.0.2.1:53").is_ok() {
+            assert!(here(&socket.local_addr().unwrap().ip().to_string()));
+        }
     }
 
     #[test]

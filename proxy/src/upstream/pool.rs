@@ -154,15 +154,10 @@ impl EndpointPool {
         priority: RoutingPriority,
         make_room: impl Fn() -> bool,
     ) -> Result<H1Lease, Reason> {
-        let permit = loop {
-            if let Some(permit) = cluster.try_acquire(Resource::Connections, priority) {
-                break Allowed(Some(permit));
-            }
-            if !make_room() {
-                return Err(Reason::UpstreamOverflow);
-            }
-        };
-        self.connect(cluster, (priority, permit), Alpn::None).await
+        // Each time there is one less.
+        while cluster.is_open(Resource::Connections, priority) && make_room() {}
+        let permit = cluster.try_acquire(Resource::Connections, priority).ok_or(Reason::UpstreamOverflow)?;
+        self.connect(cluster, (priority, Allowed(Some(permit))), Alpn::None).await
     }
 
     async fn connect(
@@ -231,9 +226,8 @@ impl EndpointPool {
             Some(Allowed(Some(permit)))
         };
         if let Some(clients) = self.clients.upgrade() {
-            if cluster.is_open(Resource::Connections, priority) {
-                clients.make_room(cluster, priority);
-            }
+            // Each time there is one less.
+            while cluster.is_open(Resource::Connections, priority) && clients.make_room(cluster, priority) {}
             return take();
         }
         take().or_else(|| (self.origin.is_none() && self.open.get() == 0).then_some(Allowed(None)))
@@ -291,12 +285,15 @@ impl EndpointPool {
         self.tell();
     }
 
-    /// One who waits looks again: of this pool, or else of other clients.
+    /// Those who wait look again: one of this pool first, and of other clients.
     fn tell(&self) {
         self.changed.notify_one();
-        if self.waiting.get() == 0
-            && let Some(clients) = self.clients.upgrade()
-        {
+        self.tell_others();
+    }
+
+    /// A connection of this client rests, or is gone: others may have waited for that.
+    fn tell_others(&self) {
+        if let Some(clients) = self.clients.upgrade() {
             clients.queue.tell();
         }
     }
@@ -310,6 +307,7 @@ impl EndpointPool {
             conn.retire();
         }
         drop(idle);
+        self.tell_others();
         if let Some(waker) = self.janitor.borrow_mut().take() {
             waker.wake();
         }
@@ -442,7 +440,9 @@ impl EndpointPool {
             return Ok(known);
         }
         let permit = self.connection_permit(cluster, priority).ok_or(Reason::UpstreamOverflow)?;
+        let underway = Underway::start(self);
         let connected = transport::connect(cluster, &self.endpoint, Alpn::Any, self.origin).await?;
+        drop(underway);
         self.alpn_h2.set(Some(connected.is_h2));
         if connected.is_h2 {
             self.adopt_h2(connected, cluster, permit).await?;

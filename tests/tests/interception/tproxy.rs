@@ -248,5 +248,5 @@ async fn without_the_capability_the_proxy_says_so() {
     }
     let net = Net::new();
     let said = Sidecar::refused(&net.pod).await;
-    assert!(said.contains("original_src needs the capability NET_ADMIN"), "{said}");
+    assert!(said.contains("transparent needs the capability NET_ADMIN"), "{said}");
 }

@@ -114,8 +114,8 @@ fn captured_dns(dns: &CapturedDns, families: &[Family]) -> String {
 /// Where a name server of this machine may be asked by the proxy what it has asked itself.
 pub(super) fn circle(plan: &Plan, asks_only_here: impl Fn() -> bool) -> Option<String> {
     let is_all = plan.dns.as_ref().is_some_and(|dns| dns.servers == Selection::All);
-    (is_all && plan.exclude_uids.is_empty() && asks_only_here()).then(|| {
-        "the name server is on this machine: what it asks itself comes to the proxy, which would ask it again. Exclude its user (--exclude-uids)"
+    (is_all && asks_only_here()).then(|| {
+        "the name server is on this machine: what it asks itself comes to the proxy, which would ask it again, unless its user is excluded (--exclude-uids)"
             .to_owned()
     })
 }

@@ -313,12 +313,9 @@ fn the_summary_says_what_is_not_captured() {
 fn questions_that_would_go_in_a_circle_are_noted() {
     let note = |line: &str, only_here: bool| summary::circle(&planned(line), || only_here);
     assert!(note("--capture-dns", true).unwrap().contains("--exclude-uids"));
-    for (line, only_here) in [
-        ("", true),
-        ("--capture-dns", false),
-        ("--capture-dns --exclude-uids 101", true),
-        ("--capture-dns --dns-servers 10.0.0.1", true),
-    ] {
+    for (line, only_here) in
+        [("", true), ("--capture-dns", false), ("--capture-dns --dns-servers 10.0.0.1", true)]
+    {
         assert_eq!(note(line, only_here), None, "{line}");
     }
 }

@@ -34,6 +34,8 @@ pub(super) struct Dynamic {
     pub(super) undo: Undo,
     /// Kept while resources come, and when it goes: it is 3 MB, and loaded within 4 ms.
     schema: Option<(Schema, Instant)>,
+    /// When what came is packed, though more comes all the time.
+    pack_at: Option<Instant>,
 }
 
 impl Dynamic {
@@ -47,6 +49,9 @@ impl Dynamic {
 
 /// How long the schema is kept after the last response: others follow the first one soon, and the next after that may come tomorrow.
 const KEEP_SCHEMA: Duration = Duration::from_secs(5);
+
+/// How long what came may lie unpacked.
+const PACK_WITHIN: Duration = Duration::from_secs(60);
 
 /// What became of a response.
 #[derive(Debug, Default)]
@@ -101,12 +106,18 @@ impl Manager {
     /// When [`Self::tidy`] has something to do.
     #[must_use]
     pub fn tidy_at(&self) -> Option<Instant> {
-        self.dynamic.schema.as_ref().map(|(_, until)| *until)
+        let schema = self.dynamic.schema.as_ref().map(|(_, until)| *until);
+        schema.into_iter().chain(self.dynamic.pack_at).min()
     }
 
-    /// Drops what is kept while resources come, when none came for long enough. True: so it is, and what came can be packed.
+    /// Drops what is kept while resources come, when none came for long enough. True: what came is to be packed, now or because it came long ago.
     pub fn tidy(&mut self, now: Instant) -> bool {
-        self.dynamic.schema.take_if(|(_, until)| *until <= now).is_some()
+        let is_quiet = self.dynamic.schema.take_if(|(_, until)| *until <= now).is_some();
+        let packs = is_quiet || self.dynamic.pack_at.is_some_and(|at| at <= now);
+        if packs {
+            self.dynamic.pack_at = None;
+        }
+        packs
     }
 
     /// Takes over a response of the control plane: good resources come into force, or wait for what they refer to; bad ones are
@@ -147,6 +158,7 @@ impl Manager {
             }
         }
         self.dynamic.schema = Some((schema, now + KEEP_SCHEMA));
+        self.dynamic.pack_at.get_or_insert(now + PACK_WITHIN);
         applied.removed =
             if update.complete && !legible { Vec::new() } else { self.removals(update, &names) };
         self.dynamic.answered.insert(kind);

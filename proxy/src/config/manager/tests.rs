@@ -125,6 +125,24 @@ async fn the_schema_goes_when_no_resources_come() {
     assert!(manager.tidy_at().is_some());
 }
 
+/// Each response keeps the schema for longer.
+#[tokio::test(start_paused = true)]
+async fn what_came_is_packed_though_more_comes_all_the_time() {
+    let schema = Schema::load();
+    let (mut manager, began) = (manager(), Instant::now());
+    let mut packed = Vec::new();
+    for second in 0..100 {
+        if second % 4 == 0 {
+            apply(&mut manager, Kind::Cluster, vec![eds_cluster(&schema, "a")]);
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+        if manager.tidy_at().is_some_and(|at| at <= Instant::now()) && manager.tidy(Instant::now()) {
+            packed.push(began.elapsed().as_secs());
+        }
+    }
+    assert_eq!(packed, [60]);
+}
+
 #[tokio::test]
 async fn the_schema_of_the_bootstrap_is_kept_where_resources_will_come() {
     let now = Instant::now();

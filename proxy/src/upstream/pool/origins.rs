@@ -118,6 +118,10 @@ impl EndpointPool {
     }
 
     fn close_unused_h2(&self, cluster: &Cluster, priority: RoutingPriority) -> bool {
+        // Those who wait were told of it already.
+        if self.waiting.get() > 0 {
+            return false;
+        }
         let unused = |conn: &&Rc<H2Conn>| conn.active.get() == 0 && conn.permit.is_of(cluster, priority);
         let found = self.h2.borrow().iter().find(unused).cloned();
         if let Some(conn) = &found {

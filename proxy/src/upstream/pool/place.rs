@@ -12,6 +12,7 @@ use crate::upstream::cluster::{Cluster, ClusterPermit};
 #[derive(Debug)]
 pub(super) struct Place {
     pool: Rc<EndpointPool>,
+    limit: Limit,
     number: u64,
     _pending: ClusterPermit,
 }
@@ -23,9 +24,9 @@ impl Place {
         pending: ClusterPermit,
     ) -> Box<Self> {
         pool.waiting.set(pool.waiting.get() + 1);
-        let breaker: *const Breaker = cluster.state().breaker(priority);
-        let number = pool.clients.upgrade().map_or(0, |clients| clients.queue.join(breaker, Rc::clone(pool)));
-        Box::new(Self { pool: Rc::clone(pool), number, _pending: pending })
+        let limit: Limit = cluster.state().breaker(priority);
+        let number = pool.clients.upgrade().map_or(0, |clients| clients.queue.join(limit, pool));
+        Box::new(Self { pool: Rc::clone(pool), limit, number, _pending: pending })
     }
 }
 
@@ -33,51 +34,59 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.pool.waiting.set(self.pool.waiting.get() - 1);
         if let Some(clients) = self.pool.clients.upgrade() {
-            clients.queue.leave(self.number);
+            clients.queue.leave(self.limit, self.number);
             clients.queue.tell();
         }
     }
 }
 
+/// Whose limit it is: only compared.
+type Limit = *const Breaker;
+
 /// Those with a client's address that wait at a limit, whose room may be what other clients give up. Who came first is told first.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    waiting: RefCell<VecDeque<Waiting>>,
+    /// One for each limit at which somebody waits: few.
+    limits: RefCell<Vec<(Limit, VecDeque<Waiting>)>>,
     next: Cell<u64>,
 }
 
 #[derive(Debug)]
 struct Waiting {
     number: u64,
-    /// At the limit of which it waits: only compared.
-    breaker: *const Breaker,
     pool: Rc<EndpointPool>,
 }
 
 impl Queue {
-    fn join(&self, breaker: *const Breaker, pool: Rc<EndpointPool>) -> u64 {
+    fn join(&self, limit: Limit, pool: &Rc<EndpointPool>) -> u64 {
         let number = self.next.replace(self.next.get() + 1);
-        self.waiting.borrow_mut().push_back(Waiting { number, breaker, pool });
+        let one = Waiting { number, pool: Rc::clone(pool) };
+        let mut limits = self.limits.borrow_mut();
+        match limits.iter_mut().find(|(known, _)| *known == limit) {
+            Some((_, waiting)) => waiting.push_back(one),
+            None => limits.push((limit, VecDeque::from([one]))),
+        }
         number
     }
 
-    fn leave(&self, number: u64) {
-        let gone = {
-            let mut waiting = self.waiting.borrow_mut();
-            let at = waiting.binary_search_by_key(&number, |one| one.number);
-            at.ok().and_then(|at| waiting.remove(at))
-        };
-        // It may be the last one that has its pool.
-        drop(gone);
+    fn leave(&self, limit: Limit, number: u64) {
+        let mut limits = self.limits.borrow_mut();
+        let Some(at) = limits.iter().position(|(known, _)| *known == limit) else { return };
+        let waiting = &mut limits[at].1;
+        if let Ok(place) = waiting.binary_search_by_key(&number, |one| one.number) {
+            waiting.remove(place);
+        }
+        if waiting.is_empty() {
+            limits.swap_remove(at);
+        }
     }
 
     /// A connection of somebody rests now, or is gone: of each limit the first one looks again. Whoever is told in vain keeps its place.
     pub(super) fn tell(&self) {
-        let mut told: Vec<*const Breaker> = Vec::new();
-        for one in self.waiting.borrow().iter() {
-            if !told.contains(&one.breaker) {
-                told.push(one.breaker);
-                one.pool.changed.notify_one();
+        for (_, waiting) in self.limits.borrow().iter() {
+            // Those whose client connects look when that is done.
+            if let Some(first) = waiting.iter().find(|one| !one.pool.h2_connecting.get()) {
+                first.pool.changed.notify_one();
             }
         }
     }

@@ -59,6 +59,8 @@ impl H2Conn {
                 pool.open.set(pool.open.get().saturating_sub(1));
             }
             pool.changed.notify_waiters();
+            drop(conns);
+            pool.tell_others();
         }
     }
 
@@ -67,6 +69,9 @@ impl H2Conn {
         self.active.set(self.active.get() - 1);
         if let Some(pool) = self.pool.upgrade() {
             pool.changed.notify_one();
+            if self.active.get() == 0 {
+                pool.tell_others();
+            }
         }
     }
 }

@@ -167,6 +167,55 @@ async fn a_newcomer_leaves_what_those_who_wait_were_told_of() {
     tokio::task::LocalSet::new().run_until(on_worker).await;
 }
 
+/// A shared connection for a client, and a stream on it.
+async fn stream_of(pool: &Rc<EndpointPool>, cluster: &Cluster) -> H2Slot {
+    let (ours, theirs) = connection().await;
+    tokio::task::spawn_local(async move {
+        let mut server = h2::server::handshake(theirs).await.unwrap();
+        while server.accept().await.is_some() {}
+    });
+    let permit = pool.connection_permit(cluster, PRIORITY).expect("a permit");
+    let connected = Connected { io: Io::Tcp(ours), local: None, is_h2: true, server: None };
+    pool.adopt_h2(connected, cluster, permit).await.unwrap().slot().1
+}
+
+#[tokio::test]
+async fn a_client_that_waits_hears_of_the_last_stream_of_another_one() {
+    let on_worker = async {
+        let (cluster, pools) = (limited(1), Pools::default());
+        let (other, first) = (pool(&pools, &cluster, client(2)), pool(&pools, &cluster, client(1)));
+        let stream = stream_of(&other, &cluster).await;
+        first.open.set(1);
+        let mut place = None;
+        {
+            let mut waits = pin!(first.wait(&cluster, PRIORITY, &mut place));
+            assert!(poll_fn(|cx| Poll::Ready(waits.as_mut().poll(cx).is_pending())).await);
+            assert!(first.connection_permit(&cluster, PRIORITY).is_none(), "it is in use");
+            drop(stream);
+            timeout(LIMIT, waits).await.expect("it is told").unwrap();
+        }
+        assert!(first.connection_permit(&cluster, PRIORITY).is_some());
+    };
+    tokio::task::LocalSet::new().run_until(on_worker).await;
+}
+
+#[tokio::test]
+async fn a_newcomer_leaves_the_connection_whose_stream_those_who_wait_were_told_of() {
+    let on_worker = async {
+        let (cluster, pools) = (limited(1), Pools::default());
+        let (first, newcomer) = (pool(&pools, &cluster, client(1)), pool(&pools, &cluster, client(2)));
+        let stream = stream_of(&first, &cluster).await;
+        let mut place = None;
+        let mut waits = pin!(first.wait(&cluster, PRIORITY, &mut place));
+        assert!(poll_fn(|cx| Poll::Ready(waits.as_mut().poll(cx).is_pending())).await);
+        drop(stream);
+        assert!(newcomer.connection_permit(&cluster, PRIORITY).is_none());
+        timeout(LIMIT, waits).await.expect("it is told").unwrap();
+        assert!(first.take_h2(&cluster).is_some());
+    };
+    tokio::task::LocalSet::new().run_until(on_worker).await;
+}
+
 /// The one connection of a client ends, another client is faster, and nobody will tell those who wait any more.
 #[tokio::test]
 async fn all_who_wait_hear_that_no_connection_of_their_client_will_come_free() {

@@ -16,6 +16,7 @@ impl Drop for Connecting<'_> {
     fn drop(&mut self) {
         self.0.h2_connecting.set(false);
         self.0.changed.notify_waiters();
+        self.0.tell_others();
     }
 }
 
@@ -32,6 +33,6 @@ impl<'a> Underway<'a> {
 impl Drop for Underway<'_> {
     fn drop(&mut self) {
         self.0.connecting.set(self.0.connecting.get() - 1);
-        self.0.changed.notify_one();
+        self.0.tell();
     }
 }

@@ -53,6 +53,18 @@ fn what_is_packed_is_what_came() {
 }
 
 #[test]
+fn what_comes_while_it_is_packed_stays() {
+    let dump = Dump::default();
+    put(&dump, Kind::Cluster, (0..200).map(|n| cluster(n, 1)).collect());
+    let (before, together) = dump.next_plain(None).unwrap();
+    put(&dump, Kind::Cluster, vec![cluster(0, 2)]);
+    let wanted = bytes_of(&dump);
+    dump.swap(&before, together.packed());
+    assert_eq!(bytes_of(&dump), wanted);
+    assert!(bytes(&dump)[0] > 0, "others are packed");
+}
+
+#[test]
 fn what_is_gone_is_not_kept_for_ever() {
     let dump = Dump::default();
     put(&dump, Kind::Cluster, (0..800).map(|n| cluster(n, 0)).collect());
