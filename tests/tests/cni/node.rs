@@ -84,17 +84,21 @@ impl Api {
         // Ends with the process.
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                let request = Asked::read(&mut BufReader::new(stream.try_clone().unwrap()));
-                // Before it is told: what a test says after it was told is for the next one.
-                let (status, body) = answered.lock().unwrap().of(&request);
-                told.lock().unwrap().push(request);
-                let body = body.to_string();
-                let head = format!(
-                    "HTTP/1.1 {status} x\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
-                    body.len()
-                );
-                let _gone = stream.write_all(format!("{head}{body}").as_bytes());
+                let (mut stream, answered, told) =
+                    (stream.unwrap(), Arc::clone(&answered), Arc::clone(&told));
+                // One that says nothing keeps no other from being served.
+                std::thread::spawn(move || {
+                    let request = Asked::read(&mut BufReader::new(stream.try_clone().unwrap()));
+                    // Before it is told: what a test says after it was told is for the next one.
+                    let (status, body) = answered.lock().unwrap().of(&request);
+                    told.lock().unwrap().push(request);
+                    let body = body.to_string();
+                    let head = format!(
+                        "HTTP/1.1 {status} x\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+                        body.len()
+                    );
+                    let _gone = stream.write_all(format!("{head}{body}").as_bytes());
+                });
             }
         });
         Self { port, answers, asked }

@@ -171,6 +171,8 @@ pub(super) async fn install(args: InstallArgs) -> anyhow::Result<u8> {
             _ = int.recv() => break,
         }
     }
+    // A question that is under way has a connection that nobody would serve any more.
+    drop(asked);
     match args.standing().await {
         Standing::Stands => eprintln!("remora cni install: the DaemonSet stands: all stays"),
         Standing::Unknown(why) => {
