@@ -33,6 +33,19 @@ fn twice_is_as_once_and_clean_leaves_nothing() {
     assert_eq!(net.pod.iptables(), "");
 }
 
+/// As in a pod with IPv4 only, or before its other addresses have come: what is sent has loopback's address, and the routes of TPROXY keep it here.
+#[test]
+fn tproxy_comes_where_ipv6_has_no_address_but_loopbacks() {
+    if skipped() {
+        return;
+    }
+    let net = Net::new();
+    net.pod.must("ip -6 address flush dev eth0; ip -6 route flush default");
+    let summary = net.pod.initialised("--backend nft --mode tproxy");
+    assert!(summary.contains("IPv6 only read back: there is no route to anywhere yet"), "{summary}");
+    assert!(summary.contains("::1 was called by 2001:db8::1"), "{summary}");
+}
+
 #[test]
 fn what_was_half_applied_is_replaced_whole() {
     if skipped() {

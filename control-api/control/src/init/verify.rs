@@ -78,7 +78,7 @@ enum Probed {
     Not(String),
 }
 
-/// Connects to `target`, and waits for that connection at the outbound port.
+/// Connects to `target`, if that can be done here, and waits for that connection at the outbound port.
 async fn probe(plan: &Plan, target: SocketAddr) -> anyhow::Result<Probed> {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     if !plan.captures(uid, gid) {
@@ -91,12 +91,18 @@ async fn probe(plan: &Plan, target: SocketAddr) -> anyhow::Result<Probed> {
         SocketAddr::V4(_) => (IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
         SocketAddr::V6(_) => (IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
     };
-    // Asks for a route, and sends nothing.
-    let routed = UdpSocket::bind((any, 0)).await?.connect(target).await;
-    if routed.is_err() {
-        return Ok(Probed::Not("there is no route to anywhere yet".to_owned()));
+    // Asks for a route, and sends nothing. Where loopback has the only address (others of IPv6 take a second to come), the routes of TPROXY
+    // keep what has it here.
+    let asks = UdpSocket::bind((any, 0)).await?;
+    let routed = asks.connect(target).await.and_then(|()| asks.local_addr());
+    if routed.is_ok_and(|own| !own.ip().is_loopback()) {
+        return captured(plan.outbound_port, target, loopback).await;
     }
-    let port = plan.outbound_port;
+    Ok(Probed::Not("there is no route to anywhere yet".to_owned()))
+}
+
+/// Connects to `target`, and waits for that connection at `port`.
+async fn captured(port: u16, target: SocketAddr, loopback: IpAddr) -> anyhow::Result<Probed> {
     // REDIRECT of what begins here goes to the loopback address.
     let listener = match TcpListener::bind((loopback, port)).await {
         Ok(listener) => listener,
