@@ -224,7 +224,7 @@ impl Session<'_> {
                         None => lively = false,
                     }
                 }
-                received = receive(opened.as_mut(), &mut responses) => {
+                received = receive(opened.as_mut(), &mut responses), if self.subscriptions.may_take() => {
                     let received = received.map_err(|status| self.why(&status, ended))?;
                     let going_on = match received {
                         None => self.events.send(Event::Connected).await.is_ok(),

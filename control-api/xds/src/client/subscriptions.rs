@@ -1,6 +1,6 @@
 //! What a client wants and has, over all its streams.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +19,8 @@ use crate::pb::google::rpc::Status;
 
 /// Some servers answer a NACK with what was just refused, at once and for ever: they are told again once in this time.
 pub(super) const REFUSED_AGAIN: Duration = Duration::from_secs(1);
+/// A server that does not read our answers is not read either.
+const UNSENT_ANSWERS: usize = 16;
 
 /// A request of either variant.
 #[derive(Debug, Clone, PartialEq)]
@@ -86,9 +88,9 @@ struct State {
     told: BTreeSet<Arc<str>>,
     nonce: String,
     version: String,
-    /// What to answer: nonce and error.
-    answer: Option<(String, Option<Status>)>,
-    /// When the answer may be sent, if not at once.
+    /// What to answer: nonces and errors, in the order of the responses. In the state-of-the-world variant only the newest counts.
+    answers: VecDeque<(String, Option<Status>)>,
+    /// When the answers may be sent, if not at once.
     answer_at: Option<Instant>,
     /// Version of the last response, if it was refused.
     refused: Option<String>,
@@ -132,7 +134,7 @@ impl Subscriptions {
             state.requested = false;
             state.told.clear();
             state.nonce.clear();
-            state.answer = None;
+            state.answers.clear();
             state.answer_at = None;
             state.answered = false;
         }
@@ -164,12 +166,12 @@ impl Subscriptions {
         let state = &mut self.kinds[kind.index()];
         let begins = !state.requested && state.is_wanted();
         let changed = state.requested && state.told != state.names;
-        let answers = state.answer.is_some() && state.answer_at.is_none_or(|at| at <= now);
+        let answers = !state.answers.is_empty() && state.answer_at.is_none_or(|at| at <= now);
         if !(begins || changed || answers) {
             return None;
         }
         state.answer_at = None;
-        let (nonce, error_detail) = state.answer.take().unwrap_or_default();
+        let (nonce, error_detail) = state.answers.pop_front().unwrap_or_default();
         state.requested = true;
         let subscribe: Vec<_> = state.names.difference(&state.told).map(ToString::to_string).collect();
         let unsubscribe: Vec<_> = state.told.difference(&state.names).map(ToString::to_string).collect();
@@ -271,7 +273,16 @@ impl Subscriptions {
         } else {
             state.refused = Some(version);
         }
-        state.answer = Some((nonce, error_detail(kind, &refused)));
+        if self.variant == Variant::Sotw {
+            state.answers.clear();
+        }
+        state.answers.push_back((nonce, error_detail(kind, &refused)));
+    }
+
+    /// Whether a response may be taken: so many have not been answered yet.
+    #[must_use]
+    pub fn may_take(&self) -> bool {
+        self.kinds.iter().map(|state| state.answers.len()).sum::<usize>() < UNSENT_ANSWERS
     }
 }
 

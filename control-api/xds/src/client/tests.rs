@@ -109,6 +109,40 @@ fn good_and_bad_resources_are_answered_together_and_named() {
 }
 
 #[test]
+fn each_of_two_responses_in_a_row_has_its_answer() {
+    let mut client = client(Variant::Delta, &[]);
+    delta(&mut client);
+    apply(&mut client, pushed(Kind::Cluster, "n1", &[("a", "1")], &[]), &["a"]);
+    apply(&mut client, pushed(Kind::Cluster, "n2", &[("b", "1")], &[]), &[]);
+    let nack = delta(&mut client).unwrap();
+    assert_eq!((nack.response_nonce.as_str(), nack.error_detail.is_some()), ("n1", true));
+    let ack = delta(&mut client).unwrap();
+    assert_eq!((ack.response_nonce.as_str(), ack.error_detail), ("n2", None));
+    assert_eq!(delta(&mut client), None);
+}
+
+#[test]
+fn a_server_that_reads_no_answers_is_not_read_for_ever() {
+    for (variant, stops) in [(Variant::Delta, true), (Variant::Sotw, false)] {
+        let mut client = client(variant, &[]);
+        client.next_request(Instant::now());
+        let mut taken = 0;
+        while client.may_take() && taken < 100 {
+            let nonce = taken.to_string();
+            let response = match variant {
+                Variant::Delta => pushed(Kind::Cluster, &nonce, &[], &[]),
+                Variant::Sotw => world(&nonce, &nonce),
+            };
+            apply(&mut client, response, &[]);
+            taken += 1;
+        }
+        assert_eq!(taken < 100, stops, "{variant:?}: only the newest answer counts in a state of the world");
+        client.next_request(Instant::now());
+        assert!(client.may_take(), "{variant:?}");
+    }
+}
+
+#[test]
 fn a_new_stream_says_what_is_in_force() {
     let mut client = client(Variant::Delta, &[]);
     delta(&mut client);
