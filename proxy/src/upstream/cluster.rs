@@ -136,7 +136,7 @@ pub struct UpstreamHttp {
     pub max_connection_age_jitter: f64,
     /// `max_stream_duration`.
     pub max_stream_duration: Option<Duration>,
-    /// `max_headers_count` of a response, default 100.
+    /// `max_headers_count` of a response, default 100; at most 256 on HTTP/1.
     pub max_header_count: usize,
     /// `max_response_headers_kb`, in bytes; default 60 KiB, for HTTP/1 80 KiB.
     pub max_header_bytes: Option<usize>,

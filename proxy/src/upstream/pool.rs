@@ -154,10 +154,8 @@ impl EndpointPool {
         priority: RoutingPriority,
         make_room: impl Fn() -> bool,
     ) -> Result<H1Lease, Reason> {
-        // Each time there is one less.
-        while cluster.is_open(Resource::Connections, priority) && make_room() {}
-        let permit = cluster.try_acquire(Resource::Connections, priority).ok_or(Reason::UpstreamOverflow)?;
-        self.connect(cluster, (priority, Allowed(Some(permit))), Alpn::None).await
+        let permit = with_room(cluster, priority, make_room).ok_or(Reason::UpstreamOverflow)?;
+        self.connect(cluster, (priority, permit), Alpn::None).await
     }
 
     async fn connect(
@@ -220,17 +218,16 @@ impl EndpointPool {
 
     /// A connection permit. The first connection to an endpoint needs none, so that no endpoint starves (as in Envoy); not so the first of
     /// each client, of which there may be any number. For them what rests for others is closed: those who came first must not have it all.
-    fn connection_permit(&self, cluster: &Cluster, priority: RoutingPriority) -> Option<Allowed> {
-        let take = || {
-            let permit = cluster.try_acquire(Resource::Connections, priority)?;
-            Some(Allowed(Some(permit)))
-        };
+    /// Who asks can take nothing of what rests here, such as a connection of the other protocol: that is closed as well.
+    fn connection_permit(self: &Rc<Self>, cluster: &Cluster, priority: RoutingPriority) -> Option<Allowed> {
         if let Some(clients) = self.clients.upgrade() {
-            // Each time there is one less.
-            while cluster.is_open(Resource::Connections, priority) && clients.make_room(cluster, priority) {}
-            return take();
+            return with_room(cluster, priority, || clients.make_room(cluster, priority, Some(self)));
         }
-        take().or_else(|| (self.origin.is_none() && self.open.get() == 0).then_some(Allowed(None)))
+        if self.origin.is_none() && self.open.get() == 0 {
+            return Some(Allowed(cluster.try_acquire(Resource::Connections, priority)));
+        }
+        let own = || origins::make_room(std::iter::once(self), (cluster, priority), Some(self));
+        with_room(cluster, priority, own)
     }
 
     fn remember_limits(&self, cluster: &Cluster) {
@@ -306,7 +303,10 @@ impl EndpointPool {
         for conn in conns {
             conn.retire();
         }
+        // Those who were told of these wait for others now, or hear that there are none.
+        self.open.set(self.open.get().saturating_sub(idle.len() as u32));
         drop(idle);
+        self.changed.notify_waiters();
         self.tell_others();
         if let Some(waker) = self.janitor.borrow_mut().take() {
             waker.wake();
@@ -376,7 +376,9 @@ impl EndpointPool {
                 continue;
             }
             let Some(permit) = self.connection_permit(cluster, priority) else {
+                // What comes free then is as good as a new one, which there cannot be.
                 self.wait(cluster, priority, &mut place).await?;
+                fresh = false;
                 continue;
             };
             drop(place);
@@ -409,6 +411,7 @@ impl EndpointPool {
         let conn = Rc::new(H2Conn {
             sender,
             pool: Rc::downgrade(self),
+            clients: Weak::clone(&self.clients),
             active: Cell::new(0),
             life: Cell::new(new_life()),
             max_streams: cluster.spec().http.http2.max_streams,
@@ -442,7 +445,6 @@ impl EndpointPool {
         let permit = self.connection_permit(cluster, priority).ok_or(Reason::UpstreamOverflow)?;
         let underway = Underway::start(self);
         let connected = transport::connect(cluster, &self.endpoint, Alpn::Any, self.origin).await?;
-        drop(underway);
         self.alpn_h2.set(Some(connected.is_h2));
         if connected.is_h2 {
             self.adopt_h2(connected, cluster, permit).await?;
@@ -453,6 +455,8 @@ impl EndpointPool {
             let server = connected.server;
             self.put(IdleConn { conn, since: Instant::now(), life: new_life(), server, permit });
         }
+        // Not before it is there, or is known to fail.
+        drop(underway);
         Ok(self.alpn_h2.get() == Some(true))
     }
 
@@ -470,6 +474,21 @@ impl EndpointPool {
         let conns = self.h2.borrow();
         let best = conns.iter().filter(|c| c.has_room()).min_by_key(|c| c.active.get())?;
         Some(best.slot())
+    }
+}
+
+/// A permit; where the limit leaves no room, `make_room` closes a connection that nobody uses and says whether there was one.
+fn with_room(cluster: &Cluster, priority: RoutingPriority, make_room: impl Fn() -> bool) -> Option<Allowed> {
+    loop {
+        // Each time there is one less.
+        while cluster.is_open(Resource::Connections, priority) && make_room() {}
+        if let Some(permit) = cluster.try_acquire(Resource::Connections, priority) {
+            return Some(Allowed(Some(permit)));
+        }
+        // Another worker was faster.
+        if !make_room() {
+            return None;
+        }
     }
 }
 

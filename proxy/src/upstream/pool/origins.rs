@@ -62,8 +62,13 @@ impl Origins {
     }
 
     /// As [`make_room`], among all clients.
-    pub(super) fn make_room(&self, cluster: &Cluster, priority: RoutingPriority) -> bool {
-        make_room(self.pools.borrow().values(), cluster, priority)
+    pub(super) fn make_room(
+        &self,
+        cluster: &Cluster,
+        priority: RoutingPriority,
+        asks: Option<&EndpointPool>,
+    ) -> bool {
+        make_room(self.pools.borrow().values(), (cluster, priority), asks)
     }
 
     pub(super) fn retain(&self, mut stays: impl FnMut(&Rc<EndpointPool>) -> bool) {
@@ -82,25 +87,31 @@ impl Origins {
 }
 
 /// Closes a connection of a cluster that nobody uses, whoever's address it has: of HTTP/1 the one that has been at rest for longest, else one
-/// of HTTP/2 without a stream. Whether there was one. Takes as long as there are pools: it is for those that would be refused.
+/// of HTTP/2 without a stream. Whether there was one. What those who wait in a pool were told of is theirs, unless it is they who ask: `asks`
+/// can take nothing of what it has. Takes as long as there are pools: it is for those that would be refused.
 pub(super) fn make_room<'p>(
     mut pools: impl Iterator<Item = &'p Rc<EndpointPool>> + Clone,
-    cluster: &Cluster,
-    priority: RoutingPriority,
+    (cluster, priority): (&Cluster, RoutingPriority),
+    asks: Option<&EndpointPool>,
 ) -> bool {
-    let resting = pools.clone().filter_map(|pool| Some((pool.rests_since(cluster, priority)?, pool)));
+    let told = |pool: &EndpointPool| match asks {
+        Some(asks) if std::ptr::eq(asks, pool) => 0,
+        _ => pool.waiting.get(),
+    };
+    let since = |pool: &EndpointPool| pool.rests_since(cluster, priority, told(pool));
+    let resting = pools.clone().filter_map(|pool| Some((since(pool)?, pool)));
     match resting.min_by_key(|(since, _)| *since) {
         Some((_, pool)) => pool.close_oldest(cluster, priority),
-        None => pools.any(|pool| pool.close_unused_h2(cluster, priority)),
+        None => pools.any(|pool| told(pool) == 0 && pool.close_unused_h2(cluster, priority)),
     }
 }
 
 /// Connections whose end makes room under the limit of a cluster and priority.
 impl EndpointPool {
-    /// Since when the oldest one at rest has been so; None if those who wait for it were told already.
-    fn rests_since(&self, cluster: &Cluster, priority: RoutingPriority) -> Option<Instant> {
+    /// Since when the oldest one at rest has been so; None if there is one for each of those who were told already.
+    fn rests_since(&self, cluster: &Cluster, priority: RoutingPriority, told: u32) -> Option<Instant> {
         let idle = self.idle.borrow();
-        if idle.len() <= self.waiting.get() as usize {
+        if idle.len() <= told as usize {
             return None;
         }
         idle.iter().find(|idle| idle.permit.is_of(cluster, priority)).map(|idle| idle.since)
@@ -118,10 +129,6 @@ impl EndpointPool {
     }
 
     fn close_unused_h2(&self, cluster: &Cluster, priority: RoutingPriority) -> bool {
-        // Those who wait were told of it already.
-        if self.waiting.get() > 0 {
-            return false;
-        }
         let unused = |conn: &&Rc<H2Conn>| conn.active.get() == 0 && conn.permit.is_of(cluster, priority);
         let found = self.h2.borrow().iter().find(unused).cloned();
         if let Some(conn) = &found {

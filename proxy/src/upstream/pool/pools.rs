@@ -20,7 +20,7 @@ use crate::upstream::lease::H1Lease;
 pub struct Pools {
     by_endpoint: RefCell<HashMap<EndpointKey, Rc<EndpointPool>>>,
     /// Those whose connections have a client's address.
-    by_origin: Rc<Origins>,
+    pub(super) by_origin: Rc<Origins>,
 }
 
 impl Pools {
@@ -58,8 +58,8 @@ impl Pools {
         priority: RoutingPriority,
     ) -> Result<H1Lease, Reason> {
         let make_room = || {
-            make_room(self.by_endpoint.borrow().values(), cluster, priority)
-                || self.by_origin.make_room(cluster, priority)
+            make_room(self.by_endpoint.borrow().values(), (cluster, priority), None)
+                || self.by_origin.make_room(cluster, priority, None)
         };
         self.of(cluster, endpoint, origin).opaque(cluster, priority, make_room).await
     }

@@ -6,6 +6,7 @@ use std::rc::{Rc, Weak};
 use bytes::Bytes;
 use h2::client::SendRequest;
 
+use super::origins::Origins;
 use super::{Allowed, EndpointPool};
 use crate::upstream::lease::H2Slot;
 use crate::upstream::lifespan::Lifespan;
@@ -16,6 +17,8 @@ use crate::upstream::server::Server;
 pub struct H2Conn {
     pub(super) sender: SendRequest<Bytes>,
     pub(super) pool: Weak<EndpointPool>,
+    /// Those of the pool, which may be gone before the last stream.
+    pub(super) clients: Weak<Origins>,
     pub(super) active: Cell<u32>,
     pub(super) life: Cell<Lifespan>,
     pub(super) max_streams: u32,
@@ -69,9 +72,11 @@ impl H2Conn {
         self.active.set(self.active.get() - 1);
         if let Some(pool) = self.pool.upgrade() {
             pool.changed.notify_one();
-            if self.active.get() == 0 {
-                pool.tell_others();
-            }
+        }
+        if self.active.get() == 0
+            && let Some(clients) = self.clients.upgrade()
+        {
+            clients.queue.tell();
         }
     }
 }

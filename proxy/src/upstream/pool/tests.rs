@@ -216,6 +216,86 @@ async fn a_newcomer_leaves_the_connection_whose_stream_those_who_wait_were_told_
     tokio::task::LocalSet::new().run_until(on_worker).await;
 }
 
+/// It cannot take what is left of the other protocol, and nobody else may: it would wait for ever.
+#[tokio::test]
+async fn who_waits_for_http1_gets_the_room_of_an_unused_http2_connection_beside_it() {
+    for origin in [client(1), None] {
+        let on_worker = async {
+            let (cluster, pools) = (limited(1), Pools::default());
+            let pool = pool(&pools, &cluster, origin);
+            let stream = stream_of(&pool, &cluster).await;
+            let mut place = None;
+            {
+                let mut waits = pin!(pool.wait(&cluster, PRIORITY, &mut place));
+                assert!(poll_fn(|cx| Poll::Ready(waits.as_mut().poll(cx).is_pending())).await);
+                assert!(pool.connection_permit(&cluster, PRIORITY).is_none(), "{origin:?}: it is in use");
+                drop(stream);
+                timeout(LIMIT, waits).await.expect("it is told").unwrap();
+            }
+            assert!(pool.connection_permit(&cluster, PRIORITY).is_some(), "{origin:?}");
+            assert!(pool.h2.borrow().is_empty());
+        };
+        tokio::task::LocalSet::new().run_until(on_worker).await;
+    }
+}
+
+/// A retry that wanted a connection of its own, and had to wait for one.
+#[tokio::test]
+async fn who_waits_for_a_fresh_connection_takes_what_comes_free() {
+    for origin in [client(1), None] {
+        let on_worker = async {
+            let (cluster, pools) = (limited(1), Pools::default());
+            let pool = pool(&pools, &cluster, origin);
+            let stream = stream_of(&pool, &cluster).await;
+            let mut waits = pin!(pool.h2(&cluster, PRIORITY, true));
+            assert!(poll_fn(|cx| Poll::Ready(waits.as_mut().poll(cx).is_pending())).await, "{origin:?}");
+            drop(stream);
+            assert!(timeout(LIMIT, waits).await.expect("an answer").is_ok(), "{origin:?}");
+        };
+        tokio::task::LocalSet::new().run_until(on_worker).await;
+    }
+}
+
+/// Of an endpoint that is gone only the stream is left.
+#[tokio::test]
+async fn a_client_that_waits_hears_of_the_last_stream_of_a_pool_that_is_forgotten() {
+    let on_worker = async {
+        let (cluster, pools) = (limited(1), Pools::default());
+        let (other, first) = (pool(&pools, &cluster, client(2)), pool(&pools, &cluster, client(1)));
+        let stream = stream_of(&other, &cluster).await;
+        other.close();
+        pools.by_origin.retain(|pool| !Rc::ptr_eq(pool, &other));
+        drop(other);
+        first.open.set(1);
+        let mut place = None;
+        {
+            let mut waits = pin!(first.wait(&cluster, PRIORITY, &mut place));
+            assert!(poll_fn(|cx| Poll::Ready(waits.as_mut().poll(cx).is_pending())).await);
+            drop(stream);
+            timeout(LIMIT, waits).await.expect("it is told").unwrap();
+        }
+        assert!(first.connection_permit(&cluster, PRIORITY).is_some());
+    };
+    tokio::task::LocalSet::new().run_until(on_worker).await;
+}
+
+/// What rested is gone, and whoever was told of it must not wait for it.
+#[tokio::test]
+async fn who_waits_hears_that_the_pool_closes() {
+    let (stream, _server) = connection().await;
+    let on_worker = async {
+        let (cluster, pools) = (limited(1), Pools::default());
+        let pool = pool(&pools, &cluster, client(1));
+        rests(&pool, &cluster, stream, Instant::now());
+        pool.close();
+        assert_eq!(pool.open.get(), 0);
+        let _faster = cluster.try_acquire(Resource::Connections, PRIORITY).unwrap();
+        let said = timeout(LIMIT, pool.h1(&cluster, PRIORITY, false)).await.expect("an answer");
+        assert_eq!(said.err(), Some(Reason::UpstreamOverflow));
+    };
+    tokio::task::LocalSet::new().run_until(on_worker).await;
+}
+
 /// The one connection of a client ends, another client is faster, and nobody will tell those who wait any more.
 #[tokio::test]
 async fn all_who_wait_hear_that_no_connection_of_their_client_will_come_free() {
