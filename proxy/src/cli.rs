@@ -57,7 +57,7 @@ pub struct ProxyArgs {
     #[arg(long, hide = true, conflicts_with = "check")]
     pub supervised: bool,
     /// How long connections may take to finish after SIGTERM, or after their filter chain was removed, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 45)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 45, value_parser = clap::value_parser!(u64).range(..=31_536_000))]
     pub drain_time_s: u64,
     /// Keep the last good configuration of the control plane in this folder, and start from it while the control plane is down
     #[arg(long, value_name = "DIR")]

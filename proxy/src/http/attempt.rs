@@ -15,6 +15,7 @@ use super::context::RequestCtx;
 use super::forward::set_host;
 use super::guard::Idle;
 use super::h1::client::{self as h1, Failed, SendOptions, Sent};
+use super::h1::parse::ResponseLimits;
 use super::h1::server::spelling;
 use super::h2::client as h2;
 use super::head::{RequestHead, ResponseHead};
@@ -304,7 +305,10 @@ impl Exchange<'_> {
             spelling: spelling(&spec.http.http1),
             secure: spec.tls.is_some(),
             upgrade,
-            max_header_bytes: spec.http.max_header_bytes.unwrap_or(MAX_ANSWER_HEAD),
+            limits: ResponseLimits {
+                max_bytes: spec.http.max_header_bytes.unwrap_or(MAX_ANSWER_HEAD),
+                max_headers: spec.http.max_header_count,
+            },
             interim,
         };
         let began = self.queue();

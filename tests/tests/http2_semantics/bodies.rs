@@ -172,6 +172,22 @@ async fn an_upstreams_reset_before_its_answer_is_reported() {
     }
 }
 
+/// `max_headers_count` of a cluster is 100 unless it says otherwise.
+#[tokio::test]
+async fn an_answer_with_too_many_headers_is_not_passed_on() {
+    // The codec adds `content-length` and `date`, or not.
+    for (headers, status) in [(90, 200), (101, 502)] {
+        let answer = (0..headers).fold(Answer::ok("hello"), |a, n| a.field(&format!("x-{n}"), "y"));
+        let upstream = Http2Upstream::answering(answer).await;
+        let proxy = Proxy::in_front_of(&upstream).await;
+        let answer = proxy.http2().await.get("/").await.answer();
+        assert_eq!(answer.status, status, "{headers}");
+        if proxy.is_remora() && status == 502 {
+            assert_eq!(answer.reason(), Some("upstream_headers_too_large"));
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_goaway_of_the_upstream_loses_nothing() {
     let upstream = Http2Upstream::answering(Answer::ok("hello")).await;

@@ -38,7 +38,7 @@ pub struct HttpSpec {
     pub http2: Http2Spec,
     /// `max_request_headers_kb`, default 60 KiB, in bytes.
     pub max_header_bytes: usize,
-    /// `common_http_protocol_options.max_headers_count`, default 100.
+    /// `common_http_protocol_options.max_headers_count`, default 100; at most 256 on HTTP/1, and 8,192 on HTTP/2.
     pub max_header_count: usize,
     /// `common_http_protocol_options.idle_timeout`, default 1 h; None is off.
     pub idle_timeout: Option<Duration>,

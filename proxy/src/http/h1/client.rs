@@ -9,7 +9,7 @@ use super::conn::SharedConn;
 use super::decode::Decoder;
 use super::encode::{self, Spelling, Wire};
 use super::framing::Framing;
-use super::parse::{self, ParsedResponse};
+use super::parse::{self, ParsedResponse, ResponseLimits};
 use crate::error::Reason;
 use crate::http::body::{Body, H1Body, Owner};
 use crate::http::early::EarlyBody;
@@ -29,8 +29,8 @@ pub struct SendOptions<'a> {
     pub secure: bool,
     /// `Upgrade` that is passed on.
     pub upgrade: Option<&'a HeaderValue>,
-    /// Limit of the answer's head in bytes.
-    pub max_header_bytes: usize,
+    /// Of the answer's head.
+    pub limits: ResponseLimits,
     /// Takes 1xx answers.
     pub interim: &'a InterimSink,
 }
@@ -97,7 +97,7 @@ pub async fn send(
         pump: Some(H1Pump::new(conn.clone(), body, framing, options.spelling, true)),
         conn,
         method: &head.method,
-        max_header_bytes: options.max_header_bytes,
+        limits: options.limits,
         sent: Sent::Nothing,
         broken: false,
         answered: false,
@@ -169,7 +169,7 @@ struct Exchange<'a> {
     conn: SharedConn,
     pump: Option<H1Pump>,
     method: &'a Method,
-    max_header_bytes: usize,
+    limits: ResponseLimits,
     sent: Sent,
     /// The endpoint stopped taking the request.
     broken: bool,
@@ -199,9 +199,7 @@ impl Exchange<'_> {
             let mut conn = self.conn.borrow_mut();
             if !conn.read.is_empty() {
                 self.answered = true;
-                if let Some(parsed) =
-                    parse::parse_response(&mut conn.read, self.method, self.max_header_bytes)?
-                {
+                if let Some(parsed) = parse::parse_response(&mut conn.read, self.method, self.limits)? {
                     return Poll::Ready(Ok(parsed));
                 }
             }

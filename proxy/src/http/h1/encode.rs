@@ -245,7 +245,8 @@ mod tests {
             }
             let mut out = BytesMut::new();
             response(&mut out, &head, WIRE);
-            let back = parse::parse_response(&mut out, &http::Method::GET, 1 << 16).unwrap().unwrap();
+            let limits = parse::ResponseLimits { max_bytes: 1 << 16, max_headers: 100 };
+            let back = parse::parse_response(&mut out, &http::Method::GET, limits).unwrap().unwrap();
             prop_assert_eq!(back.head.headers, head.headers);
             prop_assert_eq!(back.head.status, head.status);
             let _ = PathAndQuery::from_static("/");

@@ -22,6 +22,15 @@ use crate::http::path::{self, Canonical, PathRules};
 /// No head may have more headers than this, whatever the configuration says.
 pub const MAX_HEADERS: usize = 256;
 
+/// What a cluster accepts as the head of an answer.
+#[derive(Debug, Clone, Copy)]
+pub struct ResponseLimits {
+    /// Bytes of the whole head.
+    pub max_bytes: usize,
+    /// Number of headers; on HTTP/1 at most [`MAX_HEADERS`].
+    pub max_headers: usize,
+}
+
 /// What a listener accepts in a request head.
 #[derive(Debug, Clone)]
 pub struct RequestRules {
@@ -316,12 +325,14 @@ fn split_absolute(target: &Bytes) -> Result<(Bytes, Option<Authority>), Reason> 
 pub fn parse_response(
     buf: &mut BytesMut,
     method: &Method,
-    max_bytes: usize,
+    limits: ResponseLimits,
 ) -> Result<Option<ParsedResponse>, Reason> {
+    let ResponseLimits { max_bytes, max_headers } = limits;
     let mut storage = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let storage = &mut storage[..max_headers.min(MAX_HEADERS)];
     let mut response = httparse::Response::new(&mut []);
     let parsed = httparse::ParserConfig::default()
-        .parse_response_with_uninit_headers(&mut response, buf, &mut storage)
+        .parse_response_with_uninit_headers(&mut response, buf, storage)
         .map_err(|e| match e {
             httparse::Error::TooManyHeaders => Reason::UpstreamHeadersTooLarge,
             _ => Reason::UpstreamProtocol,

@@ -105,7 +105,7 @@ pub async fn send(
         match poll_fn(|cx| poll_answer(cx, &mut pump, &mut answer)).await {
             Ok(Event::Interim(head)) => options.interim.send(head).await,
             Ok(Event::Head(response)) => {
-                let response = finish(response, slot);
+                let response = finish(bounded(response, options)?, slot);
                 return Ok(match pump {
                     Some(upload) => {
                         let body = Body::Early(Box::new(EarlyBody::new(response.body, upload)));
@@ -153,7 +153,7 @@ async fn connect(
         Failed::new(refused_or(&error, Reason::UpstreamRefused), Sent::Nothing)
     })?;
     let response = match poll_fn(|cx| std::pin::Pin::new(&mut answer).poll(cx)).await {
-        Ok(response) => response,
+        Ok(response) => bounded(response, options)?,
         Err(error) => return Err(failed(&error)),
     };
     if !response.status().is_success() {
@@ -208,6 +208,14 @@ fn poll_answer(
         Ok(response) => Ok(Event::Head(response)),
         Err(error) => Err(failed(&error)),
     })
+}
+
+/// Of bytes the codec has the limit.
+fn bounded<B>(response: http::Response<B>, options: &SendOptions<'_>) -> Result<http::Response<B>, Failed> {
+    if response.headers().len() > options.limits.max_headers {
+        return Err(Failed::new(Reason::UpstreamHeadersTooLarge, Sent::All));
+    }
+    Ok(response)
 }
 
 fn failed(error: &h2::Error) -> Failed {

@@ -12,6 +12,9 @@ use crate::http::authority;
 use crate::http::head::{HeaderCase, RequestHead, ResponseHead};
 use crate::http::path::{self, Canonical, PathRules};
 
+/// No request may have more headers than this, whatever the configuration says: a `HeaderMap` holds 24,576 names, ours among them.
+const MAX_HEADERS: usize = 8192;
+
 /// How a malformed request is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
@@ -38,15 +41,15 @@ pub struct Converted {
 /// How to refuse it.
 pub fn request(parts: http::request::Parts, http: &HttpSpec, secure: bool) -> Result<Converted, Refused> {
     let http::request::Parts { mut method, uri, mut headers, extensions, .. } = parts;
+    if headers.len() > http.max_header_count.min(MAX_HEADERS) {
+        return Err(Refused::Reply(Reason::HeadersTooLarge));
+    }
     let upgrade = extensions.get::<h2::ext::Protocol>().map(|p| HeaderValue::from_str(p.as_str()));
     let upgrade = upgrade.transpose().map_err(|_| Refused::Reset(Reason::BadHeader))?;
     if let Some(protocol) = &upgrade {
         // RFC 8441 §5: what HTTP/1 says with GET and Upgrade.
         method = Method::GET;
         add_websocket_key(protocol, &mut headers);
-    }
-    if headers.len() > http.max_header_count {
-        return Err(Refused::Reply(Reason::HeadersTooLarge));
     }
     if headers.values().any(has_outer_space) {
         return Err(Refused::Reset(Reason::BadHeader));

@@ -143,6 +143,19 @@ fn tcp_spec(pb: &TcpProxy) -> Arc<TcpSpec> {
     }
 }
 
+/// A table that is full ends the process at the next header that it gets, which is ours.
+#[test]
+fn however_many_headers_are_permitted_a_request_over_http2_never_fills_the_table() {
+    let common = HttpProtocolOptions { max_headers_count: count(u32::MAX), ..HttpProtocolOptions::default() };
+    let pb = HttpConnectionManager { common_http_protocol_options: Some(common), ..hcm() };
+    let (mut parts, ()) = http::Request::new(()).into_parts();
+    parts.extensions.insert(h2::ext::Protocol::from_static("websocket"));
+    let name = |n: u32| http::HeaderName::try_from(format!("x-{n}")).unwrap();
+    parts.headers.extend((0..24_576).map(|n| (name(n), http::HeaderValue::from_static(""))));
+    let refused = crate::http::h2::convert::request(parts, &http(&pb), false).unwrap_err();
+    assert_eq!(refused, crate::http::h2::convert::Refused::Reply(crate::error::Reason::HeadersTooLarge));
+}
+
 #[test]
 fn a_listener_that_says_little_has_the_defaults() {
     let (spec, _, names) = run(&listener(vec![chain_of(&tcp())]));

@@ -3,6 +3,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::spec::EscapedSlashes;
 
+const LIMITS: ResponseLimits = ResponseLimits { max_bytes: 60 * 1024, max_headers: 100 };
+
 fn rules() -> RequestRules {
     RequestRules {
         max_bytes: 60 * 1024,
@@ -20,8 +22,16 @@ fn request(text: &str) -> Result<ParsedRequest, Reason> {
 }
 
 fn response(text: &str) -> Result<ParsedResponse, Reason> {
-    parse_response(&mut BytesMut::from(text.as_bytes()), &Method::GET, 60 * 1024)
-        .map(|p| p.expect("complete"))
+    parse_response(&mut BytesMut::from(text.as_bytes()), &Method::GET, LIMITS).map(|p| p.expect("complete"))
+}
+
+#[test]
+fn an_answer_has_as_many_headers_as_the_cluster_says() {
+    let said = |headers: usize| {
+        let text = format!("HTTP/1.1 200 OK\r\n{}\r\n", "x: y\r\n".repeat(headers));
+        response(&text).err()
+    };
+    assert_eq!((said(100), said(101)), (None, Some(Reason::UpstreamHeadersTooLarge)));
 }
 
 #[test]
@@ -168,7 +178,7 @@ proptest! {
     #[test]
     fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         let _ = parse_request(&mut BytesMut::from(&bytes[..]), &rules());
-        let _ = parse_response(&mut BytesMut::from(&bytes[..]), &Method::GET, 1 << 16);
+        let _ = parse_response(&mut BytesMut::from(&bytes[..]), &Method::GET, LIMITS);
     }
 
     #[test]
