@@ -7,7 +7,12 @@ const DAY: u64 = 24 * 3600;
 /// `time` in UTC and whole seconds: `2026-11-25T21:48:53Z` (RFC 3339).
 #[must_use]
 pub fn rfc3339(time: SystemTime) -> String {
-    let seconds = unix(time);
+    rfc3339_of(unix(time))
+}
+
+/// [`rfc3339`] of a time that [`unix`] gave, or of any other number.
+#[must_use]
+pub fn rfc3339_of(seconds: u64) -> String {
     let (year, month, day) = date(seconds / DAY);
     let (hour, minute, second) = (seconds % DAY / 3600, seconds % 3600 / 60, seconds % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
@@ -17,12 +22,6 @@ pub fn rfc3339(time: SystemTime) -> String {
 #[must_use]
 pub fn unix(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// [`rfc3339`] of a time that [`unix`] gave.
-#[must_use]
-pub fn rfc3339_of(seconds: u64) -> String {
-    rfc3339(UNIX_EPOCH + std::time::Duration::from_secs(seconds))
 }
 
 /// Year, month and day of a day since 1970, in the Gregorian calendar: 400 years have 146,097 days, and a year that begins in
@@ -78,6 +77,9 @@ mod tests {
         assert_eq!(at(951_868_800), "2000-03-01T00:00:00Z");
         assert_eq!(at(1_735_689_599), "2024-12-31T23:59:59Z");
         assert_eq!(at(4_107_542_400), "2100-03-01T00:00:00Z");
+        // As somebody may write into a store.
+        assert_eq!(rfc3339_of(253_402_300_800), "10000-01-01T00:00:00Z");
+        assert!(rfc3339_of(u64::MAX).ends_with("Z"));
     }
 
     #[test]

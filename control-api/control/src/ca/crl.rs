@@ -9,7 +9,7 @@ use rcgen::{
 use serde::{Deserialize, Serialize};
 
 use super::refused::Refused;
-use super::root::Root;
+use super::root::{self, Root};
 
 /// How long a list holds at least. It is made anew at half of this.
 pub(super) const LIFE: u64 = 7 * 24 * 3600;
@@ -69,7 +69,7 @@ pub(super) struct Lists {
 
 /// One list by each of `roots`: a verifier that looks at lists wants one of every issuer.
 pub(super) fn make(roots: &[Root], revoked: &[Revoked], number: u64, now: u64) -> Result<Lists, Refused> {
-    let date = |seconds| rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
+    let date = |seconds| rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(root::LAST.min(seconds));
     let entry = |revoked: &Revoked| {
         Ok(RevokedCertParams {
             serial_number: serial(&revoked.serial)?,

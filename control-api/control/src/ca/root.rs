@@ -107,9 +107,12 @@ pub struct Files {
     pub roots: Option<PathBuf>,
 }
 
+/// The end of the year 9999, in seconds since 1970: X.509 has no later time (RFC 5280 section 4.1.2.5).
+pub(super) const LAST: u64 = 253_402_300_799;
+
 /// Gives a certificate its times, in seconds since 1970.
 pub(super) fn lives(params: &mut CertificateParams, from: u64, until: u64) {
-    let date = |seconds| rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
+    let date = |seconds| rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(LAST.min(seconds));
     (params.not_before, params.not_after) = (date(from), date(until));
 }
 

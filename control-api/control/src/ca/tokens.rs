@@ -252,7 +252,7 @@ impl Tokens {
     /// The store.
     pub async fn sweep(&self) -> Result<(), Refused> {
         for record in self.registry.list(&Scope::Kind(KIND.into())).1 {
-            let over = spec(&record).is_none_or(|spec| spec.expires + REMEMBERED < now());
+            let over = spec(&record).is_none_or(|spec| spec.expires.saturating_add(REMEMBERED) < now());
             if over {
                 match self.registry.store().delete(&record.key, Expect::Revision(record.revision)).await {
                     // Another control plane was faster.

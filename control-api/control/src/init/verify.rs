@@ -91,11 +91,12 @@ async fn probe(plan: &Plan, target: SocketAddr) -> anyhow::Result<Probed> {
         SocketAddr::V4(_) => (IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
         SocketAddr::V6(_) => (IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
     };
-    // Asks for a route, and sends nothing. Where loopback has the only address (others of IPv6 take a second to come), the routes of TPROXY
-    // keep what has it here.
+    // Asks for a route, and sends nothing. Where loopback has the only address (others of IPv6 take a second to come), REDIRECT can be proved
+    // with that; the routes of TPROXY keep what has it here.
     let asks = UdpSocket::bind((any, 0)).await?;
     let routed = asks.connect(target).await.and_then(|()| asks.local_addr());
-    if routed.is_ok_and(|own| !own.ip().is_loopback()) {
+    let provable = |own: SocketAddr| plan.mode != Mode::Tproxy || !own.ip().is_loopback();
+    if routed.is_ok_and(provable) {
         return captured(plan.outbound_port, target, loopback).await;
     }
     Ok(Probed::Not("there is no route to anywhere yet".to_owned()))

@@ -217,7 +217,8 @@ impl Authority {
                 self.succeed(now);
             }
         }
-        let over = |root: &Root| root.phase == Phase::Retiring && root.signed_until + SKEW < now;
+        let over =
+            |root: &Root| root.phase == Phase::Retiring && root.signed_until.saturating_add(SKEW) < now;
         steps.extend(
             self.roots.iter().filter(|root| over(root)).map(|root| Step::Gone(root.short().to_owned())),
         );
@@ -229,8 +230,8 @@ impl Authority {
             self.announce(root, now, source)?;
         }
         let before = self.revoked.len();
-        self.revoked.retain(|revoked| revoked.until + SKEW >= now);
-        let old = self.lists.as_ref().is_some_and(|lists| lists.made + crl::LIFE / 2 < now);
+        self.revoked.retain(|revoked| revoked.until.saturating_add(SKEW) >= now);
+        let old = self.lists.as_ref().is_some_and(|lists| lists.made.saturating_add(crl::LIFE / 2) < now);
         if old || before != self.revoked.len() || steps.iter().any(|step| matches!(step, Step::Gone(_))) {
             self.list(now)?;
         }
