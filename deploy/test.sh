@@ -152,7 +152,7 @@ join() {
     ip address add 192.0.2.20/32 dev lo
     install -d -o "$(sed -n 's/^remora-control:x:\([0-9]*\):.*/\1/p' "$root/etc/passwd")" "$root/var/lib/remora-control"
     install -d -o 1337 "$root/var/lib/remora"
-    sed -i 's/^REMORA_CONTROL_ARGS=$//; s/^# REMORA_CONTROL_ARGS/REMORA_CONTROL_ARGS/' "$root/etc/remora/control.env"
+    sed -i 's/^# REMORA_CONTROL_ARGS/REMORA_CONTROL_ARGS/' "$root/etc/remora/control.env"
     (unit remora-control) 2>"$work/control.log" &
     soon "${run[@]}" status
     cp deploy/examples/vm/mesh.yaml "$root/" && "${run[@]}" apply -f /mesh.yaml >/dev/null

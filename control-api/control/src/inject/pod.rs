@@ -169,6 +169,7 @@ fn init(wanted: &Wanted, probes: &Probes) -> Value {
             "capabilities": capabilities,
             "privileged": false, "readOnlyRootFilesystem": true,
             "runAsGroup": user, "runAsNonRoot": by_plugin, "runAsUser": user,
+            "seccompProfile": {"type": "RuntimeDefault"},
         },
     })
 }
@@ -258,6 +259,8 @@ fn rights(wanted: &Wanted) -> Value {
         "allowPrivilegeEscalation": false, "capabilities": capabilities,
         "privileged": false, "readOnlyRootFilesystem": true,
         "runAsGroup": USER, "runAsNonRoot": !tproxy, "runAsUser": if tproxy { 0 } else { USER },
+        // What Pod Security `restricted` asks for beside the rest.
+        "seccompProfile": {"type": "RuntimeDefault"},
     })
 }
 
