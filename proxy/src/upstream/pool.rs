@@ -125,17 +125,17 @@ impl EndpointPool {
         priority: RoutingPriority,
         fresh: bool,
     ) -> Result<H1Lease, Reason> {
-        if !fresh && let Some(idle) = self.take_idle(cluster).await {
-            return Ok(H1Lease::of(idle, Rc::clone(self)));
-        }
-        let mut place = None;
+        let (mut fresh, mut place) = (fresh, None);
         let permit = loop {
+            if !fresh && let Some(idle) = self.take_idle(cluster).await {
+                return Ok(H1Lease::of(idle, Rc::clone(self)));
+            }
             if let Some(permit) = self.connection_permit(cluster, priority) {
                 break permit;
             }
-            self.wait(cluster, priority, &mut place).await?;
-            if let Some(idle) = self.take_idle(cluster).await {
-                return Ok(H1Lease::of(idle, Rc::clone(self)));
+            // What there is is as good as a new one, which there cannot be.
+            if !std::mem::take(&mut fresh) {
+                self.wait(cluster, priority, &mut place).await?;
             }
         };
         drop(place);
@@ -227,7 +227,10 @@ impl EndpointPool {
             return Some(Allowed(cluster.try_acquire(Resource::Connections, priority)));
         }
         let own = || origins::make_room(std::iter::once(self), (cluster, priority), Some(self));
-        with_room(cluster, priority, own)
+        with_room(cluster, priority, own).or_else(|| {
+            self.give_up_unused();
+            (self.origin.is_none() && self.open.get() == 0).then_some(Allowed(None))
+        })
     }
 
     fn remember_limits(&self, cluster: &Cluster) {
@@ -376,9 +379,10 @@ impl EndpointPool {
                 continue;
             }
             let Some(permit) = self.connection_permit(cluster, priority) else {
-                // What comes free then is as good as a new one, which there cannot be.
-                self.wait(cluster, priority, &mut place).await?;
-                fresh = false;
+                // What there is is as good as a new one, which there cannot be.
+                if !std::mem::take(&mut fresh) {
+                    self.wait(cluster, priority, &mut place).await?;
+                }
                 continue;
             };
             drop(place);

@@ -213,10 +213,17 @@ impl Session<'_> {
             tokio::select! {
                 permit = outbound.out.reserve(), if lively => {
                     let Ok(permit) = permit else {
-                        let end = tokio::time::timeout(LAST_WORDS, receive(opened.as_mut(), &mut responses));
-                        return Err(match end.await {
-                            Ok(Err(status)) => self.why(&status, ended),
-                            _ => "the server reads no more requests".to_owned(),
+                        // Responses that were not taken come before it.
+                        let end = async {
+                            loop {
+                                if let Err(status) = receive(opened.as_mut(), &mut responses).await {
+                                    return status;
+                                }
+                            }
+                        };
+                        return Err(match tokio::time::timeout(LAST_WORDS, end).await {
+                            Ok(status) => self.why(&status, ended),
+                            Err(_) => "the server reads no more requests".to_owned(),
                         });
                     };
                     match self.subscriptions.next_request(Instant::now()).and_then(outbound.pick) {

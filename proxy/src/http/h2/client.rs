@@ -103,6 +103,9 @@ pub async fn send(
     let mut pump = (!end_stream).then(|| Pump::H2(H2Pump::new(stream, body)));
     for _ in 0..MAX_INTERIM {
         match poll_fn(|cx| poll_answer(cx, &mut pump, &mut answer)).await {
+            Ok(Event::Interim(head)) if head.headers.len() > options.limits.max_headers => {
+                return Err(Failed::new(Reason::UpstreamHeadersTooLarge, Sent::All));
+            }
             Ok(Event::Interim(head)) => options.interim.send(head).await,
             Ok(Event::Head(response)) => {
                 let response = finish(bounded(response, options)?, slot);

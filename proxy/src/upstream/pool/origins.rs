@@ -117,6 +117,22 @@ impl EndpointPool {
         idle.iter().find(|idle| idle.permit.is_of(cluster, priority)).map(|idle| idle.since)
     }
 
+    /// Closes what it has if nobody uses any of it: whoever asks can take none, and what has the grace, or the permit of another priority,
+    /// makes no room under the limit but for the grace of the next one.
+    pub(super) fn give_up_unused(&self) {
+        let unused = |conn: &&Rc<H2Conn>| conn.active.get() == 0;
+        let shared: Vec<_> = self.h2.borrow().iter().filter(unused).cloned().collect();
+        if self.idle.borrow().len() + shared.len() < self.open.get() as usize {
+            return;
+        }
+        for _idle in std::mem::take(&mut *self.idle.borrow_mut()) {
+            self.released();
+        }
+        for conn in shared {
+            conn.retire();
+        }
+    }
+
     fn close_oldest(&self, cluster: &Cluster, priority: RoutingPriority) -> bool {
         let mut idle = self.idle.borrow_mut();
         let oldest = idle.iter().position(|idle| idle.permit.is_of(cluster, priority));

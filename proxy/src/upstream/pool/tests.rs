@@ -239,21 +239,62 @@ async fn who_waits_for_http1_gets_the_room_of_an_unused_http2_connection_beside_
     }
 }
 
-/// A retry that wanted a connection of its own, and had to wait for one.
+/// A retry that wanted a connection of its own, and cannot have one.
 #[tokio::test]
-async fn who_waits_for_a_fresh_connection_takes_what_comes_free() {
+async fn who_wants_a_fresh_connection_takes_what_there_is_where_there_can_be_no_other() {
     for origin in [client(1), None] {
         let on_worker = async {
-            let (cluster, pools) = (limited(1), Pools::default());
+            let mut spec = spec(statics(&[1]));
+            spec.thresholds[0].max_connections = 1;
+            spec.http.http2.max_streams = 2;
+            let (cluster, pools) = (Cluster::new(Arc::new(spec)), Pools::default());
             let pool = pool(&pools, &cluster, origin);
-            let stream = stream_of(&pool, &cluster).await;
+            let first = stream_of(&pool, &cluster).await;
+            let second = timeout(LIMIT, pool.h2(&cluster, PRIORITY, true)).await.expect("at once");
             let mut waits = pin!(pool.h2(&cluster, PRIORITY, true));
             assert!(poll_fn(|cx| Poll::Ready(waits.as_mut().poll(cx).is_pending())).await, "{origin:?}");
-            drop(stream);
+            drop(first);
             assert!(timeout(LIMIT, waits).await.expect("an answer").is_ok(), "{origin:?}");
+            drop(second.unwrap());
         };
         tokio::task::LocalSet::new().run_until(on_worker).await;
     }
+}
+
+/// The one connection of an endpoint may be beyond the limit, and passes that on to the other protocol.
+#[tokio::test]
+async fn the_grace_of_an_unused_connection_is_that_of_the_next_one() {
+    let (idle, _server) = connection().await;
+    let on_worker = async {
+        let (cluster, pools) = (limited(0), Pools::default());
+        let pool = pool(&pools, &cluster, None);
+        let stream = stream_of(&pool, &cluster).await;
+        assert!(pool.connection_permit(&cluster, PRIORITY).is_none(), "it is in use");
+        assert_eq!(pool.open.get(), 1);
+        drop(stream);
+        rests(&pool, &cluster, idle, Instant::now());
+        assert_eq!((pool.h2.borrow().len(), pool.open.get()), (0, 1));
+        let _in_use = pool.take_idle(&cluster).await.unwrap();
+        assert!(pool.connection_permit(&cluster, PRIORITY).is_none(), "it is in use");
+        assert_eq!(cluster.state().breaker(PRIORITY).active(Resource::Connections), 0);
+    };
+    tokio::task::LocalSet::new().run_until(on_worker).await;
+}
+
+/// Others have all that the limit permits, which was lowered meanwhile: what was closed makes no room, and the endpoint has none any more.
+#[tokio::test]
+async fn who_closes_the_last_connection_of_an_endpoint_has_the_grace() {
+    let on_worker = async {
+        let (cluster, pools) = (limited(1), Pools::default());
+        let pool = pool(&pools, &cluster, None);
+        drop(stream_of(&pool, &cluster).await);
+        let mut lower = spec(statics(&[1]));
+        lower.thresholds[0].max_connections = 0;
+        let cluster = cluster.with_spec(Arc::new(lower));
+        assert!(pool.connection_permit(&cluster, PRIORITY).is_some());
+        assert_eq!(pool.open.get(), 0);
+    };
+    tokio::task::LocalSet::new().run_until(on_worker).await;
 }
 
 /// Of an endpoint that is gone only the stream is left.
